@@ -1,5 +1,18 @@
 //! The part of the shim that can run, and be tested, on any host: no instruction here is privileged.
+//!
+//! The machine is reached through [`mem::Frames`] and [`mem::GuestMemory`], the hypervisor underneath
+//! through the traits of [`host`]; the image in `main.rs` implements them on bare metal and the tests
+//! implement them on ordinary memory.
 
 #![cfg_attr(not(any(test, feature = "testing")), no_std)]
 
 extern crate alloc;
+
+pub mod boot;
+pub mod cpu;
+pub mod emulate;
+pub mod host;
+pub mod hypercall;
+pub mod mem;
+pub mod mm;
+pub mod points;

@@ -1,0 +1,1 @@
+//! From the PVH entry to a PV guest that is ready to run.

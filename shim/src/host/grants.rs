@@ -1,0 +1,1 @@
+//! The real grant table: allocation, and safe revocation.

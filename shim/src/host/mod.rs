@@ -1,0 +1,90 @@
+//! The shim's own connection to the Xen underneath, as the migration points know it.
+//!
+//! A point never makes a hypercall itself: it is given these traits, which the bare-metal image
+//! implements with real hypercalls and the tests with fakes.  Everything behind them is lost at a
+//! migration and built anew by `reattach`.
+
+pub mod grants;
+pub mod store;
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use xen_abi::{DomId, Errno, Mfn, Port};
+
+/// A port of the *real* domain: a name that changes with every migration, never shown to the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostPort(pub Port);
+
+/// A grant reference of the *real* grant table, never shown to the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostRef(pub u32);
+
+/// What a backend may do with a granted frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// The backend reads (a disk write, a packet to send).
+    ReadOnly,
+    /// The backend reads and writes.
+    ReadWrite,
+}
+
+/// Event channels and clocks of the Xen underneath.
+pub trait Xen {
+    /// Makes a port that `remote` may bind to.
+    fn alloc_unbound(&mut self, remote: DomId) -> Result<HostPort, Errno>;
+    /// Closes a port; closing one that is gone is harmless.
+    fn close(&mut self, port: HostPort);
+    /// Signals the other end of a port.
+    fn notify(&mut self, port: HostPort);
+    /// Returns the host's system time in nanoseconds; it continues, but not at the same value,
+    /// after a migration.
+    fn now_ns(&self) -> u64;
+}
+
+/// The real grant table.
+pub trait HostGrants {
+    /// Lets `to` access `frame`; `None` when the table is full.
+    fn grant(&mut self, to: DomId, frame: Mfn, access: Access) -> Option<HostRef>;
+    /// Takes a grant back; `false` when the backend still has it in use, in which case the
+    /// reference stays taken and the call is to be repeated later.
+    fn end(&mut self, grant: HostRef) -> bool;
+}
+
+/// One request to the real xenstored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreOp {
+    /// Reads a node.
+    Read(String),
+    /// Lists a node's children.
+    Directory(String),
+    /// Writes a node, creating it and its parents.
+    Write(String, Vec<u8>),
+    /// Removes a node and everything below it.
+    Remove(String),
+    /// Watches a path; events come with `tag` of the submission, for ever or until `Unwatch`.
+    Watch(String),
+    /// Ends the watch that was submitted with the same path and tag.
+    Unwatch(String),
+}
+
+/// Identifies a submission to its owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tag(pub u64);
+
+/// What comes back from the real xenstored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreEvent {
+    /// The answer to a `Read` (the value), a `Directory` (children, each ending in NUL) or any
+    /// other operation (empty).
+    Reply(Result<Vec<u8>, Errno>),
+    /// A watched path, or something below it, may have changed.
+    Changed(String),
+}
+
+/// An asynchronous client of the real xenstored: nothing in the shim waits for it while the guest
+/// runs.  Replies of one client come in the order of submission.
+pub trait StoreClient {
+    /// Queues a request; its reply (or events) will be delivered under `tag`.
+    fn submit(&mut self, tag: Tag, op: StoreOp);
+}

@@ -1,0 +1,1 @@
+//! The PV hypercalls, one file for each family.

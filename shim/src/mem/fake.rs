@@ -1,0 +1,126 @@
+//! Frames made of ordinary memory, for tests.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use xen_abi::{Mfn, PAGE_SIZE};
+
+use super::{FramePool, Frames};
+
+/// A machine's frames; a frame exists once [`add`](Self::add) was called for it.
+#[derive(Debug, Default)]
+pub struct FakeFrames {
+    frames: RefCell<BTreeMap<Mfn, Box<[u8; PAGE_SIZE]>>>,
+}
+
+impl FakeFrames {
+    /// Makes a machine whose frames are `0..count`, all zero.
+    pub fn new(count: u64) -> Self {
+        let fake = Self::default();
+        (0..count).for_each(|mfn| fake.add(Mfn(mfn)));
+        fake
+    }
+
+    /// Adds a zeroed frame.
+    pub fn add(&self, frame: Mfn) {
+        self.frames
+            .borrow_mut()
+            .insert(frame, Box::new([0; PAGE_SIZE]));
+    }
+
+    fn get<const N: usize>(&self, frame: Mfn, offset: usize) -> [u8; N] {
+        assert!(
+            offset.is_multiple_of(N),
+            "misaligned access at {frame:?}+{offset:#x}"
+        );
+        let mut bytes = [0; N];
+        self.read(frame, offset, &mut bytes);
+        bytes
+    }
+
+    fn put<const N: usize>(&self, frame: Mfn, offset: usize, bytes: [u8; N]) {
+        assert!(
+            offset.is_multiple_of(N),
+            "misaligned access at {frame:?}+{offset:#x}"
+        );
+        self.write(frame, offset, &bytes);
+    }
+}
+
+impl Frames for FakeFrames {
+    fn load8(&self, frame: Mfn, offset: usize) -> u8 {
+        u8::from_le_bytes(self.get(frame, offset))
+    }
+    fn store8(&self, frame: Mfn, offset: usize, value: u8) {
+        self.put(frame, offset, value.to_le_bytes());
+    }
+    fn load16(&self, frame: Mfn, offset: usize) -> u16 {
+        u16::from_le_bytes(self.get(frame, offset))
+    }
+    fn store16(&self, frame: Mfn, offset: usize, value: u16) {
+        self.put(frame, offset, value.to_le_bytes());
+    }
+    fn cas16(&self, frame: Mfn, offset: usize, old: u16, new: u16) -> u16 {
+        let seen = self.load16(frame, offset);
+        if seen == old {
+            self.store16(frame, offset, new);
+        }
+        seen
+    }
+    fn load32(&self, frame: Mfn, offset: usize) -> u32 {
+        u32::from_le_bytes(self.get(frame, offset))
+    }
+    fn store32(&self, frame: Mfn, offset: usize, value: u32) {
+        self.put(frame, offset, value.to_le_bytes());
+    }
+    fn load64(&self, frame: Mfn, offset: usize) -> u64 {
+        u64::from_le_bytes(self.get(frame, offset))
+    }
+    fn store64(&self, frame: Mfn, offset: usize, value: u64) {
+        self.put(frame, offset, value.to_le_bytes());
+    }
+    fn cas64(&self, frame: Mfn, offset: usize, old: u64, new: u64) -> u64 {
+        let seen = self.load64(frame, offset);
+        if seen == old {
+            self.store64(frame, offset, new);
+        }
+        seen
+    }
+    fn fetch_or64(&self, frame: Mfn, offset: usize, bits: u64) -> u64 {
+        let seen = self.load64(frame, offset);
+        self.store64(frame, offset, seen | bits);
+        seen
+    }
+    fn fetch_and64(&self, frame: Mfn, offset: usize, bits: u64) -> u64 {
+        let seen = self.load64(frame, offset);
+        self.store64(frame, offset, seen & bits);
+        seen
+    }
+    fn read(&self, frame: Mfn, offset: usize, buf: &mut [u8]) {
+        let frames = self.frames.borrow();
+        let page = frames
+            .get(&frame)
+            .unwrap_or_else(|| panic!("no frame {frame:?}"));
+        buf.copy_from_slice(&page[offset..offset + buf.len()]);
+    }
+    fn write(&self, frame: Mfn, offset: usize, buf: &[u8]) {
+        let mut frames = self.frames.borrow_mut();
+        let page = frames
+            .get_mut(&frame)
+            .unwrap_or_else(|| panic!("no frame {frame:?}"));
+        page[offset..offset + buf.len()].copy_from_slice(buf);
+    }
+    fn clear(&self, frame: Mfn) {
+        self.write(frame, 0, &[0; PAGE_SIZE]);
+    }
+}
+
+/// A pool over a list of frames that exist already.
+impl FramePool for Vec<Mfn> {
+    fn take(&mut self) -> Option<Mfn> {
+        self.pop()
+    }
+    fn give_back(&mut self, frame: Mfn) {
+        self.push(frame);
+    }
+}

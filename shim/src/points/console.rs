@@ -1,0 +1,1 @@
+//! The guest's console ring, relayed both ways.

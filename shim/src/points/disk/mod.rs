@@ -1,0 +1,1 @@
+//! Block devices: a backend towards the guest, a frontend towards the host.

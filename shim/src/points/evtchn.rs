@@ -1,0 +1,1 @@
+//! The guest's event channels: two-level ports that the shim issues.

@@ -1,0 +1,1 @@
+//! The guest's grant table, and the hypercalls about it.

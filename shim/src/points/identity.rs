@@ -1,0 +1,1 @@
+//! What the guest is told about itself and the hypervisor, frozen at first boot.

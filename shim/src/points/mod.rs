@@ -1,0 +1,175 @@
+//! The migration points: one module for each thing that a migration changes and the guest must not
+//! see change.
+//!
+//! Every point has a guest-facing half, plain data in the shim's RAM that migrates as memory, and a
+//! host-facing half that is thrown away and built anew from what the new host says.
+
+pub mod console;
+pub mod disk;
+pub mod evtchn;
+pub mod grant;
+pub mod identity;
+pub mod net;
+pub mod ring;
+pub mod time;
+pub mod xenbus;
+pub mod xenstore;
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use xen_abi::{DomId, Mfn, Port};
+
+use crate::host::{HostGrants, HostPort, StoreClient, StoreEvent, Tag, Xen};
+use crate::mem::{FramePool, Frames};
+
+/// The guest's own event channel ports, as a device sees them.
+pub trait GuestPorts {
+    /// Connects the unbound port that the guest made for `device`; afterwards the guest's
+    /// notifications arrive at [`Device::guest_kick`].  `false` when there is no such port or
+    /// the guest made it for another domain than the backend's virtual one.
+    fn connect(&mut self, port: Port, device: DeviceId) -> bool;
+    /// Raises the port in the guest.
+    fn raise(&mut self, port: Port);
+    /// Ends the connection: the port is unbound again.
+    fn disconnect(&mut self, port: Port);
+}
+
+/// The guest's own grant table (version 1, in guest RAM).
+pub trait GuestGrants {
+    /// Looks a reference up and returns the frame, or why not.  The reference must have been
+    /// granted to the backend's virtual domain, and for `write` not be read-only.
+    fn lookup(&self, frames: &dyn Frames, reference: u32, write: bool) -> Result<Mfn, BadGrant>;
+}
+
+/// Why a grant reference of the guest can not be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadGrant {
+    /// The reference lies outside the table.
+    OutOfRange,
+    /// The entry grants nothing, or grants to another domain.
+    NotGranted,
+    /// The entry is read-only and a writable one was needed.
+    ReadOnly,
+    /// The entry names a frame that is not the guest's.
+    BadFrame,
+}
+
+/// The shim's own, privileged view of the virtual xenstore that the guest sees.  Paths are absolute.
+pub trait GuestStore {
+    /// Reads a node.
+    fn read(&self, path: &str) -> Option<Vec<u8>>;
+    /// Lists a node's children; empty when there is none or no such node.
+    fn list(&self, path: &str) -> Vec<String>;
+    /// Writes a node as its owner-to-be `owner`, readable by the guest; fires the guest's watches.
+    fn write(&mut self, path: &str, value: &[u8], owner: DomId);
+    /// Removes a node and all below it; fires the guest's watches.
+    fn remove(&mut self, path: &str);
+}
+
+/// Names one device of one class, for ever: class and the index that the guest's configuration
+/// gives it (`51712` of `vbd`, `0` of `vif`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceId {
+    /// The class.
+    pub class: DeviceClass,
+    /// The index within the class, the same in the guest's and the host's store.
+    pub index: u32,
+}
+
+/// A class of devices that the shim carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum DeviceClass {
+    /// A block device.
+    Vbd,
+    /// A network interface.
+    Vif,
+}
+
+impl DeviceClass {
+    /// Returns the class's name in xenstore paths.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Vbd => "vbd",
+            Self::Vif => "vif",
+        }
+    }
+}
+
+/// Everything a device may use while it handles one event.
+pub struct Cx<'a> {
+    /// All memory.
+    pub frames: &'a dyn Frames,
+    /// Frames for rings and for the shim's own buffers.
+    pub pool: &'a mut dyn FramePool,
+    /// Event channels and clock of the host.
+    pub xen: &'a mut dyn Xen,
+    /// The host's grant table.
+    pub host_grants: &'a mut dyn HostGrants,
+    /// The host's xenstore; submissions carry [`Tag`]s made with [`device_tag`].
+    pub host_store: &'a mut dyn StoreClient,
+    /// The guest's xenstore.
+    pub store: &'a mut dyn GuestStore,
+    /// The guest's ports.
+    pub ports: &'a mut dyn GuestPorts,
+    /// The guest's grant table.
+    pub grants: &'a dyn GuestGrants,
+    /// What the guest believes its own domain id to be.
+    pub guest_domid: DomId,
+    /// What the guest believes the backends' domain id to be.
+    pub backend_domid: DomId,
+}
+
+/// Makes a tag that routes a reply of the real xenstored back to `device`; `detail` (32 bits) is
+/// the device's own.
+pub const fn device_tag(device: DeviceId, detail: u32) -> Tag {
+    let class = match device.class {
+        DeviceClass::Vbd => 1u64,
+        DeviceClass::Vif => 2,
+    };
+    // Indexes of vbds reach 2^28 (extended numbers), so 29 bits carry every one of them.
+    Tag(class << 61 | ((device.index & 0x1fff_ffff) as u64) << 32 | detail as u64)
+}
+
+/// How far a bounded step has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Nothing is left to do.
+    Done,
+    /// Something outside has to happen first; ask again after the next event.
+    Waiting,
+}
+
+/// One device: a backend towards the guest and a frontend towards the host.
+///
+/// No method waits.  Each is called with the machine's lock held and returns soon.
+pub trait Device {
+    /// Something below the device's frontend or backend directory in the *guest's* store was
+    /// changed by the guest (`path` is absolute).
+    fn guest_store_changed(&mut self, cx: &mut Cx<'_>, path: &str);
+    /// A reply or watch event of the *real* store, submitted with `detail`.
+    fn host_store_event(&mut self, cx: &mut Cx<'_>, detail: u32, event: StoreEvent);
+    /// The guest notified one of the device's ports.
+    fn guest_kick(&mut self, cx: &mut Cx<'_>, port: Port);
+    /// The host's backend notified one of the device's ports.
+    fn host_kick(&mut self, cx: &mut Cx<'_>, port: HostPort);
+    /// Stops taking new work from the guest and says whether everything in flight has been
+    /// answered.  Called again after every event until `Done`; undone by [`resume`](Self::resume).
+    fn quiesce(&mut self, cx: &mut Cx<'_>) -> Progress;
+    /// How many requests are in flight at the host, for reports.
+    fn in_flight(&self) -> usize;
+    /// The host-facing half is gone (a new domain): begins to build it anew at `host_frontend`,
+    /// the device's frontend directory in the real store.
+    fn reattach(&mut self, cx: &mut Cx<'_>, host_frontend: &str);
+    /// Whether the host-facing half is connected (again), or the reason why it never will be.
+    fn attached(&self) -> Result<Progress, String>;
+    /// Takes work again.  After a [`reattach`](Self::reattach) the guest's ports are raised once,
+    /// so that no notification is lost.
+    fn resume(&mut self, cx: &mut Cx<'_>);
+    /// The host removes the device (hot unplug): closes both halves in an orderly way.
+    fn unplug(&mut self, cx: &mut Cx<'_>);
+    /// Whether both halves have closed, after which the device is dropped.
+    fn is_gone(&self) -> bool;
+    /// The real ports that the device listens to.
+    fn host_ports(&self) -> Vec<HostPort>;
+}

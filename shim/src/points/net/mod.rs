@@ -1,0 +1,1 @@
+//! Network interfaces: a backend towards the guest, a frontend towards the host.

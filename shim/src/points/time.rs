@@ -1,0 +1,1 @@
+//! The guest's clocks: its own system time, wall clock and timers.

@@ -1,0 +1,1 @@
+//! The handshake of a split device, both ends.

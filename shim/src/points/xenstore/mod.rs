@@ -1,0 +1,1 @@
+//! The xenstore that the guest sees: a small virtual store with the real daemon's rules.

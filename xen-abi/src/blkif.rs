@@ -1,0 +1,1 @@
+//! Block device rings (`xen/include/public/io/blkif.h`).

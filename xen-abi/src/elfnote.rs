@@ -1,0 +1,1 @@
+//! ELF notes that a kernel carries for Xen (`xen/include/public/elfnote.h`).

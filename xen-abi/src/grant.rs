@@ -1,0 +1,1 @@
+//! Grant tables (`xen/include/public/grant_table.h`).

@@ -1,0 +1,1 @@
+//! Network device rings (`xen/include/public/io/netif.h`).

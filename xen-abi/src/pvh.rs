@@ -1,0 +1,1 @@
+//! What a PVH guest is started with (`xen/include/public/arch-x86/hvm/start_info.h`).

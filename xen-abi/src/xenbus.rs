@@ -1,0 +1,1 @@
+//! States of a split device (`xen/include/public/io/xenbus.h`).
