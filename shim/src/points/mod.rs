@@ -35,11 +35,22 @@ pub trait GuestPorts {
     fn disconnect(&mut self, port: Port);
 }
 
-/// The guest's own grant table (version 1, in guest RAM).
+/// The guest's own grant table (version 1), as a device sees it.
+///
+/// A frame in use is *held*: until it is released it stays the guest's, and one held for writing
+/// can not become a page table meanwhile.  Without that a guest could have a backend, or a
+/// response in a ring, write entries behind the ledger's back.
 pub trait GuestGrants {
-    /// Looks a reference up and returns the frame, or why not.  The reference must have been
-    /// granted to the backend's virtual domain, and for `write` not be read-only.
-    fn lookup(&self, frames: &dyn Frames, reference: u32, write: bool) -> Result<Mfn, BadGrant>;
+    /// Looks a reference up, takes a hold of the frame and returns it, or why not.  The reference
+    /// must have been granted to the backend's virtual domain, and for `write` not be read-only.
+    fn acquire(
+        &mut self,
+        frames: &dyn Frames,
+        reference: u32,
+        write: bool,
+    ) -> Result<Mfn, BadGrant>;
+    /// Ends one hold that [`acquire`](Self::acquire) took with the same `write`.
+    fn release(&mut self, frame: Mfn, write: bool);
 }
 
 /// Why a grant reference of the guest can not be used.
@@ -51,7 +62,8 @@ pub enum BadGrant {
     NotGranted,
     /// The entry is read-only and a writable one was needed.
     ReadOnly,
-    /// The entry names a frame that is not the guest's.
+    /// The entry names a frame that is not the guest's, or one that can not be written now
+    /// because it is a page table.
     BadFrame,
 }
 
@@ -113,7 +125,7 @@ pub struct Cx<'a> {
     /// The guest's ports.
     pub ports: &'a mut dyn GuestPorts,
     /// The guest's grant table.
-    pub grants: &'a dyn GuestGrants,
+    pub grants: &'a mut dyn GuestGrants,
     /// What the guest believes its own domain id to be.
     pub guest_domid: DomId,
     /// What the guest believes the backends' domain id to be.
@@ -166,6 +178,14 @@ pub trait Device {
     /// Takes work again.  After a [`reattach`](Self::reattach) the guest's ports are raised once,
     /// so that no notification is lost.
     fn resume(&mut self, cx: &mut Cx<'_>);
+    /// Whether the device waits for something that gives no event of its own: a free reference, or
+    /// a backend that still has a page in use.
+    fn wants_retry(&self) -> bool {
+        false
+    }
+    /// Tries again what [`wants_retry`](Self::wants_retry) is about; called every few milliseconds
+    /// while that is true.
+    fn retry(&mut self, _cx: &mut Cx<'_>) {}
     /// The host removes the device (hot unplug): closes both halves in an orderly way.
     fn unplug(&mut self, cx: &mut Cx<'_>);
     /// Whether both halves have closed, after which the device is dropped.

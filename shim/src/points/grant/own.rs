@@ -1,0 +1,513 @@
+//! Map, unmap and copy of grants that the guest made to itself: all that is left of these
+//! operations in a world without other guests.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+use xen_abi::grant::{
+    COPY_DEST_GREF, COPY_SOURCE_GREF, CopyOp, CopyPtr, EntryFlags, MapGrantRef, UnmapGrantRef,
+    map_flags, status,
+};
+use xen_abi::{DomId, Mfn, PAGE_SIZE};
+
+use super::{FrameHolds, GuestGrantTable};
+use crate::mem::Frames;
+
+/// Mappings that a guest may have at a time; Xen's own default is far larger, but nobody maps its
+/// own grants in earnest.
+const MAX_MAPPINGS: usize = 1024;
+
+/// The page tables' part in mapping a grant for the CPU.
+pub trait OwnMapper: FrameHolds {
+    /// Makes the entry at (`flags` has `CONTAINS_PTE`), or the one that maps, `host_addr` map
+    /// `frame`, on whose behalf a hold was taken; otherwise one of [`status`].
+    fn map(&mut self, frame: Mfn, host_addr: u64, flags: u32) -> Result<(), i16>;
+    /// Undoes a [`map`](Self::map) with the same arguments.
+    fn unmap(&mut self, frame: Mfn, host_addr: u64, flags: u32) -> Result<(), i16>;
+}
+
+/// What the guest has mapped of its own grants.
+#[derive(Debug, Default)]
+pub(super) struct OwnMappings {
+    /// By handle.
+    mappings: Vec<Option<Mapping>>,
+    /// By reference.
+    pins: BTreeMap<u32, Pins>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Mapping {
+    reference: u32,
+    /// What is left of the flags that it was made with.
+    flags: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Pins {
+    frame: Mfn,
+    readers: u32,
+    writers: u32,
+}
+
+impl OwnMappings {
+    pub(super) fn is_pinned(&self, reference: u32) -> bool {
+        self.pins.contains_key(&reference)
+    }
+}
+
+const MAP_KINDS: u32 = map_flags::DEVICE_MAP | map_flags::HOST_MAP;
+
+impl GuestGrantTable {
+    /// `GNTTABOP_map_grant_ref`.
+    pub fn map_grant_ref(
+        &mut self,
+        mem: &dyn Frames,
+        mapper: &mut dyn OwnMapper,
+        mut args: MapGrantRef,
+    ) -> MapGrantRef {
+        args.status = match self.try_map(mem, mapper, &args) {
+            Ok((handle, frame)) => {
+                args.handle = handle;
+                args.dev_bus_addr = frame.addr();
+                status::OKAY
+            }
+            Err(code) => code,
+        };
+        args
+    }
+
+    fn try_map(
+        &mut self,
+        mem: &dyn Frames,
+        mapper: &mut dyn OwnMapper,
+        args: &MapGrantRef,
+    ) -> Result<(u32, Mfn), i16> {
+        if args.flags & MAP_KINDS == 0 {
+            return Err(status::BAD_GNTREF);
+        }
+        let write = args.flags & map_flags::READONLY == 0;
+        // Unlike elsewhere, DOMID_SELF is no name for a domain here.
+        match DomId(args.dom) {
+            dom if dom == self.guest => {}
+            // The backends' domain exists, but all it has is one frame of empty entries.
+            dom if dom == self.backend && args.reference < 512 => {
+                return Err(status::GENERAL_ERROR);
+            }
+            dom if dom == self.backend => return Err(status::BAD_GNTREF),
+            _ => return Err(status::BAD_DOMAIN),
+        }
+        let free = self.own.mappings.iter().position(Option::is_none);
+        let handle = free.unwrap_or(self.own.mappings.len());
+        if handle >= MAX_MAPPINGS {
+            return Err(status::NO_SPACE);
+        }
+        let frame = self.pin(mem, args.reference, write)?;
+
+        if !mapper.hold(frame, write) {
+            self.unpin(mem, args.reference, write);
+            return Err(status::BAD_PAGE);
+        }
+        if args.flags & map_flags::HOST_MAP != 0
+            && let Err(code) = mapper.map(frame, args.host_addr, args.flags)
+        {
+            mapper.release(frame, write);
+            self.unpin(mem, args.reference, write);
+            return Err(code);
+        }
+        let mapping = Some(Mapping {
+            reference: args.reference,
+            flags: args.flags,
+        });
+        match free {
+            Some(slot) => self.own.mappings[slot] = mapping,
+            None => self.own.mappings.push(mapping),
+        }
+        Ok((handle as u32, frame))
+    }
+
+    /// `GNTTABOP_unmap_grant_ref`.
+    pub fn unmap_grant_ref(
+        &mut self,
+        mem: &dyn Frames,
+        mapper: &mut dyn OwnMapper,
+        mut args: UnmapGrantRef,
+    ) -> UnmapGrantRef {
+        args.status = match self.try_unmap(mem, mapper, &args) {
+            Ok(()) => status::OKAY,
+            Err(code) => code,
+        };
+        args
+    }
+
+    fn try_unmap(
+        &mut self,
+        mem: &dyn Frames,
+        mapper: &mut dyn OwnMapper,
+        args: &UnmapGrantRef,
+    ) -> Result<(), i16> {
+        let slot = args.handle as usize;
+        let mapping = *self
+            .own
+            .mappings
+            .get(slot)
+            .and_then(Option::as_ref)
+            .ok_or(status::BAD_HANDLE)?;
+        let pins = *self
+            .own
+            .pins
+            .get(&mapping.reference)
+            .expect("a mapping pins its reference");
+        let mut flags = mapping.flags;
+        if args.dev_bus_addr != 0 && flags & map_flags::DEVICE_MAP != 0 {
+            if args.dev_bus_addr != pins.frame.addr() {
+                return Err(status::BAD_DEV_ADDR);
+            }
+            flags &= !map_flags::DEVICE_MAP;
+        }
+        if args.host_addr != 0 && flags & map_flags::HOST_MAP != 0 {
+            mapper.unmap(pins.frame, args.host_addr, mapping.flags)?;
+            flags &= !map_flags::HOST_MAP;
+        }
+        if flags & MAP_KINDS != 0 {
+            self.own.mappings[slot] = Some(Mapping { flags, ..mapping });
+            return Ok(());
+        }
+        let write = mapping.flags & map_flags::READONLY == 0;
+        self.own.mappings[slot] = None;
+        mapper.release(pins.frame, write);
+        self.unpin(mem, mapping.reference, write);
+        Ok(())
+    }
+
+    /// `GNTTABOP_copy`.
+    pub fn copy(&self, mem: &dyn Frames, holds: &mut dyn FrameHolds, mut args: CopyOp) -> CopyOp {
+        args.status = match self.try_copy(mem, holds, &args) {
+            Ok(()) => status::OKAY,
+            Err(code) => code,
+        };
+        args
+    }
+
+    fn try_copy(
+        &self,
+        mem: &dyn Frames,
+        holds: &mut dyn FrameHolds,
+        args: &CopyOp,
+    ) -> Result<(), i16> {
+        let len = usize::from(args.len);
+        if len == 0 {
+            return Ok(());
+        }
+        let from_ref = args.flags & COPY_SOURCE_GREF != 0;
+        let to_ref = args.flags & COPY_DEST_GREF != 0;
+        self.copy_domain(&args.source, from_ref)?;
+        self.copy_domain(&args.dest, to_ref)?;
+
+        let from = self.copy_side(mem, holds, &args.source, from_ref, false)?;
+        let to = match self.copy_side(mem, holds, &args.dest, to_ref, true) {
+            Ok(frame) => frame,
+            Err(code) => {
+                holds.release(from, false);
+                return Err(code);
+            }
+        };
+        let (start, end) = (
+            usize::from(args.source.offset),
+            usize::from(args.dest.offset),
+        );
+        let result = if start + len > PAGE_SIZE || end + len > PAGE_SIZE {
+            Err(status::BAD_COPY_ARG)
+        } else {
+            let mut bytes = [0; PAGE_SIZE];
+            mem.read(from, start, &mut bytes[..len]);
+            mem.write(to, end, &bytes[..len]);
+            Ok(())
+        };
+        holds.release(from, false);
+        holds.release(to, true);
+        result
+    }
+
+    fn copy_domain(&self, side: &CopyPtr, by_ref: bool) -> Result<(), i16> {
+        match DomId(side.domid) {
+            DomId::SELF => Ok(()),
+            _ if !by_ref => Err(status::PERMISSION_DENIED),
+            dom if dom == self.guest || dom == self.backend => Ok(()),
+            _ => Err(status::BAD_DOMAIN),
+        }
+    }
+
+    /// Finds and holds the frame of one side of a copy.
+    fn copy_side(
+        &self,
+        mem: &dyn Frames,
+        holds: &mut dyn FrameHolds,
+        side: &CopyPtr,
+        by_ref: bool,
+        write: bool,
+    ) -> Result<Mfn, i16> {
+        let frame = if by_ref {
+            let reference = side.frame_or_ref as u32;
+            if DomId(side.domid) == self.backend {
+                return Err(match reference {
+                    0..512 => status::GENERAL_ERROR,
+                    _ => status::BAD_GNTREF,
+                });
+            }
+            self.own_grant(mem, reference, write, false)?
+        } else {
+            Mfn(side.frame_or_ref)
+        };
+        if holds.hold(frame, write) {
+            Ok(frame)
+        } else if write && holds.hold(frame, false) {
+            // The guest's, but a page table.
+            holds.release(frame, false);
+            Err(status::GENERAL_ERROR)
+        } else {
+            Err(status::BAD_PAGE)
+        }
+    }
+
+    /// Checks an entry that the guest would have made for itself.
+    fn own_grant(
+        &self,
+        mem: &dyn Frames,
+        reference: u32,
+        write: bool,
+        for_mapping: bool,
+    ) -> Result<Mfn, i16> {
+        let entry = self.entry(mem, reference).ok_or(status::BAD_GNTREF)?;
+        let mut mask = EntryFlags::TYPE_MASK;
+        if for_mapping {
+            mask |= EntryFlags::SUB_PAGE;
+        }
+        if entry.flags & mask != EntryFlags::PERMIT_ACCESS
+            || entry.domid != self.guest
+            || (write && entry.flags.contains(EntryFlags::READONLY))
+        {
+            return Err(status::GENERAL_ERROR);
+        }
+        Ok(entry.frame)
+    }
+
+    /// Counts one more mapping of an entry, and shows it in the entry.
+    fn pin(&mut self, mem: &dyn Frames, reference: u32, write: bool) -> Result<Mfn, i16> {
+        let frame = match self.own.pins.get(&reference) {
+            // An entry in use means what it meant when it was first mapped.
+            Some(pins) if !write || pins.writers > 0 => pins.frame,
+            Some(pins) => {
+                let entry = self.entry(mem, reference).ok_or(status::BAD_GNTREF)?;
+                if entry.flags.contains(EntryFlags::READONLY) {
+                    return Err(status::GENERAL_ERROR);
+                }
+                pins.frame
+            }
+            None => self.own_grant(mem, reference, write, true)?,
+        };
+        let pins = self.own.pins.entry(reference).or_insert(Pins {
+            frame,
+            readers: 0,
+            writers: 0,
+        });
+        if write {
+            pins.writers += 1;
+        } else {
+            pins.readers += 1;
+        }
+        self.show_pins(mem, reference);
+        Ok(frame)
+    }
+
+    fn unpin(&mut self, mem: &dyn Frames, reference: u32, write: bool) {
+        let pins = self
+            .own
+            .pins
+            .get_mut(&reference)
+            .expect("a mapping pins its reference");
+        if write {
+            pins.writers -= 1;
+        } else {
+            pins.readers -= 1;
+        }
+        self.show_pins(mem, reference);
+        self.own
+            .pins
+            .retain(|_, pins| pins.readers + pins.writers > 0);
+    }
+
+    /// Writes the "in use" bits of an entry.
+    fn show_pins(&self, mem: &dyn Frames, reference: u32) {
+        let (Some((frame, at)), Some(pins)) =
+            (self.place(reference), self.own.pins.get(&reference))
+        else {
+            return;
+        };
+        let mut wanted = EntryFlags::empty();
+        wanted.set(EntryFlags::READING, pins.readers + pins.writers > 0);
+        wanted.set(EntryFlags::WRITING, pins.writers > 0);
+        let both = (EntryFlags::READING | EntryFlags::WRITING).bits();
+        // The guest may write here, too; it harms only itself, so a few attempts are enough.
+        for _ in 0..5 {
+            let old = mem.load16(frame, at);
+            if mem.cas16(frame, at, old, old & !both | wanted.bits()) == old {
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use xen_abi::grant::{CopyOp, CopyPtr, MapGrantRef, SwapGrantRef, UnmapGrantRef, status};
+    use xen_abi::{DomId, Mfn};
+
+    use super::super::tests::{Ledger, put, set_up};
+    use super::OwnMapper;
+    use crate::mem::Frames;
+
+    impl OwnMapper for Ledger {
+        fn map(&mut self, _: Mfn, host_addr: u64, _: u32) -> Result<(), i16> {
+            if host_addr == 0xbad000 {
+                return Err(status::GENERAL_ERROR);
+            }
+            Ok(())
+        }
+        fn unmap(&mut self, _: Mfn, _: u64, _: u32) -> Result<(), i16> {
+            Ok(())
+        }
+    }
+
+    const HOST: u32 = 2;
+    const READONLY: u32 = 4;
+
+    fn ask(dom: u16, reference: u32, flags: u32, host_addr: u64) -> MapGrantRef {
+        MapGrantRef {
+            host_addr,
+            flags,
+            reference,
+            dom,
+            ..MapGrantRef::default()
+        }
+    }
+
+    #[test]
+    fn a_grant_to_oneself_is_mapped_and_unmapped() {
+        let (mem, _, mut table) = set_up();
+        let mut ledger = Ledger::default();
+        put(&table, &mem, 8, 1, 1, 5);
+        let args = table.map_grant_ref(&mem, &mut ledger, ask(1, 8, HOST, 0x1000));
+        assert_eq!(
+            (args.status, args.handle, args.dev_bus_addr),
+            (status::OKAY, 0, 0x5000)
+        );
+        assert_eq!(
+            mem.load16(table.frames()[0], 64),
+            1 | 8 | 16,
+            "shown in use"
+        );
+        let swap = SwapGrantRef {
+            ref_a: 8,
+            ref_b: 9,
+            ..SwapGrantRef::default()
+        };
+        assert_eq!(table.swap_grant_ref(&mem, swap).status, status::EAGAIN);
+
+        let undo = UnmapGrantRef {
+            host_addr: 0x1000,
+            handle: args.handle,
+            ..UnmapGrantRef::default()
+        };
+        assert_eq!(
+            table.unmap_grant_ref(&mem, &mut ledger, undo).status,
+            status::OKAY
+        );
+        assert_eq!(mem.load16(table.frames()[0], 64), 1);
+        assert_eq!(
+            table.unmap_grant_ref(&mem, &mut ledger, undo).status,
+            status::BAD_HANDLE
+        );
+        assert!(ledger.0.is_empty());
+    }
+
+    #[test]
+    fn what_can_not_be_mapped_gets_the_status_that_xen_gives() {
+        let (mem, _, mut table) = set_up();
+        let mut ledger = Ledger::default();
+        put(&table, &mem, 8, 1 | 4, 1, 5);
+        put(&table, &mem, 9, 1, 0, 5);
+        put(&table, &mem, 10, 1, 1, 31);
+        put(&table, &mem, 11, 1, 1, 5);
+        for (dom, reference, flags, addr, code) in [
+            (1, 8, 0, 0x1000, status::BAD_GNTREF),
+            (9, 8, HOST, 0x1000, status::BAD_DOMAIN),
+            (DomId::SELF.0, 8, HOST, 0x1000, status::BAD_DOMAIN),
+            (0, 8, HOST, 0x1000, status::GENERAL_ERROR),
+            (0, 600, HOST, 0x1000, status::BAD_GNTREF),
+            (1, 600, HOST, 0x1000, status::BAD_GNTREF),
+            (1, 8, HOST, 0x1000, status::GENERAL_ERROR),
+            (1, 8, HOST | READONLY, 0x1000, status::OKAY),
+            (1, 9, HOST, 0x1000, status::GENERAL_ERROR),
+            (1, 10, HOST, 0x1000, status::BAD_PAGE),
+            (1, 11, HOST, 0xbad000, status::GENERAL_ERROR),
+        ] {
+            let args = table.map_grant_ref(&mem, &mut ledger, ask(dom, reference, flags, addr));
+            assert_eq!(args.status, code, "d{dom} ref {reference} flags {flags}");
+        }
+        assert_eq!(ledger.0.len(), 1, "only what was mapped is held");
+    }
+
+    #[test]
+    fn copies_stay_within_the_guest() {
+        let (mem, _, table) = set_up();
+        let mut ledger = Ledger::default();
+        put(&table, &mem, 8, 1, 1, 5);
+        mem.write(Mfn(4), 100, b"hello");
+        let side = |frame_or_ref, domid, offset| CopyPtr {
+            frame_or_ref,
+            domid,
+            offset,
+            pad: 0,
+        };
+        let own = DomId::SELF.0;
+        let mut copy = |source, dest, flags, len| {
+            let args = CopyOp {
+                source,
+                dest,
+                len,
+                flags,
+                ..CopyOp::default()
+            };
+            table.copy(&mem, &mut ledger, args).status
+        };
+        assert_eq!(copy(side(4, own, 100), side(8, 1, 7), 2, 5), status::OKAY);
+        let mut got = [0; 5];
+        mem.read(Mfn(5), 7, &mut got);
+        assert_eq!(&got, b"hello");
+        assert_eq!(
+            copy(side(4, own, 4090), side(8, 1, 0), 2, 7),
+            status::BAD_COPY_ARG
+        );
+        assert_eq!(
+            copy(side(4, 1, 0), side(8, 1, 0), 2, 7),
+            status::PERMISSION_DENIED
+        );
+        assert_eq!(
+            copy(side(31, own, 0), side(8, 1, 0), 2, 7),
+            status::BAD_PAGE
+        );
+        assert_eq!(
+            copy(side(4, own, 0), side(31, own, 0), 0, 7),
+            status::BAD_PAGE
+        );
+        assert_eq!(
+            copy(side(4, own, 0), side(9, 1, 0), 2, 7),
+            status::GENERAL_ERROR
+        );
+        assert_eq!(
+            copy(side(4, own, 0), side(8, 9, 0), 2, 7),
+            status::BAD_DOMAIN
+        );
+        assert!(ledger.0.is_empty());
+    }
+}
