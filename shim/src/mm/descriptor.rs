@@ -1,0 +1,141 @@
+//! Segment descriptors: what the guest may load, and the pages that hold them.
+//!
+//! The CPU reads the guest's GDT and LDT pages directly, so they are checked like page tables: all
+//! descriptors when a page gets that use, and each change after.  Code and data segments can not
+//! hurt once their privilege level is 3; every kind of gate and system segment is refused.
+
+use xen_abi::mmu::{ENTRIES, HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START, Pte, ext, is_canonical};
+use xen_abi::{Errno, GuestVa, Mfn, PAGE_SIZE};
+
+use super::Mm;
+use super::ledger::{FrameUse, Granted};
+use crate::mem::Frames;
+
+const PRESENT: u64 = 1 << 47;
+const DPL: u64 = 3 << 45;
+/// Code or data, as opposed to system.
+const SEGMENT: u64 = 1 << 44;
+const TYPE: u64 = 15 << 40;
+
+/// Checks a descriptor and returns it as it has to stand in memory.
+///
+/// A system descriptor of type 0 is harmless, since loading it faults.
+///
+/// # Errors
+/// `EINVAL` for a gate or a system segment.
+#[inline]
+pub const fn check_descriptor(raw: u64) -> Result<u64, Errno> {
+    if raw & PRESENT == 0 {
+        return Ok(raw);
+    }
+    if raw & SEGMENT == 0 && raw & TYPE != 0 {
+        return Err(Errno::EINVAL);
+    }
+    Ok(raw | DPL)
+}
+
+/// Checks the arguments of `MMUEXT_SET_LDT`.
+///
+/// # Errors
+/// `EINVAL` when the table is too long, not page-aligned, or not in the guest's address space.
+pub const fn check_ldt(base: GuestVa, entries: u64) -> Result<(), Errno> {
+    if entries == 0 {
+        return Ok(());
+    }
+    if entries > ext::MAX_LDT_ENTRIES || base.0 & (PAGE_SIZE as u64 - 1) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let Some(last) = base.checked_add(entries * 8 - 1) else {
+        return Err(Errno::EINVAL);
+    };
+    let below = last.0 < HYPERVISOR_VIRT_START && is_canonical(last);
+    let above = base.0 >= HYPERVISOR_VIRT_END;
+    if below || above {
+        Ok(())
+    } else {
+        Err(Errno::EINVAL)
+    }
+}
+
+impl<F: Frames + ?Sized> Mm<'_, F> {
+    /// Takes a reference to a frame as a page of descriptors, checking it if it is the first: for
+    /// each page of a GDT, and for each page of an LDT that the CPU is let see.
+    ///
+    /// # Errors
+    /// `EINVAL` when the frame is not the guest's, is in another use, or holds a bad descriptor.
+    pub fn get_descriptors(&mut self, mfn: Mfn) -> Result<(), Errno> {
+        match self.ledger.get_table(mfn, FrameUse::Descriptors)? {
+            Granted::Again => return Ok(()),
+            Granted::First { stale: true } => self.flush_now(),
+            Granted::First { stale: false } => {}
+        }
+        for index in 0..ENTRIES {
+            let raw = self.load(mfn, index).0;
+            match check_descriptor(raw) {
+                Ok(new) if new == raw => {}
+                Ok(new) => self.store(mfn, index, Pte(new)),
+                Err(error) => {
+                    self.put_descriptors(mfn);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops a reference that [`get_descriptors`](Self::get_descriptors) took; no CPU uses the page
+    /// on its behalf any more.
+    pub fn put_descriptors(&mut self, mfn: Mfn) {
+        self.ledger.put_table(mfn, FrameUse::Descriptors);
+    }
+
+    /// Takes references to all pages of a new GDT, or to none.
+    ///
+    /// # Errors
+    /// As [`get_descriptors`](Self::get_descriptors).
+    pub fn get_gdt(&mut self, pages: &[Mfn]) -> Result<(), Errno> {
+        for (done, &page) in pages.iter().enumerate() {
+            if let Err(error) = self.get_descriptors(page) {
+                self.put_gdt(&pages[..done]);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops the references to the pages of a GDT that is loaded no more.
+    pub fn put_gdt(&mut self, pages: &[Mfn]) {
+        pages.iter().for_each(|&page| self.put_descriptors(page));
+    }
+
+    /// Takes a reference to the page of an LDT at `va`, under L4 table `root`, and returns it.
+    ///
+    /// # Errors
+    /// `EFAULT` when nothing is mapped there, `EINVAL` when the page may not hold descriptors.
+    pub fn get_ldt_page(&mut self, root: Mfn, va: GuestVa) -> Result<Mfn, Errno> {
+        let entry = self.walk(root, va).ok_or(Errno::EFAULT)?.entry;
+        if !entry.is_present() {
+            return Err(Errno::EFAULT);
+        }
+        self.get_descriptors(entry.frame())?;
+        Ok(entry.frame())
+    }
+
+    /// Stores a descriptor at a machine address (`update_descriptor`), in a page of descriptors or
+    /// of data.
+    ///
+    /// # Errors
+    /// `EINVAL` when the descriptor is bad, the address is not 8-aligned, or the page is neither.
+    pub fn update_descriptor(&mut self, address: u64, raw: u64) -> Result<(), Errno> {
+        let mfn = Mfn::of(address);
+        let new = check_descriptor(raw)?;
+        let usable =
+            self.ledger.is_plain_data(mfn) || self.ledger.used_as(mfn) == FrameUse::Descriptors;
+        if !address.is_multiple_of(8) || !usable {
+            return Err(Errno::EINVAL);
+        }
+        let offset = address as usize & (PAGE_SIZE - 1);
+        self.frames.store64(mfn, offset, new);
+        Ok(())
+    }
+}

@@ -1,0 +1,36 @@
+//! Whole pages that the guest asks the hypervisor to fill.
+
+use xen_abi::{Errno, Mfn, PAGE_SIZE};
+
+use super::Mm;
+use crate::mem::Frames;
+
+impl<F: Frames + ?Sized> Mm<'_, F> {
+    /// Fills a page with zeroes (`MMUEXT_CLEAR_PAGE`).
+    ///
+    /// # Errors
+    /// `EINVAL` when the guest may not write the frame or it is a table.
+    pub fn clear_page(&mut self, mfn: Mfn) -> Result<(), Errno> {
+        if !self.ledger.is_plain_data(mfn) {
+            return Err(Errno::EINVAL);
+        }
+        self.frames.clear(mfn);
+        Ok(())
+    }
+
+    /// Copies a page (`MMUEXT_COPY_PAGE`); the source may be a table.
+    ///
+    /// # Errors
+    /// `EINVAL` when the guest may not write `to` or it is a table, or may not read `from`.
+    pub fn copy_page(&mut self, to: Mfn, from: Mfn) -> Result<(), Errno> {
+        if !self.ledger.is_plain_data(to) || !self.ledger.is_readable(from) {
+            return Err(Errno::EINVAL);
+        }
+        let mut piece = [0; 256];
+        for offset in (0..PAGE_SIZE).step_by(piece.len()) {
+            self.frames.read(from, offset, &mut piece);
+            self.frames.write(to, offset, &piece);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,112 @@
+//! Pinned tables, and the tables that the vCPUs run on.
+//!
+//! A pin and a loaded base are references like any other; what they hold stays a checked table.
+
+use xen_abi::mmu::Level;
+use xen_abi::{Errno, Mfn};
+
+use super::{Flush, Mm};
+use crate::mem::Frames;
+
+/// The tables of one vCPU; holds a reference to each.
+#[derive(Debug, PartialEq, Eq)]
+pub struct AddressSpaces {
+    kernel: Mfn,
+    user: Option<Mfn>,
+}
+
+impl AddressSpaces {
+    /// Returns the L4 table of the guest's kernel mode.
+    pub const fn kernel(&self) -> Mfn {
+        self.kernel
+    }
+
+    /// Returns the L4 table of the guest's user mode, if it set one.
+    pub const fn user(&self) -> Option<Mfn> {
+        self.user
+    }
+}
+
+impl<F: Frames + ?Sized> Mm<'_, F> {
+    /// Makes a frame a page table of `level` until it is unpinned.
+    ///
+    /// # Errors
+    /// `EINVAL` when it can not be one, or is pinned already.
+    pub fn pin(&mut self, level: Level, table: Mfn) -> Result<(), Errno> {
+        self.get_table(table, level)?;
+        if !self.ledger.set_pinned(table) {
+            self.put_table(table, level);
+            return Err(Errno::EINVAL);
+        }
+        Ok(())
+    }
+
+    /// Undoes [`pin`](Self::pin).
+    ///
+    /// # Errors
+    /// `EINVAL` when the frame is not pinned.
+    pub fn unpin(&mut self, table: Mfn) -> Result<(), Errno> {
+        let level = self.ledger.clear_pinned(table).ok_or(Errno::EINVAL)?;
+        self.put_table(table, level);
+        Ok(())
+    }
+
+    /// Makes the tables of a vCPU that is about to start.
+    ///
+    /// # Errors
+    /// `EINVAL` when one of the frames can not be an L4 table.
+    pub fn enter(&mut self, kernel: Mfn, user: Option<Mfn>) -> Result<AddressSpaces, Errno> {
+        self.get_table(kernel, Level::L4)?;
+        if let Some(user) = user
+            && let Err(error) = self.get_table(user, Level::L4)
+        {
+            self.put_table(kernel, Level::L4);
+            return Err(error);
+        }
+        Ok(AddressSpaces { kernel, user })
+    }
+
+    /// Drops the tables of a vCPU that runs no more.
+    pub fn leave(&mut self, spaces: AddressSpaces) {
+        self.put_table(spaces.kernel, Level::L4);
+        if let Some(user) = spaces.user {
+            self.put_table(user, Level::L4);
+        }
+    }
+
+    /// Changes the table of a vCPU's kernel mode.  The caller loads it before anything else can
+    /// use memory: the old table may be ordinary memory already.
+    ///
+    /// # Errors
+    /// `EINVAL` when the frame can not be an L4 table; the old one stays.
+    pub fn new_baseptr(&mut self, spaces: &mut AddressSpaces, table: Mfn) -> Result<Flush, Errno> {
+        if table != spaces.kernel {
+            self.get_table(table, Level::L4)?;
+            self.put_table(spaces.kernel, Level::L4);
+            spaces.kernel = table;
+        }
+        Ok(Flush::Full)
+    }
+
+    /// Changes the table of a vCPU's user mode; frame 0 means none.
+    ///
+    /// # Errors
+    /// `EINVAL` when the frame can not be an L4 table; the old one stays.
+    pub fn new_user_baseptr(
+        &mut self,
+        spaces: &mut AddressSpaces,
+        table: Mfn,
+    ) -> Result<Flush, Errno> {
+        let new = (table != Mfn(0)).then_some(table);
+        if new == spaces.user {
+            return Ok(Flush::None);
+        }
+        if let Some(new) = new {
+            self.get_table(new, Level::L4)?;
+        }
+        if let Some(old) = core::mem::replace(&mut spaces.user, new) {
+            self.put_table(old, Level::L4);
+        }
+        Ok(Flush::Full)
+    }
+}

@@ -1,0 +1,8 @@
+//! The rules of guest memory, one test each, and their interplay as a random walk.
+
+mod descriptors;
+mod machine;
+mod mappings;
+mod scan;
+mod stores;
+mod tables;

@@ -1,0 +1,133 @@
+//! An independent account of all references: starting from what the test knows to be held, it
+//! reads every table reachable and compares with the ledger.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use xen_abi::Mfn;
+use xen_abi::mmu::{ENTRIES, FIRST_XEN_SLOT, Level, Pte, is_guest_l4_slot};
+
+use super::super::{AddressSpaces, FrameUse, Owner};
+use super::machine::{END, Machine};
+
+pub struct Scan<'a> {
+    machine: &'a Machine,
+    typed: BTreeMap<Mfn, (FrameUse, u64)>,
+    plain: BTreeMap<Mfn, u64>,
+    pinned: BTreeSet<Mfn>,
+}
+
+impl<'a> Scan<'a> {
+    pub fn new(machine: &'a Machine) -> Self {
+        Self {
+            machine,
+            typed: BTreeMap::new(),
+            plain: BTreeMap::new(),
+            pinned: BTreeSet::new(),
+        }
+    }
+
+    /// Adds a pinned table.
+    pub fn pin(mut self, level: Level, mfn: Mfn) -> Self {
+        assert!(self.pinned.insert(mfn), "{mfn:?} pinned twice");
+        self.refer(mfn, level.into());
+        self
+    }
+
+    /// Adds the tables of a vCPU.
+    pub fn spaces(mut self, spaces: &AddressSpaces) -> Self {
+        self.refer(spaces.kernel(), FrameUse::L4);
+        if let Some(user) = spaces.user() {
+            self.refer(user, FrameUse::L4);
+        }
+        self
+    }
+
+    /// Adds a reference to a descriptor page.
+    pub fn descriptors(mut self, mfn: Mfn) -> Self {
+        self.refer(mfn, FrameUse::Descriptors);
+        self
+    }
+
+    /// Compares with the ledger.
+    pub fn check(&self) {
+        for mfn in (0..END).map(Mfn) {
+            let info = self.machine.ledger.info(mfn).expect("in range");
+            let (kind, typed) = self.typed.get(&mfn).copied().unwrap_or((FrameUse::None, 0));
+            let plain = self.plain.get(&mfn).copied().unwrap_or(0);
+            assert_eq!(info.used_as, kind, "use of {mfn:?}");
+            assert_eq!(info.typed, typed, "typed references to {mfn:?}");
+            assert_eq!(info.plain, plain, "plain references to {mfn:?}");
+            assert_eq!(info.pinned, self.pinned.contains(&mfn), "pin of {mfn:?}");
+        }
+    }
+
+    fn refer(&mut self, mfn: Mfn, kind: FrameUse) {
+        let owner = self.machine.ledger.owner(mfn);
+        let allowed = match kind {
+            FrameUse::Writable => matches!(owner, Owner::Guest | Owner::Shared),
+            _ => owner == Owner::Guest,
+        };
+        assert!(allowed, "{mfn:?} of {owner:?} is used as {kind:?}");
+        let (known, count) = self.typed.entry(mfn).or_insert((kind, 0));
+        assert_eq!(*known, kind, "{mfn:?} has two uses");
+        *count += 1;
+        if *count == 1 {
+            match kind {
+                FrameUse::L1 => self.scan_l1(mfn),
+                FrameUse::L2 => self.scan_upper(mfn, Level::L2, FrameUse::L1),
+                FrameUse::L3 => self.scan_upper(mfn, Level::L3, FrameUse::L2),
+                FrameUse::L4 => self.scan_upper(mfn, Level::L4, FrameUse::L3),
+                FrameUse::Descriptors => self.scan_descriptors(mfn),
+                FrameUse::None | FrameUse::Writable => {}
+            }
+        }
+    }
+
+    fn scan_l1(&mut self, table: Mfn) {
+        for pte in (0..ENTRIES).map(|index| self.machine.peek(table, index)) {
+            if !pte.is_present() {
+                continue;
+            }
+            assert!(pte.has(Pte::USER), "{pte:?} shuts the guest out");
+            assert_ne!(
+                pte.has(Pte::GLOBAL),
+                pte.has(Pte::GUEST_KERNEL),
+                "{pte:?} is either a process's or the kernel's"
+            );
+            assert_eq!(pte.0 & (Pte::PWT | Pte::PCD | Pte::PSE), 0);
+            if pte.has(Pte::RW) {
+                self.refer(pte.frame(), FrameUse::Writable);
+            } else {
+                let owner = self.machine.ledger.owner(pte.frame());
+                assert!(
+                    matches!(owner, Owner::Guest | Owner::Shared | Owner::ReadOnly),
+                    "{pte:?} shows a frame of {owner:?}"
+                );
+                *self.plain.entry(pte.frame()).or_default() += 1;
+            }
+        }
+    }
+
+    fn scan_upper(&mut self, table: Mfn, level: Level, child: FrameUse) {
+        for index in 0..ENTRIES {
+            let pte = self.machine.peek(table, index);
+            if level == Level::L4 && !is_guest_l4_slot(index) {
+                let own = self.machine.slots.0[index - FIRST_XEN_SLOT];
+                assert_eq!(pte, Pte(own), "slot {index} of {table:?} is the shim's");
+            } else if pte.is_present() {
+                assert!(pte.has(Pte::USER), "{pte:?} shuts the guest out");
+                assert_eq!(pte.0 & (Pte::PWT | Pte::PCD | Pte::PSE | Pte::GLOBAL), 0);
+                self.refer(pte.frame(), child);
+            }
+        }
+    }
+
+    fn scan_descriptors(&self, mfn: Mfn) {
+        for Pte(raw) in (0..ENTRIES).map(|index| self.machine.peek(mfn, index)) {
+            let present = raw >> 47 & 1 == 1;
+            let segment = raw >> 44 & 1 == 1;
+            assert!(!present || raw >> 45 & 3 == 3, "{raw:#x} is privileged");
+            assert!(!present || segment || raw >> 40 & 15 == 0, "{raw:#x}");
+        }
+    }
+}

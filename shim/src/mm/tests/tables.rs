@@ -1,0 +1,256 @@
+//! Becoming a table and ceasing to be one: pins, bases, links.
+
+use xen_abi::mmu::{FIRST_XEN_SLOT, Level, MmuUpdate, Pte};
+use xen_abi::{Errno, Mfn, Pfn};
+
+use super::super::{Flush, FrameUse, Ledger, MAX_REFERENCES, Owner};
+use super::machine::{
+    END, HOLE, KERNEL_RO, KERNEL_RW, Machine, OUTSIDE, READ_ONLY, SHARED, SHIM, USER_RW,
+};
+use super::scan::Scan;
+use crate::mem::Frames;
+
+fn request(table: Mfn, index: usize, val: u64) -> MmuUpdate {
+    MmuUpdate {
+        ptr: table.addr() + index as u64 * 8,
+        val,
+    }
+}
+
+#[test]
+fn pinning_a_root_checks_and_adjusts_the_whole_tree() {
+    let mut machine = Machine::new();
+    let [l4, l3, l2, l1] = machine.tree();
+    machine.poke(l1, 3, Mfn(20), KERNEL_RW);
+    machine.poke(l1, 4, Mfn(21), USER_RW);
+    machine.frames.store64(l1, 5 * 8, 0xdead_0000_beef_0ff8);
+    assert_eq!(machine.mm().pin(Level::L4, l4), Ok(()));
+    assert_eq!(
+        machine.peek(l1, 3).flags(),
+        KERNEL_RW | Pte::USER | Pte::GUEST_KERNEL
+    );
+    assert_eq!(machine.peek(l1, 4).flags(), USER_RW | Pte::GLOBAL);
+    assert_eq!(
+        machine.peek(l1, 5),
+        Pte(0xdead_0000_beef_0ff8),
+        "a swap entry"
+    );
+    for (table, kind) in [
+        (l4, FrameUse::L4),
+        (l3, FrameUse::L3),
+        (l2, FrameUse::L2),
+        (l1, FrameUse::L1),
+        (Mfn(20), FrameUse::Writable),
+    ] {
+        assert_eq!(machine.ledger.used_as(table), kind);
+        assert_eq!(machine.counts(table), (1, 0));
+    }
+    Scan::new(&machine).pin(Level::L4, l4).check();
+    assert_eq!(machine.mm().unpin(l4), Ok(()));
+    Scan::new(&machine).check();
+}
+
+#[test]
+fn every_root_holds_the_shims_slots() {
+    let mut machine = Machine::new();
+    machine.poke(Mfn(4), FIRST_XEN_SLOT, SHIM, USER_RW);
+    machine.poke(Mfn(4), FIRST_XEN_SLOT + 15, Mfn(4), USER_RW);
+    assert_eq!(machine.mm().pin(Level::L4, Mfn(4)), Ok(()));
+    Scan::new(&machine).pin(Level::L4, Mfn(4)).check();
+    let update = request(Mfn(4), FIRST_XEN_SLOT + 15, 0);
+    assert_eq!(update_entry(&mut machine, update), Err(Errno::EINVAL));
+}
+
+fn update_entry(machine: &mut Machine, request: MmuUpdate) -> Result<Flush, Errno> {
+    let m2p = super::machine::FakeM2p::default();
+    machine.mm().mmu_update(request, &m2p)
+}
+
+#[test]
+fn a_pin_is_given_and_taken_once() {
+    let mut machine = Machine::new();
+    assert_eq!(machine.mm().pin(Level::L1, Mfn(4)), Ok(()));
+    assert_eq!(machine.mm().pin(Level::L1, Mfn(4)), Err(Errno::EINVAL));
+    assert_eq!(machine.mm().pin(Level::L2, Mfn(4)), Err(Errno::EINVAL));
+    assert_eq!(machine.counts(Mfn(4)), (1, 0));
+    assert_eq!(machine.mm().unpin(Mfn(4)), Ok(()));
+    assert_eq!(machine.mm().unpin(Mfn(4)), Err(Errno::EINVAL));
+    assert_eq!(machine.mm().unpin(OUTSIDE), Err(Errno::EINVAL));
+}
+
+#[test]
+fn only_the_guests_own_frames_become_tables() {
+    let mut machine = Machine::new();
+    for mfn in [SHIM, SHARED, READ_ONLY, HOLE, OUTSIDE, Mfn(u64::MAX)] {
+        for level in [Level::L1, Level::L2, Level::L3, Level::L4] {
+            assert_eq!(machine.mm().pin(level, mfn), Err(Errno::EINVAL), "{mfn:?}");
+        }
+    }
+    Scan::new(&machine).check();
+}
+
+#[test]
+fn a_tree_that_is_bad_anywhere_is_refused_as_a_whole() {
+    for bad in [
+        Pte::new(SHIM, KERNEL_RO),
+        Pte::new(HOLE, KERNEL_RO),
+        Pte::new(OUTSIDE, KERNEL_RW),
+        Pte::new(READ_ONLY, KERNEL_RW),
+        Pte::new(Mfn(5), KERNEL_RW),
+        Pte::new(Mfn(20), KERNEL_RW | Pte::PCD),
+        Pte(!0),
+    ] {
+        let mut machine = Machine::new();
+        let [l4, _, l2, l1] = machine.tree();
+        machine.poke(l1, 0, Mfn(20), KERNEL_RW);
+        machine.poke(l1, 1, Mfn(7), KERNEL_RO);
+        machine.poke(l2, 1, Mfn(8), KERNEL_RW);
+        machine.poke(l2, 2, Mfn(7), KERNEL_RW);
+        machine.frames.store64(Mfn(8), 511 * 8, bad.0);
+        assert_eq!(
+            machine.mm().pin(Level::L4, l4),
+            Err(Errno::EINVAL),
+            "{bad:?}"
+        );
+        Scan::new(&machine).check();
+    }
+}
+
+#[test]
+fn no_table_names_itself_or_one_of_its_level() {
+    for level in [Level::L2, Level::L3, Level::L4] {
+        let mut machine = Machine::new();
+        machine.poke(Mfn(4), 0, Mfn(4), USER_RW);
+        assert_eq!(machine.mm().pin(level, Mfn(4)), Err(Errno::EINVAL));
+        machine.poke(Mfn(4), 0, Mfn(0), 0);
+        machine.poke(Mfn(5), 0, Mfn(4), USER_RW);
+        assert_eq!(machine.mm().pin(level, Mfn(4)), Ok(()));
+        assert_eq!(machine.mm().pin(level, Mfn(5)), Err(Errno::EINVAL));
+        Scan::new(&machine).pin(level, Mfn(4)).check();
+    }
+}
+
+#[test]
+fn a_base_keeps_its_tree_until_the_next_is_loaded() {
+    let mut machine = Machine::new();
+    let [l4, ..] = machine.tree();
+    let mut spaces = machine.mm().enter(l4, None).expect("good");
+    machine.mm().pin(Level::L4, l4).expect("good");
+    machine.mm().unpin(l4).expect("pinned");
+    assert_eq!(machine.ledger.used_as(Mfn(7)), FrameUse::L1);
+    assert_eq!(
+        machine.mm().new_baseptr(&mut spaces, SHIM),
+        Err(Errno::EINVAL)
+    );
+    assert_eq!(spaces.kernel(), l4);
+    assert_eq!(
+        machine.mm().new_baseptr(&mut spaces, Mfn(9)),
+        Ok(Flush::Full)
+    );
+    assert_eq!(machine.ledger.used_as(Mfn(7)), FrameUse::None);
+    assert_eq!(
+        machine.mm().new_user_baseptr(&mut spaces, Mfn(9)),
+        Ok(Flush::Full)
+    );
+    assert_eq!(machine.counts(Mfn(9)), (2, 0));
+    Scan::new(&machine).spaces(&spaces).check();
+    assert_eq!(
+        machine.mm().new_user_baseptr(&mut spaces, Mfn(0)),
+        Ok(Flush::Full)
+    );
+    assert_eq!(spaces.user(), None);
+    machine.mm().leave(spaces);
+    Scan::new(&machine).check();
+}
+
+#[test]
+fn linking_a_table_checks_it_and_unlinking_flushes() {
+    let mut machine = Machine::new();
+    let [l4, _, l2, l1] = machine.tree();
+    machine.mm().pin(Level::L4, l4).expect("good");
+    machine.poke(Mfn(8), 0, Mfn(20), KERNEL_RW);
+    let link = request(l2, 1, Pte::new(Mfn(8), USER_RW).0);
+    assert_eq!(update_entry(&mut machine, link), Ok(Flush::None));
+    assert_eq!(machine.ledger.used_as(Mfn(8)), FrameUse::L1);
+    Scan::new(&machine).pin(Level::L4, l4).check();
+    let wrong = request(l2, 1, Pte::new(l4, USER_RW).0);
+    assert_eq!(update_entry(&mut machine, wrong), Err(Errno::EINVAL));
+    assert_eq!(machine.peek(l2, 1).frame(), Mfn(8));
+    let other = request(l2, 1, Pte::new(l1, USER_RW).0);
+    assert_eq!(update_entry(&mut machine, other), Ok(Flush::Full));
+    assert_eq!(machine.ledger.used_as(Mfn(8)), FrameUse::None);
+    assert_eq!(
+        update_entry(&mut machine, request(l2, 0, 0)),
+        Ok(Flush::Full)
+    );
+    Scan::new(&machine).pin(Level::L4, l4).check();
+}
+
+#[test]
+fn a_frame_written_through_a_stale_translation_is_flushed_before_it_becomes_a_table() {
+    let mut machine = Machine::new();
+    machine.poke(Mfn(7), 0, Mfn(8), KERNEL_RW);
+    machine.mm().pin(Level::L1, Mfn(7)).expect("good");
+    assert_eq!(
+        update_entry(
+            &mut machine,
+            request(Mfn(7), 0, Pte::new(Mfn(8), KERNEL_RO).0)
+        ),
+        Ok(Flush::None)
+    );
+    machine.mm().pin(Level::L1, Mfn(8)).expect("good");
+    assert_eq!(machine.tlb.0.get(), 1);
+    machine.mm().unpin(Mfn(8)).expect("pinned");
+    machine.mm().pin(Level::L1, Mfn(8)).expect("good");
+    assert_eq!(machine.tlb.0.get(), 1, "once is enough");
+    machine.ledger.get_writable(Mfn(9)).expect("plain");
+    machine.ledger.put_writable(Mfn(9));
+    machine.ledger.note_full_flush();
+    machine.mm().pin(Level::L1, Mfn(9)).expect("good");
+    assert_eq!(machine.tlb.0.get(), 1, "somebody flushed meanwhile");
+}
+
+#[test]
+fn counts_refuse_rather_than_wrap() {
+    let mut machine = Machine::new();
+    machine.ledger.get_writable(Mfn(20)).expect("plain");
+    machine.mm().pin(Level::L4, Mfn(4)).expect("good");
+    for mfn in [Mfn(20), Mfn(4)] {
+        machine
+            .ledger
+            .force_counts(mfn, MAX_REFERENCES, Ledger::MAX_PLAIN);
+    }
+    assert_eq!(machine.ledger.get_writable(Mfn(20)), Err(Errno::ENOMEM));
+    assert_eq!(machine.ledger.get_plain(Mfn(20)), Err(Errno::ENOMEM));
+    assert_eq!(machine.mm().enter(Mfn(4), None), Err(Errno::ENOMEM));
+    assert_eq!(machine.counts(Mfn(20)), (MAX_REFERENCES, Ledger::MAX_PLAIN));
+    assert_eq!(machine.ledger.used_as(Mfn(20)), FrameUse::Writable);
+}
+
+#[test]
+fn a_referenced_frame_does_not_change_hands() {
+    let mut machine = Machine::new();
+    machine.poke(Mfn(7), 0, Mfn(20), KERNEL_RW);
+    machine.poke(Mfn(7), 1, Mfn(21), KERNEL_RO);
+    machine.mm().pin(Level::L1, Mfn(7)).expect("good");
+    let m2p = super::machine::FakeM2p::default();
+    for mfn in [Mfn(7), Mfn(20), Mfn(21)] {
+        assert_eq!(machine.mm().release(mfn, &m2p), Err(Errno::EBUSY));
+        assert_eq!(machine.ledger.reclaim(mfn), Err(Errno::EBUSY));
+    }
+    machine.mm().unpin(Mfn(7)).expect("pinned");
+    assert_eq!(machine.mm().release(Mfn(20), &m2p), Ok(Flush::Full));
+    assert_eq!(m2p.get(Mfn(20)), u64::MAX);
+    assert_eq!(machine.ledger.owner(Mfn(20)), Owner::Nobody);
+    for mfn in [Mfn(20), SHIM, SHARED, HOLE, OUTSIDE] {
+        assert_eq!(machine.mm().release(mfn, &m2p), Err(Errno::EINVAL));
+    }
+    let before = machine.ledger.guest_frames();
+    assert_eq!(machine.mm().populate(Mfn(20), Pfn(5), &m2p), Ok(()));
+    assert_eq!(machine.ledger.guest_frames(), before + 1);
+    assert_eq!(m2p.get(Mfn(20)), 5);
+    for mfn in [SHIM, Mfn(20), Mfn(END)] {
+        let taken = machine.mm().populate(mfn, Pfn(5), &m2p);
+        assert_eq!(taken, Err(Errno::EINVAL));
+    }
+}

@@ -1,0 +1,50 @@
+//! Finding the L1 entry that translates an address.
+
+use xen_abi::mmu::{Level, Pte, is_canonical, is_guest_l4_slot};
+use xen_abi::{GuestVa, Mfn};
+
+use super::Mm;
+use super::ledger::FrameUse;
+use crate::mem::Frames;
+
+/// Where an address is translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// The L1 table.
+    pub table: Mfn,
+    /// Which of its entries.
+    pub index: usize,
+    /// What the entry held; it may be not present.
+    pub entry: Pte,
+}
+
+impl<F: Frames + ?Sized> Mm<'_, F> {
+    /// Finds the L1 entry for `va` under L4 table `root`; `None` when there is no L1 table for it, `root`
+    /// is no table, or the address is not the guest's.
+    #[inline]
+    pub fn walk(&self, root: Mfn, va: GuestVa) -> Option<Mapping> {
+        if !is_canonical(va) || !is_guest_l4_slot(Level::L4.index(va)) {
+            return None;
+        }
+        let mut table = root;
+        for level in [Level::L4, Level::L3, Level::L2] {
+            if self.ledger.used_as(table) != FrameUse::from(level) {
+                return None;
+            }
+            let entry = self.load(table, level.index(va));
+            if !entry.is_present() {
+                return None;
+            }
+            table = entry.frame();
+        }
+        if self.ledger.used_as(table) != FrameUse::L1 {
+            return None;
+        }
+        let index = Level::L1.index(va);
+        Some(Mapping {
+            table,
+            index,
+            entry: self.load(table, index),
+        })
+    }
+}
