@@ -1,0 +1,9 @@
+//! Tests of the boot room as a whole.
+
+mod build;
+mod damaged;
+mod notes;
+mod payloads;
+mod real;
+mod synthetic;
+mod walker;
