@@ -1,1 +1,26 @@
 //! Instructions that the guest executes and the CPU refuses in ring 3.
+//!
+//! A trap goes through here in three steps: [`decode`](decode::decode) the bytes at `rip`, then
+//! either [`privileged`] (general protection and invalid opcode faults) or [`ptstore`] (a store to
+//! a live page table that the guest may only read).  What the guest may know about the machine is
+//! decided once, at first boot, by [`cpuid`] and [`msr`].
+//!
+//! Everything is plain arithmetic on a [`RegisterFile`]; the vCPU and memory are reached through
+//! traits that `cpu/` implements.
+
+pub mod address;
+pub mod cpuid;
+pub mod decode;
+pub mod flags;
+pub mod insn;
+pub mod msr;
+pub mod privileged;
+pub mod ptstore;
+pub mod regs;
+
+#[cfg(test)]
+mod test_support;
+
+pub use decode::{CodeSize, DecodeError, Decoded, decode};
+pub use insn::{Insn, Store, Width};
+pub use regs::{After, RegisterFile};

@@ -1,0 +1,135 @@
+//! Port I/O of a guest that has no ports: permitted reads give all ones, permitted writes vanish.
+
+use super::super::address::{SegmentBases, ins_target, string_source};
+use super::super::insn::{Insn, IoPort};
+use super::super::ptstore::finish_element;
+use super::super::regs::{RDI, RSI};
+use super::{AccessFault, Decoded, Gpr, Outcome, PAGE_FAULT, PrivilegedState, RegisterFile};
+use super::{RAX, RCX, RDX, Strings, Width, read, retire, write};
+
+/// `in`
+pub(super) fn input(
+    regs: &mut impl RegisterFile,
+    state: &impl PrivilegedState,
+    width: Width,
+    port: IoPort,
+    len: u8,
+) -> Outcome {
+    if !permitted(state, number(regs, port), width) {
+        return Outcome::NotHandled;
+    }
+    write(
+        regs,
+        Gpr {
+            n: RAX,
+            high: false,
+        },
+        width,
+        u64::MAX,
+    );
+    Outcome::Done(retire(regs, len))
+}
+
+/// `out`
+pub(super) fn output(
+    regs: &mut impl RegisterFile,
+    state: &impl PrivilegedState,
+    width: Width,
+    port: IoPort,
+    len: u8,
+) -> Outcome {
+    if permitted(state, number(regs, port), width) {
+        Outcome::Done(retire(regs, len))
+    } else {
+        Outcome::NotHandled
+    }
+}
+
+/// One element of `ins`
+pub(super) fn input_string(
+    regs: &mut impl RegisterFile,
+    state: &mut impl PrivilegedState,
+    strings: Strings,
+    len: u8,
+) -> Outcome {
+    if !permitted(state, number(regs, IoPort::Dx), strings.width) {
+        return Outcome::NotHandled;
+    }
+    if nothing_left(regs, strings) {
+        return Outcome::Done(retire(regs, len));
+    }
+    let ones = [0xff; 8];
+    let bytes = &ones[..strings.width.bytes().into()];
+    match state.store(ins_target(regs, strings.addr32), bytes) {
+        Ok(()) => Outcome::Done(finish_element(regs, len, strings, &[RDI])),
+        Err(fault) => page_fault(state, fault),
+    }
+}
+
+/// One element of `outs`
+pub(super) fn output_string(
+    decoded: &Decoded,
+    regs: &mut impl RegisterFile,
+    state: &mut impl PrivilegedState,
+) -> Outcome {
+    let Insn::Outs(strings) = decoded.insn else {
+        return Outcome::NotHandled;
+    };
+    if !permitted(state, number(regs, IoPort::Dx), strings.width) {
+        return Outcome::NotHandled;
+    }
+    if nothing_left(regs, strings) {
+        return Outcome::Done(retire(regs, decoded.len));
+    }
+    let bases = SegmentBases {
+        fs: state.fs_base(),
+        gs: state.gs_base(),
+    };
+    let Some(address) = string_source(decoded, regs, bases) else {
+        return Outcome::NotHandled;
+    };
+    let mut element = [0; 8];
+    match state.load(address, &mut element[..strings.width.bytes().into()]) {
+        Ok(()) => Outcome::Done(finish_element(regs, decoded.len, strings, &[RSI])),
+        Err(fault) => page_fault(state, fault),
+    }
+}
+
+fn number(regs: &impl RegisterFile, port: IoPort) -> u16 {
+    match port {
+        IoPort::Imm(port) => port.into(),
+        IoPort::Dx => regs.gpr(RDX) as u16,
+    }
+}
+
+/// Whether IOPL or the bitmap allows all the ports of an access; none lies beyond 65535.
+fn permitted(state: &impl PrivilegedState, port: u16, width: Width) -> bool {
+    let mut ports = u32::from(port)..u32::from(port) + u32::from(width.bytes());
+    state.cpl() <= state.iopl()
+        || ports.all(|port| u16::try_from(port).is_ok_and(|port| state.port_allowed(port)))
+}
+
+fn nothing_left(regs: &impl RegisterFile, strings: Strings) -> bool {
+    let width = if strings.addr32 {
+        Width::W32
+    } else {
+        Width::W64
+    };
+    strings.rep
+        && read(
+            regs,
+            Gpr {
+                n: RCX,
+                high: false,
+            },
+            width,
+        ) == 0
+}
+
+fn page_fault(state: &mut impl PrivilegedState, fault: AccessFault) -> Outcome {
+    state.set_cr2(fault.address);
+    Outcome::Inject {
+        vector: PAGE_FAULT,
+        error_code: Some(fault.error_code),
+    }
+}
