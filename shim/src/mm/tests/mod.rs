@@ -3,6 +3,8 @@
 mod descriptors;
 mod machine;
 mod mappings;
+mod races;
+mod random;
 mod scan;
 mod stores;
 mod tables;

@@ -3,11 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use xen_abi::Mfn;
-use xen_abi::mmu::{ENTRIES, FIRST_XEN_SLOT, Level, Pte, is_guest_l4_slot};
+use xen_abi::mmu::{FIRST_XEN_SLOT, Level, Pte, is_guest_l4_slot};
+use xen_abi::{Mfn, PAGE_SIZE};
 
 use super::super::{AddressSpaces, FrameUse, Owner};
 use super::machine::{END, Machine};
+use crate::mem::Frames;
 
 pub struct Scan<'a> {
     machine: &'a Machine,
@@ -48,6 +49,22 @@ impl<'a> Scan<'a> {
         self
     }
 
+    /// Adds a page that a device writes.
+    pub fn writable(mut self, mfn: Mfn) -> Self {
+        self.refer(mfn, FrameUse::Writable);
+        self
+    }
+
+    /// Returns every frame found with the use that was found.
+    pub fn uses(&self) -> impl Iterator<Item = (Mfn, FrameUse)> + '_ {
+        self.typed.iter().map(|(&mfn, &(kind, _))| (mfn, kind))
+    }
+
+    /// Returns every frame that is mapped read-only somewhere.
+    pub fn read_only(&self) -> impl Iterator<Item = Mfn> + '_ {
+        self.plain.keys().copied()
+    }
+
     /// Compares with the ledger.
     pub fn check(&self) {
         for mfn in (0..END).map(Mfn) {
@@ -83,8 +100,18 @@ impl<'a> Scan<'a> {
         }
     }
 
+    fn entries(&self, table: Mfn) -> Vec<Pte> {
+        let mut bytes = [0; PAGE_SIZE];
+        self.machine.frames.read(table, 0, &mut bytes);
+        let (entries, _) = bytes.as_chunks();
+        entries
+            .iter()
+            .map(|&entry| Pte(u64::from_le_bytes(entry)))
+            .collect()
+    }
+
     fn scan_l1(&mut self, table: Mfn) {
-        for pte in (0..ENTRIES).map(|index| self.machine.peek(table, index)) {
+        for pte in self.entries(table) {
             if !pte.is_present() {
                 continue;
             }
@@ -109,8 +136,7 @@ impl<'a> Scan<'a> {
     }
 
     fn scan_upper(&mut self, table: Mfn, level: Level, child: FrameUse) {
-        for index in 0..ENTRIES {
-            let pte = self.machine.peek(table, index);
+        for (index, pte) in self.entries(table).into_iter().enumerate() {
             if level == Level::L4 && !is_guest_l4_slot(index) {
                 let own = self.machine.slots.0[index - FIRST_XEN_SLOT];
                 assert_eq!(pte, Pte(own), "slot {index} of {table:?} is the shim's");
@@ -123,7 +149,7 @@ impl<'a> Scan<'a> {
     }
 
     fn scan_descriptors(&self, mfn: Mfn) {
-        for Pte(raw) in (0..ENTRIES).map(|index| self.machine.peek(mfn, index)) {
+        for Pte(raw) in self.entries(mfn) {
             let present = raw >> 47 & 1 == 1;
             let segment = raw >> 44 & 1 == 1;
             assert!(!present || raw >> 45 & 3 == 3, "{raw:#x} is privileged");
