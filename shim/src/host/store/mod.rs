@@ -1,1 +1,3 @@
 //! The asynchronous client of the real xenstored.
+
+pub mod pipe;

@@ -1,0 +1,217 @@
+//! The guest's ring page: bytes in, messages answered, bytes out.
+//!
+//! Everything in the page is the guest's to write, so nothing in it is trusted.  A guest that
+//! breaks the ring, or sends a message longer than allowed, loses its connection: all it had set
+//! up is forgotten and the page is not looked at again, as the daemon does.  A guest that does
+//! not read is not read from, so it can not make the shim hold more than the quota.
+
+use alloc::vec::Vec;
+
+use xen_abi::Mfn;
+use xen_abi::xs_wire::{Header, PAYLOAD_MAX, ring};
+use zerocopy::{FromBytes as _, FromZeros as _, IntoBytes as _};
+
+use super::daemon::{ConnId, Daemon};
+use super::watch::Change;
+use crate::host::store::pipe::{BadIndex, Pipe};
+use crate::mem::Frames;
+
+/// From the guest.
+const REQUESTS: Pipe = Pipe {
+    buffer: ring::REQ,
+    size: ring::SIZE,
+    consumer: ring::REQ_CONS,
+    producer: ring::REQ_PROD,
+};
+
+/// To the guest.
+const RESPONSES: Pipe = Pipe {
+    buffer: ring::RSP,
+    size: ring::SIZE,
+    consumer: ring::RSP_CONS,
+    producer: ring::RSP_PROD,
+};
+
+/// Messages answered in one go, so that a guest that sends without end gets no more than its turn.
+const BATCH: usize = 32;
+
+/// A message that has arrived in part.
+#[derive(Debug)]
+struct Partial {
+    header: Header,
+    header_got: usize,
+    payload: Vec<u8>,
+    payload_got: usize,
+}
+
+impl Partial {
+    fn new() -> Self {
+        Self {
+            header: Header::new_zeroed(),
+            header_got: 0,
+            payload: Vec::new(),
+            payload_got: 0,
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        self.header_got == size_of::<Header>() && self.payload_got == self.payload.len()
+    }
+}
+
+/// Why the connection was given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Broken {
+    /// An index lies outside what is possible.
+    Index,
+    /// A message claims to be longer than allowed.
+    TooLong(u32),
+}
+
+impl From<BadIndex> for Broken {
+    fn from(_: BadIndex) -> Self {
+        Self::Index
+    }
+}
+
+/// What one turn has done.
+#[derive(Debug, Default)]
+pub struct Turn {
+    /// The page has changed: the guest's port is to be raised.
+    pub notify: bool,
+    /// There is more to do, which only waits for the next turn.
+    pub again: bool,
+    /// What the guest has changed in the store.
+    pub changes: Vec<Change>,
+}
+
+/// The guest's connection through its page.
+#[derive(Debug)]
+pub struct GuestRing {
+    page: Mfn,
+    connection: ConnId,
+    input: Partial,
+    broken: bool,
+}
+
+impl GuestRing {
+    /// Begins to serve `page`, in which no feature is offered.
+    pub fn new(frames: &dyn Frames, page: Mfn, connection: ConnId) -> Self {
+        frames.store32(page, ring::SERVER_FEATURES, 0);
+        Self {
+            page,
+            connection,
+            input: Partial::new(),
+            broken: false,
+        }
+    }
+
+    /// Whether the connection was given up.
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// Takes what the guest has sent, answers it, and sends what waits.
+    pub fn serve(&mut self, frames: &dyn Frames, core: &mut Daemon) -> Turn {
+        let mut turn = Turn::default();
+        if self.broken {
+            return turn;
+        }
+        if let Err(broken) = self.exchange(frames, core, &mut turn) {
+            self.give_up(frames, core, broken);
+            turn.again = false;
+        }
+        turn
+    }
+
+    fn exchange(
+        &mut self,
+        frames: &dyn Frames,
+        core: &mut Daemon,
+        turn: &mut Turn,
+    ) -> Result<(), Broken> {
+        let mut answered = 0;
+        loop {
+            self.send(frames, core, turn)?;
+            let connection = core.connection(self.connection);
+            if connection.queue.replies() >= core.limits.outstanding
+                || core.memory_left(connection.domid) == 0
+            {
+                return Ok(());
+            }
+            if answered == BATCH {
+                turn.again = REQUESTS.pending(frames, self.page)? > 0;
+                return Ok(());
+            }
+            if !self.receive(frames, turn)? {
+                return Ok(());
+            }
+            let message = core::mem::replace(&mut self.input, Partial::new());
+            let changes = core.handle(self.connection, &message.header, &message.payload);
+            turn.changes.extend(changes);
+            answered += 1;
+        }
+    }
+
+    /// Reads until a message is complete (`true`) or nothing more is there.
+    fn receive(&mut self, frames: &dyn Frames, turn: &mut Turn) -> Result<bool, Broken> {
+        let input = &mut self.input;
+        let mut read = |out: &mut [u8]| {
+            let mut got = 0;
+            // Twice: the first read may have freed the place that the guest was waiting for.
+            for _ in 0..2 {
+                got += REQUESTS.read(frames, self.page, &mut out[got..])?;
+            }
+            turn.notify |= got > 0;
+            Ok::<_, Broken>(got)
+        };
+        if input.header_got < size_of::<Header>() {
+            let mut bytes = [0; size_of::<Header>()];
+            let want = &mut bytes[input.header_got..];
+            let got = read(want)?;
+            let kept = input.header_got..input.header_got + got;
+            input.header.as_mut_bytes()[kept.clone()].copy_from_slice(&bytes[kept]);
+            input.header_got += got;
+            if input.header_got < size_of::<Header>() {
+                return Ok(false);
+            }
+            let length = input.header.len as usize;
+            if length > PAYLOAD_MAX {
+                return Err(Broken::TooLong(input.header.len));
+            }
+            input.payload.resize(length, 0);
+        }
+        input.payload_got += read(&mut input.payload[input.payload_got..])?;
+        Ok(input.is_complete())
+    }
+
+    fn send(&self, frames: &dyn Frames, core: &mut Daemon, turn: &mut Turn) -> Result<(), Broken> {
+        let queue = &mut core.connection_mut(self.connection).queue;
+        while !queue.is_empty() {
+            let count = RESPONSES.write(frames, self.page, queue.front())?;
+            if count == 0 {
+                break;
+            }
+            queue.consume(count);
+            turn.notify = true;
+        }
+        Ok(())
+    }
+
+    fn give_up(&mut self, frames: &dyn Frames, core: &mut Daemon, why: Broken) {
+        log::warn!("xenstore: the guest broke its ring ({why:?}); it is not served any more");
+        let code = match why {
+            Broken::Index => ring::ERROR_RINGIDX,
+            Broken::TooLong(_) => ring::ERROR_PROTO,
+        };
+        frames.store32(self.page, ring::ERROR, code);
+        self.broken = true;
+        self.input = Partial::new();
+        core.reset(self.connection);
+    }
+}
+
+/// Parses a header, for tests and for the other end of such a ring.
+pub fn header(bytes: [u8; size_of::<Header>()]) -> Header {
+    Header::read_from_bytes(&bytes).expect("the array has a header's size")
+}

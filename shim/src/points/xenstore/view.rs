@@ -1,0 +1,125 @@
+//! The tree as one request sees it: inside its transaction, or directly.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use xen_abi::{DomId, Errno};
+
+use super::limits::Limits;
+use super::perms::Perms;
+use super::transaction::Transaction;
+use super::tree::{Node, Tree};
+use super::watch::Change;
+
+/// What an operation works on.
+pub struct View<'a> {
+    /// The contents.
+    pub tree: &'a mut Tree,
+    /// The transaction that the request named.
+    pub transaction: Option<&'a mut Transaction>,
+    /// Who asks; domain 0 is privileged.
+    pub caller: DomId,
+    /// The guest's quotas.
+    pub limits: &'a Limits,
+    /// Bytes that the memory quota counts besides the tree and this transaction.
+    pub other_bytes: usize,
+    /// What has changed, directly; what a transaction changes is told at its commit.
+    pub changes: Vec<Change>,
+}
+
+impl View<'_> {
+    /// Whether the quotas do not apply to the caller.
+    pub fn is_privileged(&self) -> bool {
+        self.caller.0 == 0
+    }
+
+    /// Returns a node, if there is one.  `ENOSPC` when the transaction has looked at too many.
+    pub fn look(&mut self, name: &str) -> Result<Option<Arc<Node>>, Errno> {
+        let found = self.tree.get(name).cloned();
+        let privileged = self.is_privileged();
+        let Some(transaction) = &mut self.transaction else {
+            return Ok(found);
+        };
+        if let Some(seen) = transaction.recall(name) {
+            return Ok(seen);
+        }
+        if !privileged && transaction.nodes() >= self.limits.transaction_nodes {
+            transaction.doom();
+            return Err(Errno::ENOSPC);
+        }
+        transaction.remember(name, found.clone());
+        Ok(found)
+    }
+
+    /// Stores a node if the quotas allow it.
+    pub fn put(&mut self, name: &str, node: Node) -> Result<(), Errno> {
+        if let Some(transaction) = &mut self.transaction {
+            transaction.touch(name);
+        }
+        let verdict = self.check(name, &node);
+        if verdict.is_ok() {
+            self.put_unchecked(name, node);
+        } else if let Some(transaction) = &mut self.transaction {
+            transaction.doom();
+        }
+        verdict
+    }
+
+    fn check(&self, name: &str, node: &Node) -> Result<(), Errno> {
+        if self.is_privileged() {
+            return Ok(());
+        }
+        let bytes = node.bytes();
+        if bytes >= self.limits.node_bytes {
+            return Err(Errno::ENOSPC);
+        }
+        let (held, before) = match &self.transaction {
+            Some(transaction) => (
+                transaction.bytes() + self.tree.guest_bytes(),
+                transaction.recall(name).flatten(),
+            ),
+            None => (self.tree.guest_bytes(), self.tree.get(name).cloned()),
+        };
+        let before = before.map_or(0, |node| node.bytes() + name.len());
+        let after = (self.other_bytes + held + bytes + name.len()).saturating_sub(before);
+        if after >= self.limits.memory {
+            return Err(Errno::ENOMEM);
+        }
+        Ok(())
+    }
+
+    /// Stores a node whatever the quotas say: it shrinks, or an operation is being undone.
+    pub fn put_unchecked(&mut self, name: &str, mut node: Node) {
+        match &mut self.transaction {
+            Some(transaction) => {
+                node.generation = self.tree.next_generation();
+                transaction.set(name, Some(Arc::new(node)));
+            }
+            None => self.tree.put(name, node),
+        }
+    }
+
+    /// Deletes a node alone.
+    pub fn delete(&mut self, name: &str) {
+        match &mut self.transaction {
+            Some(transaction) => transaction.set(name, None),
+            None => self.tree.take(name),
+        }
+    }
+
+    /// Has watchers of `name`, and unless `exact` those of the nodes above it, told; `old` are
+    /// permissions that it had before.
+    pub fn fire(&mut self, name: &str, exact: bool, old: Option<Perms>) {
+        match &mut self.transaction {
+            Some(transaction) => transaction.fire(name, exact),
+            None => self.changes.push(Change::new(self.tree, name, exact, old)),
+        }
+    }
+
+    /// Sees to it that the transaction, if there is one, can not be committed.
+    pub fn doom(&mut self) {
+        if let Some(transaction) = &mut self.transaction {
+            transaction.doom();
+        }
+    }
+}
