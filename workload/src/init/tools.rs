@@ -1,0 +1,56 @@
+//! Small orders that need no state: xenstore, power, sysrq.
+
+use serde_json::{Value, json};
+
+use crate::orders::{Order, OrderError};
+use crate::sys::system::{Power, power};
+use crate::xenbus::{Refusal, Store};
+
+/// `xenstore read|list|write|remove|permissions PATH [VALUE]`.
+///
+/// # Errors
+/// As the store answers, or if there is none.
+pub fn xenstore(order: &Order) -> Result<Value, OrderError> {
+    let mut store = Store::open().map_err(|error| OrderError(error.to_string()))?;
+    let path = order.word(1);
+    let text = |bytes: Vec<u8>| Value::from(String::from_utf8_lossy(&bytes).into_owned());
+    let found = match order.word(0) {
+        "read" => store.read(path).map(text),
+        "list" => store.directory(path).map(Value::from),
+        "permissions" => store.permissions(path).map(Value::from),
+        "write" => {
+            let value = order.words.get(2..).unwrap_or_default().join(" ");
+            store.write(path, value.as_bytes()).map(|()| value.into())
+        }
+        "remove" => store.remove(path).map(|()| Value::Null),
+        other => Err(Refusal::Named(format!(
+            "no such thing as xenstore {other:?}"
+        ))),
+    };
+    found
+        .map(|value| json!({ "path": path, "found": value }))
+        .map_err(|refusal| OrderError(format!("xenstore {path}: {refusal}")))
+}
+
+/// Ends the machine.
+///
+/// # Errors
+/// If the kernel refuses; otherwise it does not return.
+pub fn end(how: Power) -> Result<Value, OrderError> {
+    Err(OrderError(format!("the kernel refuses: {}", power(how))))
+}
+
+/// `sysrq KEY`: what the magic key would do, such as `c` for a panic.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn sysrq(key: &str) -> Result<Value, OrderError> {
+    if key.len() != 1 {
+        return Err(OrderError("sysrq: give one key".into()));
+    }
+    // Otherwise the kernel may ignore most of the keys.
+    let _ = std::fs::write("/proc/sys/kernel/sysrq", "1");
+    std::fs::write("/proc/sysrq-trigger", key)
+        .map(|()| Value::Null)
+        .map_err(|error| OrderError(format!("sysrq: {error}")))
+}
