@@ -1,0 +1,147 @@
+//! A folder of things that are dear to make: each entry is a folder named by what it was made from.
+//!
+//! An entry is made in a scratch folder and renamed when it is complete, so what exists is whole; a
+//! lock file keeps two programs from making the same thing twice.  Nothing is ever changed in place.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use sha2::{Digest, Sha256};
+
+use crate::paths;
+
+/// Space that must be free before something is made: packages, unpacked roots and a snapshot.
+const ROOM: u64 = 4 << 30;
+
+/// Hash of the parts that something is made from; a change of any of them gives another key.
+#[must_use]
+pub fn key<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    let mut text = hex(&hash.finalize());
+    text.truncate(16);
+    text
+}
+
+/// SHA-256 of a file, in hexadecimal.
+///
+/// # Errors
+/// If the file cannot be read.
+pub fn sha256(path: &Path) -> Result<String> {
+    let mut file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hex(&hash.finalize())),
+            count => hash.update(&buffer[..count]),
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// The folder of entry `name` with key `key`, made by `make` (which fills an empty folder) if it is missing.
+///
+/// # Errors
+/// If `make` fails, or the cache cannot be written or has no room.
+pub fn entry(name: &str, key: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    let cache = paths::cache()?;
+    let path = cache.join(format!("{name}-{key}"));
+    if path.is_dir() {
+        return Ok(path);
+    }
+    let _lock = lock(name)?;
+    if path.is_dir() {
+        return Ok(path);
+    }
+    check_room(&cache)?;
+    let scratch = cache.join(format!(".making-{name}-{key}"));
+    remove(&scratch)?;
+    fs::create_dir_all(&scratch)
+        .with_context(|| format!("cannot write to the cache {}", cache.display()))?;
+    make(&scratch)?;
+    fs::rename(&scratch, &path)?;
+    Ok(path)
+}
+
+/// Hold the cache's lock called `name` until the file is dropped; waits for other holders.
+///
+/// # Errors
+/// If the cache cannot be written.
+pub fn lock(name: &str) -> Result<File> {
+    let folder = paths::cache()?.join("locks");
+    fs::create_dir_all(&folder)
+        .with_context(|| format!("cannot write to the cache {}", folder.display()))?;
+    let file = File::create(folder.join(name))?;
+    // SAFETY: flock touches no memory; the descriptor is open for as long as `file` lives.
+    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX) } != 0 {
+        bail!(
+            "cannot lock {}: {}",
+            folder.join(name).display(),
+            std::io::Error::last_os_error()
+        );
+    }
+    Ok(file)
+}
+
+/// Remove a folder tree that may not exist.
+///
+/// # Errors
+/// If it exists and cannot be removed.
+pub fn remove(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Fail with one sentence if the file system of `folder` is nearly full.
+fn check_room(folder: &Path) -> Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    fs::create_dir_all(folder)
+        .with_context(|| format!("cannot write to the cache {}", folder.display()))?;
+    let path = std::ffi::CString::new(folder.as_os_str().as_bytes())?;
+    // SAFETY: an all-zero `statvfs` is a valid value of this plain C struct.
+    let mut stat: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: `path` ends with a NUL and `stat` is a valid, writable struct.
+    if unsafe { libc::statvfs(path.as_ptr(), &raw mut stat) } != 0 {
+        return Err(std::io::Error::last_os_error().into());
+    }
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    if free < ROOM {
+        bail!(
+            "the disk of {} is nearly full: {} MiB are free and images need {} (set UNMOVED_CACHE to another disk)",
+            folder.display(),
+            free >> 20,
+            ROOM >> 20
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::key;
+
+    #[test]
+    fn a_key_tells_where_parts_end() {
+        assert_ne!(key([b"ab".as_slice(), b"c"]), key([b"a".as_slice(), b"bc"]));
+        assert_eq!(key([b"a".as_slice()]), key([b"a".as_slice()]));
+        assert_eq!(key([]).len(), 16);
+    }
+}

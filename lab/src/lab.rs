@@ -1,0 +1,210 @@
+//! A lab: some hosts on one LAN with one shared disk.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::host::Host;
+use crate::images::Xen;
+use crate::lan;
+use crate::machine::{Memory, Plan, Shape};
+use crate::run::RunFolder;
+use crate::snapshot::{self, Snapshot};
+use crate::tools::Tools;
+
+/// Names of the hosts, in order; the first has address 192.0.2.1.
+const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+
+/// What a lab is to be made of.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The Xen of each host: as many hosts as there are entries, at most four.
+    pub hosts: Vec<Xen>,
+    /// Their machines.
+    pub shape: Shape,
+    /// Boot from power-on instead of starting from the snapshot.
+    pub cold: bool,
+}
+
+impl Config {
+    /// This many hosts of the default kind.
+    #[must_use]
+    pub fn hosts(count: usize) -> Self {
+        Self {
+            hosts: vec![Xen::default(); count],
+            shape: Shape::default(),
+            cold: false,
+        }
+    }
+}
+
+/// Running hosts.  All ends when it is dropped.
+#[derive(Debug)]
+pub struct Lab {
+    /// The hosts: `a`, `b`, ….
+    pub hosts: Vec<Host>,
+    tools: Tools,
+    folder: RunFolder,
+}
+
+impl Lab {
+    /// Start a lab, use it, end it.  If `job` fails, the logs are kept and the error names their folder.
+    ///
+    /// # Errors
+    /// If the lab does not start or `job` fails.
+    pub fn run<T>(
+        name: &str,
+        config: &Config,
+        job: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<T> {
+        let folder = RunFolder::new(name)?;
+        let tools = Tools::get()?;
+        let path = folder.path().to_owned();
+        let started = start_hosts(config, &path, &tools);
+        let mut lab = Self {
+            hosts: Vec::new(),
+            tools,
+            folder,
+        };
+        let result = started.and_then(|hosts| {
+            lab.hosts = hosts;
+            let keep_if_panics = Keep(&path);
+            let result = job(&mut lab);
+            std::mem::forget(keep_if_panics);
+            result
+        });
+        match result {
+            Ok(value) => Ok(value),
+            Err(error) => {
+                lab.collect_logs();
+                lab.hosts.clear();
+                let path = lab.folder.keep();
+                Err(error.context(format!("the lab's logs are in {}", path.display())))
+            }
+        }
+    }
+
+    /// The host of this index.
+    ///
+    /// # Panics
+    /// If there are not so many hosts.
+    #[must_use]
+    pub fn host(&self, index: usize) -> &Host {
+        &self.hosts[index]
+    }
+
+    /// The programs of the lab.
+    #[must_use]
+    pub fn tools(&self) -> &Tools {
+        &self.tools
+    }
+
+    /// The run's folder; it goes away with the lab.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Fetch the logs that are inside the hosts; what cannot be had is left out.
+    fn collect_logs(&mut self) {
+        for host in &mut self.hosts {
+            if !host.is_alive() {
+                continue;
+            }
+            let script = "cd /var/log/xen; xl list; xl dmesg | tail -c 60000; xenstore-ls -f; dmesg | tail -n 200; tail -c 100000 *.log console/*.log";
+            let task = host.start(&["sh", "-c", script]);
+            let output = task.and_then(|task| task.wait(std::time::Duration::from_secs(30)));
+            if let Ok(output) = output {
+                let file = self.folder.path().join(host.name()).join("dom0.log");
+                let _ = fs::write(file, output.stdout + &output.stderr);
+            }
+        }
+    }
+}
+
+/// Marks a run's folder as kept when the job panics.
+struct Keep<'a>(&'a PathBuf);
+
+impl Drop for Keep<'_> {
+    fn drop(&mut self) {
+        let _ = fs::write(self.0.join("kept"), "");
+        eprintln!("the lab's logs are in {}", self.0.display());
+    }
+}
+
+fn start_hosts(config: &Config, folder: &Path, tools: &Tools) -> Result<Vec<Host>> {
+    let count = config.hosts.len();
+    ensure!(
+        (1..=NAMES.len()).contains(&count),
+        "a lab has 1 to 4 hosts, not {count}"
+    );
+    let mut snapshots = Vec::new();
+    for xen in &config.hosts {
+        snapshots.push(Snapshot::get(*xen, config.shape, tools)?);
+    }
+    let ends = lan::ends(count)?;
+    let shared = folder.join("shared.img");
+    thread::scope(|scope| {
+        let mut starts = Vec::new();
+        for (index, (snapshot, lan)) in snapshots.iter().zip(ends).enumerate() {
+            let shared = &shared;
+            starts
+                .push(scope.spawn(move || {
+                    start_host(index, snapshot, config, folder, shared, lan, tools)
+                }));
+        }
+        starts
+            .into_iter()
+            .map(|start| {
+                start
+                    .join()
+                    .unwrap_or_else(|_| Err(anyhow::anyhow!("a thread panicked")))
+            })
+            .collect()
+    })
+}
+
+fn start_host(
+    index: usize,
+    snapshot: &Snapshot,
+    config: &Config,
+    folder: &Path,
+    shared: &Path,
+    lan: Option<OwnedFd>,
+    tools: &Tools,
+) -> Result<Host> {
+    let name = NAMES[index];
+    let folder = folder.join(name);
+    fs::create_dir_all(&folder)?;
+    let initrd = folder.join("initrd.img");
+    let memory = snapshot.memory();
+    if config.cold {
+        snapshot::write_initrd(snapshot.dom0(), &initrd)?;
+    }
+    let plan = Plan {
+        name,
+        shape: config.shape,
+        dom0: snapshot.dom0(),
+        initrd: config.cold.then_some(initrd.as_path()),
+        memory: if config.cold {
+            Memory::Private
+        } else {
+            Memory::From(&memory)
+        },
+        incoming: !config.cold,
+        folder: &folder,
+        shared_disk: shared,
+        lan,
+    };
+    let mut machine = plan.start(tools)?;
+    if config.cold {
+        snapshot::wait_until_ready(&machine)?;
+    } else {
+        machine.load_state(&snapshot.state())?;
+    }
+    let number = u8::try_from(index + 1).context("a lab has few hosts")?;
+    Host::arrive(name, number, machine)
+}

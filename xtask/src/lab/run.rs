@@ -1,0 +1,223 @@
+//! `cargo xtask lab run`: one host, one guest, everything it says; for bringing a shim up.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+use clap::Args;
+use regex::Regex;
+use unmoved_lab::images::{GuestKernel, KernelFiles};
+use unmoved_lab::tools::Tools;
+use unmoved_lab::{Config, GuestPlan, Host, Lab, Log, Shape, System, Xen, initramfs};
+
+/// Which guest to run, in what, for how long.
+///
+/// Standard output gets the guest's console as it is (`guest|`) and Xen's serial console, where a
+/// shim's port-0xE9 output appears as `(d1) …` (`xen|`).
+#[derive(Debug, Args)]
+pub struct Run {
+    /// The shim: a file, or `xen-shim` for Xen's own
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with = "native",
+        required_unless_present = "native"
+    )]
+    shim: Option<String>,
+    /// No shim: a plain PV guest
+    #[arg(long)]
+    native: bool,
+    /// The guest's kernel: deb12, deb13, grub, or a file
+    #[arg(long, value_name = "KERNEL", default_value = "deb12")]
+    kernel: String,
+    /// Give Debian's kernel as distributed (a bzImage) instead of unpacked
+    #[arg(long)]
+    packed: bool,
+    /// The guest's initramfs: a file, or `none` [default: busybox, for Debian's kernels]
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<String>,
+    /// The guest's RAM in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 256)]
+    memory: u32,
+    /// The guest's CPUs
+    #[arg(long, default_value_t = 1)]
+    vcpus: u32,
+    /// The host's Xen: 4.17 or 4.20
+    #[arg(long, default_value = "4.17")]
+    xen: Xen,
+    /// The host's RAM in MiB (another snapshot is made for each size)
+    #[arg(long, value_name = "MIB", default_value_t = Shape::default().memory_mib)]
+    host_memory: u32,
+    /// Added to the kernel's command line
+    #[arg(long, value_name = "WORDS", default_value = "")]
+    extra: String,
+    /// A line for the guest's xl configuration (may be repeated)
+    #[arg(long, value_name = "LINE")]
+    config: Vec<String>,
+    /// Give the guest a disk (xvda) and a network card on the host's bridge
+    #[arg(long)]
+    devices: bool,
+    /// Stop after this many seconds
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    seconds: u64,
+    /// Stop, successfully, when a line of the guest or of Xen matches; not matching in time is a failure
+    #[arg(long, value_name = "REGEX")]
+    until: Option<Regex>,
+    /// When stopping, run this in dom0 and show its output (may be repeated)
+    #[arg(long, value_name = "COMMAND")]
+    then: Vec<String>,
+}
+
+impl Run {
+    /// Do it.
+    ///
+    /// # Errors
+    /// If the lab or the guest does not start, or `--until` is not met.
+    pub fn run(self) -> Result<()> {
+        let tools = Tools::get()?;
+        let plan = self.plan(&tools)?;
+        let mut config = Config::hosts(1);
+        config.hosts = vec![self.xen];
+        config.shape.memory_mib = self.host_memory;
+        let begun = Instant::now();
+        Lab::run("run", &config, |lab| {
+            let host = lab.host(0);
+            eprintln!("  ✓ host ready ({:.1} s)", begun.elapsed().as_secs_f32());
+            let mut xen = Shown::new("xen  ", host.serial().clone(), host.serial().mark());
+            let created = plan.create(host);
+            let mut watched = vec![];
+            let guest = match created {
+                Ok(guest) => guest,
+                Err(error) => {
+                    xen.show(None);
+                    return Err(error);
+                }
+            };
+            watched.push(Shown::new("guest", guest.console.clone(), 0));
+            watched.push(xen);
+            let met = self.watch(&mut watched);
+            self.finish(host)?;
+            ensure!(
+                met || self.until.is_none(),
+                "/{}/ did not appear within {} s",
+                self.until.as_ref().map_or("", Regex::as_str),
+                self.seconds
+            );
+            Ok(())
+        })
+    }
+
+    fn plan(&self, tools: &Tools) -> Result<GuestPlan> {
+        let system = match self.shim.as_deref() {
+            None => System::Native,
+            Some("xen-shim") => System::XenShim,
+            Some(file) => {
+                let path = PathBuf::from(file);
+                ensure!(path.is_file(), "there is no shim {file}");
+                System::Shim(path)
+            }
+        };
+        let (kernel, files) = self.kernel(tools)?;
+        let mut plan = GuestPlan::new("guest", system, kernel);
+        plan.initrd = match (self.initrd.as_deref(), files) {
+            (Some("none"), _) | (None, None) => None,
+            (Some(file), _) => Some(PathBuf::from(file)),
+            (None, Some(files)) => Some(initramfs::busybox(&files)?),
+        };
+        plan.memory_mib = self.memory;
+        plan.vcpus = self.vcpus;
+        if !self.extra.is_empty() {
+            plan.arguments = format!("{} {}", plan.arguments, self.extra);
+        }
+        if self.devices {
+            plan.disks.push("phy:/dev/vda,xvda,w".to_owned());
+            plan.nics.push("mac=02:00:00:00:01:01".to_owned());
+        }
+        plan.lines.clone_from(&self.config);
+        Ok(plan)
+    }
+
+    /// The kernel's file, and for Debian's kernels what belongs to it.
+    fn kernel(&self, tools: &Tools) -> Result<(PathBuf, Option<KernelFiles>)> {
+        match self.kernel.parse::<GuestKernel>() {
+            Ok(GuestKernel::Grub) => Ok((GuestKernel::Grub.get(tools)?.unpacked(), None)),
+            Ok(kernel) => {
+                let files = kernel.get(tools)?;
+                let file = if self.packed {
+                    files.packed()
+                } else {
+                    files.unpacked()
+                };
+                Ok((file, Some(files)))
+            }
+            Err(error) => {
+                let path = PathBuf::from(&self.kernel);
+                if !path.is_file() {
+                    bail!("{error}");
+                }
+                Ok((path, None))
+            }
+        }
+    }
+
+    /// Show until the time is over or `--until` is met (then `true`).
+    fn watch(&self, watched: &mut [Shown]) -> bool {
+        let end = Instant::now() + Duration::from_secs(self.seconds);
+        loop {
+            for shown in watched.iter_mut() {
+                if shown.show(self.until.as_ref()) {
+                    return true;
+                }
+            }
+            if Instant::now() >= end {
+                return false;
+            }
+            // Two logs and no way to wait for both: wait briefly for the one, then look at the other.
+            let first = &watched[0];
+            let _ = first.log.more(first.mark, Duration::from_millis(100));
+        }
+    }
+
+    fn finish(&self, host: &Host) -> Result<()> {
+        for command in &self.then {
+            let output = host.run(&["sh", "-c", command])?;
+            println!("dom0 | # {command}\n{}{}", output.stdout, output.stderr);
+        }
+        Ok(())
+    }
+}
+
+/// A log of which everything up to `mark` has been shown.
+struct Shown {
+    name: &'static str,
+    log: Log,
+    mark: usize,
+}
+
+impl Shown {
+    fn new(name: &'static str, log: Log, mark: usize) -> Self {
+        Self { name, log, mark }
+    }
+
+    /// Show the complete lines that are new; did one match?
+    fn show(&mut self, until: Option<&Regex>) -> bool {
+        let new = self.log.more(self.mark, Duration::ZERO).unwrap_or_default();
+        let complete = new
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map_or(0, |at| at + 1);
+        let text = String::from_utf8_lossy(&new[..complete]);
+        // A reader that went away ends the program with the next signal anyway.
+        let mut out = std::io::stdout().lock();
+        for line in text.lines() {
+            let _ = writeln!(out, "{}| {}", self.name, line.trim_end());
+        }
+        let _ = out.flush();
+        let met = until.is_some_and(|until| {
+            until.is_match(&text) || until.is_match(&String::from_utf8_lossy(&new[complete..]))
+        });
+        self.mark += complete;
+        met
+    }
+}

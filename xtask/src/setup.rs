@@ -1,0 +1,50 @@
+//! `cargo xtask setup`: everything that a lab needs, downloaded and made, so that later runs are quick.
+
+use anyhow::Result;
+use clap::Args;
+use unmoved_lab::images::{GuestKernel, Xen};
+use unmoved_lab::snapshot::Snapshot;
+use unmoved_lab::tools::Tools;
+use unmoved_lab::{Shape, cache, initramfs, paths};
+
+/// What to set up.
+#[derive(Debug, Args)]
+pub struct Setup {
+    /// Forget which package versions were chosen, and choose the newest
+    #[arg(long)]
+    refresh: bool,
+    /// Take Debian packages from this archive instead of the one this machine is configured for
+    #[arg(long, value_name = "URL")]
+    mirror: Option<String>,
+}
+
+impl Setup {
+    /// Do it.
+    ///
+    /// # Errors
+    /// If a package cannot be had or an image not be made.
+    pub fn run(self) -> Result<()> {
+        if let Some(mirror) = &self.mirror {
+            // SAFETY: no other thread runs yet.
+            unsafe { std::env::set_var(unmoved_lab::mirror::VARIABLE, mirror) };
+        }
+        if self.refresh {
+            cache::remove(&paths::cache()?.join("resolved"))?;
+        }
+        let tools = Tools::get()?;
+        for kernel in GuestKernel::ALL {
+            let files = kernel.get(&tools)?;
+            if kernel != GuestKernel::Grub {
+                initramfs::busybox(&files)?;
+            }
+        }
+        for xen in Xen::ALL {
+            Snapshot::get(xen, Shape::default(), &tools)?;
+        }
+        eprintln!(
+            "  ✓ the lab is ready; images are in {}",
+            paths::cache()?.display()
+        );
+        Ok(())
+    }
+}
