@@ -38,7 +38,7 @@ pub use entry::{adjust_l1, adjust_table};
 pub use ledger::{FrameInfo, FrameUse, Ledger, MAX_REFERENCES, Owner};
 pub use m2p::{M2p, M2pTable};
 pub use roots::AddressSpaces;
-pub use store::Store;
+pub use store::LiveEntry;
 pub use walk::Mapping;
 
 /// What has to be forgotten by the CPUs before guest code runs again.

@@ -32,23 +32,23 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     ///
     /// # Errors
     /// `EINVAL` when it can not be one, or is pinned already.
-    pub fn pin(&mut self, level: Level, table: Mfn) -> Result<(), Errno> {
+    pub fn pin(&mut self, level: Level, table: Mfn) -> Result<Flush, Errno> {
         self.get_table(table, level)?;
         if !self.ledger.set_pinned(table) {
             self.put_table(table, level);
             return Err(Errno::EINVAL);
         }
-        Ok(())
+        Ok(Flush::None)
     }
 
     /// Undoes [`pin`](Self::pin).
     ///
     /// # Errors
     /// `EINVAL` when the frame is not pinned.
-    pub fn unpin(&mut self, table: Mfn) -> Result<(), Errno> {
+    pub fn unpin(&mut self, table: Mfn) -> Result<Flush, Errno> {
         let level = self.ledger.clear_pinned(table).ok_or(Errno::EINVAL)?;
         self.put_table(table, level);
-        Ok(())
+        Ok(Flush::None)
     }
 
     /// Makes the tables of a vCPU that is about to start.

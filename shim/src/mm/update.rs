@@ -76,14 +76,20 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
 
     /// Sets entry `index` of `table`, a checked L1 table.
     #[inline]
-    fn set_l1(&mut self, table: Mfn, index: usize, new: Pte, preserve: bool) -> Result<(), Errno> {
+    pub(super) fn set_l1(
+        &mut self,
+        table: Mfn,
+        index: usize,
+        new: Pte,
+        preserve: bool,
+    ) -> Result<(), Errno> {
         let old = self.load(table, index);
         let new = if new.is_present() {
             adjust_l1(new)?
         } else {
             new
         };
-        if same_reference(old, new, Pte::FRAME | Pte::RW) {
+        if same_reference(old, new) {
             self.replace(table, index, old, new, preserve);
             return Ok(());
         }
@@ -147,11 +153,11 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     }
 }
 
-/// Whether two entries stand for the same reference, `mask` being the bits that tell.
+/// Whether two L1 entries stand for the same reference, or both for none.
 #[inline]
-pub(super) const fn same_reference(old: Pte, new: Pte, mask: u64) -> bool {
+pub(super) const fn same_reference(old: Pte, new: Pte) -> bool {
     if !old.is_present() || !new.is_present() {
         return old.is_present() == new.is_present();
     }
-    (old.0 ^ new.0) & mask == 0
+    (old.0 ^ new.0) & (Pte::FRAME | Pte::RW) == 0
 }

@@ -4,7 +4,7 @@ use xen_abi::mmu::{Level, Pte};
 use xen_abi::{Errno, GuestVa, Mfn};
 
 use super::super::{FrameUse, check_descriptor, check_ldt};
-use super::machine::{KERNEL_RO, KERNEL_RW, Machine, OUTSIDE, SHARED, SHIM};
+use super::machine::{KERNEL_RO, KERNEL_RW, Machine, OUTSIDE, SHARED, SHIM, done};
 use super::scan::Scan;
 use crate::mem::Frames;
 
@@ -52,7 +52,7 @@ fn a_page_of_descriptors_is_checked_once_and_as_a_whole() {
 fn a_descriptor_is_stored_in_descriptor_pages_and_plain_memory() {
     let mut machine = Machine::new();
     machine.mm().get_descriptors(Mfn(9)).expect("all zero");
-    machine.mm().pin(Level::L1, Mfn(7)).expect("all zero");
+    done(machine.mm().pin(Level::L1, Mfn(7)));
     for mfn in [Mfn(9), Mfn(20)] {
         let at = mfn.addr() + 0xff8;
         let stored = machine.mm().update_descriptor(at, CODE64_RING0);
@@ -100,7 +100,7 @@ fn an_ldt_page_is_taken_from_the_guests_tables() {
     let [l4, _, _, l1] = machine.tree();
     machine.poke(l1, 1, Mfn(20), KERNEL_RO);
     machine.poke(l1, 2, Mfn(21), KERNEL_RW);
-    machine.mm().pin(Level::L4, l4).expect("good");
+    done(machine.mm().pin(Level::L4, l4));
     let mut mm = machine.mm();
     assert_eq!(mm.get_ldt_page(l4, GuestVa(0x1000)), Ok(Mfn(20)));
     assert_eq!(mm.get_ldt_page(l4, GuestVa(0x2000)), Err(Errno::EINVAL));

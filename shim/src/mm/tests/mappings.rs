@@ -14,7 +14,7 @@ use crate::mem::Frames;
 fn live() -> Machine {
     let mut machine = Machine::new();
     let [l4, ..] = machine.tree();
-    machine.mm().pin(Level::L4, l4).expect("good");
+    done(machine.mm().pin(Level::L4, l4));
     machine
 }
 
@@ -54,7 +54,7 @@ fn a_writable_page_is_no_table_until_its_last_writable_mapping_goes() {
         done(map(&mut machine, va, Mfn(20), KERNEL_RO));
     }
     assert_eq!(machine.counts(Mfn(20)), (0, 2));
-    assert_eq!(machine.mm().pin(Level::L1, Mfn(20)), Ok(()));
+    assert_eq!(machine.mm().pin(Level::L1, Mfn(20)), Ok(Flush::None));
 }
 
 #[test]

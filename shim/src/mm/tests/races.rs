@@ -5,9 +5,10 @@ use std::cell::Cell;
 use xen_abi::mmu::{Level, MmuUpdate, Pte, update};
 use xen_abi::{Mfn, PAGE_SIZE};
 
-use super::super::{Flush, Mm, Store};
-use super::machine::{KERNEL_RO, Machine};
+use super::super::{Flush, Mm};
+use super::machine::{KERNEL_RO, Machine, done};
 use super::scan::Scan;
+use crate::emulate::ptstore::Entry;
 use crate::mem::{FakeFrames, Frames};
 
 const AD: u64 = Pte::ACCESSED | Pte::DIRTY;
@@ -79,7 +80,7 @@ impl Frames for Walked<'_> {
 fn raced<R>(act: impl FnOnce(&mut Mm<'_, Walked<'_>>) -> R) -> (R, Pte) {
     let mut machine = Machine::new();
     machine.poke(L1, 0, Mfn(20), FLAGS);
-    machine.mm().pin(Level::L1, L1).expect("good");
+    done(machine.mm().pin(Level::L1, L1));
     let walked = Walked {
         frames: &machine.frames,
         touches: Cell::new(0),
@@ -96,41 +97,19 @@ fn raced<R>(act: impl FnOnce(&mut Mm<'_, Walked<'_>>) -> R) -> (R, Pte) {
 }
 
 #[test]
-fn an_emulated_exchange_returns_the_bits_that_it_replaced() {
-    for new in [Pte(0), Pte::new(Mfn(21), FLAGS), Pte::new(Mfn(20), FLAGS)] {
-        let (seen, left) = raced(|mm| mm.store_l1(L1, 0, 8, Store::Write(new.0)));
-        let replaced = Pte::new(Mfn(20), FLAGS | Pte::GLOBAL | AD);
-        assert_eq!(seen, Ok(replaced.0));
-        assert_eq!(left.without(Pte::GLOBAL), new, "and none is left behind");
+fn an_emulated_exchange_fails_when_the_walker_was_faster() {
+    let start = Pte::new(Mfn(20), FLAGS | Pte::GLOBAL);
+    for new in [Pte(0), Pte::new(Mfn(21), FLAGS), start.without(Pte::RW)] {
+        let (stored, left) = raced(|mm| {
+            let mut entry = mm.live_entry(L1, 0).expect("live");
+            [(); 3].map(|()| {
+                let seen = entry.load();
+                entry.store(Some(seen), new.0)
+            })
+        });
+        assert_eq!(stored, [Ok(false), Ok(false), Ok(true)]);
+        assert_eq!(left.without(Pte::GLOBAL), new.without(Pte::GLOBAL));
     }
-}
-
-#[test]
-fn an_emulated_comparison_fails_when_the_walker_was_faster() {
-    let old = Pte::new(Mfn(20), FLAGS | Pte::GLOBAL).0;
-    let mut machine = Machine::new();
-    machine.poke(L1, 0, Mfn(20), FLAGS);
-    machine.mm().pin(Level::L1, L1).expect("good");
-    let walked = Walked {
-        frames: &machine.frames,
-        touches: Cell::new(0),
-    };
-    let mut mm = Mm {
-        frames: &walked,
-        ledger: &mut machine.ledger,
-        slots: &machine.slots,
-        tlb: &machine.tlb,
-    };
-    let seen = mm.store_l1(L1, 0, 8, Store::CompareExchange { old, new: 0 });
-    assert_eq!(seen, Ok(old | Pte::ACCESSED));
-    assert_eq!(machine.peek(L1, 0).0, old | Pte::ACCESSED);
-    Scan::new(&machine).pin(Level::L1, L1).check();
-}
-
-#[test]
-fn an_emulated_write_protection_loses_no_dirty_bit() {
-    let (_, left) = raced(|mm| mm.store_l1(L1, 0, 8, Store::And(!Pte::RW)));
-    assert_eq!(left, Pte::new(Mfn(20), FLAGS & !Pte::RW | Pte::GLOBAL | AD));
 }
 
 #[test]

@@ -11,11 +11,12 @@ use proptest::{collection, prop_oneof};
 use xen_abi::mmu::{Level, MmuUpdate, Pte, UvmFlags, update};
 use xen_abi::{Errno, GuestVa, Mfn, Pfn};
 
-use super::super::{AddressSpaces, Flush, FrameUse, Owner, Store};
+use super::super::{AddressSpaces, Flush, FrameUse, Owner};
 use super::machine::{
     FIRST_GUEST, HOLE, KERNEL_RO, KERNEL_RW, Machine, OUTSIDE, READ_ONLY, SHARED, SHIM, USER_RW,
 };
 use super::scan::Scan;
+use crate::emulate::ptstore::Entry;
 use crate::mem::Frames;
 
 const VCPUS: usize = 2;
@@ -28,7 +29,8 @@ enum Op {
     Unpin(Mfn),
     Update(Mfn, usize, Pte, bool),
     Va(usize, GuestVa, Pte),
-    Store(Mfn, usize, usize, Store),
+    /// An emulated store; with a value, an exchange that expects the entry to differ by it.
+    Store(Mfn, usize, Pte, Option<u64>),
     Base(usize, Mfn),
     UserBase(usize, Mfn),
     Descriptors(Mfn),
@@ -96,26 +98,10 @@ fn slot() -> impl Strategy<Value = (Mfn, usize, Pte)> {
 }
 
 fn store() -> impl Strategy<Value = Op> {
-    let entry = entry(1).prop_map(|pte| pte.0);
-    let what = (
-        entry,
-        select(vec![0, Pte::RW, Pte::PRESENT, Pte::USER]),
-        0..6,
-    )
-        .prop_map(|(new, bits, kind)| match kind {
-            0 => Store::Write(new),
-            1 => Store::CompareExchange { old: 0, new },
-            2 => Store::And(!bits),
-            3 => Store::Or(bits),
-            4 => Store::Xor(bits),
-            _ => Store::Add(bits << 12),
-        });
-    let width = prop_oneof![4 => Just(8), 1 => select(vec![1_usize, 2, 4, 5])];
-    (role(1), index(), 0..2_usize, width, what)
-        .prop_map(|(table, index, part, width, what)| {
-            Op::Store(table, index * 8 + part * width % 8, width, what)
-        })
-        .boxed()
+    // Overwrite, exchange what is there, exchange what was there before the walker came.
+    let expected = select(vec![None, Some(0), Some(Pte::DIRTY)]);
+    (role(1), index(), entry(1), expected)
+        .prop_map(|(table, index, pte, expected)| Op::Store(table, index, pte, expected))
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -234,13 +220,11 @@ impl Walk {
                     Err(Errno::EFAULT)
                 }
             }
-            Op::Pin(level, table) => mm.pin(level, table).map(|()| {
+            Op::Pin(level, table) => mm.pin(level, table).inspect(|_| {
                 self.pins.insert(table, level);
-                Flush::None
             }),
-            Op::Unpin(table) => mm.unpin(table).map(|()| {
+            Op::Unpin(table) => mm.unpin(table).inspect(|_| {
                 self.pins.remove(&table);
-                Flush::None
             }),
             Op::Update(table, index, pte, preserve) => {
                 let command = u64::from(preserve) * update::PRESERVE_AD;
@@ -254,9 +238,15 @@ impl Walk {
                 let root = self.spaces[vcpu].kernel();
                 mm.update_va_mapping(root, va, pte, UvmFlags::NONE)
             }
-            Op::Store(table, offset, width, what) => {
-                mm.store_l1(table, offset, width, what).map(|_| Flush::None)
-            }
+            Op::Store(table, index, pte, differs) => match mm.live_entry(table, index * 8) {
+                Some(mut entry) => {
+                    let expected = differs.map(|bits| entry.load() ^ bits);
+                    let stored = entry.store(expected, pte.0);
+                    assert_ne!(stored, Ok(differs == Some(Pte::DIRTY)));
+                    stored.map(|_| Flush::None)
+                }
+                None => Err(Errno::EFAULT),
+            },
             Op::Base(vcpu, root) => mm.new_baseptr(&mut self.spaces[vcpu], root),
             Op::UserBase(vcpu, root) => mm.new_user_baseptr(&mut self.spaces[vcpu], root),
             Op::Descriptors(mfn) => mm.get_descriptors(mfn).map(|()| {

@@ -5,7 +5,7 @@ use xen_abi::{Errno, Mfn, Pfn};
 
 use super::super::{Flush, FrameUse, Ledger, MAX_REFERENCES, Owner};
 use super::machine::{
-    END, HOLE, KERNEL_RO, KERNEL_RW, Machine, OUTSIDE, READ_ONLY, SHARED, SHIM, USER_RW,
+    END, HOLE, KERNEL_RO, KERNEL_RW, Machine, OUTSIDE, READ_ONLY, SHARED, SHIM, USER_RW, done,
 };
 use super::scan::Scan;
 use crate::mem::Frames;
@@ -24,7 +24,7 @@ fn pinning_a_root_checks_and_adjusts_the_whole_tree() {
     machine.poke(l1, 3, Mfn(20), KERNEL_RW);
     machine.poke(l1, 4, Mfn(21), USER_RW);
     machine.frames.store64(l1, 5 * 8, 0xdead_0000_beef_0ff8);
-    assert_eq!(machine.mm().pin(Level::L4, l4), Ok(()));
+    assert_eq!(machine.mm().pin(Level::L4, l4), Ok(Flush::None));
     assert_eq!(
         machine.peek(l1, 3).flags(),
         KERNEL_RW | Pte::USER | Pte::GUEST_KERNEL
@@ -46,7 +46,7 @@ fn pinning_a_root_checks_and_adjusts_the_whole_tree() {
         assert_eq!(machine.counts(table), (1, 0));
     }
     Scan::new(&machine).pin(Level::L4, l4).check();
-    assert_eq!(machine.mm().unpin(l4), Ok(()));
+    assert_eq!(machine.mm().unpin(l4), Ok(Flush::None));
     Scan::new(&machine).check();
 }
 
@@ -55,7 +55,7 @@ fn every_root_holds_the_shims_slots() {
     let mut machine = Machine::new();
     machine.poke(Mfn(4), FIRST_XEN_SLOT, SHIM, USER_RW);
     machine.poke(Mfn(4), FIRST_XEN_SLOT + 15, Mfn(4), USER_RW);
-    assert_eq!(machine.mm().pin(Level::L4, Mfn(4)), Ok(()));
+    assert_eq!(machine.mm().pin(Level::L4, Mfn(4)), Ok(Flush::None));
     Scan::new(&machine).pin(Level::L4, Mfn(4)).check();
     let update = request(Mfn(4), FIRST_XEN_SLOT + 15, 0);
     assert_eq!(update_entry(&mut machine, update), Err(Errno::EINVAL));
@@ -69,11 +69,11 @@ fn update_entry(machine: &mut Machine, request: MmuUpdate) -> Result<Flush, Errn
 #[test]
 fn a_pin_is_given_and_taken_once() {
     let mut machine = Machine::new();
-    assert_eq!(machine.mm().pin(Level::L1, Mfn(4)), Ok(()));
+    assert_eq!(machine.mm().pin(Level::L1, Mfn(4)), Ok(Flush::None));
     assert_eq!(machine.mm().pin(Level::L1, Mfn(4)), Err(Errno::EINVAL));
     assert_eq!(machine.mm().pin(Level::L2, Mfn(4)), Err(Errno::EINVAL));
     assert_eq!(machine.counts(Mfn(4)), (1, 0));
-    assert_eq!(machine.mm().unpin(Mfn(4)), Ok(()));
+    assert_eq!(machine.mm().unpin(Mfn(4)), Ok(Flush::None));
     assert_eq!(machine.mm().unpin(Mfn(4)), Err(Errno::EINVAL));
     assert_eq!(machine.mm().unpin(OUTSIDE), Err(Errno::EINVAL));
 }
@@ -124,7 +124,7 @@ fn no_table_names_itself_or_one_of_its_level() {
         assert_eq!(machine.mm().pin(level, Mfn(4)), Err(Errno::EINVAL));
         machine.poke(Mfn(4), 0, Mfn(0), 0);
         machine.poke(Mfn(5), 0, Mfn(4), USER_RW);
-        assert_eq!(machine.mm().pin(level, Mfn(4)), Ok(()));
+        assert_eq!(machine.mm().pin(level, Mfn(4)), Ok(Flush::None));
         assert_eq!(machine.mm().pin(level, Mfn(5)), Err(Errno::EINVAL));
         Scan::new(&machine).pin(level, Mfn(4)).check();
     }
@@ -135,8 +135,8 @@ fn a_base_keeps_its_tree_until_the_next_is_loaded() {
     let mut machine = Machine::new();
     let [l4, ..] = machine.tree();
     let mut spaces = machine.mm().enter(l4, None).expect("good");
-    machine.mm().pin(Level::L4, l4).expect("good");
-    machine.mm().unpin(l4).expect("pinned");
+    done(machine.mm().pin(Level::L4, l4));
+    done(machine.mm().unpin(l4));
     assert_eq!(machine.ledger.used_as(Mfn(7)), FrameUse::L1);
     assert_eq!(
         machine.mm().new_baseptr(&mut spaces, SHIM),
@@ -167,7 +167,7 @@ fn a_base_keeps_its_tree_until_the_next_is_loaded() {
 fn linking_a_table_checks_it_and_unlinking_flushes() {
     let mut machine = Machine::new();
     let [l4, _, l2, l1] = machine.tree();
-    machine.mm().pin(Level::L4, l4).expect("good");
+    done(machine.mm().pin(Level::L4, l4));
     machine.poke(Mfn(8), 0, Mfn(20), KERNEL_RW);
     let link = request(l2, 1, Pte::new(Mfn(8), USER_RW).0);
     assert_eq!(update_entry(&mut machine, link), Ok(Flush::None));
@@ -190,7 +190,7 @@ fn linking_a_table_checks_it_and_unlinking_flushes() {
 fn a_frame_written_through_a_stale_translation_is_flushed_before_it_becomes_a_table() {
     let mut machine = Machine::new();
     machine.poke(Mfn(7), 0, Mfn(8), KERNEL_RW);
-    machine.mm().pin(Level::L1, Mfn(7)).expect("good");
+    done(machine.mm().pin(Level::L1, Mfn(7)));
     assert_eq!(
         update_entry(
             &mut machine,
@@ -198,15 +198,15 @@ fn a_frame_written_through_a_stale_translation_is_flushed_before_it_becomes_a_ta
         ),
         Ok(Flush::None)
     );
-    machine.mm().pin(Level::L1, Mfn(8)).expect("good");
+    done(machine.mm().pin(Level::L1, Mfn(8)));
     assert_eq!(machine.tlb.0.get(), 1);
-    machine.mm().unpin(Mfn(8)).expect("pinned");
-    machine.mm().pin(Level::L1, Mfn(8)).expect("good");
+    done(machine.mm().unpin(Mfn(8)));
+    done(machine.mm().pin(Level::L1, Mfn(8)));
     assert_eq!(machine.tlb.0.get(), 1, "once is enough");
     machine.ledger.get_writable(Mfn(9)).expect("plain");
     machine.ledger.put_writable(Mfn(9));
     machine.ledger.note_full_flush();
-    machine.mm().pin(Level::L1, Mfn(9)).expect("good");
+    done(machine.mm().pin(Level::L1, Mfn(9)));
     assert_eq!(machine.tlb.0.get(), 1, "somebody flushed meanwhile");
 }
 
@@ -214,7 +214,7 @@ fn a_frame_written_through_a_stale_translation_is_flushed_before_it_becomes_a_ta
 fn counts_refuse_rather_than_wrap() {
     let mut machine = Machine::new();
     machine.ledger.get_writable(Mfn(20)).expect("plain");
-    machine.mm().pin(Level::L4, Mfn(4)).expect("good");
+    done(machine.mm().pin(Level::L4, Mfn(4)));
     for mfn in [Mfn(20), Mfn(4)] {
         machine
             .ledger
@@ -232,13 +232,13 @@ fn a_referenced_frame_does_not_change_hands() {
     let mut machine = Machine::new();
     machine.poke(Mfn(7), 0, Mfn(20), KERNEL_RW);
     machine.poke(Mfn(7), 1, Mfn(21), KERNEL_RO);
-    machine.mm().pin(Level::L1, Mfn(7)).expect("good");
+    done(machine.mm().pin(Level::L1, Mfn(7)));
     let m2p = super::machine::FakeM2p::default();
     for mfn in [Mfn(7), Mfn(20), Mfn(21)] {
         assert_eq!(machine.mm().release(mfn, &m2p), Err(Errno::EBUSY));
         assert_eq!(machine.ledger.reclaim(mfn), Err(Errno::EBUSY));
     }
-    machine.mm().unpin(Mfn(7)).expect("pinned");
+    done(machine.mm().unpin(Mfn(7)));
     assert_eq!(machine.mm().release(Mfn(20), &m2p), Ok(Flush::Full));
     assert_eq!(m2p.get(Mfn(20)), u64::MAX);
     assert_eq!(machine.ledger.owner(Mfn(20)), Owner::Nobody);
