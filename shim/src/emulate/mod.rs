@@ -13,6 +13,7 @@ pub mod cpuid;
 pub mod decode;
 pub mod flags;
 pub mod insn;
+pub mod live;
 pub mod msr;
 pub mod privileged;
 pub mod ptstore;
@@ -20,6 +21,8 @@ pub mod regs;
 
 #[cfg(test)]
 mod test_support;
+#[cfg(test)]
+mod test_vcpu;
 
 pub use decode::{CodeSize, DecodeError, Decoded, decode};
 pub use insn::{Insn, Store, Width};

@@ -268,3 +268,6 @@ pub fn write(msr: u32, value: u64, state: &mut impl MsrState, policy: &MsrPolicy
 const fn canonical(address: u64) -> bool {
     (address as i64) << 16 >> 16 == address as i64
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@
 //! done here on the vCPU behind [`PrivilegedState`], everything else is
 //! [`Outcome::NotHandled`] and the fault is delivered to the guest as it came.
 
+mod control;
 mod io;
 
 use super::cpuid::{FrozenCpuid, View};
@@ -13,18 +14,8 @@ use super::regs::{After, RAX, RBX, RCX, RDX, RegisterFile, read, retire, write};
 use super::{CodeSize, Decoded, decode};
 use xen_abi::Mfn;
 
-/// `CR0.TS`, the only bit of CR0 that the guest may change.
-pub const CR0_TS: u64 = 1 << 3;
-/// `CR4.TSD`: processes may not read the time-stamp counter.
-pub const CR4_TSD: u64 = 1 << 2;
-/// `CR4.DE`: DR4 and DR5 are no aliases of DR6 and DR7.
-pub const CR4_DE: u64 = 1 << 3;
-/// `CR4.FSGSBASE`
-pub const CR4_FSGSBASE: u64 = 1 << 16;
-/// `CR4.OSXSAVE`
-pub const CR4_OSXSAVE: u64 = 1 << 18;
-/// What a guest always reads as set in CR4: PAE, MCE, OSFXSR and OSXMMEXCPT.
-pub const CR4_FIXED: u64 = 1 << 5 | 1 << 6 | 1 << 9 | 1 << 10;
+pub use control::{CR0_TS, CR4_DE, CR4_FIXED, CR4_FSGSBASE, CR4_OSXSAVE, CR4_TSD};
+use control::{debug_number, read_cr, write_cr};
 
 /// The vector of a general protection fault.
 pub const GENERAL_PROTECTION: u8 = 13;
@@ -303,49 +294,5 @@ fn forced_cpuid(
     Outcome::Done(retire(regs, decoded.len))
 }
 
-fn read_cr(
-    regs: &mut impl RegisterFile,
-    state: &impl PrivilegedState,
-    cr: u8,
-    gpr: u8,
-    len: u8,
-) -> Outcome {
-    let value = match cr {
-        0 => state.cr0(),
-        2 => state.cr2(),
-        3 => state.cr3(),
-        4 => state.cr4(),
-        _ => return Outcome::NotHandled,
-    };
-    regs.set_gpr(gpr, value);
-    Outcome::Done(retire(regs, len))
-}
-
-fn write_cr(state: &mut impl PrivilegedState, cr: u8, value: u64) -> bool {
-    match cr {
-        0 if (value ^ state.cr0()) & !CR0_TS == 0 => {
-            state.set_task_switched(value & CR0_TS != 0);
-            true
-        }
-        2 => {
-            state.set_cr2(value);
-            true
-        }
-        3 => state.set_cr3(value),
-        4 => {
-            let settable = state.cpuid().cr4_settable();
-            state.set_cr4(value & settable | CR4_FIXED);
-            true
-        }
-        _ => false,
-    }
-}
-
-/// Resolves the aliases of the debug registers.
-fn debug_number(state: &impl PrivilegedState, n: u8) -> Option<u8> {
-    match n {
-        4 | 5 if state.cr4() & CR4_DE == 0 => Some(n + 2),
-        4 | 5 => None,
-        _ => Some(n),
-    }
-}
+#[cfg(test)]
+mod tests;

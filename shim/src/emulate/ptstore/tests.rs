@@ -190,7 +190,7 @@ fn register(op: StoreOp) -> Option<Gpr> {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 40_000,
+        cases: ProptestConfig::default().cases.max(10_000),
         failure_persistence: None,
         ..Default::default()
     })]
