@@ -109,11 +109,11 @@ fn string_offset(regs: &impl RegisterFile, n: u8, addr32: bool) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::test_support::TestRegs;
+    use super::super::fake::FakeRegs;
     use super::super::{CodeSize, decode};
     use super::{SegmentBases, store_target, string_source};
 
-    fn target(bytes: &[u8], regs: &TestRegs) -> u64 {
+    fn target(bytes: &[u8], regs: &FakeRegs) -> u64 {
         let bases = SegmentBases {
             fs: 0x1_0000_0000,
             gs: 0x2_0000_0000,
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn operands_resolve_to_linear_addresses() {
-        let regs = TestRegs {
+        let regs = FakeRegs {
             gprs: core::array::from_fn(|n| 0x1000 * (n as u64 + 1)),
             rip: 0x40_0000,
             ..Default::default()
@@ -155,7 +155,7 @@ mod tests {
 
     #[test]
     fn a_register_bit_index_selects_a_distant_word() {
-        let mut regs = TestRegs::default();
+        let mut regs = FakeRegs::default();
         regs.gprs[7] = 0x1000;
         for (index, address) in [(3, 0x1000), (64, 0x1008), (u64::MAX, 0xff8)] {
             regs.gprs[0] = index;
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn movs_reads_from_rsi() {
-        let mut regs = TestRegs::default();
+        let mut regs = FakeRegs::default();
         regs.gprs[6] = 0xffff_ffff_0000_0040;
         let decoded = decode(&[0x48, 0xa5], CodeSize::Bits64).expect("movsq");
         let at = string_source(&decoded, &regs, SegmentBases::default());

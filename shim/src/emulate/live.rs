@@ -83,9 +83,9 @@ mod tests {
     use xen_abi::{Errno, GuestVa, Mfn};
 
     use super::super::address::SegmentBases;
+    use super::super::fake::FakeRegs;
     use super::super::ptstore::Outcome;
     use super::super::regs::After;
-    use super::super::test_support::TestRegs;
     use super::write_fault;
     use crate::mem::{BadAddress, FakeFrames, Frames, GuestMemory};
     use crate::mm::{Ledger, Mm, ShimSlots, Tlb};
@@ -127,7 +127,7 @@ mod tests {
     }
 
     /// Runs an instruction that stores to `[rdi]`; returns the outcome, registers and the table.
-    fn run(bytes: &[u8], target: u64, mut regs: TestRegs) -> (Outcome<Errno>, TestRegs, [u64; 4]) {
+    fn run(bytes: &[u8], target: u64, mut regs: FakeRegs) -> (Outcome<Errno>, FakeRegs, [u64; 4]) {
         let frames = FakeFrames::new(16);
         let mut ledger = Ledger::new(Mfn(16), &[(Mfn(0), 16)]).expect("small");
         for mfn in 4..16 {
@@ -163,13 +163,13 @@ mod tests {
 
     #[test]
     fn linux_takes_an_entry_by_xchg_and_puts_one_by_mov() {
-        let regs = TestRegs::default();
+        let regs = FakeRegs::default();
         let before = pte(DATA, KERNEL | Pte::USER | Pte::GUEST_KERNEL);
         let (outcome, regs, table) = run(&[0x48, 0x87, 0x07], TABLE_AT + 16, regs);
         assert_eq!(outcome, Outcome::Done(After::Continue));
         assert_eq!((regs.gprs[0], regs.rip, table[2]), (before, 3, 0));
 
-        let mut regs = TestRegs::default();
+        let mut regs = FakeRegs::default();
         regs.gprs[0] = pte(Mfn(9), KERNEL);
         let (outcome, _, table) = run(&[0x48, 0x89, 0x07], TABLE_AT, regs);
         assert_eq!(outcome, Outcome::Done(After::Continue));
@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn an_entry_can_be_copied_from_guest_memory() {
-        let mut regs = TestRegs::default();
+        let mut regs = FakeRegs::default();
         regs.gprs[6] = 0x5000;
         let (outcome, regs, table) = run(&[0x48, 0xa5], TABLE_AT + 24, regs);
         assert_eq!(outcome, Outcome::Done(After::Continue));
@@ -191,13 +191,13 @@ mod tests {
         );
         assert_eq!((regs.gprs[6], regs.gprs[7]), (0x5008, TABLE_AT + 32));
 
-        let (outcome, ..) = run(&[0x48, 0xa5], TABLE_AT + 24, TestRegs::default());
+        let (outcome, ..) = run(&[0x48, 0xa5], TABLE_AT + 24, FakeRegs::default());
         assert_eq!(outcome, Outcome::NotHandled);
     }
 
     #[test]
     fn a_frame_of_the_shim_can_not_be_smuggled_in() {
-        let mut regs = TestRegs::default();
+        let mut regs = FakeRegs::default();
         regs.gprs[0] = pte(SHIM, KERNEL);
         let before = regs.clone();
         let (outcome, mut after, table) = run(&[0x48, 0x87, 0x07], TABLE_AT, regs);
@@ -210,16 +210,16 @@ mod tests {
     fn a_table_can_not_make_itself_writable_bit_by_bit() {
         // lock btsq $1, (%rdi): the RW bit of the table's own mapping.
         let bts = [0xf0, 0x48, 0x0f, 0xba, 0x2f, 0x01];
-        let (outcome, _, table) = run(&bts, TABLE_AT + 8, TestRegs::default());
+        let (outcome, _, table) = run(&bts, TABLE_AT + 8, FakeRegs::default());
         assert!(matches!(outcome, Outcome::Refused(_)), "{outcome:?}");
         assert_eq!(table[1] & Pte::RW, 0);
     }
 
     #[test]
     fn read_only_data_is_the_guests_own_affair() {
-        let (outcome, ..) = run(&[0x48, 0x89, 0x07], DATA_AT, TestRegs::default());
+        let (outcome, ..) = run(&[0x48, 0x89, 0x07], DATA_AT, FakeRegs::default());
         assert_eq!(outcome, Outcome::NotHandled);
-        let (outcome, ..) = run(&[0x48, 0x89, 0x07], 0x3000, TestRegs::default());
+        let (outcome, ..) = run(&[0x48, 0x89, 0x07], 0x3000, FakeRegs::default());
         assert_eq!(outcome, Outcome::NotHandled);
     }
 }

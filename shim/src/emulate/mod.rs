@@ -11,6 +11,8 @@
 pub mod address;
 pub mod cpuid;
 pub mod decode;
+#[cfg(any(test, feature = "testing"))]
+pub mod fake;
 pub mod flags;
 pub mod insn;
 pub mod live;
@@ -18,11 +20,6 @@ pub mod msr;
 pub mod privileged;
 pub mod ptstore;
 pub mod regs;
-
-#[cfg(test)]
-mod test_support;
-#[cfg(test)]
-mod test_vcpu;
 
 pub use decode::{CodeSize, DecodeError, Decoded, decode};
 pub use insn::{Insn, Store, Width};

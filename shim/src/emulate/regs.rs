@@ -119,12 +119,12 @@ pub fn complete(regs: &mut impl RegisterFile) -> After {
 
 #[cfg(test)]
 mod tests {
-    use super::super::test_support::TestRegs;
+    use super::super::fake::FakeRegs;
     use super::{After, Gpr, RF, RegisterFile, TF, Width, read, retire, write};
 
     #[test]
     fn partial_writes_follow_the_architecture() {
-        let mut regs = TestRegs::default();
+        let mut regs = FakeRegs::default();
         regs.set_gpr(3, 0x1122_3344_5566_7788);
         let bh = Gpr { n: 3, high: true };
         let bx = Gpr { n: 3, high: false };
@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn retiring_clears_rf_and_owes_a_single_step_trap() {
-        let mut regs = TestRegs {
+        let mut regs = FakeRegs {
             rip: u64::MAX,
             rflags: RF | TF | 2,
             ..Default::default()

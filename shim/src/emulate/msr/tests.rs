@@ -2,21 +2,21 @@
 
 use xen_abi::Mfn;
 
-use super::super::test_vcpu::{TestVcpu, amd, intel};
+use super::super::fake::{FakeVcpu, amd, intel};
 use super::{EFER, MsrPolicy, MsrState, PAT, Written, nr, read, write};
 
-fn get(vcpu: &TestVcpu, msr: u32) -> Option<u64> {
+fn get(vcpu: &FakeVcpu, msr: u32) -> Option<u64> {
     read(msr, vcpu, &vcpu.policy)
 }
 
-fn put(vcpu: &mut TestVcpu, msr: u32, value: u64) -> Written {
+fn put(vcpu: &mut FakeVcpu, msr: u32, value: u64) -> Written {
     let policy = vcpu.policy;
     write(msr, value, vcpu, &policy)
 }
 
 #[test]
 fn segment_bases_are_the_vcpus_and_stay_canonical() {
-    let mut vcpu = TestVcpu::new(intel);
+    let mut vcpu = FakeVcpu::new(intel);
     for (n, msr) in [nr::FS_BASE, nr::GS_BASE, nr::KERNEL_GS_BASE]
         .into_iter()
         .enumerate()
@@ -30,7 +30,7 @@ fn segment_bases_are_the_vcpus_and_stay_canonical() {
 
 #[test]
 fn constants_are_xens_and_can_only_be_confirmed() {
-    let mut vcpu = TestVcpu::new(intel);
+    let mut vcpu = FakeVcpu::new(intel);
     assert_eq!(get(&vcpu, nr::EFER), Some(0xd01));
     assert_eq!(put(&mut vcpu, nr::EFER, EFER), Written::Done);
     assert_eq!(put(&mut vcpu, nr::EFER, EFER | 1 << 12), Written::Fault);
@@ -48,7 +48,7 @@ fn constants_are_xens_and_can_only_be_confirmed() {
 
 #[test]
 fn unknown_msrs_fault_once_the_guest_can_take_it() {
-    let mut vcpu = TestVcpu::new(intel);
+    let mut vcpu = FakeVcpu::new(intel);
     for msr in [
         2,
         0x3a,
@@ -71,7 +71,7 @@ fn unknown_msrs_fault_once_the_guest_can_take_it() {
 
 #[test]
 fn the_hypercall_page_msr_names_a_frame() {
-    let mut vcpu = TestVcpu::new(intel);
+    let mut vcpu = FakeVcpu::new(intel);
     assert_eq!(get(&vcpu, nr::HYPERCALL), Some(0));
     let filled = put(&mut vcpu, nr::HYPERCALL, 0x1234_5000);
     assert_eq!(filled, Written::FillHypercallPage(Mfn(0x12345)));
@@ -80,7 +80,7 @@ fn the_hypercall_page_msr_names_a_frame() {
 
 #[test]
 fn cpuid_faulting_can_be_asked_for_where_it_can_be_had() {
-    let mut vcpu = TestVcpu::new(intel);
+    let mut vcpu = FakeVcpu::new(intel);
     assert_eq!(get(&vcpu, nr::PLATFORM_INFO), Some(1 << 31));
     assert_eq!(put(&mut vcpu, nr::MISC_FEATURES_ENABLES, 1), Written::Done);
     assert_eq!(get(&vcpu, nr::MISC_FEATURES_ENABLES), Some(1));
@@ -95,7 +95,7 @@ fn cpuid_faulting_can_be_asked_for_where_it_can_be_had() {
 
 #[test]
 fn speculation_control_takes_what_cpuid_promises() {
-    let mut vcpu = TestVcpu::new(intel);
+    let mut vcpu = FakeVcpu::new(intel);
     assert_eq!(put(&mut vcpu, nr::SPEC_CTRL, 0x87), Written::Done);
     assert_eq!(get(&vcpu, nr::SPEC_CTRL), Some(0x87));
     assert_eq!(put(&mut vcpu, nr::SPEC_CTRL, 0x400), Written::Fault);
@@ -107,7 +107,7 @@ fn speculation_control_takes_what_cpuid_promises() {
     let capabilities = get(&vcpu, nr::ARCH_CAPABILITIES).expect("promised by CPUID");
     assert_eq!(capabilities & (1 << 7 | 1 << 9 | 1 << 18), 0);
 
-    let mut vcpu = TestVcpu::new(amd);
+    let mut vcpu = FakeVcpu::new(amd);
     assert_eq!(get(&vcpu, nr::SPEC_CTRL), None);
     assert_eq!(put(&mut vcpu, nr::PRED_CMD, 1), Written::Done);
     assert_eq!(get(&vcpu, nr::ARCH_CAPABILITIES), None);
@@ -115,7 +115,7 @@ fn speculation_control_takes_what_cpuid_promises() {
 
 #[test]
 fn vendors_have_their_own() {
-    let (intel, amd) = (TestVcpu::new(intel), TestVcpu::new(amd));
+    let (intel, amd) = (FakeVcpu::new(intel), FakeVcpu::new(amd));
     for msr in [
         nr::PERF_STATUS,
         nr::THERM_STATUS,
@@ -143,7 +143,7 @@ fn vendors_have_their_own() {
 
 #[test]
 fn auxiliary_registers_are_32_bits_wide() {
-    let mut vcpu = TestVcpu::new(intel);
+    let mut vcpu = FakeVcpu::new(intel);
     assert_eq!(put(&mut vcpu, nr::TSC_AUX, 0xffff_ffff), Written::Done);
     assert_eq!(put(&mut vcpu, nr::TSC_AUX, 1 << 32), Written::Fault);
     assert_eq!(get(&vcpu, nr::TSC_AUX), Some(0xffff_ffff));
@@ -159,7 +159,7 @@ fn auxiliary_registers_are_32_bits_wide() {
 
 #[test]
 fn there_are_two_machine_check_banks_that_stay_silent() {
-    let mut vcpu = TestVcpu::new(intel);
+    let mut vcpu = FakeVcpu::new(intel);
     assert_eq!(get(&vcpu, nr::MCG_CAP), Some(2));
     assert_eq!(put(&mut vcpu, nr::MC0_CTL, u64::MAX), Written::Done);
     assert_eq!(
@@ -172,14 +172,14 @@ fn there_are_two_machine_check_banks_that_stay_silent() {
 #[test]
 fn no_msr_of_a_guest_depends_on_the_host_it_runs_on_now() {
     // Two hosts that differ in everything, one frozen policy: the same answers.
-    let here = TestVcpu::new(intel);
-    let answers = |vcpu: &TestVcpu| -> Vec<_> {
+    let here = FakeVcpu::new(intel);
+    let answers = |vcpu: &FakeVcpu| -> Vec<_> {
         (0..0x2000)
             .chain(0xc000_0000..0xc000_2000)
             .map(|msr| get(vcpu, msr))
             .collect()
     };
-    let mut there = TestVcpu::new(amd);
+    let mut there = FakeVcpu::new(amd);
     there.policy = here.policy;
     assert_eq!(answers(&here), answers(&there));
 }

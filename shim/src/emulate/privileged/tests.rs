@@ -2,17 +2,17 @@
 
 use xen_abi::Mfn;
 
+use super::super::fake::FakeRegs;
+use super::super::fake::{CR0, FakeVcpu, intel};
 use super::super::regs::{After, RF, TF};
-use super::super::test_support::TestRegs;
-use super::super::test_vcpu::{CR0, TestVcpu, intel};
 use super::{CR4_FIXED, CR4_OSXSAVE, CodeSize, Outcome, general_protection, invalid_opcode};
 
 const DONE: Outcome = Outcome::Done(After::Continue);
 /// `ud2; .ascii "xen"; cpuid`
 const FORCED_CPUID: [u8; 7] = [0x0f, 0x0b, 0x78, 0x65, 0x6e, 0x0f, 0xa2];
 
-fn regs(rax: u64, rcx: u64, rdx: u64) -> TestRegs {
-    let mut regs = TestRegs {
+fn regs(rax: u64, rcx: u64, rdx: u64) -> FakeRegs {
+    let mut regs = FakeRegs {
         rip: 0x1000,
         rflags: RF | 0x202,
         ..Default::default()
@@ -21,20 +21,20 @@ fn regs(rax: u64, rcx: u64, rdx: u64) -> TestRegs {
     regs
 }
 
-fn kernel() -> TestVcpu {
-    TestVcpu::new(intel)
+fn kernel() -> FakeVcpu {
+    FakeVcpu::new(intel)
 }
 
-fn process() -> TestVcpu {
-    TestVcpu { cpl: 3, ..kernel() }
+fn process() -> FakeVcpu {
+    FakeVcpu { cpl: 3, ..kernel() }
 }
 
-fn run(bytes: &[u8], regs: &mut TestRegs, vcpu: &mut TestVcpu) -> Outcome {
+fn run(bytes: &[u8], regs: &mut FakeRegs, vcpu: &mut FakeVcpu) -> Outcome {
     general_protection(bytes, CodeSize::Bits64, regs, vcpu)
 }
 
 /// Asserts that an instruction comes back to the guest and changes nothing.
-fn refused(bytes: &[u8], before: &TestRegs, vcpu: &mut TestVcpu) {
+fn refused(bytes: &[u8], before: &FakeRegs, vcpu: &mut FakeVcpu) {
     let mut regs = before.clone();
     assert_eq!(
         run(bytes, &mut regs, vcpu),
@@ -154,13 +154,13 @@ fn the_hypercall_page_needs_a_frame_of_the_guest() {
 #[test]
 fn osxsave_leaks_only_to_a_kernel_that_forces_emulation() {
     const OSXSAVE: u64 = 1 << 27;
-    let forced = |vcpu: &mut TestVcpu| {
+    let forced = |vcpu: &mut FakeVcpu| {
         let mut regs = regs(1, 0, 0);
         let outcome = invalid_opcode(&FORCED_CPUID, CodeSize::Bits64, &mut regs, vcpu);
         assert_eq!((outcome, regs.rip), (DONE, 0x1007));
         regs.gprs[1] & OSXSAVE
     };
-    let native = |vcpu: &mut TestVcpu| {
+    let native = |vcpu: &mut FakeVcpu| {
         let mut regs = regs(1, 0, 0);
         assert_eq!(run(&[0x0f, 0xa2], &mut regs, vcpu), DONE);
         regs.gprs[1] & OSXSAVE
@@ -169,7 +169,7 @@ fn osxsave_leaks_only_to_a_kernel_that_forces_emulation() {
     assert_eq!(forced(&mut process()), 0);
     assert_eq!(native(&mut kernel()), 0);
     assert_eq!(native(&mut process()), 0);
-    let mut enabled = TestVcpu {
+    let mut enabled = FakeVcpu {
         cr4: CR4_OSXSAVE,
         ..process()
     };
@@ -178,7 +178,7 @@ fn osxsave_leaks_only_to_a_kernel_that_forces_emulation() {
 
 #[test]
 fn a_guest_can_make_cpuid_fault_for_its_processes() {
-    let mut vcpu = TestVcpu {
+    let mut vcpu = FakeVcpu {
         misc_features: 1,
         ..process()
     };
@@ -208,7 +208,7 @@ fn an_invalid_opcode_is_nothing_but_forced_cpuid() {
 
 #[test]
 fn a_single_stepped_cpuid_owes_a_debug_trap() {
-    let mut after = TestRegs {
+    let mut after = FakeRegs {
         rflags: TF,
         ..regs(0, 0, 0)
     };
@@ -218,7 +218,7 @@ fn a_single_stepped_cpuid_owes_a_debug_trap() {
 
 #[test]
 fn thirty_two_bit_code_stays_below_4_gib() {
-    let mut after = TestRegs {
+    let mut after = FakeRegs {
         rip: 0xffff_ffff,
         ..regs(0x4000_0000, 0, 0)
     };
@@ -272,12 +272,12 @@ fn interrupt_flag_instructions_need_iopl_and_do_nothing() {
         refused(
             bytes,
             &regs(0, 0, 0),
-            &mut TestVcpu {
+            &mut FakeVcpu {
                 iopl: 0,
                 ..kernel()
             },
         );
-        let mut privileged = TestVcpu {
+        let mut privileged = FakeVcpu {
             iopl: 3,
             ..process()
         };

@@ -6,10 +6,10 @@ use proptest::prelude::{ProptestConfig, Strategy, any, prop_oneof};
 use proptest::{prop_assert, prop_assert_eq, proptest, sample::select};
 
 use super::super::address::{SegmentBases, store_target, string_source};
+use super::super::fake::FakeRegs;
 use super::super::flags::ARITHMETIC;
 use super::super::insn::Gpr;
 use super::super::regs::{After, CF, DF, RAX, RCX, RDI, RDX, RF, RSI, RegisterFile, TF, ZF};
-use super::super::test_support::TestRegs;
 use super::super::{CodeSize, Decoded, decode};
 use super::{Entry, Insn, NotAnEntry, Outcome, Source, StoreOp, execute, plan};
 
@@ -39,7 +39,7 @@ impl Code {
     }
 
     /// Runs the instruction with these registers and arithmetic flags.
-    fn run(&self, regs: &mut TestRegs) {
+    fn run(&self, regs: &mut FakeRegs) {
         let g = &mut regs.gprs;
         let mut flags = regs.rflags;
         // SAFETY: the code is one decoded store that only uses registers listed here; its address
@@ -99,7 +99,7 @@ fn read_bytes(memory: &[u64], base: u64, address: u64, len: u8) -> u64 {
 }
 
 /// Emulates until the instruction is over, as the fault handler would.
-fn emulate(decoded: &Decoded, regs: &mut TestRegs, memory: &mut [u64], base: u64) {
+fn emulate(decoded: &Decoded, regs: &mut FakeRegs, memory: &mut [u64], base: u64) {
     let start = regs.rip;
     while regs.rip == start {
         let bases = SegmentBases::default();
@@ -209,7 +209,7 @@ proptest! {
         prop_assert_eq!(usize::from(decoded.len), bytes.len());
         let mut memory: Vec<u64> = (0..WORDS).map(|n| contents[n % 4].rotate_left(n as u32)).collect();
         let base = memory.as_mut_ptr() as u64;
-        let mut regs = TestRegs { rip: 0x1000, ..Default::default() };
+        let mut regs = FakeRegs { rip: 0x1000, ..Default::default() };
         for (n, value) in USABLE.into_iter().zip(values) {
             regs.set_gpr(n, value);
         }
@@ -260,7 +260,7 @@ proptest! {
     ) {
         let Ok(decoded) = decode(&bytes, CodeSize::Bits64) else { return Ok(()) };
         let Insn::Store(store) = decoded.insn else { return Ok(()) };
-        let regs = TestRegs { gprs: [value; 16], ..Default::default() };
+        let regs = FakeRegs { gprs: [value; 16], ..Default::default() };
         let field = store.width.mask().checked_shl(8 * (target as u32 & 7)).unwrap_or(0);
         match plan(&decoded, &regs, target, current, value) {
             Ok(plan) => prop_assert_eq!((plan.new ^ current) & !field, 0),
@@ -272,7 +272,7 @@ proptest! {
 /// `lock cmpxchg %rdx, (%rdi)`
 const CMPXCHG: [u8; 5] = [0xf0, 0x48, 0x0f, 0xb1, 0x17];
 
-fn run(bytes: &[u8], regs: &mut TestRegs, entry: &mut Word<'_>) -> Outcome<()> {
+fn run(bytes: &[u8], regs: &mut FakeRegs, entry: &mut Word<'_>) -> Outcome<()> {
     let decoded = decode(bytes, CodeSize::Bits64).expect("a store");
     let fault = regs.gprs[7];
     execute(&decoded, regs, SegmentBases::default(), fault, 0, entry)
@@ -281,7 +281,7 @@ fn run(bytes: &[u8], regs: &mut TestRegs, entry: &mut Word<'_>) -> Outcome<()> {
 #[test]
 fn a_changing_entry_is_read_again() {
     let mut entry = 5;
-    let mut regs = TestRegs {
+    let mut regs = FakeRegs {
         rflags: RF | 2,
         ..Default::default()
     };
@@ -299,7 +299,7 @@ fn a_changing_entry_is_read_again() {
 #[test]
 fn a_failed_comparison_loads_the_accumulator_and_stores_nothing() {
     let mut entry = 0x77;
-    let mut regs = TestRegs {
+    let mut regs = FakeRegs {
         rflags: TF | ZF | 2,
         ..Default::default()
     };
@@ -319,7 +319,7 @@ fn a_failed_comparison_loads_the_accumulator_and_stores_nothing() {
 #[test]
 fn an_entry_that_never_rests_gives_up_without_effect() {
     let mut entry = 0;
-    let mut regs = TestRegs {
+    let mut regs = FakeRegs {
         rflags: RF | 2,
         ..Default::default()
     };
@@ -340,7 +340,7 @@ fn an_entry_that_never_rests_gives_up_without_effect() {
 #[test]
 fn a_store_elsewhere_is_not_ours() {
     let mut entry = 0;
-    let mut regs = TestRegs::default();
+    let mut regs = FakeRegs::default();
     let decoded = decode(&CMPXCHG, CodeSize::Bits64).expect("a store");
     let mut word = Word {
         at: &mut entry,

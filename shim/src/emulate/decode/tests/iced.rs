@@ -3,10 +3,10 @@
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 
 use super::super::super::address::SegmentBases;
+use super::super::super::fake::FakeRegs;
 use super::super::super::insn::{
     Alu, BitOp, Gpr, Insn, IoPort, Refused, Source, StoreOp, Strings, Unary, Width,
 };
-use super::super::super::test_support::TestRegs;
 use super::super::CodeSize;
 
 pub(super) const RIP: u64 = 0xffff_ffff_8123_4560;
@@ -15,9 +15,9 @@ pub(super) const BASES: SegmentBases = SegmentBases {
     gs: 0xffff_8880_0000_0000,
 };
 
-pub(super) fn registers() -> TestRegs {
+pub(super) fn registers() -> FakeRegs {
     let gprs = core::array::from_fn(|n| (n as u64 + 1).wrapping_mul(0x0123_4567_89ab_cdef));
-    TestRegs {
+    FakeRegs {
         gprs,
         rip: RIP,
         rflags: 2,

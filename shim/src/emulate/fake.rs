@@ -1,48 +1,104 @@
-//! A vCPU for the emulator's tests.
+//! A register file and a vCPU made of plain data, for tests and fuzz targets.
 
 use std::vec::Vec;
 
 use xen_abi::Mfn;
 
+use super::RegisterFile;
 use super::cpuid::{FrozenCpuid, HypervisorLeaves, Leaf};
 use super::msr::{MsrPolicy, MsrState};
 use super::privileged::{AccessFault, CR4_FIXED, PrivilegedState};
 
+/// Plain registers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FakeRegs {
+    /// By number.
+    pub gprs: [u64; 16],
+    /// Instruction pointer.
+    pub rip: u64,
+    /// Flags.
+    pub rflags: u64,
+}
+
+impl RegisterFile for FakeRegs {
+    fn gpr(&self, n: u8) -> u64 {
+        self.gprs[usize::from(n)]
+    }
+
+    fn set_gpr(&mut self, n: u8, value: u64) {
+        self.gprs[usize::from(n)] = value;
+    }
+
+    fn rip(&self) -> u64 {
+        self.rip
+    }
+
+    fn set_rip(&mut self, value: u64) {
+        self.rip = value;
+    }
+
+    fn rflags(&self) -> u64 {
+        self.rflags
+    }
+
+    fn set_rflags(&mut self, value: u64) {
+        self.rflags = value;
+    }
+}
+
 /// Plain state; memory is `0..memory.len()`, and all else faults.
-pub(super) struct TestVcpu {
+pub struct FakeVcpu {
+    /// Its number.
     pub vcpu: u32,
+    /// A handler for #GP is registered.
     pub gp_handler: bool,
     /// Bases of fs, gs in this mode, gs in the other.
     pub bases: [u64; 3],
+    /// TSC_AUX
     pub tsc_aux: u32,
+    /// MISC_FEATURES_ENABLES
     pub misc_features: u64,
+    /// SPEC_CTRL
     pub spec_ctrl: u64,
+    /// Barriers that were executed.
     pub barriers: Vec<u64>,
+    /// Breakpoint masks.
     pub masks: [u32; 4],
+    /// Virtual privilege level.
     pub cpl: u8,
+    /// Virtual IOPL.
     pub iopl: u8,
     /// Ports that the bitmap allows.
     pub ports: Vec<u16>,
     /// Vectors with handlers, and their privilege level.
     pub gates: Vec<(u8, u8)>,
+    /// The guest's CR0.TS.
     pub ts: bool,
+    /// CR2
     pub cr2: u64,
+    /// CR3; 0 is not accepted.
     pub cr3: u64,
+    /// CR4
     pub cr4: u64,
+    /// Debug registers.
     pub debug: [u64; 8],
+    /// XCR0
     pub xcr0: u64,
+    /// What CPUID says.
     pub cpuid: FrozenCpuid,
+    /// What MSRs say.
     pub policy: MsrPolicy,
     /// Hypercall pages that were asked for.
     pub pages: Vec<Mfn>,
+    /// Guest memory, from address 0.
     pub memory: Vec<u8>,
 }
 
 /// `cr0` without TS: paging, write protection and protected mode.
-pub(super) const CR0: u64 = 0x8001_0001;
+pub const CR0: u64 = 0x8001_0001;
 
 /// An Intel CPU with XSAVE, AVX, FSGSBASE, RDTSCP, speculation control and breakpoint masks.
-pub(super) fn intel(leaf: u32, subleaf: u32) -> Leaf {
+pub fn intel(leaf: u32, subleaf: u32) -> Leaf {
     match (leaf, subleaf) {
         (0, _) => [0xd, 0x756e_6547, 0x6c65_746e, 0x4965_6e69],
         (1, _) => [0x806f8, 0, 1 << 26 | 1 << 28, 0x0700_01ff],
@@ -58,7 +114,7 @@ pub(super) fn intel(leaf: u32, subleaf: u32) -> Leaf {
 }
 
 /// The same, but AMD.
-pub(super) fn amd(leaf: u32, subleaf: u32) -> Leaf {
+pub fn amd(leaf: u32, subleaf: u32) -> Leaf {
     match leaf {
         0 => [0xd, 0x6874_7541, 0x444d_4163, 0x6974_6e65],
         7 => [0, 1, 0, 0],
@@ -67,7 +123,7 @@ pub(super) fn amd(leaf: u32, subleaf: u32) -> Leaf {
     }
 }
 
-impl TestVcpu {
+impl FakeVcpu {
     /// A kernel on a CPU with the given leaves, all of whose MSRs read as ones.
     pub fn new(raw: fn(u32, u32) -> Leaf) -> Self {
         let hypervisor = HypervisorLeaves {
@@ -105,7 +161,7 @@ impl TestVcpu {
     }
 }
 
-impl MsrState for TestVcpu {
+impl MsrState for FakeVcpu {
     fn vcpu(&self) -> u32 {
         self.vcpu
     }
@@ -179,7 +235,7 @@ impl MsrState for TestVcpu {
     }
 }
 
-impl PrivilegedState for TestVcpu {
+impl PrivilegedState for FakeVcpu {
     fn cpl(&self) -> u8 {
         self.cpl
     }
