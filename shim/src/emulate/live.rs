@@ -7,31 +7,10 @@ use xen_abi::mmu::Pte;
 use xen_abi::{Errno, GuestVa, Mfn};
 
 use super::address::{SegmentBases, string_source};
-use super::ptstore::{Entry, Outcome, execute};
+use super::ptstore::{Outcome, execute};
 use super::{CodeSize, Insn, RegisterFile, decode};
 use crate::mem::{Frames, GuestMemory};
-use crate::mm::{FrameUse, Mm, Store};
-
-/// An entry of a live L1 table.
-struct LiveEntry<'m, 'a, F: Frames + ?Sized> {
-    mm: &'m mut Mm<'a, F>,
-    table: Mfn,
-    offset: usize,
-}
-
-impl<F: Frames + ?Sized> Entry for LiveEntry<'_, '_, F> {
-    type Refused = Errno;
-
-    fn load(&mut self) -> u64 {
-        self.mm.frames.load64(self.table, self.offset)
-    }
-
-    fn store(&mut self, expected: Option<u64>, new: u64) -> Result<bool, Errno> {
-        let store = expected.map_or(Store::Write(new), |old| Store::CompareExchange { old, new });
-        let seen = self.mm.store_l1(self.table, self.offset, 8, store)?;
-        Ok(expected.is_none_or(|expected| expected == seen))
-    }
-}
+use crate::mm::{FrameUse, Mm};
 
 /// Handles a protection fault on a write by the guest's kernel, in 64-bit code, to `fault`.
 ///
@@ -63,8 +42,9 @@ pub fn write_fault<F: Frames + ?Sized>(
             return Outcome::NotHandled;
         }
     }
-    let offset = (fault & 0xff8) as usize;
-    let mut entry = LiveEntry { mm, table, offset };
+    let Some(mut entry) = mm.live_entry(table, (fault & 0xfff) as usize) else {
+        return Outcome::NotHandled;
+    };
     let source = u64::from_le_bytes(source);
     execute(&decoded, regs, bases, fault, source, &mut entry)
 }
@@ -149,7 +129,7 @@ mod tests {
             slots: &slots,
             tlb: &NoFlush,
         };
-        mm.pin(Level::L4, ROOT).expect("sound tables");
+        assert!(mm.pin(Level::L4, ROOT).is_ok());
         regs.gprs[7] = target;
         let source = Source(pte(Mfn(9), KERNEL));
         let bases = SegmentBases::default();
