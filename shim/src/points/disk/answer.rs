@@ -1,0 +1,140 @@
+//! Answers of the host: checked against the shadow, and passed on once all that was granted for
+//! them has ended.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::mem::size_of;
+
+use xen_abi::blkif::{Response, SLOT_SIZE, status};
+use zerocopy::FromBytes;
+
+use super::Vbd;
+use crate::points::Cx;
+
+/// Pages for segments that are kept for later.
+const MAX_SPARE_PAGES: usize = 64;
+
+impl Vbd {
+    /// Takes the host's answers.
+    pub(super) fn take_answers(&mut self, cx: &mut Cx<'_>) {
+        loop {
+            let taken = self.next_answer(cx).and_then(|slot| match slot {
+                Some(slot) => self.take_answer(cx, &slot).map(|()| true),
+                None => Ok(false),
+            });
+            match taken {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(why) => return self.break_host(cx, &why),
+            }
+        }
+    }
+
+    fn next_answer(&mut self, cx: &mut Cx<'_>) -> Result<Option<[u8; SLOT_SIZE]>, String> {
+        let Some(ring) = &mut self.host.ring else {
+            return Ok(None);
+        };
+        let waiting = match ring.pending(cx.frames) {
+            Ok(0) => ring.final_check(cx.frames),
+            found => found.map(|_| true),
+        };
+        match waiting {
+            Ok(true) => {
+                let slot = ring.copy_response(cx.frames, 0);
+                ring.consume(1);
+                Ok(Some(slot))
+            }
+            Ok(false) => Ok(None),
+            Err(error) => Err(format!("the backend's ring has {error}")),
+        }
+    }
+
+    fn take_answer(&mut self, cx: &mut Cx<'_>, slot: &[u8; SLOT_SIZE]) -> Result<(), String> {
+        let response = Response::read_from_bytes(&slot[..size_of::<Response>()])
+            .expect("the slice has a response's size");
+        let named = self.shadow.part_named(response.id);
+        let part = named.and_then(|number| self.shadow.parts.get_mut(number));
+        let (Some(number), Some(part)) = (named, part) else {
+            return Err(format!(
+                "the backend answers a request {:#x} that nobody made",
+                response.id
+            ));
+        };
+        if response.operation != part.operation {
+            return Err(format!(
+                "the backend answers operation {} as {}",
+                part.operation, response.operation
+            ));
+        }
+        part.answer = Some(response.status);
+        self.settle(cx, number);
+        Ok(())
+    }
+
+    /// Ends what an answered part granted.  Only when the backend has let go of everything is the
+    /// guest told, for it may use its pages for something else the moment after.
+    fn settle(&mut self, cx: &mut Cx<'_>, number: u32) {
+        let Some(part) = self.shadow.parts.get_mut(number) else {
+            return;
+        };
+        let Some(answer) = part.answer else { return };
+        part.grants.retain(|&grant| !cx.host_grants.end(grant));
+        if !part.grants.is_empty() {
+            self.wants_retry = true;
+            return;
+        }
+        let Some(part) = self.shadow.parts.remove(number) else {
+            return;
+        };
+        self.spare_grants.push(part.grants);
+        if let Some(page) = part.page {
+            if self.spare_pages.len() < MAX_SPARE_PAGES {
+                self.spare_pages.push(page);
+            } else {
+                cx.pool.give_back(page);
+            }
+        }
+        if let Some(entry) = self.shadow.entries.get_mut(part.entry) {
+            entry.parts -= 1;
+            entry.fail(answer);
+            if entry.parts == 0 && !entry.queued {
+                self.answer_entry(cx, part.entry);
+            }
+        }
+    }
+
+    /// Tries again to end what answered parts granted.
+    pub(super) fn settle_all(&mut self, cx: &mut Cx<'_>) {
+        let answered: Vec<u32> = self.shadow.parts.numbers().collect();
+        for number in answered {
+            self.settle(cx, number);
+        }
+    }
+
+    /// Everything that is in flight has failed.
+    pub(super) fn fail_all(&mut self, cx: &mut Cx<'_>) {
+        let parts: Vec<u32> = self.shadow.parts.numbers().collect();
+        for number in parts {
+            if let Some(part) = self.shadow.parts.get_mut(number) {
+                part.answer = part.answer.or(Some(status::ERROR));
+            }
+        }
+        self.empty_backlog(cx);
+        self.settle_all(cx);
+    }
+
+    /// What was not asked of the host yet never is, because nobody is left to ask or to be
+    /// answered.
+    pub(super) fn empty_backlog(&mut self, cx: &mut Cx<'_>) {
+        while let Some(number) = self.shadow.backlog.pop_front() {
+            if let Some(entry) = self.shadow.entries.get_mut(number) {
+                entry.fail(status::ERROR);
+                entry.queued = false;
+                if entry.parts == 0 {
+                    self.answer_entry(cx, number);
+                }
+            }
+        }
+    }
+}

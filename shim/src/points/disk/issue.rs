@@ -1,0 +1,308 @@
+//! Requests to the host: how an entry of the shadow becomes one or several of them.
+
+use alloc::vec::Vec;
+
+use xen_abi::Mfn;
+use xen_abi::blkif::{
+    DISCARD_SECURE, MAX_SEGMENTS, Request, RequestDiscard, RequestIndirect, SLOT_SIZE, Segment, op,
+    status,
+};
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::Vbd;
+use super::features::SHOWN_SEGMENTS;
+use super::host::Stage;
+use super::shadow::{Entry, Part, Plan, Step};
+use crate::host::{Access, HostRef};
+use crate::points::Cx;
+
+/// What became of an attempt to go on with the first entry of the backlog.
+#[derive(PartialEq, Eq)]
+enum Went {
+    /// It is out of the backlog; go on with the next.
+    Out,
+    /// It waits for an answer of the host.
+    Waits,
+    /// There is no room at the host, or no reference.
+    Blocked,
+}
+
+/// What an entry needs next.
+enum Next {
+    Issue(Step),
+    Nothing,
+    Wait,
+}
+
+/// The segments of one request to the host, granted to the backend.
+struct Granted {
+    segments: [Segment; SHOWN_SEGMENTS],
+    count: usize,
+    /// One for each segment, and one for the page if there is one.
+    grants: Vec<HostRef>,
+    /// Where the segments are when they are too many for the slot, and under which reference.
+    page: Option<(Mfn, HostRef)>,
+}
+
+impl Vbd {
+    /// Asks the host for as much of the backlog as it can take; `true` when nothing is left.
+    pub(super) fn issue_backlog(&mut self, cx: &mut Cx<'_>) -> bool {
+        if self.host.stage != Stage::Connected {
+            return self.shadow.backlog.is_empty();
+        }
+        while let Some(&number) = self.shadow.backlog.front() {
+            match self.advance(cx, number) {
+                Went::Out => {}
+                Went::Waits => return false,
+                Went::Blocked => {
+                    // Without an answer to come, nothing would take this up again.
+                    self.wants_retry |= self.shadow.parts.len() == 0;
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Goes on with the first entry of the backlog as far as possible.
+    fn advance(&mut self, cx: &mut Cx<'_>, number: u32) -> Went {
+        loop {
+            let in_flight = self.shadow.parts.len();
+            let (Some(entry), Some(offer)) =
+                (self.shadow.entries.get_mut(number), &self.host.offer)
+            else {
+                return Went::Waits;
+            };
+            let plan = *entry
+                .plan
+                .get_or_insert_with(|| Plan::of(&entry.wanted, offer));
+            match entry.next(plan, in_flight) {
+                Next::Wait => return Went::Waits,
+                Next::Issue(step) => {
+                    if !self.issue_part(cx, number, step) {
+                        return Went::Blocked;
+                    }
+                }
+                Next::Nothing => {
+                    entry.queued = false;
+                    let is_answered = entry.parts == 0;
+                    self.shadow.backlog.pop_front();
+                    if is_answered {
+                        self.answer_entry(cx, number);
+                    }
+                    return Went::Out;
+                }
+            }
+        }
+    }
+
+    /// Asks the host for the next part of a step; `false` when there is no room for it.
+    fn issue_part(&mut self, cx: &mut Cx<'_>, number: u32, step: Step) -> bool {
+        let room = self.host.ring.as_ref().map_or(0, |ring| ring.free());
+        let depth = self.host.ring.as_ref().map_or(0, |ring| ring.entries());
+        // Parts that the backend has answered but not let go of count, too.
+        if room == 0 || self.shadow.parts.len() >= depth as usize {
+            return false;
+        }
+        let Some(granted) = self.grant_segments(cx, number, step) else {
+            return false;
+        };
+        let (Some(entry), Some(ring)) = (self.shadow.entries.get_mut(number), &mut self.host.ring)
+        else {
+            return false;
+        };
+        let sector = entry.next_sector();
+        entry.issued += match step {
+            Step::Data(_) => granted.count,
+            Step::Bare(_) | Step::Discard => 1,
+        };
+        entry.parts += 1;
+        let discard = (entry.wanted.discard_sectors, entry.wanted.discard_secure);
+        let id = self.shadow.add_part(Part {
+            entry: number,
+            serial: 0,
+            operation: step.operation(),
+            grants: granted.grants,
+            page: granted.page.map(|(page, _)| page),
+            answer: None,
+        });
+
+        let handle = self.id.index as u16;
+        let mut slot = [0; SLOT_SIZE];
+        match (step, granted.page) {
+            (Step::Discard, _) => {
+                let mut request = RequestDiscard::new_zeroed();
+                request.operation = op::DISCARD;
+                request.flag = if discard.1 { DISCARD_SECURE } else { 0 };
+                request.handle = handle;
+                request.id = id;
+                request.sector_number = sector;
+                request.nr_sectors = discard.0;
+                slot.copy_from_slice(request.as_bytes());
+            }
+            (_, Some((_, reference))) => {
+                let mut request = RequestIndirect::new_zeroed();
+                request.operation = op::INDIRECT;
+                request.indirect_op = step.operation();
+                request.nr_segments = granted.count as u16;
+                request.handle = handle;
+                request.id = id;
+                request.sector_number = sector;
+                request.indirect_grefs[0] = reference.0;
+                slot.copy_from_slice(request.as_bytes());
+            }
+            (_, None) => {
+                let mut request = Request::new_zeroed();
+                request.operation = step.operation();
+                request.nr_segments = granted.count as u8;
+                request.handle = handle;
+                request.id = id;
+                request.sector_number = sector;
+                request.seg[..granted.count].copy_from_slice(&granted.segments[..granted.count]);
+                slot.copy_from_slice(request.as_bytes());
+            }
+        }
+        ring.put(cx.frames, &slot);
+        true
+    }
+
+    /// Grants the backend as many of an entry's next segments as one request may have and there
+    /// are references for; `None` when that is too few to go on.
+    fn grant_segments(&mut self, cx: &mut Cx<'_>, number: u32, step: Step) -> Option<Granted> {
+        let entry = self.shadow.entries.get(number)?;
+        let limit = match step {
+            // Only these may be split: the others are one request, which is what gives them
+            // their meaning.
+            Step::Data(op::READ | op::WRITE) => self.host.offer.as_ref()?.max_segments,
+            Step::Data(_) => MAX_SEGMENTS,
+            Step::Bare(_) | Step::Discard => 0,
+        };
+        let may_split = matches!(step, Step::Data(op::READ | op::WRITE));
+        let left = &entry.wanted.segments[entry.issued.min(entry.wanted.segments.len())..];
+        let wanted = left.len().min(limit);
+        let access = match entry.wanted.fills_memory() {
+            true => Access::ReadWrite,
+            false => Access::ReadOnly,
+        };
+        let backend = self.host.link.backend_id();
+        let mut granted = Granted {
+            segments: [Segment::default(); SHOWN_SEGMENTS],
+            count: 0,
+            grants: self.spare_grants.pop().unwrap_or_default(),
+            page: None,
+        };
+        for (segment, held) in granted.segments.iter_mut().zip(&left[..wanted]) {
+            let Some(grant) = cx.host_grants.grant(backend, held.frame, access) else {
+                break;
+            };
+            granted.grants.push(grant);
+            *segment = Segment {
+                gref: grant.0,
+                first_sect: held.first,
+                last_sect: held.last,
+                pad: 0,
+            };
+        }
+        granted.count = granted.grants.len();
+        if granted.count < wanted && !may_split {
+            granted.count = 0;
+        }
+        if granted.count > MAX_SEGMENTS && !self.grant_page(cx, &mut granted) {
+            granted.count = MAX_SEGMENTS;
+        }
+        // What could be granted, but is not used.
+        let first = granted.count.min(granted.grants.len());
+        let last = granted.grants.len() - usize::from(granted.page.is_some());
+        for grant in granted.grants.drain(first..last) {
+            self.host.end_unused(cx, grant);
+        }
+        if wanted > 0 && granted.count == 0 {
+            self.spare_grants.push(granted.grants);
+            return None;
+        }
+        Some(granted)
+    }
+
+    /// Puts the segments into a page of their own; `false` when there is none to be had.
+    fn grant_page(&mut self, cx: &mut Cx<'_>, granted: &mut Granted) -> bool {
+        let Some(page) = self.spare_pages.pop().or_else(|| cx.pool.take()) else {
+            return false;
+        };
+        let backend = self.host.link.backend_id();
+        let Some(grant) = cx.host_grants.grant(backend, page, Access::ReadOnly) else {
+            self.spare_pages.push(page);
+            return false;
+        };
+        let segments = &granted.segments[..granted.count];
+        cx.frames.write(page, 0, segments.as_bytes());
+        granted.grants.push(grant);
+        granted.page = Some((page, grant));
+        true
+    }
+}
+
+impl Step {
+    /// The operation that the host is asked for.
+    fn operation(self) -> u8 {
+        match self {
+            Self::Data(operation) | Self::Bare(operation) => operation,
+            Self::Discard => op::DISCARD,
+        }
+    }
+}
+
+impl Entry {
+    /// Decides what to do next, `in_flight` requests being at the host, and moves on to the step
+    /// that this is part of.
+    fn next(&mut self, plan: Plan, in_flight: usize) -> Next {
+        let (steps, mut exclusive) = match plan {
+            Plan::Steps { steps, exclusive } => (steps, exclusive),
+            Plan::Answer(answer) => {
+                self.fail(answer);
+                return Next::Nothing;
+            }
+        };
+        // Asked of another host already, as were the ones before it: the protocol's order between
+        // requests that were made one after the other is kept by waiting.
+        exclusive |= self.replayed
+            && matches!(
+                self.wanted.operation,
+                op::WRITE_BARRIER | op::FLUSH_DISKCACHE
+            );
+        if exclusive && in_flight > self.parts {
+            return Next::Wait;
+        }
+        // After a failure the rest is of no use.
+        while self.status == status::OKAY
+            && let Some(step) = steps.get(self.step).copied().flatten()
+        {
+            let whole = match step {
+                Step::Data(_) => self.wanted.segments.len(),
+                Step::Bare(_) | Step::Discard => 1,
+            };
+            if self.issued < whole {
+                return Next::Issue(step);
+            }
+            let is_last = !steps.get(self.step + 1).is_some_and(Option::is_some);
+            if self.parts > 0 && !is_last {
+                return Next::Wait;
+            }
+            if is_last {
+                break;
+            }
+            self.step += 1;
+            self.issued = 0;
+        }
+        if exclusive && self.parts > 0 {
+            return Next::Wait;
+        }
+        Next::Nothing
+    }
+
+    /// The sector at which the next part begins.
+    fn next_sector(&self) -> u64 {
+        let done = self.issued.min(self.wanted.segments.len());
+        let sectors = self.wanted.segments[..done].iter().map(|s| s.sectors());
+        self.wanted.sector + sectors.sum::<u64>()
+    }
+}

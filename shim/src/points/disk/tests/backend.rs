@@ -1,0 +1,280 @@
+//! A model of a host's backend: does what it is asked in any order, late, wrongly or not at all,
+//! but only with what was granted to it.
+
+use xen_abi::Mfn;
+use xen_abi::blkif::{
+    Request, RequestDiscard, RequestIndirect, Response, SLOT_SIZE, Segment, op, status,
+};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
+
+use super::world::{HOST_FRONT, RealStore};
+use crate::host::grants::HostGrantTable;
+use crate::mem::{FakeFrames, Frames};
+use crate::points::ring::BackRing;
+
+/// Sectors of the model's disk.
+pub(super) const SECTORS: usize = 2048;
+const DIR: &str = "/local/domain/0/backend/vbd/7/51712";
+const HOST_TABLE: u64 = 300;
+
+/// A request that the backend has taken, and mapped.
+#[derive(Clone, Debug)]
+pub(super) struct Taken {
+    pub id: u64,
+    pub operation: u8,
+    sector: u64,
+    segments: Vec<(Mfn, Segment)>,
+    discard: u64,
+    mapped: Vec<u32>,
+}
+
+#[derive(Default)]
+pub(super) struct Backend {
+    pub features: Vec<(&'static str, String)>,
+    pub max_order: u32,
+    pub disk: Vec<u8>,
+    ring: Option<BackRing<SLOT_SIZE>>,
+    pub taken: Vec<Taken>,
+    /// Mapped beyond the answer.
+    lingering: Vec<u32>,
+    /// What was done, in order, for tests of order.
+    pub done: Vec<u8>,
+    /// Largest number of segments that a request had.
+    pub largest: usize,
+}
+
+impl Backend {
+    pub fn new(max_order: u32, features: &[(&'static str, &str)]) -> Self {
+        let mut all = vec![
+            ("sectors", SECTORS.to_string()),
+            ("sector-size", "512".to_owned()),
+            ("info", "0".to_owned()),
+        ];
+        for &(key, value) in features {
+            all.retain(|(other, _)| *other != key);
+            all.push((key, value.to_owned()));
+        }
+        Self {
+            features: all,
+            max_order,
+            disk: vec![0x5a; SECTORS * 512],
+            ..Self::default()
+        }
+    }
+
+    /// The toolstack has made the device, and the backend is ready for a frontend.
+    pub fn announce(&self, store: &mut RealStore) {
+        for (key, value) in [
+            ("backend", DIR),
+            ("backend-id", "0"),
+            ("virtual-device", "51712"),
+            ("device-type", "disk"),
+            ("state", "1"),
+        ] {
+            store.set(&format!("{HOST_FRONT}/{key}"), value);
+        }
+        if self.max_order > 0 {
+            let order = self.max_order.to_string();
+            store.set(&format!("{DIR}/max-ring-page-order"), &order);
+        }
+        store.set(&format!("{DIR}/state"), "2");
+    }
+
+    pub fn set_state(&self, store: &mut RealStore, state: u32) {
+        store.set(&format!("{DIR}/state"), &state.to_string());
+    }
+
+    pub fn set(&self, store: &mut RealStore, key: &str, value: &str) {
+        store.set(&format!("{DIR}/{key}"), value);
+    }
+
+    /// The toolstack removes the device by force.
+    pub fn vanish(&mut self, store: &mut RealStore, mem: &FakeFrames) {
+        self.disconnect(mem);
+        store.remove(DIR);
+    }
+
+    pub fn frontend_changed(
+        &mut self,
+        store: &mut RealStore,
+        mem: &FakeFrames,
+        _table: &HostGrantTable,
+    ) {
+        let front = |key: &str| store.nodes.get(&format!("{HOST_FRONT}/{key}")).cloned();
+        match front("state").as_deref() {
+            Some("3") if self.ring.is_none() => {
+                let order: u32 = front("ring-page-order").map_or(0, |order| order.parse().unwrap());
+                assert!(order <= self.max_order);
+                let refs: Vec<u32> = match order {
+                    0 => vec![front("ring-ref").unwrap().parse().unwrap()],
+                    _ => (0..1 << order)
+                        .map(|i| front(&format!("ring-ref{i}")).unwrap().parse().unwrap())
+                        .collect(),
+                };
+                let frames = refs.iter().map(|&r| map(mem, r, true)).collect();
+                self.lingering.extend(refs);
+                self.ring = Some(BackRing::attach(mem, frames).unwrap());
+                for (key, value) in &self.features {
+                    store.set(&format!("{DIR}/{key}"), value);
+                }
+                self.set_state(store, 4);
+            }
+            Some("5" | "6") => {
+                self.disconnect(mem);
+                self.set_state(store, 6);
+            }
+            _ => {}
+        }
+    }
+
+    /// Drops everything, as a backend does whose frontend closes.
+    fn disconnect(&mut self, mem: &FakeFrames) {
+        self.ring = None;
+        self.taken.drain(..).for_each(|t| unmap(mem, &t.mapped));
+        unmap(mem, &core::mem::take(&mut self.lingering));
+    }
+
+    /// Takes what is in the ring and maps it.
+    pub fn take(&mut self, mem: &FakeFrames) {
+        let Some(ring) = &mut self.ring else { return };
+        while ring.final_check(mem).unwrap() {
+            let slot = ring.copy_request(mem, 0);
+            ring.consume(1);
+            let taken = understand(mem, &slot);
+            self.largest = self.largest.max(taken.segments.len());
+            self.taken.push(taken);
+        }
+    }
+
+    /// Does request number `pick` without answering it.
+    pub fn perform(&mut self, mem: &FakeFrames, pick: usize) {
+        let taken = self.taken[pick].clone();
+        self.done.push(taken.operation);
+        let mut at = taken.sector as usize * 512;
+        if taken.operation == op::DISCARD {
+            self.disk[at..at + taken.discard as usize * 512].fill(0);
+        }
+        for (frame, segment) in &taken.segments {
+            let offset = usize::from(segment.first_sect) * 512;
+            let len = (usize::from(segment.last_sect) + 1) * 512 - offset;
+            let on_disk = &mut self.disk[at..at + len];
+            if taken.operation == op::READ {
+                mem.write(*frame, offset, on_disk);
+            } else {
+                mem.read(*frame, offset, on_disk);
+            }
+            at += len;
+        }
+    }
+
+    /// Answers request number `pick`; `true` when the frontend wants to be notified.
+    pub fn answer(&mut self, mem: &FakeFrames, pick: usize, status: i16, linger: bool) -> bool {
+        let taken = self.taken.swap_remove(pick);
+        if linger {
+            self.lingering.extend(taken.mapped);
+        } else {
+            unmap(mem, &taken.mapped);
+        }
+        self.respond(mem, taken.id, taken.operation, status)
+    }
+
+    /// Does request number `pick` and answers it well.
+    pub fn finish(&mut self, mem: &FakeFrames, pick: usize) -> bool {
+        self.perform(mem, pick);
+        self.answer(mem, pick, status::OKAY, false)
+    }
+
+    /// Unmaps what was kept beyond its answer, the ring excepted.
+    pub fn let_go(&mut self, mem: &FakeFrames) {
+        let ring = self.ring.as_ref().map_or(0, |ring| ring.frames().len());
+        let rest = self.lingering.split_off(ring.min(self.lingering.len()));
+        unmap(mem, &rest);
+    }
+
+    pub fn respond(&mut self, mem: &FakeFrames, id: u64, operation: u8, status: i16) -> bool {
+        let Some(ring) = &mut self.ring else {
+            return false;
+        };
+        let response = Response {
+            id,
+            operation,
+            status,
+            ..Response::new_zeroed()
+        };
+        if ring.unanswered() == 0 {
+            return false;
+        }
+        ring.respond(mem, response.as_bytes());
+        ring.push(mem)
+    }
+
+    /// Writes nonsense to the ring's indexes.
+    pub fn corrupt_ring(&mut self, mem: &FakeFrames, value: u32) {
+        if let Some(ring) = &self.ring {
+            mem.store32(ring.frames()[0], 8, value);
+        }
+    }
+}
+
+fn entry(reference: u32) -> (Mfn, usize) {
+    assert!((8..1024).contains(&reference), "a reference {reference}");
+    let frame = Mfn(HOST_TABLE + u64::from(reference / 512));
+    (frame, (reference % 512) as usize * 8)
+}
+
+/// Maps a frame as the hypervisor does, which refuses what was not granted.
+fn map(mem: &FakeFrames, reference: u32, write: bool) -> Mfn {
+    let (frame, at) = entry(reference);
+    let flags = mem.load16(frame, at);
+    assert_eq!(flags & 3, 1, "reference {reference} grants nothing");
+    assert_eq!(mem.load16(frame, at + 2), 0, "granted to dom0");
+    assert!(
+        !write || flags & 4 == 0,
+        "reference {reference} is read-only"
+    );
+    let in_use = if write { 8 | 16 } else { 8 };
+    mem.store16(frame, at, flags | in_use);
+    Mfn(u64::from(mem.load32(frame, at + 4)))
+}
+
+fn unmap(mem: &FakeFrames, references: &[u32]) {
+    for &reference in references {
+        let (frame, at) = entry(reference);
+        mem.store16(frame, at, mem.load16(frame, at) & !(8 | 16));
+    }
+}
+
+fn understand(mem: &FakeFrames, slot: &[u8; SLOT_SIZE]) -> Taken {
+    let plain = Request::read_from_bytes(slot).unwrap();
+    let mut taken = Taken {
+        id: plain.id,
+        operation: plain.operation,
+        sector: plain.sector_number,
+        segments: Vec::new(),
+        discard: 0,
+        mapped: Vec::new(),
+    };
+    let mut segments = Vec::new();
+    match plain.operation {
+        op::INDIRECT => {
+            let request = RequestIndirect::read_from_bytes(slot).unwrap();
+            taken.operation = request.indirect_op;
+            let count = usize::from(request.nr_segments);
+            let page = map(mem, request.indirect_grefs[0], false);
+            taken.mapped.push(request.indirect_grefs[0]);
+            segments = vec![Segment::default(); count];
+            mem.read(page, 0, segments.as_mut_bytes());
+        }
+        op::DISCARD => {
+            taken.discard = RequestDiscard::read_from_bytes(slot).unwrap().nr_sectors;
+        }
+        _ => segments.extend_from_slice(&plain.seg[..usize::from(plain.nr_segments)]),
+    }
+    let write = taken.operation == op::READ;
+    for segment in segments {
+        let frame = map(mem, segment.gref, write);
+        taken.mapped.push(segment.gref);
+        taken.segments.push((frame, segment));
+    }
+    taken
+}

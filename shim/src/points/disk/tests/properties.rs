@@ -1,0 +1,338 @@
+//! Whatever guest, backend and host do, in whatever order: each request is answered exactly once,
+//! with the right data, and nothing leaks.
+
+use proptest::prelude::{Strategy, any, prop, prop_assert_eq, proptest};
+use xen_abi::Mfn;
+use xen_abi::blkif::{op, status};
+
+use super::backend::Backend;
+use super::guest::{Guest, grant, put_entry};
+use super::world::World;
+use crate::mem::Frames;
+use crate::points::Progress;
+
+/// One thing that happens; numbers are reduced to what is possible.
+#[derive(Clone, Debug)]
+enum Event {
+    Ask {
+        operation: u8,
+        sector: u16,
+        segments: u8,
+    },
+    BackendTakes,
+    BackendFinishes(u8),
+    /// Answers, but keeps the pages mapped for a while.
+    BackendLingers(u8),
+    BackendLetsGo,
+    BackendFails(u8),
+    GuestReaps,
+    Retry,
+    /// A move that drains first.
+    Move(Host),
+    /// A move of what could not be drained; the old backend did some of it.
+    ForcedMove(Host, u8),
+    CancelledMove,
+}
+
+#[derive(Clone, Debug)]
+struct Host {
+    order: u32,
+    indirect: Option<u16>,
+    barrier: bool,
+    flush: bool,
+    discard: bool,
+}
+
+impl Host {
+    fn backend(&self) -> Backend {
+        let mut backend = Backend::new(self.order, &[]);
+        let flag = |is: bool| u32::from(is).to_string();
+        backend.features.extend([
+            ("feature-barrier", flag(self.barrier)),
+            ("feature-flush-cache", flag(self.flush)),
+            ("feature-discard", flag(self.discard)),
+        ]);
+        if let Some(segments) = self.indirect {
+            let segments = segments.to_string();
+            backend
+                .features
+                .push(("feature-max-indirect-segments", segments));
+        }
+        backend
+    }
+}
+
+fn host() -> impl Strategy<Value = Host> {
+    (
+        0u32..5,
+        prop::option::of(0u16..300),
+        any::<bool>(),
+        any::<bool>(),
+        any::<bool>(),
+    )
+        .prop_map(|(order, indirect, barrier, flush, discard)| Host {
+            order,
+            indirect,
+            barrier,
+            flush,
+            discard,
+        })
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    use prop::strategy::Just;
+    prop::strategy::Union::new_weighted(vec![
+        (
+            8,
+            (
+                prop::sample::select(vec![0u8, 0, 1, 1, 1, 2, 3, 5]),
+                0u16..2048,
+                0u8..60,
+            )
+                .prop_map(|(operation, sector, segments)| Event::Ask {
+                    operation,
+                    sector,
+                    segments,
+                })
+                .boxed(),
+        ),
+        (4, Just(Event::BackendTakes).boxed()),
+        (6, any::<u8>().prop_map(Event::BackendFinishes).boxed()),
+        (2, any::<u8>().prop_map(Event::BackendLingers).boxed()),
+        (1, Just(Event::BackendLetsGo).boxed()),
+        (1, any::<u8>().prop_map(Event::BackendFails).boxed()),
+        (4, Just(Event::GuestReaps).boxed()),
+        (2, Just(Event::Retry).boxed()),
+        (1, host().prop_map(Event::Move).boxed()),
+        (
+            1,
+            (host(), any::<u8>())
+                .prop_map(|(host, done)| Event::ForcedMove(host, done))
+                .boxed(),
+        ),
+        (1, Just(Event::CancelledMove).boxed()),
+    ])
+}
+
+/// The machine, with notifications that are delivered only if they were sent.
+struct Machine {
+    world: World,
+    guest: Guest,
+    asked: usize,
+    backend_awake: bool,
+}
+
+impl Machine {
+    fn new(first: &Host, guest_order: u32) -> Self {
+        let mut world = World::new(first.backend());
+        world.handshake();
+        let guest = Guest::connect(&mut world, guest_order);
+        Self {
+            world,
+            guest,
+            asked: 0,
+            backend_awake: false,
+        }
+    }
+
+    fn happen(&mut self, event: &Event) {
+        let (world, guest) = (&mut self.world, &mut self.guest);
+        match event {
+            Event::Ask {
+                operation,
+                sector,
+                segments,
+            } => {
+                let count = match *operation {
+                    op::DISCARD => 0,
+                    op::READ | op::WRITE => usize::from(*segments).max(1),
+                    _ => usize::from(*segments) % 12,
+                };
+                self.asked +=
+                    usize::from(guest.ask(world, *operation, usize::from(*sector), count));
+                if guest.push(world) {
+                    world.guest_kick();
+                }
+            }
+            Event::BackendTakes => self.backend_takes(),
+            Event::BackendFinishes(pick) => {
+                self.backend_answers(*pick, true, status::OKAY, false);
+            }
+            Event::BackendLingers(pick) => self.backend_answers(*pick, true, status::OKAY, true),
+            Event::BackendLetsGo => world.backend.let_go(&world.mem),
+            Event::BackendFails(pick) => {
+                self.backend_answers(*pick, pick.is_multiple_of(2), status::ERROR, false);
+            }
+            Event::GuestReaps => guest.reap(world),
+            Event::Retry => world.retry(),
+            Event::Move(host) => {
+                self.drain();
+                self.move_to(host);
+            }
+            Event::ForcedMove(host, done) => {
+                let _ = world.quiesce();
+                for pick in 0..world.backend.taken.len().min(usize::from(*done)) {
+                    world.backend.perform(&world.mem, pick);
+                }
+                self.move_to(host);
+            }
+            Event::CancelledMove => {
+                self.drain();
+                self.world.resume();
+            }
+        }
+        self.backend_awake |= core::mem::take(&mut self.world.xen.notified);
+    }
+
+    fn backend_takes(&mut self) {
+        // Asleep unless it was woken: a lost notification would show.
+        self.backend_awake |= core::mem::take(&mut self.world.xen.notified);
+        if core::mem::take(&mut self.backend_awake) {
+            self.world.backend.take(&self.world.mem);
+        }
+    }
+
+    fn backend_answers(&mut self, pick: u8, perform: bool, status: i16, linger: bool) {
+        let count = self.world.backend.taken.len();
+        let world = &mut self.world;
+        if count == 0 {
+            return;
+        }
+        let pick = usize::from(pick) % count;
+        if perform {
+            world.backend.perform(&world.mem, pick);
+        }
+        if world.backend.answer(&world.mem, pick, status, linger) {
+            world.host_kick();
+        }
+    }
+
+    fn drain(&mut self) {
+        for _ in 0..2000 {
+            if self.world.quiesce() == Progress::Done {
+                return;
+            }
+            self.backend_takes();
+            while !self.world.backend.taken.is_empty() {
+                self.backend_answers(0, true, status::OKAY, false);
+            }
+            self.world.backend.let_go(&self.world.mem);
+            self.world.retry();
+        }
+        panic!("not drained: {:?}", self.world.vbd);
+    }
+
+    fn move_to(&mut self, host: &Host) {
+        self.backend_awake = false;
+        let before = self.world.guest_view();
+        self.world.migrate(host.backend());
+        assert_eq!(self.world.attached(), Ok(Progress::Done));
+        assert_eq!(self.world.guest_view(), before);
+        self.world.resume();
+    }
+
+    /// Lets everything come to an end.
+    fn settle(&mut self) {
+        for _ in 0..5000 {
+            self.backend_takes();
+            while !self.world.backend.taken.is_empty() {
+                self.backend_answers(0, true, status::OKAY, false);
+            }
+            self.world.backend.let_go(&self.world.mem);
+            self.world.retry();
+            self.guest.reap(&self.world);
+            if self.guest.waiting() == 0 {
+                return;
+            }
+        }
+        panic!(
+            "{} without an answer: {:?}",
+            self.guest.waiting(),
+            self.world.vbd
+        );
+    }
+
+    fn tear_down(mut self) {
+        self.world.guest_state(5);
+        self.world.guest_state(6);
+        self.world.unplug();
+        self.world.handshake();
+        self.world.retry();
+        self.world.assert_nothing_leaked();
+    }
+}
+
+proptest! {
+    #[test]
+    fn every_request_is_answered_once_with_the_right_data(
+        first in host(),
+        guest_order in 0u32..4,
+        events in prop::collection::vec(event(), 1..150),
+    ) {
+        let mut machine = Machine::new(&first, guest_order);
+        for event in &events {
+            machine.happen(event);
+        }
+        machine.settle();
+        prop_assert_eq!(machine.guest.answers.len(), machine.asked);
+        machine.guest.check_disk(&machine.world);
+        machine.tear_down();
+    }
+
+    /// A guest that writes noise into ring, indexes and grants harms nobody.
+    #[test]
+    fn a_hostile_guest_harms_nobody(
+        events in prop::collection::vec((any::<u8>(), any::<u32>(), any::<u32>()), 1..300),
+    ) {
+        let first = Host { order: 1, indirect: Some(64), barrier: true, flush: true, discard: true };
+        let mut machine = Machine::new(&first, 0);
+        let world = &mut machine.world;
+        (0..30).for_each(|frame| grant(world, Mfn(frame), frame % 3 == 0));
+        for (kind, a, b) in events {
+            match kind % 16 {
+                // Mostly plausible slots: a small operation, few segments, small references.
+                0..6 => {
+                    let slot = 64 + (a % 32) as usize * 112;
+                    world.mem.store16(Mfn(0), slot, (b % 7 + (((b >> 8) % 13) << 8)) as u16);
+                    world.mem.store64(Mfn(0), slot + 16, u64::from(a >> 8) % 2100);
+                    for segment in 0..11 {
+                        let at = slot + 24 + segment * 8;
+                        world.mem.store32(Mfn(0), at, 8 + (a >> 5).wrapping_add(segment as u32 * 7) % 40);
+                        world.mem.store16(Mfn(0), at + 4, (b >> 16) as u16 & 0x0703);
+                    }
+                }
+                6 => world.mem.store32(Mfn(0), (a as usize % 1024) * 4, b),
+                7 => put_entry(world, a % 512, u64::from(a) << 32 | u64::from(b & 0xff)),
+                8..12 => {
+                    // The producer index, a little further on.
+                    let now = world.mem.load32(Mfn(0), 8);
+                    world.mem.store32(Mfn(0), 0, now.wrapping_add(a % 34));
+                    world.guest_kick();
+                }
+                12 => {
+                    world.guest_state(a % 9);
+                    if a.is_multiple_of(2) {
+                        // Back on its feet, with whatever the ring now holds.
+                        [5, 6, 1, 3].iter().for_each(|&state| world.guest_state(state));
+                    }
+                }
+                13 => {
+                    world.backend.take(&world.mem);
+                    while !world.backend.taken.is_empty() {
+                        world.backend.answer(&world.mem, 0, status::OKAY, false);
+                    }
+                    world.host_kick();
+                }
+                14 => {
+                    if world.quiesce() == Progress::Done {
+                        world.migrate(first.backend());
+                    }
+                    world.resume();
+                }
+                _ => world.retry(),
+            }
+        }
+        machine.drain();
+        machine.tear_down();
+    }
+}
