@@ -3,8 +3,8 @@
 //! The toolstack loads the file as it is, so a distribution's `vmlinuz` arrives as a bzImage: a
 //! boot sector, a 16-bit part and a compressed ELF image.  The caller asks for the
 //! [`unpacked_len`](Packed::unpacked_len), finds that much memory and has the image unpacked
-//! straight into it.  Every decoder is a kept library; this module and its children only know the
-//! containers around the compressed data.
+//! straight into it.  The decoders are kept libraries except for [`zstd`], and this module and its
+//! children only know the containers around the compressed data.
 
 mod bzimage;
 mod crc32;
@@ -222,11 +222,11 @@ impl<'a> Packed<'a> {
 
     /// Returns roughly how many bytes of heap [`unpack`](Self::unpack) needs at its peak.
     ///
-    /// Gzip and LZ4 use the output as their window; the other decoders keep one of their own.
+    /// All but xz use the output as their window; xz keeps a dictionary of its own.
     pub fn heap_needed(&self) -> usize {
         match self.format {
             Format::Xz => xz::heap_needed(self.data),
-            Format::Zstd => zstd::heap_needed(self.data, self.unpacked_len),
+            Format::Zstd => zstd::heap_needed(),
             _ => 64 << 10,
         }
     }

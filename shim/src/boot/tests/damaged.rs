@@ -5,6 +5,7 @@ use proptest::prelude::{any, proptest};
 use proptest::sample::Index;
 use xen_abi::elfnote;
 
+use super::guest::{Case, run};
 use super::synthetic::{Load, bzimage, elf, linux_notes, number};
 use crate::boot::payload::Payload;
 use crate::boot::{Kernel, Notes};
@@ -74,6 +75,15 @@ proptest! {
                 assert!(segment.offset + segment.file_size <= file.len() as u64);
                 assert!(segment.file_size <= segment.mem_size);
                 assert!(segment.target + segment.mem_size <= kernel.end);
+            }
+            let case = Case {
+                image: file,
+                ramdisk: vec![1; 5000],
+                free: 1100,
+                seed: 0,
+            };
+            if let Ok(built) = run(&case) {
+                built.check(&case.image, &case.ramdisk);
             }
         }
     }

@@ -2,6 +2,7 @@
 
 mod build;
 mod damaged;
+mod guest;
 mod notes;
 mod payloads;
 mod real;

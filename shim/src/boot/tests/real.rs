@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use super::build::{Case, run};
+use super::guest::{Case, run};
 use crate::boot::Kernel;
 use crate::boot::payload::Payload;
 
