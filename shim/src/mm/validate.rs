@@ -111,14 +111,19 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
 
     /// Drops the references that the first `count` entries of a table stand for.
     fn drop_entries(&mut self, table: Mfn, level: Level, count: usize) {
+        let Some(child) = level.child() else {
+            for index in 0..count {
+                let pte = self.load(table, index);
+                if pte.is_present() {
+                    self.ledger.put_mapping(pte);
+                }
+            }
+            return;
+        };
         for index in 0..count {
             let pte = self.load(table, index);
-            if !pte.is_present() || level == Level::L4 && !is_guest_l4_slot(index) {
-                continue;
-            }
-            match level.child() {
-                None => self.ledger.put_mapping(pte),
-                Some(child) => self.put_table(pte.frame(), child),
+            if pte.is_present() && (level != Level::L4 || is_guest_l4_slot(index)) {
+                self.put_table(pte.frame(), child);
             }
         }
     }
