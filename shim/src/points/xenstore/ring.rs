@@ -8,11 +8,11 @@
 use alloc::vec::Vec;
 
 use xen_abi::Mfn;
-use xen_abi::xs_wire::{Header, PAYLOAD_MAX, ring};
-use zerocopy::{FromBytes as _, FromZeros as _, IntoBytes as _};
+use xen_abi::xs_wire::{Header, ring};
 
 use super::daemon::{ConnId, Daemon};
 use super::watch::Change;
+use crate::host::store::message::{Incoming, TooLong};
 use crate::host::store::pipe::{BadIndex, Pipe};
 use crate::mem::Frames;
 
@@ -35,30 +35,6 @@ const RESPONSES: Pipe = Pipe {
 /// Messages answered in one go, so that a guest that sends without end gets no more than its turn.
 const BATCH: usize = 32;
 
-/// A message that has arrived in part.
-#[derive(Debug)]
-struct Partial {
-    header: Header,
-    header_got: usize,
-    payload: Vec<u8>,
-    payload_got: usize,
-}
-
-impl Partial {
-    fn new() -> Self {
-        Self {
-            header: Header::new_zeroed(),
-            header_got: 0,
-            payload: Vec::new(),
-            payload_got: 0,
-        }
-    }
-
-    fn is_complete(&self) -> bool {
-        self.header_got == size_of::<Header>() && self.payload_got == self.payload.len()
-    }
-}
-
 /// Why the connection was given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Broken {
@@ -71,6 +47,12 @@ enum Broken {
 impl From<BadIndex> for Broken {
     fn from(_: BadIndex) -> Self {
         Self::Index
+    }
+}
+
+impl From<TooLong> for Broken {
+    fn from(TooLong(len): TooLong) -> Self {
+        Self::TooLong(len)
     }
 }
 
@@ -90,7 +72,7 @@ pub struct Turn {
 pub struct GuestRing {
     page: Mfn,
     connection: ConnId,
-    input: Partial,
+    input: Incoming,
     broken: bool,
 }
 
@@ -101,7 +83,7 @@ impl GuestRing {
         Self {
             page,
             connection,
-            input: Partial::new(),
+            input: Incoming::new(),
             broken: false,
         }
     }
@@ -143,46 +125,33 @@ impl GuestRing {
                 turn.again = REQUESTS.pending(frames, self.page)? > 0;
                 return Ok(());
             }
-            if !self.receive(frames, turn)? {
+            let Some((header, payload)) = self.receive(frames, turn)? else {
                 return Ok(());
-            }
-            let message = core::mem::replace(&mut self.input, Partial::new());
-            let changes = core.handle(self.connection, &message.header, &message.payload);
+            };
+            let changes = core.handle(self.connection, &header, &payload);
             turn.changes.extend(changes);
             answered += 1;
         }
     }
 
-    /// Reads until a message is complete (`true`) or nothing more is there.
-    fn receive(&mut self, frames: &dyn Frames, turn: &mut Turn) -> Result<bool, Broken> {
-        let input = &mut self.input;
-        let mut read = |out: &mut [u8]| {
-            let mut got = 0;
-            // Twice: the first read may have freed the place that the guest was waiting for.
-            for _ in 0..2 {
-                got += REQUESTS.read(frames, self.page, &mut out[got..])?;
+    /// Reads until a message is complete or nothing more is there.
+    fn receive(
+        &mut self,
+        frames: &dyn Frames,
+        turn: &mut Turn,
+    ) -> Result<Option<(Header, Vec<u8>)>, Broken> {
+        loop {
+            let message = self.input.take();
+            if message.is_some() {
+                return Ok(message);
             }
-            turn.notify |= got > 0;
-            Ok::<_, Broken>(got)
-        };
-        if input.header_got < size_of::<Header>() {
-            let mut bytes = [0; size_of::<Header>()];
-            let want = &mut bytes[input.header_got..];
-            let got = read(want)?;
-            let kept = input.header_got..input.header_got + got;
-            input.header.as_mut_bytes()[kept.clone()].copy_from_slice(&bytes[kept]);
-            input.header_got += got;
-            if input.header_got < size_of::<Header>() {
-                return Ok(false);
+            let count = REQUESTS.read(frames, self.page, self.input.room())?;
+            if count == 0 {
+                return Ok(None);
             }
-            let length = input.header.len as usize;
-            if length > PAYLOAD_MAX {
-                return Err(Broken::TooLong(input.header.len));
-            }
-            input.payload.resize(length, 0);
+            turn.notify = true;
+            self.input.filled(count)?;
         }
-        input.payload_got += read(&mut input.payload[input.payload_got..])?;
-        Ok(input.is_complete())
     }
 
     fn send(&self, frames: &dyn Frames, core: &mut Daemon, turn: &mut Turn) -> Result<(), Broken> {
@@ -206,12 +175,7 @@ impl GuestRing {
         };
         frames.store32(self.page, ring::ERROR, code);
         self.broken = true;
-        self.input = Partial::new();
+        self.input = Incoming::new();
         core.reset(self.connection);
     }
-}
-
-/// Parses a header, for tests and for the other end of such a ring.
-pub fn header(bytes: [u8; size_of::<Header>()]) -> Header {
-    Header::read_from_bytes(&bytes).expect("the array has a header's size")
 }

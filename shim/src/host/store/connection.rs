@@ -1,0 +1,428 @@
+//! Requests, replies and watch events over the domain's own ring page.
+//!
+//! The connection never waits: submissions queue up, [`StoreConnection::flush`] moves bytes to
+//! the daemon and [`StoreConnection::poll`] takes what came back.  Replies are given out in the
+//! order of submission whatever order they come in.  The daemon is not trusted with more than its
+//! job: indexes, lengths, ids and tokens are checked, and a daemon that breaks the ring gets every
+//! request answered with `EIO`.
+//!
+//! After a migration the page is empty and the daemon has never heard of us: [`reset`] forgets
+//! everything, and whoever needs an answer or a watch asks again.
+//!
+//! [`reset`]: StoreConnection::reset
+
+use alloc::collections::VecDeque;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use xen_abi::xs_wire::{Header, MsgType, error_from_payload, ring};
+use xen_abi::{Errno, Mfn};
+
+use super::message::{Incoming, TooLong, encode, watch_event};
+use super::pipe::{BadIndex, Pipe};
+use super::replace::{HostStore, Next, Replace};
+use crate::host::{StoreClient, StoreEvent, StoreOp, Tag};
+use crate::mem::Frames;
+
+/// To the daemon.
+const REQUESTS: Pipe = Pipe {
+    buffer: ring::REQ,
+    size: ring::SIZE,
+    consumer: ring::REQ_CONS,
+    producer: ring::REQ_PROD,
+};
+
+/// From the daemon.
+const RESPONSES: Pipe = Pipe {
+    buffer: ring::RSP,
+    size: ring::SIZE,
+    consumer: ring::RSP_CONS,
+    producer: ring::RSP_PROD,
+};
+
+/// Requests sent and not yet answered; the daemon stops reading at 20.
+const IN_FLIGHT: usize = 12;
+
+/// Messages taken in one go without one of them being for a client.
+const BATCH: usize = 64;
+
+/// The tag of [`StoreConnection::call`]; no client may use it.
+const CALL: Tag = Tag(u64::MAX);
+
+/// The tag of a call that was given up.
+const DROPPED: Tag = Tag(u64::MAX - 1);
+
+/// Events kept for other clients during a call; more are left in the ring.
+const KEPT: usize = 1024;
+
+/// A submission that was not sent yet.
+#[derive(Debug)]
+enum Job {
+    Op(StoreOp),
+    Replace(Replace),
+}
+
+/// A request on its way.
+#[derive(Debug)]
+struct Active {
+    tag: Tag,
+    req_id: u32,
+    kind: MsgType,
+    /// A `Watch`'s token, to forget it should the daemon refuse.
+    token: Option<u32>,
+    /// The answer, kept until all earlier requests have theirs.
+    answer: Option<Result<Vec<u8>, Errno>>,
+}
+
+/// A watch that the daemon has been asked for.
+#[derive(Debug)]
+struct Watch {
+    token: u32,
+    tag: Tag,
+    path: String,
+}
+
+/// The connection to the real xenstored.
+#[derive(Debug)]
+pub struct StoreConnection {
+    page: Mfn,
+    waiting: VecDeque<(Tag, Job)>,
+    active: VecDeque<Active>,
+    /// The replacement under way; nothing else is sent meanwhile, so that replies keep their order.
+    replacing: Option<Replace>,
+    watches: Vec<Watch>,
+    output: Vec<u8>,
+    /// Bytes of `output` that are in the ring.
+    sent: usize,
+    incoming: Incoming,
+    ready: VecDeque<(Tag, StoreEvent)>,
+    next_id: u32,
+    /// Bytes were taken from the ring since the daemon was last notified.
+    took: bool,
+    broken: bool,
+}
+
+impl StoreConnection {
+    /// Makes the connection over `page`.
+    pub fn new(page: Mfn) -> Self {
+        Self {
+            page,
+            waiting: VecDeque::new(),
+            active: VecDeque::new(),
+            replacing: None,
+            watches: Vec::new(),
+            output: Vec::new(),
+            sent: 0,
+            incoming: Incoming::new(),
+            ready: VecDeque::new(),
+            next_id: 1,
+            took: false,
+            broken: false,
+        }
+    }
+
+    /// Forgets every request, watch and event: the daemon at the other end is a new one.
+    pub fn reset(&mut self) {
+        *self = Self {
+            // Old ids mean nothing to the new daemon, but different ones are easier to tell apart.
+            next_id: self.next_id,
+            ..Self::new(self.page)
+        };
+    }
+
+    /// Requests that have not been answered.
+    pub fn pending(&self) -> usize {
+        self.waiting.len() + self.active.len()
+    }
+
+    /// Whether the daemon broke the ring; only [`reset`](Self::reset) helps.
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// Sends what can be sent.  `true`: the daemon is to be notified.
+    pub fn flush(&mut self, frames: &dyn Frames) -> bool {
+        self.begin_waiting();
+        let mut notify = core::mem::take(&mut self.took);
+        while self.sent < self.output.len() && !self.broken {
+            match REQUESTS.write(frames, self.page, &self.output[self.sent..]) {
+                Ok(0) => break,
+                Ok(count) => {
+                    self.sent += count;
+                    notify = true;
+                }
+                Err(BadIndex) => self.give_up("a bad request index"),
+            }
+        }
+        if self.sent == self.output.len() {
+            self.output.clear();
+            self.sent = 0;
+        }
+        notify
+    }
+
+    /// Returns the next reply or event, if one has come.  When nothing is left,
+    /// [`flush`](Self::flush) sends what the replies have made possible.
+    pub fn poll(&mut self, frames: &dyn Frames) -> Option<(Tag, StoreEvent)> {
+        for _ in 0..BATCH {
+            let ready = self.next_ready();
+            if ready.is_some() || !self.receive(frames) {
+                // Giving the connection up answers everything, so look again.
+                return ready.or_else(|| self.next_ready());
+            }
+        }
+        self.next_ready()
+    }
+
+    fn next_ready(&mut self) -> Option<(Tag, StoreEvent)> {
+        while let Some((tag, event)) = self.ready.pop_front() {
+            if tag != CALL && tag != DROPPED {
+                return Some((tag, event));
+            }
+        }
+        None
+    }
+
+    /// Sends one request and waits for its reply, for boot and reattachment.
+    ///
+    /// `wait` is called each time there is nothing to do; it notifies the daemon if its argument
+    /// says so, waits for the daemon's event, and returns `false` to give up (`ETIMEDOUT`).
+    /// Everything for other clients is kept for [`poll`](Self::poll).
+    pub fn call(
+        &mut self,
+        frames: &dyn Frames,
+        op: StoreOp,
+        mut wait: impl FnMut(bool) -> bool,
+    ) -> Result<Vec<u8>, Errno> {
+        self.submit(CALL, op);
+        loop {
+            let notify = self.flush(frames);
+            while self.ready.len() < KEPT && self.receive(frames) {}
+            let reply = self.ready.iter().position(|(tag, _)| *tag == CALL);
+            if let Some((_, StoreEvent::Reply(answer))) = reply.and_then(|at| self.ready.remove(at))
+            {
+                return answer;
+            }
+            if !wait(notify | self.flush(frames)) {
+                self.drop_call();
+                return Err(Errno::ETIMEDOUT);
+            }
+        }
+    }
+
+    /// Sees to it that the answer to a call that was given up is not taken for the next one's.
+    fn drop_call(&mut self) {
+        let active = self.active.iter_mut().map(|active| &mut active.tag);
+        let waiting = self.waiting.iter_mut().map(|(tag, _)| tag);
+        for tag in active.chain(waiting).filter(|tag| **tag == CALL) {
+            *tag = DROPPED;
+        }
+    }
+
+    /// Takes one message if one is complete.
+    fn receive(&mut self, frames: &dyn Frames) -> bool {
+        while !self.broken {
+            if let Some((header, payload)) = self.incoming.take() {
+                self.dispatch(&header, &payload);
+                return true;
+            }
+            let count = match RESPONSES.read(frames, self.page, self.incoming.room()) {
+                Ok(0) => return false,
+                Ok(count) => count,
+                Err(BadIndex) => {
+                    self.give_up("a bad response index");
+                    return false;
+                }
+            };
+            self.took = true;
+            if let Err(TooLong(len)) = self.incoming.filled(count) {
+                self.give_up(&format!("a message of {len} bytes"));
+            }
+        }
+        false
+    }
+
+    fn dispatch(&mut self, header: &Header, payload: &[u8]) {
+        let kind = MsgType(header.kind);
+        if kind == MsgType::WATCH_EVENT {
+            self.watch_fired(payload);
+            return;
+        }
+        let asked =
+            |active: &&mut Active| active.req_id == header.req_id && active.answer.is_none();
+        let Some(active) = self.active.iter_mut().find(asked) else {
+            log::warn!("xenstore: an answer ({kind:?}) to nothing that was asked");
+            return;
+        };
+        let answer = if kind == MsgType::ERROR {
+            Err(error_from_payload(payload))
+        } else if kind == active.kind {
+            Ok(match kind {
+                MsgType::READ | MsgType::DIRECTORY | MsgType::TRANSACTION_START => payload.to_vec(),
+                _ => Vec::new(),
+            })
+        } else {
+            log::warn!("xenstore: {:?} was answered by {kind:?}", active.kind);
+            Err(Errno::EIO)
+        };
+        if answer.is_err() {
+            self.watches
+                .retain(|watch| Some(watch.token) != active.token);
+        }
+        active.answer = Some(answer);
+        self.deliver();
+    }
+
+    /// Gives out the answers whose turn it is.
+    fn deliver(&mut self) {
+        while let Some(active) = self.active.pop_front_if(|active| active.answer.is_some()) {
+            let Some(answer) = active.answer else {
+                continue;
+            };
+            let Some(replace) = &mut self.replacing else {
+                self.ready
+                    .push_back((active.tag, StoreEvent::Reply(answer)));
+                continue;
+            };
+            match replace.answered(answer) {
+                Next::Send(kind, tx, payload) => self.send(active.tag, kind, tx, &[&payload]),
+                Next::Done(answer) => {
+                    self.replacing = None;
+                    self.ready
+                        .push_back((active.tag, StoreEvent::Reply(answer)));
+                }
+            }
+        }
+    }
+
+    fn watch_fired(&mut self, payload: &[u8]) {
+        let Some((path, token)) = watch_event(payload) else {
+            log::warn!("xenstore: a watch event of a wrong form");
+            return;
+        };
+        // One that was just ended may still fire.
+        let token = core::str::from_utf8(token)
+            .ok()
+            .and_then(|token| token.parse().ok());
+        if let Some(watch) = self.watches.iter().find(|watch| Some(watch.token) == token) {
+            self.ready.push_back((watch.tag, StoreEvent::Changed(path)));
+        }
+    }
+
+    fn begin_waiting(&mut self) {
+        while !self.broken && self.replacing.is_none() && self.active.len() < IN_FLIGHT {
+            let alone = matches!(self.waiting.front(), Some((_, Job::Replace(_))));
+            if alone && !self.active.is_empty() {
+                return;
+            }
+            match self.waiting.pop_front() {
+                Some((tag, Job::Op(op))) => self.begin(tag, op),
+                Some((tag, Job::Replace(mut replace))) => {
+                    if let Next::Send(kind, tx, payload) = replace.first() {
+                        self.replacing = Some(replace);
+                        self.send(tag, kind, tx, &[&payload]);
+                    }
+                }
+                None => return,
+            }
+        }
+    }
+
+    fn begin(&mut self, tag: Tag, op: StoreOp) {
+        match op {
+            StoreOp::Read(path) => self.send_path(tag, MsgType::READ, &path, &[]),
+            StoreOp::Directory(path) => self.send_path(tag, MsgType::DIRECTORY, &path, &[]),
+            StoreOp::Write(path, value) => self.send_path(tag, MsgType::WRITE, &path, &value),
+            StoreOp::Remove(path) => self.send_path(tag, MsgType::RM, &path, &[]),
+            StoreOp::Watch(path) => {
+                let token = self.next_id;
+                self.send_path(tag, MsgType::WATCH, &path, format!("{token}\0").as_bytes());
+                if let Some(active) = self.active.back_mut().filter(|new| new.answer.is_none()) {
+                    active.token = Some(token);
+                    self.watches.push(Watch { token, tag, path });
+                }
+            }
+            StoreOp::Unwatch(path) => {
+                let known = |watch: &Watch| watch.tag == tag && watch.path == path;
+                match self.watches.iter().position(known) {
+                    Some(at) => {
+                        let token = format!("{}\0", self.watches.remove(at).token);
+                        self.send_path(tag, MsgType::UNWATCH, &path, token.as_bytes());
+                    }
+                    None => self.answer_at_once(tag, Errno::ENOENT),
+                }
+            }
+        }
+    }
+
+    fn send_path(&mut self, tag: Tag, kind: MsgType, path: &str, rest: &[u8]) {
+        if path.contains('\0') {
+            self.answer_at_once(tag, Errno::EINVAL);
+        } else {
+            self.send(tag, kind, 0, &[path.as_bytes(), &[0], rest]);
+        }
+    }
+
+    fn send(&mut self, tag: Tag, kind: MsgType, tx: u32, parts: &[&[u8]]) {
+        let req_id = self.next_id;
+        self.next_id = self.next_id.wrapping_add(1);
+        let too_long = encode(&mut self.output, kind, req_id, tx, parts).is_none();
+        self.active.push_back(Active {
+            tag,
+            req_id,
+            kind,
+            token: None,
+            answer: too_long.then_some(Err(Errno::E2BIG)),
+        });
+        self.deliver();
+    }
+
+    /// Answers a request that is not sent, in its turn.
+    fn answer_at_once(&mut self, tag: Tag, error: Errno) {
+        self.active.push_back(Active {
+            tag,
+            req_id: 0,
+            kind: MsgType::ERROR,
+            token: None,
+            answer: Some(Err(error)),
+        });
+        self.deliver();
+    }
+
+    fn give_up(&mut self, why: &str) {
+        log::error!("xenstore: the host's daemon sent {why}; it is not spoken to any more");
+        self.broken = true;
+        self.replacing = None;
+        self.output.clear();
+        self.sent = 0;
+        let unanswered = self
+            .active
+            .drain(..)
+            .map(|active| active.tag)
+            .chain(self.waiting.drain(..).map(|(tag, _)| tag));
+        self.ready
+            .extend(unanswered.map(|tag| (tag, StoreEvent::Reply(Err(Errno::EIO)))));
+    }
+
+    fn enqueue(&mut self, tag: Tag, job: Job) {
+        if self.broken {
+            self.ready
+                .push_back((tag, StoreEvent::Reply(Err(Errno::EIO))));
+        } else {
+            self.waiting.push_back((tag, job));
+        }
+    }
+}
+
+impl StoreClient for StoreConnection {
+    fn submit(&mut self, tag: Tag, op: StoreOp) {
+        self.enqueue(tag, Job::Op(op));
+    }
+}
+
+impl HostStore for StoreConnection {
+    fn replace_if(&mut self, tag: Tag, path: String, old: Vec<u8>, new: Vec<u8>) {
+        self.enqueue(tag, Job::Replace(Replace::new(path, old, new)));
+    }
+}
