@@ -14,12 +14,13 @@
 //! | [`watch`], [`queue`] | who is told of a change, and what waits to be sent |
 //! | [`daemon`], [`request`] | connections, and one message answered |
 //! | [`ring`] | the guest's ring page |
-//! | [`seed`] | first contents |
+//! | [`seed`], [`mirror`] | first contents, and the exchange with the real store |
 //!
 //! [`VirtualStore`] puts them together.
 
 pub mod daemon;
 pub mod limits;
+pub mod mirror;
 pub mod operations;
 pub mod path;
 pub mod perms;

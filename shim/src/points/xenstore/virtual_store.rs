@@ -115,6 +115,11 @@ impl VirtualStore {
         });
     }
 
+    /// Whether the guest's quota has room for another node.
+    pub fn has_room(&self) -> bool {
+        self.core.tree.guest_nodes() < self.core.limits.nodes
+    }
+
     /// A node's permissions as the wire carries them.
     pub fn perms(&self, path: &str) -> Option<Vec<u8>> {
         self.core.tree.get(path).map(|node| node.perms.to_wire())

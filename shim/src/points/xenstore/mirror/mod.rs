@@ -1,0 +1,325 @@
+//! The exchange between the guest's store and the real one.
+//!
+//! Outwards goes what host tools read of a guest; inwards what the toolstack tells it.  A request
+//! to suspend is for the shim and never shown.  What goes which way is data: [`outward`] and
+//! [`inward`] hold the rules and the bounded queues, this module the requests of `control/`.
+//!
+//! All names towards the host are relative, so no real domain id is needed.  After a migration
+//! [`Mirror::attach`] sets the watches again, publishes again what was published, and reads again
+//! what the host says; where that is what the guest has already, the guest is told nothing.
+
+pub mod inward;
+pub mod outward;
+
+#[cfg(test)]
+mod tests;
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use xen_abi::Errno;
+
+use super::VirtualStore;
+use super::path;
+use crate::host::store::HostStore;
+use crate::host::store::replace::REPLACED;
+use crate::host::{StoreEvent, StoreOp, Tag};
+use crate::points::GuestStore as _;
+use inward::{Inward, WATCHED};
+use outward::Outward;
+
+/// Where the toolstack asks for a shutdown or a suspend.
+const SHUTDOWN: &str = "control/shutdown";
+/// Where the toolstack sends a key for the guest's magic SysRq.
+const SYSRQ: &str = "control/sysrq";
+/// The toolstack's request to suspend.
+const SUSPEND: &[u8] = b"suspend";
+/// The requests that the guest is shown.
+const REQUESTS: [&[u8]; 3] = [b"poweroff", b"reboot", b"halt"];
+
+/// What the shim has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// The host asks to suspend.  Answer with [`Mirror::acknowledge_suspend`] within 60 s, or not
+    /// at all to refuse: libxl then gives up, "guest didn't acknowledge suspend".
+    SuspendRequested,
+    /// The acknowledgement is in the real store: the host waits up to 60 s for the shutdown.
+    SuspendAcknowledged,
+    /// The host has withdrawn the request before it was acknowledged: do not suspend.
+    SuspendWithdrawn,
+}
+
+/// How far a request to suspend has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Suspend {
+    None,
+    Requested,
+    Acknowledging,
+}
+
+/// What a submission is about; carried in its tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Watch,
+    Read,
+    Write,
+    Clear,
+    Acknowledge,
+}
+
+const KINDS: [Kind; 5] = [
+    Kind::Watch,
+    Kind::Read,
+    Kind::Write,
+    Kind::Clear,
+    Kind::Acknowledge,
+];
+
+/// The top bits of the mirror's tags, different from every device's.
+const CLASS: u64 = 6 << 61;
+
+/// Makes tags that tell the answers of one attachment from those of another.
+#[derive(Clone, Copy, Debug)]
+struct Tags {
+    epoch: u32,
+}
+
+impl Tags {
+    fn of(self, kind: Kind) -> Tag {
+        Tag(CLASS | (kind as u64) << 32 | u64::from(self.epoch))
+    }
+
+    fn kind(self, tag: Tag) -> Option<Kind> {
+        KINDS.into_iter().find(|kind| self.of(*kind) == tag)
+    }
+}
+
+/// Whether an event belongs to a [`Mirror`].
+pub const fn is_mirror_tag(tag: Tag) -> bool {
+    tag.0 >> 61 == CLASS >> 61
+}
+
+/// The two sides.
+pub struct Sides<'a> {
+    /// The guest's store.
+    pub guest: &'a mut VirtualStore,
+    /// The real store.
+    pub host: &'a mut dyn HostStore,
+}
+
+/// The exchange.
+#[derive(Debug)]
+pub struct Mirror {
+    guest_dir: String,
+    tags: Tags,
+    outward: Outward,
+    inward: Inward,
+    suspend: Suspend,
+    /// What the guest was shown in `control/shutdown` and `control/sysrq` and has not cleared.
+    shown: [Option<Vec<u8>>; 2],
+}
+
+impl Mirror {
+    /// Makes the exchange for the guest with directory `guest_dir`, whose memory sizes are shown
+    /// less `hidden_kib`.  Nothing happens before [`attach`](Self::attach).
+    pub fn new(guest_dir: String, hidden_kib: u64) -> Self {
+        Self {
+            guest_dir,
+            tags: Tags { epoch: 0 },
+            outward: Outward::default(),
+            inward: Inward::new(hidden_kib),
+            suspend: Suspend::None,
+            shown: [None, None],
+        }
+    }
+
+    /// Connects to the real store of a new domain: at boot, and after each migration.
+    pub fn attach(&mut self, sides: &mut Sides<'_>) {
+        self.tags.epoch = self.tags.epoch.wrapping_add(1);
+        self.suspend = Suspend::None;
+        self.inward.restart();
+        self.outward.restart();
+        for path in WATCHED {
+            let watch = StoreOp::Watch(String::from(path));
+            sides.host.submit(self.tags.of(Kind::Watch), watch);
+        }
+        self.pump(sides);
+    }
+
+    /// Takes what the guest has changed
+    /// ([`take_guest_changes`](VirtualStore::take_guest_changes)).
+    pub fn guest_changed(&mut self, sides: &mut Sides<'_>, changed: &[String]) {
+        for name in changed {
+            if name == "/" {
+                self.outward.resync(&self.guest_dir, sides.guest);
+            } else if let Some(path) = self.relative(name) {
+                self.outward.add(path, &self.guest_dir, sides.guest);
+            }
+        }
+        for (index, request) in [SHUTDOWN, SYSRQ].into_iter().enumerate() {
+            let node = path::join(&self.guest_dir, request);
+            if changed.iter().any(|name| path::concerns(name, &node)) {
+                self.guest_answered(sides, index, &node, request);
+            }
+        }
+        self.pump(sides);
+    }
+
+    /// The guest wrote a request's node: once it is empty, the real one is cleared, unless the
+    /// host has replaced what the guest was shown.
+    fn guest_answered(&mut self, sides: &mut Sides<'_>, index: usize, node: &str, request: &str) {
+        if sides
+            .guest
+            .read(node)
+            .is_some_and(|value| !value.is_empty())
+        {
+            return;
+        }
+        if let Some(shown) = self.shown[index].take() {
+            let tag = self.tags.of(Kind::Clear);
+            let path = String::from(request);
+            sides.host.replace_if(tag, path, shown, Vec::new());
+        }
+    }
+
+    /// Takes an event of the real store ([`is_mirror_tag`]).
+    pub fn event(&mut self, sides: &mut Sides<'_>, tag: Tag, event: StoreEvent) -> Option<Action> {
+        let action = match (self.tags.kind(tag)?, event) {
+            (_, StoreEvent::Changed(path)) => {
+                self.inward.changed(path, &self.guest_dir, sides.guest);
+                None
+            }
+            (Kind::Watch | Kind::Clear, StoreEvent::Reply(answer)) => {
+                if let Err(error) = answer {
+                    log::error!("xenstore: watching or answering the host: {error}");
+                }
+                None
+            }
+            (Kind::Write, StoreEvent::Reply(answer)) => {
+                self.outward.written(answer);
+                None
+            }
+            (Kind::Read, StoreEvent::Reply(answer)) => {
+                let path = self.inward.answered()?;
+                self.host_says(sides, &path, answer)
+            }
+            (Kind::Acknowledge, StoreEvent::Reply(answer)) => Some(self.acknowledged(answer)),
+        };
+        self.pump(sides);
+        action
+    }
+
+    fn host_says(
+        &mut self,
+        sides: &mut Sides<'_>,
+        path: &str,
+        answer: Result<Vec<u8>, Errno>,
+    ) -> Option<Action> {
+        let value = match answer {
+            Ok(value) => Some(value),
+            Err(Errno::ENOENT) => None,
+            Err(error) => {
+                log::warn!("xenstore: reading the host's {path}: {error}");
+                return None;
+            }
+        };
+        match path {
+            SHUTDOWN => return self.shutdown(sides, value.unwrap_or_default()),
+            SYSRQ => self.show(sides, 1, value.unwrap_or_default()),
+            _ if self.outward.is_under_way(path) => {
+                // What was read is older than what the guest has written since.
+            }
+            _ => self
+                .inward
+                .apply(path, value.as_deref(), &self.guest_dir, sides.guest),
+        }
+        None
+    }
+
+    fn shutdown(&mut self, sides: &mut Sides<'_>, value: Vec<u8>) -> Option<Action> {
+        if value == SUSPEND {
+            let new = self.suspend == Suspend::None;
+            if new {
+                self.suspend = Suspend::Requested;
+            }
+            return new.then_some(Action::SuspendRequested);
+        }
+        if REQUESTS.contains(&value.as_slice()) {
+            self.show(sides, 0, value);
+        } else if !value.is_empty() {
+            log::warn!(
+                "xenstore: the host asks for a {} byte unknown shutdown",
+                value.len()
+            );
+        }
+        let withdrawn = self.suspend == Suspend::Requested;
+        if withdrawn {
+            self.suspend = Suspend::None;
+        }
+        withdrawn.then_some(Action::SuspendWithdrawn)
+    }
+
+    /// Shows the guest a request, if it is one.
+    fn show(&mut self, sides: &mut Sides<'_>, index: usize, value: Vec<u8>) {
+        if value.is_empty() || self.shown[index].as_ref() == Some(&value) {
+            return;
+        }
+        let node = path::join(&self.guest_dir, [SHUTDOWN, SYSRQ][index]);
+        let owner = sides.guest.guest_domid();
+        sides.guest.write(&node, &value, owner);
+        self.shown[index] = Some(value);
+    }
+
+    /// Tells the host that its request to suspend is taken.  Afterwards comes
+    /// [`Action::SuspendAcknowledged`] or [`Action::SuspendWithdrawn`].
+    pub fn acknowledge_suspend(&mut self, host: &mut dyn HostStore) {
+        if self.suspend == Suspend::Requested {
+            self.suspend = Suspend::Acknowledging;
+            let tag = self.tags.of(Kind::Acknowledge);
+            host.replace_if(tag, String::from(SHUTDOWN), SUSPEND.to_vec(), Vec::new());
+        }
+    }
+
+    fn acknowledged(&mut self, answer: Result<Vec<u8>, Errno>) -> Action {
+        self.suspend = Suspend::None;
+        match answer {
+            Ok(outcome) if outcome == REPLACED => return Action::SuspendAcknowledged,
+            Ok(_) => log::warn!("xenstore: the host has withdrawn its request to suspend"),
+            Err(error) => log::error!("xenstore: acknowledging the suspend: {error}"),
+        }
+        // There may be another request in the node by now.
+        self.inward.want(SHUTDOWN);
+        Action::SuspendWithdrawn
+    }
+
+    /// Publishes something of the shim's own for the host: `data/unmoved/<key>`.  The last value
+    /// of each key is published again after a migration.
+    pub fn report(&mut self, sides: &mut Sides<'_>, key: &str, value: &[u8]) {
+        self.outward.report(key, value);
+        self.pump(sides);
+    }
+
+    /// Whether the real store has everything that is to go there, and has answered everything.
+    pub fn is_idle(&self) -> bool {
+        self.outward.is_idle() && self.inward.is_idle()
+    }
+
+    /// Names that wait to go out, for tests.
+    #[cfg(test)]
+    pub(super) fn outward_waiting(&self) -> usize {
+        self.outward.waiting()
+    }
+
+    fn pump(&mut self, sides: &mut Sides<'_>) {
+        while let Some(op) = self.inward.next_read() {
+            sides.host.submit(self.tags.of(Kind::Read), op);
+        }
+        while let Some(op) = self.outward.next_request(&self.guest_dir, sides.guest) {
+            sides.host.submit(self.tags.of(Kind::Write), op);
+        }
+    }
+
+    fn relative<'a>(&self, name: &'a str) -> Option<&'a str> {
+        name.strip_prefix(&self.guest_dir)?.strip_prefix('/')
+    }
+}
