@@ -1,7 +1,10 @@
-//! Small orders that need no state: xenstore, power, sysrq.
+//! Small orders that need no state: xenstore, files, power, sysrq.
+
+use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::fingerprint::files;
 use crate::orders::{Order, OrderError};
 use crate::sys::system::{Power, power};
 use crate::xenbus::{Refusal, Store};
@@ -30,6 +33,29 @@ pub fn xenstore(order: &Order) -> Result<Value, OrderError> {
     found
         .map(|value| json!({ "path": path, "found": value }))
         .map_err(|refusal| OrderError(format!("xenstore {path}: {refusal}")))
+}
+
+/// `file read|write PATH [TEXT]`: for what the kernel offers as files (sysctl, `/sys/power/state`).
+///
+/// # Errors
+/// As opening, reading or writing.
+pub fn file(order: &Order) -> Result<Value, OrderError> {
+    let path = order.word(1);
+    match order.word(0) {
+        "read" => {
+            let bytes = files::read(Path::new(path));
+            Ok(json!({ "path": path, "found": String::from_utf8_lossy(&bytes) }))
+        }
+        "write" => {
+            let text = order.words.get(2..).unwrap_or_default().join(" ");
+            std::fs::write(path, text)
+                .map(|()| Value::Null)
+                .map_err(|error| OrderError(format!("file {path}: {error}")))
+        }
+        other => Err(OrderError(format!(
+            "file: {other:?} is not one of its words"
+        ))),
+    }
 }
 
 /// Ends the machine.

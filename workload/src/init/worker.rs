@@ -61,6 +61,8 @@ impl Worker {
     /// Reports `ready`, starts what the command line asks for (unless this is not the first
     /// worker: then its orders may be what killed the other), and takes orders for ever.
     pub fn run(console: Reporter, again: bool) -> ! {
+        // Before `ready`, after which orders come: an echo would be taken for console output.
+        let _ = crate::sys::tty::make_raw(&std::io::stdin());
         let this = Self::new(console);
         let mut ready = facts::facts();
         ready["again"] = again.into();
@@ -77,7 +79,6 @@ impl Worker {
             Ok(seconds) => this.heartbeat(Duration::from_secs(seconds)),
             Err(error) => this.console.error("settings", error),
         }
-        let _ = crate::sys::tty::make_raw(&std::io::stdin());
         loop {
             control::listen(std::io::stdin(), &this, &this.console);
             // The console was hung up, or there is none: others may still give orders.
@@ -146,6 +147,7 @@ impl Worker {
             "bench" => bench::run(order),
             "storm" => storm::run(order),
             "xenstore" => tools::xenstore(order),
+            "file" => tools::file(order),
             "poweroff" => tools::end(Power::Off),
             "reboot" => tools::end(Power::Restart),
             "halt" => tools::end(Power::Halt),
