@@ -79,7 +79,10 @@ fn watch(
         std::thread::sleep(Duration::from_millis(50));
         if told.elapsed() >= every {
             told = Instant::now();
-            reporter.event(&order.name, figures());
+            let figures = figures();
+            if !figures.is_null() {
+                reporter.event(&order.name, figures);
+            }
         }
     }
     Ok(())

@@ -1,13 +1,14 @@
 //! What disk traffic is asked for, and its limits.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::pattern::BLOCK;
 use crate::orders::{Order, OrderError};
 
 /// The names of all options, for refusing others.
-const KNOWN: [&str; 10] = [
-    "dev", "depth", "min", "max", "area", "flush", "discard", "reads", "pause", "direct",
+const KNOWN: [&str; 11] = [
+    "dev", "depth", "min", "max", "area", "flush", "discard", "reads", "pause", "direct", "wait",
 ];
 
 /// The settings of one run of disk traffic.
@@ -33,11 +34,13 @@ pub struct Options {
     pub pause_us: u64,
     /// Bypass the page cache.
     pub direct: bool,
+    /// How long to wait for the device to appear.
+    pub wait: Duration,
 }
 
 impl Options {
     /// Takes the options from an order: `dev= depth= min= max= area= flush= discard= reads= pause=
-    /// direct=`.
+    /// direct= wait=`.
     ///
     /// # Errors
     /// Unknown, missing or senseless options.
@@ -64,6 +67,7 @@ impl Options {
             reads: order.number("reads", 40, 0..=100)?,
             pause_us: order.number("pause", 0, 0..=60_000_000)?,
             direct: order.flag("direct", true)?,
+            wait: Duration::from_secs(order.number("wait", 30, 0..=3600)?),
         })
     }
 }

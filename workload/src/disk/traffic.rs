@@ -6,9 +6,11 @@
 
 use std::fs::File;
 use std::io;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -168,6 +170,7 @@ impl Traffic {
     /// # Errors
     /// If the device can not be opened or is too small for so many workers.
     pub fn start(options: &Options) -> io::Result<Self> {
+        wait_for(&options.device, options.wait);
         let file = block::open(&options.device, options.direct)?;
         let size = match options.area {
             0 => block::size(&file)?,
@@ -254,6 +257,14 @@ impl Traffic {
         figures["checked_blocks"] = checked.into();
         figures["complete"] = (threads == self.shared.began.len()).into();
         figures
+    }
+}
+
+/// Waits for a device to appear: its driver may still be shaking hands with the host.
+fn wait_for(device: &Path, limit: Duration) {
+    let end = Instant::now() + limit;
+    while !device.exists() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

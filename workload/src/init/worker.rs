@@ -165,12 +165,12 @@ impl Worker {
                 lock(&self.disks).push(traffic);
                 Ok(Value::Null)
             }
-            "status" => Ok(self.disk_figures().into()),
+            "status" => Ok(json!({ "disks": self.disk_figures() })),
             // Taken out first: the final check may take long, and others may ask meanwhile.
             "stop" => {
                 let disks = std::mem::take(&mut *lock(&self.disks));
                 let figures: Vec<Value> = disks.into_iter().map(Traffic::finish).collect();
-                Ok(figures.into())
+                Ok(json!({ "disks": figures }))
             }
             "check" => {
                 order.allow(&["dev"])?;
