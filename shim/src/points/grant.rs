@@ -10,6 +10,7 @@
 //! the guest and the backends' virtual one, which grants nothing; so a guest can map and copy only
 //! what it granted to itself ([`own`]).
 
+mod holds;
 mod own;
 
 use alloc::vec::Vec;
@@ -23,20 +24,11 @@ use xen_abi::{DomId, Errno, Mfn};
 use super::{BadGrant, GuestGrants};
 use crate::mem::{FramePool, Frames};
 
+pub use holds::FrameHolds;
 pub use own::OwnMapper;
 
 /// Frames that a guest's table may have: what hosts allow by default.
 pub const DEFAULT_MAX_FRAMES: u32 = 64;
-
-/// The frame ledger's part in the use of grants.
-pub trait FrameHolds {
-    /// Takes a hold of a frame of the guest: until it is released the frame stays the guest's, and
-    /// one held for `write` can not become a page table.  `false` when the frame is not the
-    /// guest's, or can not be written now.
-    fn hold(&mut self, frame: Mfn, write: bool) -> bool;
-    /// Ends one hold that was taken with the same `write`.
-    fn release(&mut self, frame: Mfn, write: bool);
-}
 
 /// The guest's table and what is mapped through it.
 #[derive(Debug)]

@@ -4,6 +4,7 @@
 //! Every point has a guest-facing half, plain data in the shim's RAM that migrates as memory, and a
 //! host-facing half that is thrown away and built anew from what the new host says.
 
+pub mod bus;
 pub mod console;
 pub mod disk;
 pub mod evtchn;
@@ -106,6 +107,18 @@ impl DeviceClass {
             Self::Vif => "vif",
         }
     }
+
+    /// Returns the class of that name, if the shim carries it.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Vbd, Self::Vif]
+            .into_iter()
+            .find(|class| class.name() == name)
+    }
+}
+
+impl DeviceId {
+    /// The largest index: those of disks reach 2^28 (extended numbers).
+    pub const MAX_INDEX: u32 = 0x1fff_ffff;
 }
 
 /// Everything a device may use while it handles one event.
@@ -135,12 +148,47 @@ pub struct Cx<'a> {
 /// Makes a tag that routes a reply of the real xenstored back to `device`; `detail` (32 bits) is
 /// the device's own.
 pub const fn device_tag(device: DeviceId, detail: u32) -> Tag {
-    let class = match device.class {
-        DeviceClass::Vbd => 1u64,
-        DeviceClass::Vif => 2,
-    };
-    // Indexes of vbds reach 2^28 (extended numbers), so 29 bits carry every one of them.
-    Tag(class << 61 | ((device.index & 0x1fff_ffff) as u64) << 32 | detail as u64)
+    TagOwner::Device(device, detail).tag()
+}
+
+/// Whose a tag is, with what its owner has put into it.  Tags with three zero bits on top are none
+/// of these and free for others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TagOwner {
+    /// A device's.
+    Device(DeviceId, u32),
+    /// The list of devices'.
+    Bus(u32),
+}
+
+impl TagOwner {
+    /// Makes the tag.
+    pub const fn tag(self) -> Tag {
+        let (owner, index, detail) = match self {
+            Self::Device(device, detail) => {
+                let class = match device.class {
+                    DeviceClass::Vbd => 1u64,
+                    DeviceClass::Vif => 2,
+                };
+                (class, device.index & DeviceId::MAX_INDEX, detail)
+            }
+            Self::Bus(detail) => (3, 0, detail),
+        };
+        Tag(owner << 61 | (index as u64) << 32 | detail as u64)
+    }
+
+    /// Takes a tag apart; `None` when it is somebody else's.
+    pub const fn of(tag: Tag) -> Option<Self> {
+        let detail = tag.0 as u32;
+        let class = match tag.0 >> 61 {
+            1 => DeviceClass::Vbd,
+            2 => DeviceClass::Vif,
+            3 => return Some(Self::Bus(detail)),
+            _ => return None,
+        };
+        let index = (tag.0 >> 32) as u32 & DeviceId::MAX_INDEX;
+        Some(Self::Device(DeviceId { class, index }, detail))
+    }
 }
 
 /// How far a bounded step has come.

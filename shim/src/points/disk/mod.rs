@@ -29,6 +29,8 @@ mod flow;
 mod guest;
 mod host;
 mod issue;
+#[cfg(any(test, feature = "testing"))]
+pub mod model;
 mod request;
 mod shadow;
 #[cfg(test)]

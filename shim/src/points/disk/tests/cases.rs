@@ -4,9 +4,9 @@ use xen_abi::Mfn;
 use xen_abi::blkif::{Request, SLOT_SIZE, op, status};
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::backend::Backend;
-use super::guest::{Guest, grant, put_entry, reference};
-use super::world::{FRONT, World};
+use super::guest::Guest;
+use crate::points::disk::model::backend::Backend;
+use crate::points::disk::model::world::{FRONT, World, grant, put_entry, reference};
 use crate::points::{Device, Progress};
 
 const GOOD: &[(&str, &str)] = &[
@@ -223,7 +223,11 @@ fn without_references_requests_wait_and_are_not_lost() {
     {
         use crate::host::{Access, HostGrants};
         let mut grants = world.host_table.via(&world.mem, &mut world.allowed);
-        while let Some(grant) = grants.grant(super::world::BACKEND, Mfn(0), Access::ReadOnly) {
+        while let Some(grant) = grants.grant(
+            crate::points::disk::model::world::BACKEND,
+            Mfn(0),
+            Access::ReadOnly,
+        ) {
             taken.push(grant);
         }
         for _ in 0..5 {

@@ -8,9 +8,9 @@ use xen_abi::blkif::{
 };
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use super::backend::SECTORS;
-use super::world::{FRONT, GUEST_FRAMES, World};
 use crate::mem::Frames;
+use crate::points::disk::model::backend::SECTORS;
+use crate::points::disk::model::world::{FRONT, GUEST_FRAMES, World, grant, put_entry, reference};
 use crate::points::ring::FrontRing;
 
 const INDIRECT_FRAMES: std::ops::Range<u64> = 16..40;
@@ -254,21 +254,6 @@ impl Guest {
     }
 }
 
-/// The reference under which the guest grants a frame: always the same.
-pub(super) fn reference(frame: Mfn) -> u32 {
-    frame.0 as u32 + 8
-}
-
-pub(super) fn grant(world: &World, frame: Mfn, readonly: bool) {
-    let flags = if readonly { 5 } else { 1 };
-    put_entry(world, reference(frame), flags | frame.0 << 32);
-}
-
 fn revoke(world: &World, frame: Mfn) {
     put_entry(world, reference(frame), 0);
-}
-
-pub(super) fn put_entry(world: &World, reference: u32, raw: u64) {
-    let table = world.guest_table.frames()[0];
-    world.mem.store64(table, reference as usize * 8, raw);
 }

@@ -1,8 +1,5 @@
 //! The disk against models of everything around it.
 
-#[macro_use]
-mod world;
-mod backend;
 mod guest;
 
 mod cases;

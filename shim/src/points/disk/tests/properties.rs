@@ -2,14 +2,13 @@
 //! with the right data, and nothing leaks.
 
 use proptest::prelude::{Strategy, any, prop, prop_assert_eq, proptest};
-use xen_abi::Mfn;
 use xen_abi::blkif::{op, status};
 
-use super::backend::Backend;
-use super::guest::{Guest, grant, put_entry};
-use super::world::World;
-use crate::mem::Frames;
+use super::guest::Guest;
 use crate::points::Progress;
+use crate::points::disk::model::backend::Backend;
+use crate::points::disk::model::hostile_guest;
+use crate::points::disk::model::world::World;
 
 /// One thing that happens; numbers are reduced to what is possible.
 #[derive(Clone, Debug)]
@@ -281,58 +280,7 @@ proptest! {
 
     /// A guest that writes noise into ring, indexes and grants harms nobody.
     #[test]
-    fn a_hostile_guest_harms_nobody(
-        events in prop::collection::vec((any::<u8>(), any::<u32>(), any::<u32>()), 1..300),
-    ) {
-        let first = Host { order: 1, indirect: Some(64), barrier: true, flush: true, discard: true };
-        let mut machine = Machine::new(&first, 0);
-        let world = &mut machine.world;
-        (0..30).for_each(|frame| grant(world, Mfn(frame), frame % 3 == 0));
-        for (kind, a, b) in events {
-            match kind % 16 {
-                // Mostly plausible slots: a small operation, few segments, small references.
-                0..6 => {
-                    let slot = 64 + (a % 32) as usize * 112;
-                    world.mem.store16(Mfn(0), slot, (b % 7 + (((b >> 8) % 13) << 8)) as u16);
-                    world.mem.store64(Mfn(0), slot + 16, u64::from(a >> 8) % 2100);
-                    for segment in 0..11 {
-                        let at = slot + 24 + segment * 8;
-                        world.mem.store32(Mfn(0), at, 8 + (a >> 5).wrapping_add(segment as u32 * 7) % 40);
-                        world.mem.store16(Mfn(0), at + 4, (b >> 16) as u16 & 0x0703);
-                    }
-                }
-                6 => world.mem.store32(Mfn(0), (a as usize % 1024) * 4, b),
-                7 => put_entry(world, a % 512, u64::from(a) << 32 | u64::from(b & 0xff)),
-                8..12 => {
-                    // The producer index, a little further on.
-                    let now = world.mem.load32(Mfn(0), 8);
-                    world.mem.store32(Mfn(0), 0, now.wrapping_add(a % 34));
-                    world.guest_kick();
-                }
-                12 => {
-                    world.guest_state(a % 9);
-                    if a.is_multiple_of(2) {
-                        // Back on its feet, with whatever the ring now holds.
-                        [5, 6, 1, 3].iter().for_each(|&state| world.guest_state(state));
-                    }
-                }
-                13 => {
-                    world.backend.take(&world.mem);
-                    while !world.backend.taken.is_empty() {
-                        world.backend.answer(&world.mem, 0, status::OKAY, false);
-                    }
-                    world.host_kick();
-                }
-                14 => {
-                    if world.quiesce() == Progress::Done {
-                        world.migrate(first.backend());
-                    }
-                    world.resume();
-                }
-                _ => world.retry(),
-            }
-        }
-        machine.drain();
-        machine.tear_down();
+    fn a_hostile_guest_harms_nobody(noise in prop::collection::vec(any::<u8>(), 9..2700)) {
+        hostile_guest(&noise);
     }
 }

@@ -7,26 +7,26 @@ use xen_abi::{DomId, Errno, Mfn, Port};
 use super::backend::Backend;
 use crate::host::grants::{HostGrantTable, TableFrames};
 use crate::host::{HostPort, StoreClient, StoreEvent, StoreOp, Tag, Xen};
-use crate::mem::FakeFrames;
+use crate::mem::{FakeFrames, Frames};
 use crate::points::disk::Vbd;
 use crate::points::grant::{FrameHolds, GuestGrantTable};
 use crate::points::{Cx, Device, DeviceId, GuestPorts, GuestStore};
 
-pub(super) const GUEST: DomId = DomId(1);
-pub(super) const BACKEND: DomId = DomId(0);
-pub(super) const INDEX: u32 = 51712;
-pub(super) const FRONT: &str = "/local/domain/1/device/vbd/51712";
-pub(super) const BACK: &str = "/local/domain/0/backend/vbd/1/51712";
-pub(super) const HOST_FRONT: &str = "device/vbd/51712";
+pub(crate) const GUEST: DomId = DomId(1);
+pub(crate) const BACKEND: DomId = DomId(0);
+pub(crate) const INDEX: u32 = 51712;
+pub(crate) const FRONT: &str = "/local/domain/1/device/vbd/51712";
+pub(crate) const BACK: &str = "/local/domain/0/backend/vbd/1/51712";
+pub(crate) const HOST_FRONT: &str = "device/vbd/51712";
 /// Frames below are the guest's.
-pub(super) const GUEST_FRAMES: u64 = 160;
+pub(crate) const GUEST_FRAMES: u64 = 160;
 const SHARED: u64 = 200;
 const HOST_TABLE: u64 = 300;
 const POOL: std::ops::Range<u64> = 400..500;
 
 /// The frame ledger: counts holds of the guest's frames.
 #[derive(Default)]
-pub(super) struct Ledger(pub BTreeMap<(Mfn, bool), u32>);
+pub(crate) struct Ledger(pub BTreeMap<(Mfn, bool), u32>);
 
 impl FrameHolds for Ledger {
     fn hold(&mut self, frame: Mfn, write: bool) -> bool {
@@ -43,7 +43,7 @@ impl FrameHolds for Ledger {
 }
 
 /// Frames of the real grant table, as many as the host allows.
-pub(super) struct Allowed(pub usize);
+pub(crate) struct Allowed(pub usize);
 
 impl TableFrames for Allowed {
     fn map_next(&mut self, index: usize) -> Option<Mfn> {
@@ -52,7 +52,7 @@ impl TableFrames for Allowed {
 }
 
 #[derive(Default)]
-pub(super) struct FakeXen {
+pub(crate) struct FakeXen {
     next: u32,
     pub open: BTreeSet<u32>,
     pub notified: bool,
@@ -79,7 +79,7 @@ impl Xen for FakeXen {
 
 /// The real xenstored and its client.
 #[derive(Default)]
-pub(super) struct RealStore {
+pub(crate) struct RealStore {
     pub nodes: BTreeMap<String, String>,
     queue: VecDeque<(Tag, StoreOp)>,
     watches: Vec<(Tag, String)>,
@@ -143,7 +143,7 @@ impl RealStore {
 
 /// The store that the guest sees.
 #[derive(Default)]
-pub(super) struct VirtualStore(pub BTreeMap<String, String>);
+pub(crate) struct VirtualStore(pub BTreeMap<String, String>);
 
 impl GuestStore for VirtualStore {
     fn read(&self, path: &str) -> Option<Vec<u8>> {
@@ -168,7 +168,7 @@ impl GuestStore for VirtualStore {
 }
 
 #[derive(Default)]
-pub(super) struct FakePorts {
+pub(crate) struct FakePorts {
     pub connected: BTreeSet<Port>,
     pub raised: bool,
 }
@@ -186,7 +186,7 @@ impl GuestPorts for FakePorts {
     }
 }
 
-pub(super) struct World {
+pub(crate) struct World {
     pub mem: FakeFrames,
     pub pool: Vec<Mfn>,
     pub ledger: Ledger,
@@ -307,7 +307,7 @@ impl World {
         self.backend.disk = old.disk;
         self.host_table.reset();
         (0..self.allowed.0 as u64).for_each(|index| {
-            crate::mem::Frames::clear(&self.mem, Mfn(HOST_TABLE + index));
+            self.mem.clear(Mfn(HOST_TABLE + index));
         });
         self.xen = FakeXen::default();
         self.real = RealStore::default();
@@ -360,4 +360,19 @@ impl World {
         assert!(self.ports.connected.is_empty(), "guest ports");
         assert!(self.store.0.is_empty(), "nodes {:?}", self.store.0);
     }
+}
+
+/// The reference under which the guest grants a frame: always the same.
+pub(crate) fn reference(frame: Mfn) -> u32 {
+    frame.0 as u32 + 8
+}
+
+pub(crate) fn grant(world: &World, frame: Mfn, readonly: bool) {
+    let flags = if readonly { 5 } else { 1 };
+    put_entry(world, reference(frame), flags | frame.0 << 32);
+}
+
+pub(crate) fn put_entry(world: &World, reference: u32, raw: u64) {
+    let table = world.guest_table.frames()[0];
+    world.mem.store64(table, reference as usize * 8, raw);
 }

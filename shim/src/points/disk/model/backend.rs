@@ -13,13 +13,13 @@ use crate::mem::{FakeFrames, Frames};
 use crate::points::ring::BackRing;
 
 /// Sectors of the model's disk.
-pub(super) const SECTORS: usize = 2048;
+pub(crate) const SECTORS: usize = 2048;
 const DIR: &str = "/local/domain/0/backend/vbd/7/51712";
 const HOST_TABLE: u64 = 300;
 
 /// A request that the backend has taken, and mapped.
 #[derive(Clone, Debug)]
-pub(super) struct Taken {
+pub(crate) struct Taken {
     pub id: u64,
     pub operation: u8,
     sector: u64,
@@ -29,7 +29,7 @@ pub(super) struct Taken {
 }
 
 #[derive(Default)]
-pub(super) struct Backend {
+pub(crate) struct Backend {
     pub features: Vec<(&'static str, String)>,
     pub max_order: u32,
     pub disk: Vec<u8>,

@@ -1,0 +1,406 @@
+//! Which devices there are: makes and drops them as the host's store says, and brings every event
+//! to the one that it is for.
+//!
+//! The list of the *real* store decides.  A device is made when it appears there, asked to close
+//! when it goes, and dropped once it has closed.  After a migration the same devices are looked
+//! for under the same names; one that the new host does not have is not taken from the guest, but
+//! is a reason why the machine can not go on there ([`Bus::attached`]).
+
+use alloc::borrow::ToOwned;
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use xen_abi::{Errno, Port};
+
+use super::{Cx, Device, DeviceClass, DeviceId, Progress, TagOwner};
+use crate::host::{HostPort, StoreEvent, StoreOp, Tag};
+
+/// Devices that a guest may have.
+const MAX_DEVICES: usize = 256;
+/// The real directory with one directory for each class.
+const ROOT: &str = "device";
+/// Classes of the store that are no devices of the guest.
+const NO_DEVICES: [&str; 1] = ["suspend"];
+
+/// Makes devices.
+pub trait DeviceFactory {
+    /// Makes the device and begins to connect it at `host_frontend`.
+    fn make(&mut self, cx: &mut Cx<'_>, id: DeviceId, host_frontend: &str) -> Box<dyn Device>;
+}
+
+struct Slot {
+    device: Box<dyn Device>,
+    /// Whether this host's list had it, so that its absence from a later list means something.
+    was_listed: bool,
+    /// Whether the host has taken it away.
+    is_leaving: bool,
+}
+
+/// All devices of the guest.
+pub struct Bus {
+    factory: Box<dyn DeviceFactory>,
+    devices: BTreeMap<DeviceId, Slot>,
+    ports: BTreeMap<HostPort, DeviceId>,
+    scan: Scan,
+    /// Counts hosts, to tell answers of an earlier one apart.
+    generation: u8,
+    hidden: BTreeSet<String>,
+}
+
+/// How far the reading of the list is.
+#[derive(Clone, Copy, Debug, Default)]
+struct Scan {
+    /// Answers that are still to come.
+    waiting: u32,
+    /// The list was changed meanwhile.
+    is_stale: bool,
+    /// The list of this host was read at least once.
+    was_done: bool,
+}
+
+/// What the bus asks the store, told apart in the tag's detail.
+mod ask {
+    pub const WATCH: u8 = 0;
+    pub const CLASSES: u8 = 1;
+    pub const VBDS: u8 = 2;
+    pub const VIFS: u8 = 3;
+}
+
+impl Bus {
+    /// Makes an empty bus; nothing is asked of anybody.
+    pub fn new(factory: Box<dyn DeviceFactory>) -> Self {
+        Self {
+            factory,
+            devices: BTreeMap::new(),
+            ports: BTreeMap::new(),
+            scan: Scan::default(),
+            generation: 0,
+            hidden: BTreeSet::new(),
+        }
+    }
+
+    /// Begins to look for devices.
+    pub fn start(&mut self, cx: &mut Cx<'_>) {
+        self.generation = self.generation.wrapping_add(1);
+        // The watch is answered with an event, which begins the first scan.
+        self.scan = Scan::default();
+        self.submit(cx, ask::WATCH, StoreOp::Watch(ROOT.to_owned()));
+    }
+
+    /// Number of devices.
+    pub fn len(&self) -> usize {
+        self.devices.len()
+    }
+
+    /// Whether there is no device.
+    pub fn is_empty(&self) -> bool {
+        self.devices.is_empty()
+    }
+
+    /// Names of the classes that the host has given the guest and the shim does not carry.
+    pub fn hidden(&self) -> impl Iterator<Item = &str> {
+        self.hidden.iter().map(String::as_str)
+    }
+
+    /// Takes what came from the real store under a tag of the bus or of a device.
+    pub fn host_store_event(&mut self, cx: &mut Cx<'_>, tag: Tag, event: StoreEvent) {
+        match TagOwner::of(tag) {
+            Some(TagOwner::Device(id, detail)) => {
+                self.with(cx, id, |device, cx| {
+                    device.host_store_event(cx, detail, event);
+                });
+            }
+            Some(TagOwner::Bus(detail)) => self.own_event(cx, detail, event),
+            None => {}
+        }
+    }
+
+    /// The guest has changed `path` (absolute) in its own store.
+    pub fn guest_store_changed(&mut self, cx: &mut Cx<'_>, path: &str) {
+        let root = format!("/local/domain/{}/device", cx.guest_domid.0);
+        let ids: Vec<DeviceId> = self.devices.keys().copied().collect();
+        for id in ids {
+            let frontend = format!("{root}/{}/{}", id.class.name(), id.index);
+            // What is above a device may have been removed with everything below it.
+            let changed = match path.strip_prefix(frontend.as_str()) {
+                Some(rest) => (rest.is_empty() || rest.starts_with('/')).then_some(path),
+                None => is_above(path, &frontend).then_some(frontend.as_str()),
+            };
+            if let Some(path) = changed {
+                self.with(cx, id, |device, cx| device.guest_store_changed(cx, path));
+            }
+        }
+    }
+
+    /// The guest has notified a port that is connected to `device`.
+    pub fn guest_kick(&mut self, cx: &mut Cx<'_>, device: DeviceId, port: Port) {
+        self.kick(cx, device, |device, cx| device.guest_kick(cx, port));
+    }
+
+    /// A real port was notified.
+    pub fn host_kick(&mut self, cx: &mut Cx<'_>, port: HostPort) {
+        if let Some(&id) = self.ports.get(&port) {
+            self.kick(cx, id, |device, cx| device.host_kick(cx, port));
+        }
+    }
+
+    /// Whether [`retry`](Self::retry) should be called in a few milliseconds.
+    pub fn wants_retry(&self) -> bool {
+        self.devices.values().any(|slot| slot.device.wants_retry())
+    }
+
+    /// Lets those devices try again that wait for something without an event.
+    pub fn retry(&mut self, cx: &mut Cx<'_>) {
+        self.for_each(cx, |device, cx| {
+            if device.wants_retry() {
+                device.retry(cx);
+            }
+        });
+    }
+
+    /// Stops taking work from the guest; see [`Device::quiesce`].
+    pub fn quiesce(&mut self, cx: &mut Cx<'_>) -> Progress {
+        let mut all = Progress::Done;
+        self.for_each(cx, |device, cx| {
+            if device.quiesce(cx) == Progress::Waiting {
+                all = Progress::Waiting;
+            }
+        });
+        all
+    }
+
+    /// Requests in flight at the host, of all devices.
+    pub fn in_flight(&self) -> usize {
+        self.devices
+            .values()
+            .map(|slot| slot.device.in_flight())
+            .sum()
+    }
+
+    /// The host is another one: connects every device there.
+    pub fn reattach(&mut self, cx: &mut Cx<'_>) {
+        self.ports.clear();
+        for (id, slot) in &mut self.devices {
+            slot.was_listed = false;
+            slot.device.reattach(cx, &host_frontend(*id));
+        }
+        self.for_each(cx, |_, _| {});
+        self.start(cx);
+    }
+
+    /// Whether every device is connected, or which one never will be and why.
+    pub fn attached(&self) -> Result<Progress, String> {
+        let mut all = match self.scan.was_done {
+            true => Progress::Done,
+            false => Progress::Waiting,
+        };
+        for (id, slot) in self.devices.iter().filter(|(_, slot)| !slot.is_leaving) {
+            match slot.device.attached() {
+                Ok(Progress::Done) => {}
+                Ok(Progress::Waiting) => all = Progress::Waiting,
+                Err(why) => return Err(format!("{}/{}: {why}", id.class.name(), id.index)),
+            }
+        }
+        Ok(all)
+    }
+
+    /// Takes work again; see [`Device::resume`].
+    pub fn resume(&mut self, cx: &mut Cx<'_>) {
+        self.for_each(cx, |device, cx| device.resume(cx));
+    }
+
+    fn own_event(&mut self, cx: &mut Cx<'_>, detail: u32, event: StoreEvent) {
+        let [what, generation, ..] = detail.to_le_bytes();
+        if generation != self.generation {
+            return;
+        }
+        match event {
+            StoreEvent::Changed(path) if what == ask::WATCH && self.is_about_the_list(&path) => {
+                self.begin_scan(cx);
+            }
+            StoreEvent::Reply(reply) if what != ask::WATCH => {
+                self.listed(cx, what, reply);
+                self.scan.waiting = self.scan.waiting.saturating_sub(1);
+                if self.scan.waiting == 0 {
+                    self.scan.was_done = true;
+                    if core::mem::take(&mut self.scan.is_stale) {
+                        self.begin_scan(cx);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether a change may mean that a device came or went.  Each node of each device is below
+    /// the watched directory, and most of them are written by ourselves.
+    fn is_about_the_list(&self, path: &str) -> bool {
+        let mut parts = path.split('/').skip_while(|part| *part != ROOT).skip(1);
+        let (class, index, below) = (parts.next(), parts.next(), parts.next());
+        let id = class
+            .and_then(DeviceClass::named)
+            .zip(index.and_then(|index| index.parse().ok()))
+            .map(|(class, index)| DeviceId { class, index });
+        match (id, below) {
+            (Some(id), Some(_)) => !self.devices.contains_key(&id),
+            _ => true,
+        }
+    }
+
+    fn begin_scan(&mut self, cx: &mut Cx<'_>) {
+        if self.scan.waiting > 0 {
+            self.scan.is_stale = true;
+            return;
+        }
+        self.scan.waiting = 3;
+        for (what, directory) in [
+            (ask::CLASSES, ROOT.to_owned()),
+            (ask::VBDS, format!("{ROOT}/vbd")),
+            (ask::VIFS, format!("{ROOT}/vif")),
+        ] {
+            self.submit(cx, what, StoreOp::Directory(directory));
+        }
+    }
+
+    fn listed(&mut self, cx: &mut Cx<'_>, what: u8, reply: Result<Vec<u8>, Errno>) {
+        let bytes = match reply {
+            Ok(bytes) => bytes,
+            Err(Errno::ENOENT) => Vec::new(),
+            // Nothing is known, so nothing is done; the next change asks again.
+            Err(error) => return log::warn!("the list of devices can not be read: {error}"),
+        };
+        let names = bytes
+            .split(|byte| *byte == 0)
+            .filter_map(|name| core::str::from_utf8(name).ok())
+            .filter(|name| !name.is_empty());
+        let class = match what {
+            ask::VBDS => DeviceClass::Vbd,
+            ask::VIFS => DeviceClass::Vif,
+            _ => return self.classes_listed(names),
+        };
+        let listed: BTreeSet<DeviceId> = names
+            .filter_map(|name| name.parse().ok())
+            .filter(|index| *index <= DeviceId::MAX_INDEX)
+            .map(|index| DeviceId { class, index })
+            .collect();
+        self.devices_listed(cx, class, &listed);
+    }
+
+    fn classes_listed<'n>(&mut self, names: impl Iterator<Item = &'n str>) {
+        for name in names {
+            if DeviceClass::named(name).is_none()
+                && !NO_DEVICES.contains(&name)
+                && self.hidden.len() < MAX_DEVICES
+                && self.hidden.insert(name.to_owned())
+            {
+                log::warn!("devices of class {name:?} are not carried and not shown to the guest");
+            }
+        }
+    }
+
+    fn devices_listed(&mut self, cx: &mut Cx<'_>, class: DeviceClass, listed: &BTreeSet<DeviceId>) {
+        for &id in listed {
+            if let Some(slot) = self.devices.get_mut(&id) {
+                slot.was_listed = true;
+            } else if self.devices.len() < MAX_DEVICES {
+                let device = self.factory.make(cx, id, &host_frontend(id));
+                let slot = Slot {
+                    device,
+                    was_listed: true,
+                    is_leaving: false,
+                };
+                self.devices.insert(id, slot);
+                self.refresh(cx, id);
+            } else {
+                log::warn!("{}/{} is one device too many", class.name(), id.index);
+            }
+        }
+        let gone: Vec<DeviceId> = self
+            .devices
+            .iter()
+            .filter(|(id, slot)| id.class == class && slot.was_listed && !listed.contains(id))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in gone {
+            if let Some(slot) = self.devices.get_mut(&id) {
+                slot.is_leaving = true;
+            }
+            self.with(cx, id, |device, cx| device.unplug(cx));
+        }
+    }
+
+    fn submit(&self, cx: &mut Cx<'_>, what: u8, op: StoreOp) {
+        let detail = u32::from_le_bytes([what, self.generation, 0, 0]);
+        cx.host_store.submit(TagOwner::Bus(detail).tag(), op);
+    }
+
+    fn for_each(&mut self, cx: &mut Cx<'_>, mut act: impl FnMut(&mut dyn Device, &mut Cx<'_>)) {
+        let ids: Vec<DeviceId> = self.devices.keys().copied().collect();
+        for id in ids {
+            self.with(cx, id, &mut act);
+        }
+    }
+
+    /// Lets a device do something, and takes note of what has become of it.
+    fn with(
+        &mut self,
+        cx: &mut Cx<'_>,
+        id: DeviceId,
+        act: impl FnOnce(&mut dyn Device, &mut Cx<'_>),
+    ) {
+        if let Some(slot) = self.devices.get_mut(&id) {
+            act(&mut *slot.device, cx);
+            self.refresh(cx, id);
+        }
+    }
+
+    /// Like [`with`](Self::with), for what happens at each batch of requests: no port is made then,
+    /// and one that was closed is not notified any more.
+    fn kick(
+        &mut self,
+        cx: &mut Cx<'_>,
+        id: DeviceId,
+        act: impl FnOnce(&mut dyn Device, &mut Cx<'_>),
+    ) {
+        if let Some(slot) = self.devices.get_mut(&id) {
+            act(&mut *slot.device, cx);
+            if slot.device.is_gone() {
+                self.refresh(cx, id);
+            }
+        }
+    }
+
+    /// Learns a device's ports, and drops it if it is gone.
+    fn refresh(&mut self, cx: &mut Cx<'_>, id: DeviceId) {
+        let Some(slot) = self.devices.get(&id) else {
+            return;
+        };
+        self.ports.retain(|_, owner| *owner != id);
+        if slot.device.is_gone() {
+            self.devices.remove(&id);
+            // It may have been made anew meanwhile.
+            self.begin_scan(cx);
+        } else {
+            let ports = slot.device.host_ports();
+            self.ports.extend(ports.into_iter().map(|port| (port, id)));
+        }
+    }
+}
+
+fn host_frontend(id: DeviceId) -> String {
+    format!("{ROOT}/{}/{}", id.class.name(), id.index)
+}
+
+/// Whether `path` names a directory that `below` lies in.
+fn is_above(path: &str, below: &str) -> bool {
+    let path = path.trim_end_matches('/');
+    below
+        .strip_prefix(path)
+        .is_some_and(|rest| rest.starts_with('/'))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,62 @@
+//! What keeps a frame fit for use while a device or a backend has it.
+
+use xen_abi::Mfn;
+
+use crate::mm::{Ledger, Owner};
+
+/// The frame ledger's part in the use of grants.
+pub trait FrameHolds {
+    /// Takes a hold of a frame of the guest: until it is released the frame stays the guest's, and
+    /// one held for `write` can not become a page table.  `false` when the frame is not the
+    /// guest's, or can not be written now.
+    fn hold(&mut self, frame: Mfn, write: bool) -> bool;
+    /// Ends one hold that was taken with the same `write`.
+    fn release(&mut self, frame: Mfn, write: bool);
+}
+
+impl FrameHolds for Ledger {
+    fn hold(&mut self, frame: Mfn, write: bool) -> bool {
+        // What the shim shares with the guest is not the guest's to pass on: the shim takes such
+        // frames back, and then no backend may know them.
+        if self.owner(frame) != Owner::Guest {
+            return false;
+        }
+        match write {
+            true => self.get_writable(frame).is_ok(),
+            false => self.get_plain(frame).is_ok(),
+        }
+    }
+
+    fn release(&mut self, frame: Mfn, write: bool) {
+        match write {
+            true => self.put_writable(frame),
+            false => self.put_plain(frame),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use xen_abi::Mfn;
+
+    use super::FrameHolds;
+    use crate::mm::{Ledger, Owner};
+
+    #[test]
+    fn only_the_guests_frames_are_held_and_they_stay_its() {
+        let mut ledger = Ledger::new(Mfn(4), &[(Mfn(0), 4)]).unwrap();
+        ledger.give_to_guest(Mfn(1)).unwrap();
+        ledger
+            .change_owner(Mfn(2), Owner::Shim, Owner::Shared)
+            .unwrap();
+        for write in [false, true] {
+            for other in [0, 2, 3, 4, u64::MAX] {
+                assert!(!ledger.hold(Mfn(other), write), "{other}");
+            }
+            assert!(ledger.hold(Mfn(1), write));
+            assert!(ledger.reclaim(Mfn(1)).is_err(), "in use");
+            ledger.release(Mfn(1), write);
+        }
+        ledger.reclaim(Mfn(1)).unwrap();
+    }
+}
