@@ -20,3 +20,5 @@ pub mod op {
 pub const FEATURE_MMU_PT_UPDATE_PRESERVE_AD: u32 = 5;
 /// Bit of `XENFEAT_highmem_assist`.
 pub const FEATURE_HIGHMEM_ASSIST: u32 = 6;
+/// Bit of `XENFEAT_gnttab_map_avail_bits`.
+pub const FEATURE_GNTTAB_MAP_AVAIL_BITS: u32 = 7;

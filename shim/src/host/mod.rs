@@ -10,7 +10,10 @@ pub mod store;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use xen_abi::sched::ShutdownReason;
 use xen_abi::{DomId, Errno, Mfn, Port};
+
+use crate::points::time::HostTime;
 
 /// A port of the *real* domain: a name that changes with every migration, never shown to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -40,6 +43,46 @@ pub trait Xen {
     /// Returns the host's system time in nanoseconds; it continues, but not at the same value,
     /// after a migration.
     fn now_ns(&self) -> u64;
+}
+
+/// Everything else that the vCPU loop needs of the host.
+pub trait Host: Xen {
+    /// Returns the host's time info for this vCPU, consistently read.
+    fn time(&self) -> HostTime;
+    /// Returns the version of that time info, which changes with every update.
+    fn time_version(&self) -> u32;
+    /// Returns the wall time at the host's system time 0, nanoseconds since 1970.
+    fn wall_clock_ns(&self) -> u64;
+    /// Asks for an event at a host time, or for none.
+    fn arm_timer(&mut self, deadline_ns: Option<u64>);
+    /// Whether the host has announced events that were not taken.
+    fn has_events(&self) -> bool;
+    /// Takes the next port that has an event.
+    fn take_event(&mut self) -> Option<HostEvent>;
+    /// Waits until there is an event or the host's time is `until_ns`.
+    fn wait(&mut self, until_ns: Option<u64>);
+    /// Gives the rest of the time slice away.
+    fn yield_now(&mut self);
+    /// Gives a frame back to the host.
+    fn release_frame(&mut self, frame: Mfn) -> Result<(), Errno>;
+    /// Asks the host for memory behind a frame that was given back before.
+    fn populate_frame(&mut self, frame: Mfn) -> Result<(), Errno>;
+    /// Stops the domain.  Returns only from a suspend: 1 when it was cancelled, 0 when the domain
+    /// is a new one.
+    fn shutdown(&mut self, reason: ShutdownReason) -> u64;
+}
+
+/// What the host raised an event about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostEvent {
+    /// The deadline of [`Host::arm_timer`] has come.
+    Timer,
+    /// xenstored answered or has an event.
+    Store,
+    /// The console daemon read or wrote.
+    Console,
+    /// A backend notified a port that a device made.
+    Port(HostPort),
 }
 
 /// The real grant table.

@@ -1,1 +1,120 @@
 //! The PV hypercalls, one file for each family.
+//!
+//! A handler gets the five argument registers, works on copies of what they point to, and returns
+//! what goes into `rax`; one place turns errors into negative numbers.
+
+mod callbacks;
+mod evtchn;
+mod memory;
+mod misc;
+mod mmu;
+mod multicall;
+mod sched;
+mod segments;
+mod time;
+mod vcpu;
+mod version;
+
+use xen_abi::hypercall as nr;
+use xen_abi::{Errno, GuestVa};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::cpu::deliver::{self, Doomed};
+use crate::cpu::{Machine, Regs};
+use crate::guest::Guest;
+use crate::host::Host;
+use crate::mem::GuestMemory;
+use crate::points::Points;
+
+/// The argument registers: rdi, rsi, rdx, r10, r8.
+pub type Args = [u64; 5];
+
+/// What a hypercall returns in `rax`.
+pub type Answer = Result<u64, Errno>;
+
+/// Copies a structure from the guest.
+pub fn read<T>(memory: &impl GuestMemory, va: u64) -> Result<T, Errno>
+where
+    T: FromBytes + IntoBytes,
+{
+    let mut value = T::new_zeroed();
+    memory.read_guest(GuestVa(va), value.as_mut_bytes())?;
+    Ok(value)
+}
+
+/// Copies a structure to the guest.
+pub fn write<T>(memory: &impl GuestMemory, va: u64, value: &T) -> Result<(), Errno>
+where
+    T: IntoBytes + Immutable + KnownLayout,
+{
+    Ok(memory.write_guest(GuestVa(va), value.as_bytes())?)
+}
+
+/// Returns the address of element `index` of an array of `T` at `base`, or `EFAULT` on wrap.
+pub fn element<T>(base: u64, index: u64) -> Result<u64, Errno> {
+    index
+        .checked_mul(size_of::<T>() as u64)
+        .and_then(|offset| base.checked_add(offset))
+        .ok_or(Errno::EFAULT)
+}
+
+impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
+    /// Carries out the hypercall that the guest's kernel on vCPU `v` made.
+    pub fn hypercall(&mut self, v: usize, regs: &mut Regs) -> Result<(), Doomed> {
+        let args = [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8];
+        self.recent.note(regs.rax, args[0], args[1]);
+        match regs.rax {
+            nr::IRET => deliver::iret(&mut self.m, &mut self.vcpus[v], self.assist, regs),
+            nr::MULTICALL => {
+                // The batch may end in an iret, which leaves its own value in rax.
+                if let Some(answer) = self.multicall(v, regs, args)? {
+                    regs.rax = answer;
+                }
+                Ok(())
+            }
+            number => {
+                regs.rax = match self.dispatch(v, number, args) {
+                    Ok(value) => value,
+                    Err(errno) => errno.to_rax(),
+                };
+                Ok(())
+            }
+        }
+    }
+
+    /// Carries out any hypercall but `iret` and `multicall`.
+    fn dispatch(&mut self, v: usize, number: u64, args: Args) -> Answer {
+        match number {
+            nr::MMU_UPDATE => self.mmu_update(args),
+            nr::UPDATE_VA_MAPPING => self.update_va_mapping(v, args),
+            nr::MMUEXT_OP => self.mmuext_op(v, args),
+            nr::STACK_SWITCH => self.stack_switch(v, args),
+            nr::SET_SEGMENT_BASE => self.set_segment_base(v, args),
+            nr::UPDATE_DESCRIPTOR => self.update_descriptor(args),
+            nr::SCHED_OP => self.sched_op(v, args),
+            nr::SET_TIMER_OP => self.set_timer_op(v, args),
+            nr::VCPU_OP => self.vcpu_op(v, args),
+            nr::EVENT_CHANNEL_OP => self.event_channel_op(args),
+            nr::FPU_TASKSWITCH => self.fpu_taskswitch(v, args),
+            nr::XEN_VERSION => self.xen_version(args),
+            nr::MEMORY_OP => self.memory_op(args),
+            nr::GRANT_TABLE_OP => {
+                let [command, list, count, ..] = args;
+                self.outside(|points, outside| {
+                    points.grant_table_op(outside, command, GuestVa(list), count)
+                })
+            }
+            nr::SET_TRAP_TABLE => self.set_trap_table(v, args),
+            nr::SET_CALLBACKS => self.set_callbacks(v, args),
+            nr::CALLBACK_OP => self.callback_op(v, args),
+            nr::SET_GDT => self.set_gdt(v, args),
+            nr::SET_DEBUGREG => self.set_debugreg(v, args),
+            nr::GET_DEBUGREG => self.get_debugreg(v, args),
+            nr::PHYSDEV_OP => self.physdev_op(v, args),
+            nr::VM_ASSIST => self.vm_assist(args),
+            nr::CONSOLE_IO => self.console_io(args),
+            nr::NMI_OP => self.nmi_op(v, args),
+            _ => Err(Errno::ENOSYS),
+        }
+    }
+}

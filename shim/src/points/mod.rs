@@ -4,6 +4,7 @@
 //! Every point has a guest-facing half, plain data in the shim's RAM that migrates as memory, and a
 //! host-facing half that is thrown away and built anew from what the new host says.
 
+pub mod all;
 pub mod bus;
 pub mod console;
 pub mod disk;
@@ -19,10 +20,77 @@ pub mod xenstore;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use xen_abi::{DomId, Mfn, Port};
+use xen_abi::{DomId, Errno, GuestVa, Mfn, Port};
 
-use crate::host::{HostGrants, HostPort, StoreClient, StoreEvent, Tag, Xen};
+use crate::cpu::{Machine, Vcpu};
+use crate::mm::Ledger;
+
+use crate::host::{Host, HostEvent, HostGrants, HostPort, StoreClient, StoreEvent, Tag, Xen};
 use crate::mem::{FramePool, Frames};
+
+use evtchn::{EventChannels, Peer};
+use time::Time;
+
+/// The rest of the guest, as the points see it.
+pub struct Outside<'a, M: Machine, H: Host> {
+    /// The machine.
+    pub m: &'a M,
+    /// The Xen underneath.
+    pub host: &'a mut H,
+    /// Owner and use of every frame.
+    pub ledger: &'a mut Ledger,
+    /// The guest's ports.
+    pub channels: &'a mut EventChannels,
+    /// The vCPUs.
+    pub vcpus: &'a mut [Vcpu],
+    /// The guest's time.
+    pub time: &'a mut Time,
+    /// The guest's shared info page.
+    pub shared_info: Mfn,
+}
+
+/// Something that a point asks of the guest's loop, because it concerns all of the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// The host asks for a suspend.
+    Suspend,
+}
+
+/// The points that are reached by events: store, console, grants and devices.
+pub trait Points<M: Machine, H: Host>: Sized {
+    /// The host raised an event.
+    fn host_event(&mut self, outside: &mut Outside<'_, M, H>, event: HostEvent);
+    /// The guest notified a peer through one of its ports.
+    fn guest_notify(&mut self, outside: &mut Outside<'_, M, H>, peer: Peer, port: Port);
+    /// Returns the host time at which [`tick`](Self::tick) is to be called at the latest.
+    fn deadline(&self) -> Option<u64>;
+    /// Some time has passed.
+    fn tick(&mut self, outside: &mut Outside<'_, M, H>);
+    /// Sends out what can still be sent, because the domain is about to end.
+    fn flush(&mut self, outside: &mut Outside<'_, M, H>);
+    /// Carries out `grant_table_op` for `count` structures at `args`.
+    fn grant_table_op(
+        &mut self,
+        outside: &mut Outside<'_, M, H>,
+        command: u64,
+        args: GuestVa,
+        count: u64,
+    ) -> Result<u64, Errno>;
+    /// Takes what is asked of the guest's loop.
+    fn take_request(&mut self) -> Option<Request>;
+    /// Before a suspend: stops taking work; `Done` when nothing is in flight.
+    fn quiesce(&mut self, outside: &mut Outside<'_, M, H>) -> Progress;
+    /// After a suspend, in a new domain: begins to build the host-facing halves anew.
+    fn reattach(&mut self, outside: &mut Outside<'_, M, H>);
+    /// How far the reattachment has come.
+    fn attached(&mut self, outside: &mut Outside<'_, M, H>) -> Progress;
+    /// Takes work again; `moved` when the domain is a new one.
+    fn resume(&mut self, outside: &mut Outside<'_, M, H>, moved: bool);
+    /// Tells the host about the life of the shim, below `data/unmoved/`.
+    fn report(&mut self, outside: &mut Outside<'_, M, H>, key: &str, value: &str);
+    /// How many requests are in flight at the host.
+    fn in_flight(&self) -> usize;
+}
 
 /// The guest's own event channel ports, as a device sees them.
 pub trait GuestPorts {

@@ -1,0 +1,186 @@
+//! Carries control between the guest's kernel, its user programs and the shim: bounce frames in,
+//! the `iret` hypercall out.
+//!
+//! The frames are those of `xen/arch/x86/pv/` as a 64-bit guest sees them: what the CPU would
+//! push, preceded by rcx and r11 (which SYSCALL destroys), with the event mask of the interrupted
+//! context in bits 39:32 of the CS word.
+
+use xen_abi::GuestVa;
+use xen_abi::shared_info::vcpu_info;
+use xen_abi::trap::{FLAT_RING3_CS64, FLAT_RING3_DS, IretContext, rflags};
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::{Assist, Machine, Regs, Vcpu};
+
+/// The guest can not go on: what it needs to handle an event is not there.  Xen crashes such a
+/// domain, and so do we.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Doomed(pub &'static str);
+
+/// A handler that is to be entered.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounce {
+    /// Its address.
+    pub address: u64,
+    /// Error code to push, if the event has one.
+    pub error: Option<u64>,
+    /// Whether events are masked on entry.
+    pub masks_events: bool,
+}
+
+/// Switches between the guest's kernel and user mode: page table and GS base.
+pub fn toggle_mode<M: Machine>(m: &mut M, vcpu: &mut Vcpu) -> Result<(), Doomed> {
+    let spaces = vcpu.spaces.as_ref().ok_or(Doomed("no page tables"))?;
+    let next = if vcpu.in_kernel {
+        spaces
+            .user()
+            .ok_or(Doomed("return to user mode without a user page table"))?
+    } else {
+        spaces.kernel()
+    };
+    vcpu.other_gs_base = m.exchange_gs_base(vcpu.other_gs_base);
+    vcpu.in_kernel = !vcpu.in_kernel;
+    m.load_page_table(next);
+    Ok(())
+}
+
+/// Returns the vCPU's event mask.
+pub fn events_masked<M: Machine>(m: &M, vcpu: &Vcpu) -> bool {
+    m.load8(vcpu.info.frame, vcpu.info.offset + vcpu_info::UPCALL_MASK) != 0
+}
+
+/// Sets the vCPU's event mask.
+pub fn mask_events<M: Machine>(m: &M, vcpu: &Vcpu, masked: bool) {
+    m.store8(
+        vcpu.info.frame,
+        vcpu.info.offset + vcpu_info::UPCALL_MASK,
+        masked.into(),
+    );
+}
+
+/// Makes the guest's kernel enter a handler, as if the CPU had interrupted it.
+pub fn bounce<M: Machine>(
+    m: &mut M,
+    vcpu: &mut Vcpu,
+    assist: Assist,
+    regs: &mut Regs,
+    to: Bounce,
+) -> Result<(), Doomed> {
+    let mut frame = [0; 8];
+    let mut len = 0;
+    let mut push = |value: u64| {
+        frame[len] = value;
+        len += 1;
+    };
+    push(regs.rcx);
+    push(regs.r11);
+    to.error.into_iter().for_each(&mut push);
+    enter(m, vcpu, assist, regs, to, &mut frame, len)
+}
+
+/// Enters the failsafe callback: reloading the guest's own context faulted.
+///
+/// Its frame carries the data selectors as well; the shim never found one of them bad, so all are
+/// given as null and what was bad is CS, SS or the address.
+pub fn failsafe<M: Machine>(
+    m: &mut M,
+    vcpu: &mut Vcpu,
+    assist: Assist,
+    regs: &mut Regs,
+) -> Result<(), Doomed> {
+    if vcpu.failsafe.address == 0 {
+        return Err(Doomed("bad context to return to, and no failsafe callback"));
+    }
+    let to = Bounce {
+        address: vcpu.failsafe.address,
+        error: None,
+        masks_events: vcpu.failsafe.masks_events,
+    };
+    let mut frame = [0; 11];
+    frame[0] = regs.rcx;
+    frame[1] = regs.r11;
+    enter(m, vcpu, assist, regs, to, &mut frame, 6)
+}
+
+/// Completes `frame`, whose first `len` words are set, with the interrupted context, writes it to
+/// the guest kernel's stack and continues in the handler.
+fn enter<M: Machine>(
+    m: &mut M,
+    vcpu: &mut Vcpu,
+    assist: Assist,
+    regs: &mut Regs,
+    to: Bounce,
+    frame: &mut [u64],
+    len: usize,
+) -> Result<(), Doomed> {
+    let masked = events_masked(m, vcpu);
+    let (mut cs, stack) = if vcpu.in_kernel {
+        (regs.cs & !3, regs.rsp)
+    } else {
+        (regs.cs, vcpu.kernel_sp)
+    };
+    cs = cs & 0xffff | u64::from(masked) << 32;
+    let mut flags = regs.rflags & !(rflags::IF | rflags::IOPL);
+    if !masked {
+        flags |= rflags::IF;
+    }
+    if assist.contains(Assist::ARCHITECTURAL_IOPL) {
+        flags |= u64::from(vcpu.iopl) << 12;
+    }
+    frame[len..len + 5].copy_from_slice(&[regs.rip, cs, flags, regs.rsp, regs.ss & 0xffff]);
+    let frame = &frame[..len + 5];
+
+    if !vcpu.in_kernel {
+        toggle_mode(m, vcpu)?;
+    }
+    let top = (stack & !15).wrapping_sub(size_of_val(frame) as u64);
+    m.write_guest(GuestVa(top), frame.as_bytes())
+        .map_err(|_| Doomed("the kernel stack can not take an exception frame"))?;
+    if to.masks_events {
+        mask_events(m, vcpu, true);
+    }
+    regs.rip = to.address;
+    regs.cs = FLAT_RING3_CS64.into();
+    regs.ss = FLAT_RING3_DS.into();
+    regs.rsp = top;
+    regs.rflags &= !(rflags::TF | rflags::VM | rflags::RF | rflags::NT | rflags::AC | rflags::IOPL);
+    regs.rflags |= rflags::IF | rflags::RESERVED;
+    // The frame is entered by IRET: what the registers rcx and r11 hold is not what SYSRET needs.
+    regs.vector = 0;
+    Ok(())
+}
+
+/// Carries out the `iret` hypercall.
+pub fn iret<M: Machine>(
+    m: &mut M,
+    vcpu: &mut Vcpu,
+    assist: Assist,
+    regs: &mut Regs,
+) -> Result<(), Doomed> {
+    let mut context = IretContext::new_zeroed();
+    m.read_guest(GuestVa(regs.rsp), context.as_mut_bytes())
+        .map_err(|_| Doomed("iret without a frame on the stack"))?;
+    if context.cs & 3 == 3 {
+        toggle_mode(m, vcpu)?;
+    }
+    if assist.contains(Assist::ARCHITECTURAL_IOPL) {
+        vcpu.iopl = (context.rflags >> 12 & 3) as u8;
+    }
+    regs.rip = context.rip;
+    regs.cs = context.cs & 0xffff | 3;
+    regs.ss = context.ss & 0xffff | 3;
+    regs.rsp = context.rsp;
+    regs.rflags = context.rflags & rflags::GUEST | rflags::IF | rflags::RESERVED;
+    regs.rax = context.rax;
+    if context.flags & IretContext::FLAG_IN_SYSCALL != 0 {
+        regs.rcx = regs.rip;
+        regs.r11 = regs.rflags;
+    } else {
+        regs.rcx = context.rcx;
+        regs.r11 = context.r11;
+        regs.vector = 0;
+    }
+    vcpu.nmi_blocked = false;
+    mask_events(m, vcpu, context.rflags & rflags::IF == 0);
+    Ok(())
+}

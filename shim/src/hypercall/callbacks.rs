@@ -1,0 +1,115 @@
+//! Where the guest wants its exceptions and events: `set_trap_table`, `callback_op`,
+//! `set_callbacks`, `nmi_op`.
+
+use xen_abi::callback::{MASK_EVENTS, REGISTER, Register, UNREGISTER, kind};
+use xen_abi::mmu::{HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START};
+use xen_abi::trap::TrapInfo;
+use xen_abi::{Errno, GuestVa};
+
+use super::segments::is_canonical;
+use super::{Answer, Args, element, read};
+use crate::cpu::{Callback, Machine};
+use crate::guest::Guest;
+use crate::host::Host;
+use crate::points::Points;
+
+/// Whether the guest may have code there.
+fn is_handler(address: u64) -> bool {
+    is_canonical(address) && !(HYPERVISOR_VIRT_START..HYPERVISOR_VIRT_END).contains(&address)
+}
+
+impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
+    /// `set_trap_table(table)`; a null table clears every handler.
+    pub(super) fn set_trap_table(&mut self, v: usize, [table, ..]: Args) -> Answer {
+        if table == 0 {
+            self.vcpus[v].traps = [TrapInfo::default(); 256];
+            return Ok(0);
+        }
+        for index in 0..=u64::from(u16::MAX) {
+            let info: TrapInfo = read(&self.m, element::<TrapInfo>(table, index)?)?;
+            if info.address == 0 {
+                break;
+            }
+            if !is_handler(info.address) {
+                return Err(Errno::EINVAL);
+            }
+            self.vcpus[v].traps[usize::from(info.vector)] = info;
+        }
+        Ok(0)
+    }
+
+    /// `callback_op(command, argument)`.
+    pub(super) fn callback_op(&mut self, v: usize, [command, arg, ..]: Args) -> Answer {
+        match command {
+            REGISTER => {
+                let register: Register = read(&self.m, arg)?;
+                self.set_callback(v, register.kind, register.flags, register.address)?;
+            }
+            UNREGISTER => {
+                let kind: u16 = read(&self.m, arg)?;
+                match kind {
+                    kind::NMI => self.vcpus[v].traps[2] = TrapInfo::default(),
+                    kind::EVENT..=kind::SYSCALL32 if kind != 3 && kind != 6 => {
+                        return Err(Errno::EINVAL);
+                    }
+                    _ => return Err(Errno::ENOSYS),
+                }
+            }
+            _ => return Err(Errno::ENOSYS),
+        }
+        Ok(0)
+    }
+
+    fn set_callback(&mut self, v: usize, kind: u16, flags: u16, address: u64) -> Result<(), Errno> {
+        if !is_handler(address) {
+            return Err(Errno::EINVAL);
+        }
+        let vcpu = &mut self.vcpus[v];
+        let callback = Callback {
+            address,
+            masks_events: flags & MASK_EVENTS != 0,
+        };
+        match kind {
+            kind::EVENT => vcpu.event = callback,
+            kind::FAILSAFE => vcpu.failsafe = callback,
+            kind::SYSCALL => vcpu.syscall = callback,
+            kind::SYSENTER => vcpu.sysenter = callback,
+            kind::SYSCALL32 => vcpu.syscall32 = callback,
+            kind::NMI => vcpu.traps[2].address = address,
+            _ => return Err(Errno::ENOSYS),
+        }
+        Ok(())
+    }
+
+    /// `set_callbacks(event, failsafe, syscall)`, the older form.
+    pub(super) fn set_callbacks(
+        &mut self,
+        v: usize,
+        [event, failsafe, syscall, ..]: Args,
+    ) -> Answer {
+        for (kind, address) in [
+            (kind::EVENT, event),
+            (kind::FAILSAFE, failsafe),
+            (kind::SYSCALL, syscall),
+        ] {
+            if address != 0 {
+                self.set_callback(v, kind, 0, address)?;
+            }
+        }
+        Ok(0)
+    }
+
+    /// `nmi_op(command, argument)`: register (0) and unregister (1) the NMI handler.
+    pub(super) fn nmi_op(&mut self, v: usize, [command, arg, ..]: Args) -> Answer {
+        match command {
+            0 => {
+                // struct xennmi_callback: handler address, then a pad.
+                let address: u64 = read(&self.m, GuestVa(arg).0)?;
+                self.set_callback(v, kind::NMI, 0, address)?;
+            }
+            1 => self.vcpus[v].traps[2] = TrapInfo::default(),
+            _ => return Err(Errno::ENOSYS),
+        }
+        Ok(0)
+    }
+}

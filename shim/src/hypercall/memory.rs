@@ -1,0 +1,124 @@
+//! `memory_op`: the balloon, and what the guest may know of its memory.
+
+use xen_abi::memory::{MachphysMapping, Reservation, op};
+use xen_abi::mmu::{M2P_VIRT_END, M2P_VIRT_START};
+use xen_abi::{DomId, Errno, GuestVa, Mfn, Pfn};
+use zerocopy::IntoBytes;
+
+use super::{Answer, Args, element, read, write};
+use crate::cpu::Machine;
+use crate::guest::{Guest, mm};
+use crate::host::Host;
+use crate::points::Points;
+
+impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
+    /// `memory_op(command, argument)`.
+    pub(super) fn memory_op(&mut self, [command, arg, ..]: Args) -> Answer {
+        let start = command >> op::EXTENT_SHIFT;
+        match command & ((1 << op::EXTENT_SHIFT) - 1) {
+            op::DECREASE_RESERVATION => self.decrease_reservation(arg, start),
+            op::POPULATE_PHYSMAP => self.populate_physmap(arg, start),
+            op::MAXIMUM_RAM_PAGE => Ok(self.ledger.end().0 - 1),
+            op::CURRENT_RESERVATION => self.own_memory(arg, self.pages),
+            op::MAXIMUM_RESERVATION => self.own_memory(arg, self.max_pages),
+            op::MAXIMUM_GPFN => self.own_memory(arg, self.max_pages - 1),
+            op::MACHPHYS_MAPPING => {
+                let mapping = MachphysMapping {
+                    v_start: M2P_VIRT_START,
+                    v_end: M2P_VIRT_END,
+                    max_mfn: (M2P_VIRT_END - M2P_VIRT_START) / 8 - 1,
+                };
+                write(&self.m, arg, &mapping)?;
+                Ok(0)
+            }
+            op::MACHINE_MEMORY_MAP => Err(Errno::EPERM),
+            _ => Err(Errno::ENOSYS),
+        }
+    }
+
+    fn own_memory(&self, arg: u64, pages: u64) -> Answer {
+        let domain: u16 = read(&self.m, arg)?;
+        if domain == DomId::SELF.0 || domain == self.domid().0 {
+            Ok(pages)
+        } else {
+            Err(Errno::ESRCH)
+        }
+    }
+
+    fn reservation(&self, arg: u64, start: u64) -> Result<Reservation, Errno> {
+        let reservation: Reservation = read(&self.m, arg)?;
+        if reservation.domid != DomId::SELF.0 && reservation.domid != self.domid().0 {
+            return Err(Errno::EPERM);
+        }
+        if start > reservation.nr_extents {
+            return Err(Errno::EINVAL);
+        }
+        Ok(reservation)
+    }
+
+    /// Gives frames back to the host; returns how many extents were.
+    fn decrease_reservation(&mut self, arg: u64, start: u64) -> Answer {
+        let reservation = self.reservation(arg, start)?;
+        // A guest whose extents are larger frees none of them.
+        if reservation.extent_order != 0 {
+            return Ok(start);
+        }
+        let mut done = start;
+        while done < reservation.nr_extents {
+            let Ok(frame) = element::<u64>(reservation.extent_start, done)
+                .and_then(|at| read::<u64>(&self.m, at))
+            else {
+                break;
+            };
+            match mm!(self).release(Mfn(frame), &self.m) {
+                // Flushed below, once for all of them and before the host gets any.
+                Ok(_) => {}
+                Err(_) => break,
+            }
+            self.ballooned.push(Mfn(frame));
+            done += 1;
+        }
+        self.m.flush_everything();
+        self.ledger.note_full_flush();
+        let released = (done - start) as usize;
+        self.pages -= released as u64;
+        let first = self.ballooned.len() - released;
+        for index in first..self.ballooned.len() {
+            // A frame that the host does not take back stays here, which costs it memory and the
+            // guest nothing.
+            let _ = self.host.release_frame(self.ballooned[index]);
+        }
+        Ok(done)
+    }
+
+    /// Takes frames from the host again; returns how many extents were filled.
+    fn populate_physmap(&mut self, arg: u64, start: u64) -> Answer {
+        let reservation = self.reservation(arg, start)?;
+        if reservation.extent_order != 0 {
+            return Ok(start);
+        }
+        let mut done = start;
+        while done < reservation.nr_extents {
+            let Ok(at) = element::<u64>(reservation.extent_start, done) else {
+                break;
+            };
+            let (Ok(pfn), Some(&frame)) = (read::<u64>(&self.m, at), self.ballooned.last()) else {
+                break;
+            };
+            if self.host.populate_frame(frame).is_err() {
+                break;
+            }
+            self.m.clear(frame);
+            if mm!(self).populate(frame, Pfn(pfn), &self.m).is_err() {
+                break;
+            }
+            self.ballooned.pop();
+            self.pages += 1;
+            done += 1;
+            if self.m.write_guest(GuestVa(at), frame.0.as_bytes()).is_err() {
+                break;
+            }
+        }
+        Ok(done)
+    }
+}

@@ -1,0 +1,151 @@
+//! Page tables: `mmu_update`, `update_va_mapping`, `mmuext_op`.
+
+use xen_abi::mmu::{Level, MmuExtOp, MmuUpdate, Pte, UvmFlags, ext};
+use xen_abi::{DomId, Errno, GuestVa, Mfn};
+
+use super::{Answer, Args, element, read, write};
+use crate::cpu::Machine;
+use crate::guest::{Guest, mm};
+use crate::host::Host;
+use crate::mm::Flush;
+use crate::points::Points;
+
+/// In a count: go on where an earlier call was interrupted (`MMU_UPDATE_PREEMPTED`); nobody sets
+/// it, since no call here is interrupted.
+const PREEMPTED: u64 = 1 << 31;
+
+impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
+    /// Whether a domain id in a page-table operation means the guest itself.
+    fn is_own(&self, domain: u64) -> bool {
+        let own = domain & 0xffff;
+        // Bits 31:16 name a foreign page-table domain plus 1; 0 is the caller's own.
+        domain >> 16 & 0xffff == 0
+            && (own == u64::from(DomId::SELF.0) || own == u64::from(self.domid().0))
+    }
+
+    fn kernel_table(&self, v: usize) -> Result<Mfn, Errno> {
+        self.vcpus[v]
+            .spaces
+            .as_ref()
+            .map(|spaces| spaces.kernel())
+            .ok_or(Errno::EINVAL)
+    }
+
+    /// `mmu_update(requests, count, done, domain)`.
+    pub(super) fn mmu_update(&mut self, [list, count, done, domain, _]: Args) -> Answer {
+        let count = count & !PREEMPTED & 0xffff_ffff;
+        if !self.is_own(domain) {
+            return Err(Errno::ESRCH);
+        }
+        let mut flush = Flush::None;
+        let mut outcome = Ok(0);
+        let mut performed = 0u32;
+        for index in 0..count {
+            let result = element::<MmuUpdate>(list, index)
+                .and_then(|at| read::<MmuUpdate>(&self.m, at))
+                .and_then(|request| mm!(self).mmu_update(request, &self.m));
+            match result {
+                Ok(needed) => flush = flush.and(needed),
+                Err(errno) => {
+                    outcome = Err(errno);
+                    break;
+                }
+            }
+            performed += 1;
+        }
+        self.flush(flush);
+        if done != 0 {
+            write(&self.m, done, &performed)?;
+        }
+        outcome
+    }
+
+    /// `update_va_mapping(va, entry, flags)`.
+    pub(super) fn update_va_mapping(&mut self, v: usize, [va, entry, flags, ..]: Args) -> Answer {
+        let root = self.kernel_table(v)?;
+        let flags = UvmFlags(flags);
+        let flush = mm!(self).update_va_mapping(root, GuestVa(va), Pte(entry), flags)?;
+        self.flush(flush);
+        Ok(0)
+    }
+
+    /// `mmuext_op(operations, count, done, domain)`.
+    pub(super) fn mmuext_op(&mut self, v: usize, [list, count, done, domain, _]: Args) -> Answer {
+        let count = count & !PREEMPTED & 0xffff_ffff;
+        if !self.is_own(domain) {
+            return Err(Errno::ESRCH);
+        }
+        let mut flush = Flush::None;
+        let mut outcome = Ok(0);
+        let mut performed = 0u32;
+        for index in 0..count {
+            let result = element::<MmuExtOp>(list, index)
+                .and_then(|at| read::<MmuExtOp>(&self.m, at))
+                .and_then(|op| self.mmuext(v, op));
+            match result {
+                Ok(needed) => flush = flush.and(needed),
+                Err(errno) => {
+                    outcome = Err(errno);
+                    break;
+                }
+            }
+            performed += 1;
+        }
+        self.flush(flush);
+        if done != 0 {
+            write(&self.m, done, &performed)?;
+        }
+        outcome
+    }
+
+    fn mmuext(&mut self, v: usize, op: MmuExtOp) -> Result<Flush, Errno> {
+        let frame = Mfn(op.arg1);
+        match op.cmd {
+            ext::PIN_L1_TABLE => self.pin(Level::L1, frame),
+            ext::PIN_L2_TABLE => self.pin(Level::L2, frame),
+            ext::PIN_L3_TABLE => self.pin(Level::L3, frame),
+            ext::PIN_L4_TABLE => self.pin(Level::L4, frame),
+            ext::UNPIN_TABLE => mm!(self).unpin(frame),
+            ext::NEW_BASEPTR => {
+                self.new_baseptr(v, frame)?;
+                Ok(Flush::None)
+            }
+            ext::NEW_USER_BASEPTR => {
+                let spaces = self.vcpus[v].spaces.as_mut().ok_or(Errno::EINVAL)?;
+                // The user table is loaded when user mode is entered, which flushes.
+                let _ = mm!(self).new_user_baseptr(spaces, frame)?;
+                Ok(Flush::None)
+            }
+            ext::TLB_FLUSH_LOCAL | ext::TLB_FLUSH_MULTI | ext::TLB_FLUSH_ALL => Ok(Flush::Full),
+            ext::INVLPG_LOCAL | ext::INVLPG_MULTI | ext::INVLPG_ALL => {
+                Ok(Flush::Page(GuestVa(op.arg1)))
+            }
+            ext::FLUSH_CACHE | ext::FLUSH_CACHE_GLOBAL => Err(Errno::EACCES),
+            ext::SET_LDT => {
+                self.set_ldt(v, GuestVa(op.arg1), op.arg2)?;
+                Ok(Flush::None)
+            }
+            ext::CLEAR_PAGE => mm!(self).clear_page(frame).map(|()| Flush::None),
+            ext::COPY_PAGE => mm!(self)
+                .copy_page(frame, Mfn(op.arg2))
+                .map(|()| Flush::None),
+            ext::MARK_SUPER | ext::UNMARK_SUPER => Err(Errno::EOPNOTSUPP),
+            _ => Err(Errno::ENOSYS),
+        }
+    }
+
+    fn pin(&mut self, level: Level, frame: Mfn) -> Result<Flush, Errno> {
+        mm!(self).pin(level, frame)
+    }
+
+    /// Makes `frame` the kernel's page table, and loads it.
+    pub(crate) fn new_baseptr(&mut self, v: usize, frame: Mfn) -> Result<(), Errno> {
+        let spaces = self.vcpus[v].spaces.as_mut().ok_or(Errno::EINVAL)?;
+        let _ = mm!(self).new_baseptr(spaces, frame)?;
+        if self.vcpus[v].in_kernel {
+            self.m.load_page_table(frame);
+            self.ledger.note_full_flush();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,73 @@
+//! `multicall`: a batch of hypercalls, each with a result of its own.
+
+use xen_abi::hypercall as nr;
+use xen_abi::{Errno, GuestVa};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
+
+use super::{Args, element};
+use crate::cpu::deliver::{self, Doomed};
+use crate::cpu::{Machine, Regs};
+use crate::guest::Guest;
+use crate::host::Host;
+use crate::points::Points;
+
+/// `struct multicall_entry`.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct Entry {
+    op: u64,
+    result: u64,
+    args: [u64; 6],
+}
+
+/// Entries copied at a time.
+const BATCH: usize = 8;
+
+impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
+    /// Carries out a batch and returns what goes into `rax`; `None` when the batch ended in an
+    /// `iret`, which has loaded the registers itself and ends the batch (XSA-213).
+    pub(super) fn multicall(
+        &mut self,
+        v: usize,
+        regs: &mut Regs,
+        [list, count, ..]: Args,
+    ) -> Result<Option<u64>, Doomed> {
+        let mut entries = [Entry::new_zeroed(); BATCH];
+        let mut done = 0;
+        while done < count {
+            let batch = (count - done).min(BATCH as u64) as usize;
+            let batch = &mut entries[..batch];
+            let Ok(start) = element::<Entry>(list, done) else {
+                return Ok(Some(Errno::EFAULT.to_rax()));
+            };
+            if self
+                .m
+                .read_guest(GuestVa(start), batch.as_mut_bytes())
+                .is_err()
+            {
+                return Ok(Some(Errno::EFAULT.to_rax()));
+            }
+            for (index, entry) in batch.iter().enumerate() {
+                let [a, b, c, d, e, _] = entry.args;
+                self.recent.note(entry.op, a, b);
+                let result = match entry.op {
+                    nr::IRET => {
+                        let vcpu = &mut self.vcpus[v];
+                        deliver::iret(&mut self.m, vcpu, self.assist, regs)?;
+                        return Ok(None);
+                    }
+                    nr::MULTICALL => Err(Errno::EINVAL),
+                    op => self.dispatch(v, op, [a, b, c, d, e]),
+                };
+                let result = result.unwrap_or_else(Errno::to_rax);
+                let at = GuestVa(start + (index * size_of::<Entry>()) as u64 + 8);
+                // A result of 0 over a result field of 0 need not be written.
+                if result != entry.result && self.m.write_guest(at, result.as_bytes()).is_err() {
+                    return Ok(Some(Errno::EFAULT.to_rax()));
+                }
+            }
+            done += batch.len() as u64;
+        }
+        Ok(Some(0))
+    }
+}

@@ -1,0 +1,80 @@
+//! Timers and runstate accounting.
+
+use xen_abi::vcpu::{RunstateInfo, SetSingleshotTimer, runstate};
+use xen_abi::{Errno, GuestVa};
+use zerocopy::IntoBytes;
+
+use super::{Answer, Args, read};
+use crate::cpu::{Assist, Machine};
+use crate::guest::Guest;
+use crate::host::Host;
+use crate::points::Points;
+
+/// Shortest period of a periodic timer, nanoseconds (`VCPUOP_set_periodic_timer`).
+const MIN_PERIOD_NS: u64 = 1_000_000;
+
+impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
+    /// `set_timer_op(deadline)`; 0 for none.
+    pub(super) fn set_timer_op(&mut self, v: usize, [deadline, ..]: Args) -> Answer {
+        self.vcpus[v].timer.singleshot = (deadline != 0).then_some(deadline);
+        self.expire(v);
+        Ok(0)
+    }
+
+    /// `VCPUOP_set_singleshot_timer`.
+    pub(super) fn set_singleshot(&mut self, v: usize, arg: u64) -> Answer {
+        let set: SetSingleshotTimer = read(&self.m, arg)?;
+        if set.flags & 1 != 0 && set.timeout_abs_ns < self.now() {
+            return Err(Errno::ETIME);
+        }
+        self.vcpus[v].timer.singleshot = Some(set.timeout_abs_ns);
+        self.expire(v);
+        Ok(0)
+    }
+
+    /// `VCPUOP_set_periodic_timer`.
+    pub(super) fn set_periodic(&mut self, v: usize, arg: u64) -> Answer {
+        let period: u64 = read(&self.m, arg)?;
+        if period < MIN_PERIOD_NS {
+            return Err(Errno::EINVAL);
+        }
+        let next = self.now().checked_add(period).ok_or(Errno::EINVAL)?;
+        self.vcpus[v].timer.periodic = Some((next, period));
+        Ok(0)
+    }
+
+    /// Changes the state in which a vCPU's time is accounted, at guest time `now`.
+    pub fn set_runstate(&mut self, v: usize, state: u32, now: u64) {
+        let info = &mut self.vcpus[v].runstate;
+        let spent = now.saturating_sub(info.state_entry_time);
+        info.time[info.state as usize & 3] += spent;
+        info.state = state;
+        info.state_entry_time = now;
+        self.publish_runstate(v);
+    }
+
+    /// Copies the runstate to where the guest wants it.  That address is the kernel's, so it can
+    /// not be reached while user mode runs; the next change in kernel mode brings it up to date.
+    pub(super) fn publish_runstate(&mut self, v: usize) {
+        let vcpu = &self.vcpus[v];
+        let Some(area) = vcpu.runstate_area else {
+            return;
+        };
+        if !vcpu.in_kernel {
+            return;
+        }
+        let mut info: RunstateInfo = vcpu.runstate;
+        if self.assist.contains(Assist::RUNSTATE_UPDATE_FLAG) {
+            let entry = GuestVa(area.0.wrapping_add(8));
+            info.state_entry_time |= runstate::UPDATE;
+            let marked = info.state_entry_time;
+            // An area that has gone is the guest's loss; nothing here depends on it.
+            let _ = self.m.write_guest(entry, marked.as_bytes());
+            let _ = self.m.write_guest(area, info.as_bytes());
+            info.state_entry_time &= !runstate::UPDATE;
+            let _ = self.m.write_guest(entry, info.state_entry_time.as_bytes());
+        } else {
+            let _ = self.m.write_guest(area, info.as_bytes());
+        }
+    }
+}

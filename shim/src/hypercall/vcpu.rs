@@ -1,0 +1,90 @@
+//! `vcpu_op`: vCPUs, their info pages and their timers.
+
+use xen_abi::shared_info::{VCPU_INFO_SIZE, vcpu_info};
+use xen_abi::vcpu::{RegisterVcpuInfo, op, runstate};
+use xen_abi::{Errno, GuestVa, Mfn, PAGE_SIZE};
+
+use super::{Answer, Args, read, write};
+use crate::cpu::{InfoPage, Machine};
+use crate::guest::{Guest, mm};
+use crate::host::Host;
+use crate::points::Points;
+
+impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
+    /// `vcpu_op(command, vcpu, argument)`.
+    pub(super) fn vcpu_op(&mut self, v: usize, [command, id, arg, ..]: Args) -> Answer {
+        let target = usize::try_from(id).map_err(|_| Errno::ENOENT)?;
+        if target >= self.vcpus.len() {
+            return Err(Errno::ENOENT);
+        }
+        let is_self = target == v;
+        match command {
+            op::IS_UP => return Ok(self.vcpus[target].is_up.into()),
+            // vCPU 0 is the only one until the shim carries more, and it runs already.
+            op::INITIALISE => return Err(Errno::EEXIST),
+            op::UP => {}
+            op::DOWN => return Err(Errno::EBUSY),
+            op::GET_RUNSTATE_INFO => {
+                let now = self.now();
+                let state = self.vcpus[target].runstate.state;
+                self.set_runstate(target, state, now);
+                write(&self.m, arg, &self.vcpus[target].runstate)?;
+            }
+            op::REGISTER_RUNSTATE_MEMORY_AREA => {
+                let area: u64 = read(&self.m, arg)?;
+                self.vcpus[target].runstate_area = (area != 0).then_some(GuestVa(area));
+                if is_self {
+                    let now = self.now();
+                    self.set_runstate(target, runstate::RUNNING, now);
+                }
+            }
+            op::REGISTER_VCPU_TIME_MEMORY_AREA => {
+                // Only useful for a clock read in user mode, which needs a TSC that never changes
+                // its frequency; refused, as by a host that does not have it.
+                return Err(Errno::ENOSYS);
+            }
+            op::REGISTER_VCPU_INFO => self.register_vcpu_info(target, arg)?,
+            op::SET_PERIODIC_TIMER if is_self => return self.set_periodic(v, arg),
+            op::STOP_PERIODIC_TIMER => self.vcpus[target].timer.periodic = None,
+            op::SET_SINGLESHOT_TIMER if is_self => return self.set_singleshot(v, arg),
+            op::STOP_SINGLESHOT_TIMER if is_self => self.vcpus[v].timer.singleshot = None,
+            op::SET_SINGLESHOT_TIMER | op::STOP_SINGLESHOT_TIMER => return Err(Errno::EINVAL),
+            op::SEND_NMI => self.vcpus[target].nmi_pending = true,
+            op::GET_PHYSID => return Err(Errno::EINVAL),
+            _ => return Err(Errno::ENOSYS),
+        }
+        Ok(0)
+    }
+
+    /// `VCPUOP_register_vcpu_info`: moves a vCPU's info to a page of the guest, once.
+    fn register_vcpu_info(&mut self, target: usize, arg: u64) -> Result<(), Errno> {
+        let register: RegisterVcpuInfo = read(&self.m, arg)?;
+        let offset = register.offset as usize;
+        if !offset.is_multiple_of(8) || offset > PAGE_SIZE - VCPU_INFO_SIZE {
+            return Err(Errno::ENXIO);
+        }
+        if self.vcpus[target].info.is_registered {
+            return Err(Errno::EBUSY);
+        }
+        let frame = Mfn(register.mfn);
+        // The reference keeps the page from becoming a page table behind the shim's back.
+        mm!(self)
+            .ledger
+            .get_writable(frame)
+            .map_err(|_| Errno::EACCES)?;
+        let old = self.vcpus[target].info;
+        let mut content = [0; VCPU_INFO_SIZE];
+        crate::mem::Frames::read(&self.m, old.frame, old.offset, &mut content);
+        crate::mem::Frames::write(&self.m, frame, offset, &content);
+        self.vcpus[target].info = InfoPage {
+            frame,
+            offset,
+            is_registered: true,
+        };
+        self.publish_time_now(target);
+        // Whatever was signalled in the old place: look at everything once.
+        self.m.store64(frame, offset + vcpu_info::PENDING_SEL, !0);
+        self.m.store8(frame, offset + vcpu_info::UPCALL_PENDING, 1);
+        Ok(())
+    }
+}

@@ -1,0 +1,193 @@
+//! One vCPU's instructions, as the library asks for them.
+
+use unmoved_shim::cpu::Machine;
+use unmoved_shim::mem::Frames;
+use unmoved_shim::mm::{M2p, Tlb};
+use xen_abi::Mfn;
+
+use super::instructions::{self, msr};
+use super::tables::{PerCpu, Windows};
+use super::{globals, memory};
+
+/// CR4 bits that the guest may change.
+const GUEST_CR4: u64 = 1 << 2 | 1 << 3 | 1 << 16 | 1 << 18;
+const CR4_FSGSBASE: u64 = 1 << 16;
+const CR4_OSXSAVE: u64 = 1 << 18;
+/// DE is for the guest's debugging only; FSGSBASE and OSXSAVE stay on, since the shim uses the
+/// first and a guest that has seen the second in CPUID may use it.
+const CR4_ALWAYS: u64 = CR4_FSGSBASE | CR4_OSXSAVE;
+
+/// The machine.
+pub struct Bare {
+    windows: Windows,
+    percpu: *mut PerCpu,
+    /// First frame of the machine-to-physical table.
+    m2p: Mfn,
+    has_xsave: bool,
+}
+
+// SAFETY: the pointer leads to a block that belongs to this vCPU for ever.
+unsafe impl Send for Bare {}
+
+unsafe extern "C" {
+    fn read_msr_safe(index: u32, value: *mut u64) -> u32;
+    fn write_msr_safe(index: u32, value: u64) -> u32;
+    fn load_gs(selector: u32) -> u32;
+}
+
+impl Bare {
+    /// Takes the machine over.
+    pub fn new(windows: Windows, percpu: *mut PerCpu, m2p: Mfn, has_xsave: bool) -> Self {
+        Self {
+            windows,
+            percpu,
+            m2p,
+            has_xsave,
+        }
+    }
+}
+
+impl Tlb for Bare {
+    fn flush_everything(&self) {
+        // Global pages are never in use (CR4.PGE is off), so this drops everything.  It costs no VM
+        // exit, which a change of CR4.PGE would.
+        // SAFETY: the table stays the one that is loaded.
+        unsafe { instructions::set_cr3(instructions::cr3()) };
+    }
+}
+
+impl M2p for Bare {
+    fn set(&self, mfn: Mfn, value: u64) {
+        self.store64(
+            Mfn(self.m2p.0 + mfn.0 / 512),
+            (mfn.0 % 512) as usize * 8,
+            value,
+        );
+    }
+}
+
+impl Machine for Bare {
+    #[inline]
+    fn load_page_table(&mut self, l4: Mfn) {
+        // SAFETY: the ledger has checked the table, and that put the shim's own slots into it.
+        unsafe { instructions::set_cr3(l4.addr()) };
+    }
+
+    fn fault_address(&self) -> u64 {
+        instructions::cr2()
+    }
+
+    fn flush_page(&self, va: u64) {
+        instructions::invlpg(va);
+    }
+
+    fn gs_base(&self) -> u64 {
+        instructions::read_msr(msr::KERNEL_GS_BASE)
+    }
+
+    #[inline]
+    fn exchange_gs_base(&mut self, base: u64) -> u64 {
+        // SAFETY: FSGSBASE was checked and enabled at boot; bases are checked for being canonical
+        // where they come from the guest.
+        unsafe { instructions::exchange_guest_gs(base) }
+    }
+
+    fn fs_base(&self) -> u64 {
+        instructions::fs_base()
+    }
+
+    fn set_fs_base(&mut self, base: u64) {
+        // SAFETY: nothing in the shim uses FS.
+        unsafe { instructions::write_msr(msr::FS_BASE, base) };
+    }
+
+    fn load_gs_selector(&mut self, selector: u16) -> u64 {
+        let own = instructions::read_msr(msr::GS_BASE);
+        // SAFETY: the load changes the shim's GS base, which is put back before anything uses it;
+        // a fault is fixed up.  A null selector can not fault.
+        unsafe {
+            if load_gs(selector.into()) != 0 {
+                load_gs(0);
+            }
+        }
+        let base = instructions::read_msr(msr::GS_BASE);
+        // SAFETY: it is what it was.
+        unsafe { instructions::write_msr(msr::GS_BASE, own) };
+        base
+    }
+
+    fn load_gdt(&mut self, frames: &[Mfn]) {
+        self.windows.set_gdt(frames);
+    }
+
+    fn load_ldt(&mut self, frames: &[Mfn], entries: u32) {
+        self.windows.set_ldt(frames, entries);
+    }
+
+    fn set_debug_register(&mut self, index: u8, value: u64) {
+        // SAFETY: the library has checked the value.
+        unsafe { instructions::set_debug_register(index, value) };
+    }
+
+    fn debug_status(&self) -> u64 {
+        instructions::dr6()
+    }
+
+    fn set_task_switched(&mut self, on: bool) {
+        // The exit path sets CR0.TS while this bit is set, the entry path clears it.
+        // SAFETY: the block is this vCPU's, and nothing holds a reference into it.
+        let flags = unsafe { &raw mut (*self.percpu).entry_flags };
+        // SAFETY: as above.
+        unsafe { flags.write(flags.read() & !1 | u8::from(on)) };
+    }
+
+    fn tsc(&self) -> u64 {
+        instructions::rdtsc()
+    }
+
+    fn set_guest_cr4(&mut self, bits: u64) {
+        let always = if self.has_xsave {
+            CR4_ALWAYS
+        } else {
+            CR4_FSGSBASE
+        };
+        let value = instructions::cr4() & !GUEST_CR4 | bits & GUEST_CR4 | always;
+        if value != instructions::cr4() {
+            // SAFETY: only bits that concern ring 3 change, all of them within the policy.
+            unsafe { instructions::set_cr4(value) };
+        }
+    }
+
+    fn set_xcr0(&mut self, value: u64) {
+        // SAFETY: the policy has accepted the value.
+        unsafe { instructions::xsetbv(value) };
+    }
+
+    fn xcr0(&self) -> u64 {
+        if self.has_xsave {
+            instructions::xgetbv()
+        } else {
+            1
+        }
+    }
+
+    fn read_msr(&self, index: u32) -> Option<u64> {
+        let mut value = 0;
+        // SAFETY: a fault is fixed up, and reading a register changes nothing that matters here.
+        let fault = unsafe { read_msr_safe(index, &raw mut value) };
+        (fault == 0).then_some(value)
+    }
+
+    fn write_msr(&mut self, index: u32, value: u64) {
+        // SAFETY: a fault is fixed up; the library only names registers of the guest's own.
+        let _ = unsafe { write_msr_safe(index, value) };
+    }
+}
+
+/// Returns the address of the machine-to-physical table's first word, for building it.
+pub fn m2p_entry(m2p: Mfn, mfn: Mfn) -> *mut u64 {
+    debug_assert!(mfn.0 < globals::frame_limit());
+    memory::direct(m2p)
+        .cast::<u64>()
+        .wrapping_add(mfn.0 as usize)
+}

@@ -1,0 +1,350 @@
+/* The ways into the shim from ring 3 and back.
+
+   Every entry builds a `Regs` frame (shim/src/cpu/regs.rs) at the top of the vCPU's stack, saves
+   the guest's xmm registers below it (Rust code on this target uses them, and only them), and calls
+   shim_entry(regs), which returns non-zero when the way back may be SYSRET.  GS base holds the
+   vCPU's PerCpu block while in the shim and the guest's value outside; interrupts are off in the
+   shim, always.
+
+   A fault in ring 0 is legal in two places: the iretq below (the guest chose what it loads) and
+   the few instructions that FIXUP lists; anything else ends in kernel_fault, which does not
+   return. */
+
+.set R_SIZE, 22 * 8
+.set XMM_SIZE, 16 * 16
+
+.macro PUSH_GPRS
+    pushq %rdi
+    pushq %rsi
+    pushq %rdx
+    pushq %rcx
+    pushq %rax
+    pushq %r8
+    pushq %r9
+    pushq %r10
+    pushq %r11
+    pushq %rbx
+    pushq %rbp
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+.endm
+.macro POP_GPRS
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbp
+    popq %rbx
+    popq %r11
+    popq %r10
+    popq %r9
+    popq %r8
+    popq %rax
+    popq %rcx
+    popq %rdx
+    popq %rsi
+    popq %rdi
+.endm
+.macro XMM op, swap
+    .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    .ifc \swap, save
+    movaps %xmm\n, \n * 16(%rsp)
+    .else
+    movaps \n * 16(%rsp), %xmm\n
+    .endif
+    .endr
+.endm
+
+/* One stub of 16 bytes for each vector; those without an error code push a zero. */
+.pushsection .text.entry, "ax", @progbits
+.balign 16
+.globl entry_stubs
+entry_stubs:
+.set VECTOR, 0
+.rept 256
+    .balign 16
+    .if (VECTOR == 8) || ((VECTOR >= 10) && (VECTOR <= 14)) || (VECTOR == 17) || (VECTOR == 21)
+    .else
+    pushq $0
+    .endif
+    pushq $VECTOR
+    .if VECTOR == 1
+    jmp entry_debug
+    .elseif (VECTOR == 2) || (VECTOR == 8) || (VECTOR == 18)
+    jmp entry_fatal
+    .else
+    jmp entry_common
+    .endif
+    .set VECTOR, VECTOR + 1
+.endr
+
+.balign 16
+.type entry_common, @function
+entry_common:
+    testb $3, 24(%rsp)                  /* CS of what was interrupted */
+    jz from_shim
+    swapgs
+    PUSH_GPRS
+saved:
+    cmpb $0, %gs:{PERCPU_ENTRY_FLAGS}
+    jne entry_special
+save_xmm:
+    subq $XMM_SIZE, %rsp
+    XMM movaps, save
+    cld
+    leaq XMM_SIZE(%rsp), %rdi
+    call shim_entry
+    XMM movaps, load
+    addq $XMM_SIZE, %rsp
+    cmpb $0, %gs:{PERCPU_ENTRY_FLAGS}
+    jne exit_special
+leave:
+    testl %eax, %eax
+    jnz leave_by_sysret
+    POP_GPRS
+    addq $16, %rsp                      /* vector and error code */
+    swapgs
+.globl entry_iret
+entry_iret:
+    iretq
+
+leave_by_sysret:
+    POP_GPRS
+    movq 40(%rsp), %rsp                 /* past vector, error, rip, cs, rflags */
+    swapgs
+    sysretq
+
+/* Rare work on the way in and out: bit 0, the guest has CR0.TS set and Rust must not; bit 1,
+   SMAP is on and the guest may have entered with AC set. */
+entry_special:
+    testb $2, %gs:{PERCPU_ENTRY_FLAGS}
+    jz 1f
+    clac
+1:  testb $1, %gs:{PERCPU_ENTRY_FLAGS}
+    jz save_xmm
+    clts
+    jmp save_xmm
+exit_special:
+    testb $1, %gs:{PERCPU_ENTRY_FLAGS}
+    jz leave
+    movq %cr0, %rcx
+    orq $8, %rcx
+    movq %rcx, %cr0
+    jmp leave
+
+/* SYSCALL: rcx = rip, r11 = rflags, rsp still the guest's. */
+.balign 16
+.globl entry_syscall
+entry_syscall:
+    swapgs
+    movq %rsp, %gs:{PERCPU_SCRATCH}
+    movq %gs:{PERCPU_STACK_TOP}, %rsp
+    pushq ${GUEST_SS}
+    pushq %gs:{PERCPU_SCRATCH}
+    pushq %r11
+    pushq ${GUEST_CS64}
+    pushq %rcx
+    pushq $0
+    pushq ${VECTOR_SYSCALL}
+    PUSH_GPRS
+    jmp saved
+
+/* SYSCALL from 32-bit code. */
+.globl entry_syscall32
+entry_syscall32:
+    swapgs
+    movq %rsp, %gs:{PERCPU_SCRATCH}
+    movq %gs:{PERCPU_STACK_TOP}, %rsp
+    pushq ${GUEST_SS}
+    pushq %gs:{PERCPU_SCRATCH}
+    pushq %r11
+    pushq ${GUEST_CS32}
+    pushq %rcx
+    pushq $0
+    pushq ${VECTOR_SYSCALL32}
+    PUSH_GPRS
+    jmp saved
+
+/* SYSENTER: rsp came from its MSR, the guest's rip, rsp and flags are gone. */
+.globl entry_sysenter
+entry_sysenter:
+    swapgs
+    movq %gs:{PERCPU_STACK_TOP}, %rsp
+    pushq ${GUEST_SS}
+    pushq $0
+    pushq $0x202
+    pushq $3
+    pushq $0
+    pushq $0
+    pushq ${VECTOR_SYSENTER}
+    PUSH_GPRS
+    jmp saved
+
+/* #DB has a stack of its own, since MOV SS can delay it into the first instruction of the SYSCALL
+   entry, where rsp is still the guest's.  From ring 3 the frame moves to the vCPU's stack; from
+   ring 0 there is nothing to do, as breakpoints on the shim are refused. */
+entry_debug:
+    testb $3, 24(%rsp)
+    jz 1f
+    swapgs
+    movq %rax, %gs:{PERCPU_SCRATCH}
+    movq %rsp, %rax
+    movq %gs:{PERCPU_STACK_TOP}, %rsp
+    pushq 48(%rax)                      /* ss */
+    pushq 40(%rax)                      /* rsp */
+    pushq 32(%rax)                      /* rflags */
+    pushq 24(%rax)                      /* cs */
+    pushq 16(%rax)                      /* rip */
+    pushq 8(%rax)                       /* error */
+    pushq (%rax)                        /* vector */
+    movq %gs:{PERCPU_SCRATCH}, %rax
+    PUSH_GPRS
+    jmp saved
+1:  addq $16, %rsp
+    andq $~0x100, 16(%rsp)              /* no TF when the shim goes on */
+    iretq
+
+/* NMI, #DF, #MC: on stacks of their own.  The host sends none of them to a PVH guest in the
+   ordinary course of things, so they are reported and end the domain. */
+entry_fatal:
+    PUSH_GPRS
+    movq %rsp, %rdi
+    andq $~15, %rsp
+    cld
+    call kernel_fault
+    ud2
+
+from_shim:
+    cmpq ${VECTOR_UPCALL}, (%rsp)
+    je 2f
+    pushq %rax
+    leaq entry_iret(%rip), %rax
+    cmpq %rax, 24(%rsp)
+    popq %rax
+    je failed_iret
+    PUSH_GPRS
+    subq $XMM_SIZE, %rsp
+    XMM movaps, save
+    cld
+    leaq XMM_SIZE(%rsp), %rdi
+    call kernel_fault                   /* returns only after it has moved rip to a fixup */
+    XMM movaps, load
+    addq $XMM_SIZE, %rsp
+    POP_GPRS
+    addq $16, %rsp
+    iretq
+
+/* A host that emulates the delivery of INT3 (one without next-rip saving) may inject its upcall
+   right behind it, interrupts off or not.  The event is looked at on the way back anyway. */
+2:  addq $16, %rsp
+    iretq
+
+/* The guest's own frame could not be loaded.  The general registers are the guest's, its frame
+   still lies at the top of the stack: rebuild what is missing and treat it as an entry. */
+failed_iret:
+    swapgs
+    addq $8, %rsp                       /* vector */
+    popq %gs:{PERCPU_SCRATCH}           /* error code */
+    movq %gs:{PERCPU_STACK_TOP}, %rsp
+    subq $40, %rsp
+    pushq %gs:{PERCPU_SCRATCH}
+    pushq ${VECTOR_FAILED_IRET}
+    PUSH_GPRS
+    jmp saved
+
+/* Runs the guest for the first time: rdi = regs. */
+.globl enter_guest
+.type enter_guest, @function
+enter_guest:
+    movq %rdi, %rsp
+    xorl %eax, %eax
+    pxor %xmm0, %xmm0
+    jmp leave
+
+/* fn guest_copy(dst: *mut u8, src: *const u8, len: usize) -> bool: true on a fault.  One of the
+   two lies in guest memory. */
+.balign 16
+.globl guest_copy
+.type guest_copy, @function
+guest_copy:
+    movq %rdx, %rcx
+    shrq $3, %rcx
+.globl fault_copy_start
+fault_copy_start:
+    rep movsq
+    movl %edx, %ecx
+    andl $7, %ecx
+    rep movsb
+.globl fault_copy_end
+fault_copy_end:
+    xorl %eax, %eax
+    ret
+.size guest_copy, . - guest_copy
+
+/* The same between stac and clac, for machines with SMAP. */
+.globl guest_copy_smap
+.type guest_copy_smap, @function
+guest_copy_smap:
+    stac
+    call guest_copy
+    clac
+    ret
+.size guest_copy_smap, . - guest_copy_smap
+
+/* fn read_msr_safe(index: u32, value: &mut u64) -> bool: true on a fault. */
+.globl read_msr_safe
+.type read_msr_safe, @function
+read_msr_safe:
+    movl %edi, %ecx
+.globl fault_rdmsr
+fault_rdmsr:
+    rdmsr
+    shlq $32, %rdx
+    orq %rdx, %rax
+    movq %rax, (%rsi)
+    xorl %eax, %eax
+    ret
+.size read_msr_safe, . - read_msr_safe
+
+/* fn write_msr_safe(index: u32, value: u64) -> bool: true on a fault. */
+.globl write_msr_safe
+.type write_msr_safe, @function
+write_msr_safe:
+    movl %edi, %ecx
+    movl %esi, %eax
+    movq %rsi, %rdx
+    shrq $32, %rdx
+.globl fault_wrmsr
+fault_wrmsr:
+    wrmsr
+    xorl %eax, %eax
+    ret
+.size write_msr_safe, . - write_msr_safe
+
+/* fn load_ds, load_es, load_fs, load_gs (selector: u16) -> bool: true on a fault, after which the register is
+   null.  For gs the guest's base is made active around the load. */
+.macro LOAD_SEGMENT reg
+.globl load_\reg
+.type load_\reg, @function
+load_\reg:
+    movl %edi, %ecx
+.globl fault_\reg
+fault_\reg:
+    movl %ecx, %\reg
+    xorl %eax, %eax
+    ret
+.size load_\reg, . - load_\reg
+.endm
+LOAD_SEGMENT ds
+LOAD_SEGMENT es
+LOAD_SEGMENT fs
+LOAD_SEGMENT gs
+
+/* Where every faulting instruction above goes on: out of its function, with a fault. */
+.globl fault_return
+fault_return:
+    movl $1, %eax
+    ret
+.popsection

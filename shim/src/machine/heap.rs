@@ -1,0 +1,110 @@
+//! The shim's heap: a small permanent one, and a large one that exists only while the guest's
+//! kernel is being unpacked.
+
+use core::alloc::{GlobalAlloc, Layout};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use lock_api::{GuardSend, RawMutex};
+use talc::TalcLock;
+use talc::source::Manual;
+
+/// A lock that spins: whoever holds it never waits for anything.
+pub struct SpinLock(AtomicBool);
+
+// SAFETY: `lock` returns only to the one caller that changed the flag from clear to set.
+unsafe impl RawMutex for SpinLock {
+    const INIT: Self = Self(AtomicBool::new(false));
+    type GuardMarker = GuardSend;
+
+    fn lock(&self) {
+        while !self.try_lock() {
+            core::hint::spin_loop();
+        }
+    }
+
+    fn try_lock(&self) -> bool {
+        !self.0.swap(true, Ordering::Acquire)
+    }
+
+    unsafe fn unlock(&self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+struct Heap {
+    permanent: TalcLock<SpinLock, Manual>,
+    boot: TalcLock<SpinLock, Manual>,
+    boot_start: AtomicUsize,
+    boot_end: AtomicUsize,
+    use_boot: AtomicBool,
+}
+
+#[global_allocator]
+static HEAP: Heap = Heap {
+    permanent: TalcLock::new(Manual),
+    boot: TalcLock::new(Manual),
+    boot_start: AtomicUsize::new(0),
+    boot_end: AtomicUsize::new(0),
+    use_boot: AtomicBool::new(false),
+};
+
+// SAFETY: each call is passed on to one of two allocators; a block goes back to the one it came
+// from, which its address tells.
+unsafe impl GlobalAlloc for Heap {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let heap = if self.use_boot.load(Ordering::Relaxed) {
+            &self.boot
+        } else {
+            &self.permanent
+        };
+        // SAFETY: by the caller's promise.
+        unsafe { heap.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        let boot = self.boot_start.load(Ordering::Relaxed)..self.boot_end.load(Ordering::Relaxed);
+        let heap = if boot.contains(&(block as usize)) {
+            &self.boot
+        } else {
+            &self.permanent
+        };
+        // SAFETY: by the caller's promise, and by the choice above.
+        unsafe { heap.dealloc(block, layout) }
+    }
+}
+
+/// Gives memory to the permanent heap.
+///
+/// # Safety
+///
+/// The memory must be mapped, unused and given up for ever.
+pub unsafe fn give(start: *mut u8, bytes: usize) {
+    // SAFETY: by the caller's promise.
+    let claimed = unsafe { HEAP.permanent.lock().claim(start, bytes) };
+    assert!(
+        claimed.is_some(),
+        "a heap of {bytes} bytes is too small to manage"
+    );
+}
+
+/// Runs `f` with every allocation made from `bytes` at `start`, which are the caller's again
+/// afterwards.
+///
+/// # Safety
+///
+/// The memory must be mapped and unused, and `f` must not return or store anything allocated.
+pub unsafe fn with_boot_heap<R>(start: *mut u8, bytes: usize, f: impl FnOnce() -> R) -> R {
+    // SAFETY: by the caller's promise.
+    let claimed = unsafe { HEAP.boot.lock().claim(start, bytes) };
+    assert!(
+        claimed.is_some(),
+        "a heap of {bytes} bytes is too small to manage"
+    );
+    HEAP.boot_start.store(start as usize, Ordering::Relaxed);
+    HEAP.boot_end
+        .store(start as usize + bytes, Ordering::Relaxed);
+    HEAP.use_boot.store(true, Ordering::Relaxed);
+    let result = f();
+    HEAP.use_boot.store(false, Ordering::Relaxed);
+    result
+}

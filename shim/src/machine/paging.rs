@@ -1,0 +1,149 @@
+//! The shim's own mappings, which every address space of the guest shares through its L4 slots.
+
+use unmoved_shim::mem::FramePool;
+use xen_abi::{Mfn, PAGE_SIZE};
+
+use super::layout::{self, DIRECT, IMAGE, IMAGE_PHYSICAL, M2P, WINDOWS, index};
+use super::memory::{FreeMemory, Pool, direct};
+use super::{globals, instructions};
+
+const PRESENT: u64 = 1 << 0;
+const WRITE: u64 = 1 << 1;
+const USER: u64 = 1 << 2;
+const ACCESSED_DIRTY: u64 = 3 << 5;
+const LARGE: u64 = 1 << 7;
+const GLOBAL: u64 = 1 << 8;
+const NO_EXECUTE: u64 = 1 << 63;
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+/// Shim data: not for the guest, not code.
+const DATA: u64 = PRESENT | WRITE | ACCESSED_DIRTY | GLOBAL | NO_EXECUTE;
+
+unsafe extern "C" {
+    static __image_start: u8;
+    static __text_end: u8;
+    static __rodata_end: u8;
+    static __image_end: u8;
+    static boot_stack_guard: u8;
+}
+
+fn entry(table: Mfn, index: usize) -> *mut u64 {
+    debug_assert!(index < 512);
+    direct(table).cast::<u64>().wrapping_add(index)
+}
+
+fn load(table: Mfn, index: usize) -> u64 {
+    // SAFETY: `table` is a table of the shim's own, and only this CPU runs.
+    unsafe { entry(table, index).read_volatile() }
+}
+
+fn store(table: Mfn, index: usize, value: u64) {
+    // SAFETY: as for `load`; what the new entry maps is argued by the callers.
+    unsafe { entry(table, index).write_volatile(value) }
+}
+
+/// The tables that hold the shim's mappings.
+pub struct ShimSpace {
+    /// A top-level table with nothing but the shim in it.
+    pub l4: Mfn,
+}
+
+impl ShimSpace {
+    /// Builds the mappings and starts to use them: the image by its sections, the direct map, the
+    /// machine-to-physical table at `m2p` and the window of vCPU 0.
+    pub fn build(
+        pool: &mut Pool,
+        memory: &FreeMemory,
+        end: u64,
+        m2p: Mfn,
+        m2p_frames: u64,
+    ) -> Self {
+        let l4 = pool.take().expect("the pool holds the shim's own tables");
+        let space = Self { l4 };
+        space.map_image(pool);
+        space.map_direct(pool, memory, end);
+        for page in 0..m2p_frames {
+            let flags = PRESENT | USER | ACCESSED_DIRTY | GLOBAL | NO_EXECUTE;
+            space.map(
+                pool,
+                M2P + page * PAGE_SIZE as u64,
+                Mfn(m2p.0 + page),
+                flags,
+            );
+        }
+        // SAFETY: image, stack and direct map are mapped as before.
+        unsafe { instructions::set_cr3(l4.addr()) };
+        space
+    }
+
+    /// Returns the L4 entries that every address space of the guest must have.
+    pub fn slots(&self) -> [u64; layout::SLOTS] {
+        core::array::from_fn(|slot| load(self.l4, layout::FIRST_SLOT + slot))
+    }
+
+    /// Makes room for window pages of a vCPU and returns the L1 table that maps them.
+    pub fn window_table(&self, pool: &mut Pool, vcpu: u32) -> Mfn {
+        let va = WINDOWS + u64::from(vcpu) * layout::WINDOW_STRIDE;
+        self.table(pool, va, 1, 0)
+    }
+
+    fn map_image(&self, pool: &mut Pool) {
+        let addr = |symbol: *const u8| symbol as u64;
+        let text_end = addr(&raw const __text_end);
+        let rodata_end = addr(&raw const __rodata_end);
+        let end = addr(&raw const __image_end);
+        debug_assert_eq!(addr(&raw const __image_start), IMAGE);
+        for va in (IMAGE..end).step_by(PAGE_SIZE) {
+            let flags = match va {
+                _ if va == addr(&raw const boot_stack_guard) => continue,
+                _ if va < text_end => PRESENT | ACCESSED_DIRTY | GLOBAL,
+                _ if va < rodata_end => PRESENT | ACCESSED_DIRTY | GLOBAL | NO_EXECUTE,
+                _ => DATA,
+            };
+            self.map(pool, va, Mfn::of(va - IMAGE + IMAGE_PHYSICAL), flags);
+        }
+    }
+
+    /// Maps everything up to `end` (a frame number) in pages of 2 MiB; holes do no harm.
+    fn map_direct(&self, pool: &mut Pool, _: &FreeMemory, end: u64) {
+        for base in (0..end.max(1 << 20)).step_by(512) {
+            let va = DIRECT + (base << 12);
+            let table = self.table(pool, va, 2, 0);
+            store(table, index(va, 2), base << 12 | DATA | LARGE);
+        }
+    }
+
+    fn map(&self, pool: &mut Pool, va: u64, frame: Mfn, flags: u64) {
+        let table = self.table(pool, va, 1, flags & USER);
+        store(table, index(va, 1), frame.addr() | flags);
+    }
+
+    /// Returns the table of `level` that maps `va`, made as needed.
+    fn table(&self, pool: &mut Pool, va: u64, level: u32, user: u64) -> Mfn {
+        let mut table = self.l4;
+        for upper in (level + 1..=4).rev() {
+            let slot = index(va, upper);
+            let mut link = load(table, slot);
+            if link & PRESENT == 0 {
+                let next = pool.take().expect("the pool holds the shim's own tables");
+                link = next.addr() | PRESENT | WRITE | ACCESSED_DIRTY | user;
+                store(table, slot, link);
+            }
+            table = Mfn::of(link & ADDRESS);
+        }
+        table
+    }
+}
+
+/// Replaces one page of a vCPU's window; the caller drops the old translation.
+pub fn set_window(table: Mfn, slot: usize, frame: Option<Mfn>) {
+    assert!(
+        frame.is_none_or(|frame| frame.0 < globals::frame_limit()),
+        "no such frame"
+    );
+    store(table, slot, frame.map_or(0, |frame| frame.addr() | DATA));
+}
+
+/// Returns the first frame after the image.
+pub fn image_end() -> Mfn {
+    Mfn::of((&raw const __image_end) as u64 - IMAGE + IMAGE_PHYSICAL)
+}
