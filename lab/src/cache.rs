@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
@@ -15,6 +16,11 @@ use crate::paths;
 
 /// Space that must be free before something is made: packages, unpacked roots and a snapshot.
 const ROOM: u64 = 4 << 30;
+
+/// Entries that were not used for this long are removed when another of their name is made.
+const STALE: Duration = Duration::from_secs(2 * 24 * 3600);
+/// Hexadecimal digits of a key.
+const KEY_LENGTH: usize = 16;
 
 /// Hash of the parts that something is made from; a change of any of them gives another key.
 #[must_use]
@@ -25,7 +31,7 @@ pub fn key<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
         hash.update(part);
     }
     let mut text = hex(&hash.finalize());
-    text.truncate(16);
+    text.truncate(KEY_LENGTH);
     text
 }
 
@@ -61,6 +67,7 @@ pub fn entry(name: &str, key: &str, make: impl FnOnce(&Path) -> Result<()>) -> R
     let cache = paths::cache()?;
     let path = cache.join(format!("{name}-{key}"));
     if path.is_dir() {
+        mark_used(&path);
         return Ok(path);
     }
     let _lock = lock(name)?;
@@ -74,7 +81,32 @@ pub fn entry(name: &str, key: &str, make: impl FnOnce(&Path) -> Result<()>) -> R
         .with_context(|| format!("cannot write to the cache {}", cache.display()))?;
     make(&scratch)?;
     fs::rename(&scratch, &path)?;
+    remove_stale(&cache, name);
     Ok(path)
+}
+
+/// An entry's time is that of its last use.
+fn mark_used(path: &Path) {
+    // In a cache that we may only read, somebody else looks after it.
+    let _ = File::open(path).and_then(|folder| folder.set_modified(SystemTime::now()));
+}
+
+/// Remove the entries of this name that nobody used for long: an older recipe made them.
+fn remove_stale(cache: &Path, name: &str) {
+    for entry in fs::read_dir(cache).into_iter().flatten().flatten() {
+        let file = entry.file_name();
+        let key = file
+            .to_str()
+            .and_then(|file| file.strip_prefix(name)?.strip_prefix('-'));
+        let age = entry
+            .metadata()
+            .and_then(|meta| meta.modified())
+            .ok()
+            .and_then(|time| SystemTime::now().duration_since(time).ok());
+        if key.is_some_and(|key| key.len() == KEY_LENGTH) && age.is_some_and(|age| age > STALE) {
+            let _ = remove(&entry.path());
+        }
+    }
 }
 
 /// Hold the cache's lock called `name` until the file is dropped; waits for other holders.

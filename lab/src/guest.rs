@@ -2,9 +2,12 @@
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use unmoved_workload::report::parse_line;
 
 use crate::channel::Task;
 use crate::host::Host;
@@ -137,10 +140,16 @@ fn quote(text: &str) -> String {
 /// A guest on a host, seen through its console.
 #[derive(Debug)]
 pub struct Guest {
+    /// Its name.
+    pub name: String,
     /// All that its console said on this host, from the guest's creation or arrival on.
     pub console: Log,
     follow: Task,
 }
+
+/// Puts a line into the console of a guest; arguments: its name, the line.
+const TYPE_LINE: &str =
+    "printf '%s\\n' \"$2\" >\"$(xenstore-read \"/local/domain/$(xl domid \"$1\")/console/tty\")\"";
 
 impl Guest {
     /// Read the console of the guest called `name`, which may not exist yet, on `host`.
@@ -148,9 +157,23 @@ impl Guest {
     /// # Errors
     /// If the host is gone.
     pub fn attach(name: &str, host: &Host) -> Result<Self> {
-        let file = format!("/var/log/xen/console/guest-{name}.log");
+        Self::follow(name, name, host)
+    }
+
+    /// Read the console of a guest that arrives (or will arrive) by migration.
+    ///
+    /// # Errors
+    /// If the host is gone.
+    pub fn attach_incoming(name: &str, host: &Host) -> Result<Self> {
+        // xenconsoled names the file when the domain appears, and it appears under this name.
+        Self::follow(name, &format!("{name}--incoming"), host)
+    }
+
+    fn follow(name: &str, file: &str, host: &Host) -> Result<Self> {
+        let file = format!("/var/log/xen/console/guest-{file}.log");
         let follow = host.start(&["tail", "-q", "-n", "+1", "-F", &file])?;
         Ok(Self {
+            name: name.to_owned(),
             console: follow.stdout.clone(),
             follow,
         })
@@ -163,7 +186,87 @@ impl Guest {
     pub fn wait_for(&self, pattern: &str, limit: Duration) -> Result<String> {
         self.console
             .wait_for(pattern, limit)
-            .context("guest console")
+            .with_context(|| format!("console of guest {}", self.name))
+    }
+
+    /// Wait for a report of the guest's workload that came after `mark` (of [`Log::mark`]) and for
+    /// which `wanted` says yes.
+    ///
+    /// # Errors
+    /// If none comes within the limit.
+    pub fn report(
+        &self,
+        mark: usize,
+        limit: Duration,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Result<Value> {
+        let end = Instant::now() + limit;
+        let (mut mark, mut text) = (mark, Vec::new());
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let Some(new) = self.console.more(mark, left) else {
+                let tail = String::from_utf8_lossy(&text);
+                bail!(
+                    "guest {} did not report what was waited for within {} s; it ended with: {tail}",
+                    self.name,
+                    limit.as_secs()
+                );
+            };
+            mark += new.len();
+            text.extend_from_slice(&new);
+            while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = text.drain(..=end).collect();
+                let report = parse_line(&String::from_utf8_lossy(&line));
+                // A report torn by a kernel message is waited for in vain: the limit says so.
+                if let Some(Ok(report)) = report.filter(|report| report.as_ref().is_ok_and(&wanted))
+                {
+                    return Ok(report);
+                }
+            }
+        }
+    }
+
+    /// Wait until the guest's workload says that it is up.
+    ///
+    /// # Errors
+    /// If it does not within the limit.
+    pub fn ready(&self, limit: Duration) -> Result<Value> {
+        self.report(0, limit, |report| report["ev"] == "ready")
+    }
+
+    /// Wait for a sign of life that is yet to come.
+    ///
+    /// # Errors
+    /// If none comes within the limit.
+    pub fn alive(&self, limit: Duration) -> Result<Value> {
+        self.report(self.console.mark(), limit, |report| report["ev"] == "alive")
+    }
+
+    /// Give the workload an order on its console and wait for the result: the report that carries the
+    /// order's own name, or null if it has none.
+    ///
+    /// # Errors
+    /// If the guest does not carry it out within the limit.
+    pub fn order(&self, host: &Host, line: &str, limit: Duration) -> Result<Value> {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let tag = format!("lab{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let mark = self.console.mark();
+        let line = format!("#{tag} {line}");
+        host.ok(&["sh", "-c", TYPE_LINE, "sh", &self.name, &line])?;
+        let done = self.report(mark, limit, |report| {
+            report["re"] == *tag && report["ev"] == "done"
+        })?;
+        ensure!(
+            done["ok"] == true,
+            "guest {}: `{line}`: {}",
+            self.name,
+            done["why"]
+        );
+        let order = done["order"].clone();
+        let result = self.report(mark, Duration::ZERO, |report| {
+            report["re"] == *tag && report["ev"] == order
+        });
+        Ok(result.unwrap_or_default())
     }
 }
 

@@ -10,6 +10,7 @@ use crate::cache;
 use crate::cpio::Archive;
 use crate::debian::{self, Suite};
 use crate::images::KernelFiles;
+use crate::programs::Program;
 
 const INIT: &[u8] = include_bytes!("../../images/guest/init");
 
@@ -37,6 +38,23 @@ pub fn busybox(kernel: &KernelFiles) -> Result<PathBuf> {
         add_modules(&mut archive, &modules)?;
         archive.finish()?;
         cache::remove(&root)
+    })?;
+    Ok(folder.join("initrd"))
+}
+
+/// The guest workload as process 1, without anything else.
+///
+/// # Errors
+/// If the program does not build or the cache cannot be written.
+pub fn workload(kernel: &KernelFiles) -> Result<PathBuf> {
+    let program = Program::Workload.build()?;
+    let (hash, kernel_key) = (cache::sha256(&program)?, kernel.key());
+    let key = cache::key([hash.as_bytes(), kernel_key.as_bytes()]);
+    let folder = cache::entry("guest-workload", &key, |folder| {
+        let mut archive = start(&folder.join("initrd"))?;
+        archive.file("init", 0o755, &fs::read(&program)?)?;
+        add_modules(&mut archive, &kernel.modules())?;
+        archive.finish().map(drop)
     })?;
     Ok(folder.join("initrd"))
 }

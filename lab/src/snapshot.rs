@@ -7,16 +7,16 @@
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use crate::cpio::Archive;
 use crate::images::{Dom0, Xen};
 use crate::machine::{self, Machine, Memory, Plan, Shape};
+use crate::programs::Program;
 use crate::tools::Tools;
-use crate::{cache, clock, paths, progress};
+use crate::{cache, clock, progress};
 
 const INIT: &[u8] = include_bytes!("../../images/dom0/init");
 const XL_CONF: &[u8] = include_bytes!("../../images/dom0/xl.conf");
@@ -27,8 +27,6 @@ const AGENT: [&[u8]; 2] = [
 ];
 /// Longest time from power-on to an answer of the agent.
 const BOOT: Duration = Duration::from_secs(300);
-/// Snapshots that nobody started from for this long are removed when another is made.
-const STALE: Duration = Duration::from_secs(3 * 24 * 3600);
 
 /// A snapshot in the cache.
 #[derive(Clone, Debug)]
@@ -59,14 +57,11 @@ impl Snapshot {
         ];
         let name = format!("host-{}", xen.version());
         let folder = cache::entry(&name, &cache::key(parts), |folder| {
-            remove_stale(&name)?;
             let step = progress::step(format!("Xen {}: first boot of a host", xen.version()));
             make(folder, shape, &dom0, tools)?;
             step.done("snapshot taken");
             Ok(())
         })?;
-        // For `remove_stale`; a read-only cache is none of our business.
-        let _ = File::create(folder.join("used"));
         Ok(Self { folder, dom0 })
     }
 
@@ -155,55 +150,8 @@ pub fn write_initrd(dom0: &Dom0, to: &Path) -> Result<()> {
     archive.file(
         "usr/lib/unmoved/lab-agent",
         0o755,
-        &fs::read(build_agent()?)?,
+        &fs::read(Program::Agent.build()?)?,
     )?;
     archive.finish()?.flush()?;
-    Ok(())
-}
-
-/// Build the agent as a static program, so that it runs on any dom0.
-fn build_agent() -> Result<PathBuf> {
-    build_static("unmoved-lab-agent")
-}
-
-/// Build the program of one of the workspace's packages statically.
-///
-/// # Errors
-/// If cargo cannot.
-pub fn build_static(package: &str) -> Result<PathBuf> {
-    const TARGET: &str = "x86_64-unknown-linux-gnu";
-    let folder = paths::target().join("static");
-    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .current_dir(paths::workspace())
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
-        .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .args(["build", "--quiet", "--release", "--target", TARGET])
-        .args(["--package", package, "--target-dir"])
-        .arg(&folder)
-        .output()
-        .context("cannot run cargo")?;
-    ensure!(
-        output.status.success(),
-        "{package} does not build: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(folder.join(TARGET).join("release").join(package))
-}
-
-fn remove_stale(name: &str) -> Result<()> {
-    for entry in fs::read_dir(paths::cache()?)?.flatten() {
-        let used = entry.path().join("used");
-        let ours = entry
-            .file_name()
-            .to_string_lossy()
-            .starts_with(&format!("{name}-"));
-        let age = fs::metadata(used)
-            .and_then(|meta| meta.modified())
-            .ok()
-            .and_then(|time| SystemTime::now().duration_since(time).ok());
-        if ours && age.is_some_and(|age| age > STALE) {
-            cache::remove(&entry.path())?;
-        }
-    }
     Ok(())
 }

@@ -1,6 +1,9 @@
 //! `cargo xtask lab …`: the lab by hand.
 
+mod lan;
 mod run;
+mod shell;
+mod soak;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -10,6 +13,12 @@ use clap::Subcommand;
 pub enum Command {
     /// Start one host, create a guest under a shim, and show what both say
     Run(run::Run),
+    /// Start hosts and run commands from standard input on them
+    Shell(shell::Shell),
+    /// Start the lab many times over, and count
+    Soak(soak::Soak),
+    /// Measure the LAN between two hosts
+    Lan(lan::Lan),
 }
 
 impl Command {
@@ -20,6 +29,9 @@ impl Command {
     pub fn run(self) -> Result<()> {
         match self {
             Self::Run(run) => run.run(),
+            Self::Shell(shell) => shell.run(),
+            Self::Soak(soak) => soak.run(),
+            Self::Lan(lan) => lan.run(),
         }
     }
 }

@@ -1,7 +1,10 @@
 //! The project's own commands, run as `cargo xtask …`; each sets up by itself what it needs.
 
+mod demo;
+mod json;
 mod lab;
 mod setup;
+mod test;
 
 use std::process::ExitCode;
 
@@ -19,6 +22,10 @@ struct Arguments {
 enum Command {
     /// Download what the lab needs and make its images
     Setup(setup::Setup),
+    /// Show what stock Xen can move, and what not
+    Demo(demo::Demo),
+    /// Check everything: format, lints, all tests, with and without hosts
+    Test(test::Test),
     /// Use the lab by hand
     #[command(subcommand)]
     Lab(lab::Command),
@@ -27,6 +34,8 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Setup(setup) => setup.run(),
+        Command::Demo(demo) => demo.run(),
+        Command::Test(test) => test.run(),
         Command::Lab(command) => command.run(),
     };
     match result {

@@ -8,7 +8,7 @@ use unmoved_lab::tools::Tools;
 use unmoved_lab::{Shape, cache, initramfs, paths};
 
 /// What to set up.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct Setup {
     /// Forget which package versions were chosen, and choose the newest
     #[arg(long)]

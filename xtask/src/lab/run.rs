@@ -1,7 +1,7 @@
 //! `cargo xtask lab run`: one host, one guest, everything it says; for bringing a shim up.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
@@ -34,9 +34,9 @@ pub struct Run {
     /// Give Debian's kernel as distributed (a bzImage) instead of unpacked
     #[arg(long)]
     packed: bool,
-    /// The guest's initramfs: a file, or `none` [default: busybox, for Debian's kernels]
-    #[arg(long, value_name = "FILE")]
-    initrd: Option<String>,
+    /// The guest's initramfs: workload (the test guests' program), busybox, none, or a file
+    #[arg(long, value_name = "INITRD", default_value = "workload")]
+    initrd: String,
     /// The guest's RAM in MiB
     #[arg(long, value_name = "MIB", default_value_t = 256)]
     memory: u32,
@@ -55,6 +55,9 @@ pub struct Run {
     /// A line for the guest's xl configuration (may be repeated)
     #[arg(long, value_name = "LINE")]
     config: Vec<String>,
+    /// What the workload does from the start: disk, net, clock, … (see its `orders`)
+    #[arg(long, value_name = "MODES")]
+    mode: Option<String>,
     /// Give the guest a disk (xvda) and a network card on the host's bridge
     #[arg(long)]
     devices: bool,
@@ -120,13 +123,22 @@ impl Run {
         };
         let (kernel, files) = self.kernel(tools)?;
         let mut plan = GuestPlan::new("guest", system, kernel);
-        plan.initrd = match (self.initrd.as_deref(), files) {
-            (Some("none"), _) | (None, None) => None,
-            (Some(file), _) => Some(PathBuf::from(file)),
-            (None, Some(files)) => Some(initramfs::busybox(&files)?),
+        plan.initrd = match (self.initrd.as_str(), files) {
+            ("none", _) => None,
+            ("workload", Some(files)) => Some(initramfs::workload(&files)?),
+            ("busybox", Some(files)) => Some(initramfs::busybox(&files)?),
+            // GRUB and kernels from elsewhere have none of their own.
+            ("workload", None) => None,
+            (file, _) => {
+                ensure!(Path::new(file).is_file(), "there is no initramfs {file}");
+                Some(PathBuf::from(file))
+            }
         };
         plan.memory_mib = self.memory;
         plan.vcpus = self.vcpus;
+        if let Some(mode) = &self.mode {
+            plan.arguments += &format!(" unmoved.mode={mode}");
+        }
         if !self.extra.is_empty() {
             plan.arguments = format!("{} {}", plan.arguments, self.extra);
         }

@@ -1,0 +1,71 @@
+//! Programs of this workspace that run inside hosts and guests: built statically, so that they run on
+//! any distribution's root or on none.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{cache, paths};
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// A program of the workspace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// The lab's agent in dom0.
+    Agent,
+    /// Process 1 of test guests.
+    Workload,
+    /// The workload's partner on a host.
+    Peer,
+}
+
+impl Program {
+    fn package(self) -> &'static str {
+        match self {
+            Self::Agent => "unmoved-lab-agent",
+            Self::Workload | Self::Peer => "unmoved-workload",
+        }
+    }
+
+    fn file(self) -> &'static str {
+        match self {
+            Self::Agent => "unmoved-lab-agent",
+            Self::Workload => "unmoved-init",
+            Self::Peer => "unmoved-peer",
+        }
+    }
+
+    /// Build it, unless it is up to date, and give its file back.
+    ///
+    /// # Errors
+    /// If cargo cannot.
+    pub fn build(self) -> Result<PathBuf> {
+        let _lock = cache::lock("cargo")?;
+        let folder = paths::target().join("static");
+        let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+            .current_dir(paths::workspace())
+            // A program that ran under cargo passes cargo's own settings on to this one.
+            .env_remove("CARGO_ENCODED_RUSTFLAGS")
+            .env("RUSTFLAGS", "-C target-feature=+crt-static")
+            .args(["build", "--quiet", "--release", "--target", TARGET])
+            .args([
+                "--package",
+                self.package(),
+                "--bin",
+                self.file(),
+                "--target-dir",
+            ])
+            .arg(&folder)
+            .output()
+            .context("cannot run cargo")?;
+        ensure!(
+            output.status.success(),
+            "{} does not build: {}",
+            self.file(),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(folder.join(TARGET).join("release").join(self.file()))
+    }
+}

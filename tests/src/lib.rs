@@ -1,0 +1,6 @@
+//! Scenarios in the lab that more than one program plays: the demo shows them, the tests check them.
+//!
+//! The tests themselves are in `tests/tests/`, one file per subject.  They start hosts, so they are
+//! behind the feature `lab`, which `cargo xtask test` switches on.
+
+pub mod baseline;

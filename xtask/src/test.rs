@@ -1,0 +1,154 @@
+//! `cargo xtask test`: everything that must hold before a change lands, and nothing else.
+//!
+//! Static checks, then all tests of the workspace, then those that start hosts.  All parts run even if
+//! one fails; the last line is the sum of the test runners' own summaries.
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde_json::{Value, json};
+use unmoved_lab::{paths, progress};
+
+use crate::setup::Setup;
+
+/// Check everything.
+#[derive(Debug, Args)]
+pub struct Test {
+    /// Leave out the tests that start hosts
+    #[arg(long)]
+    no_lab: bool,
+    /// Write the result to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// Clippy must see the lab's tests too, which are behind this feature.
+const LAB: [&str; 2] = ["--features", "unmoved-tests/lab"];
+
+impl Test {
+    /// Do it.
+    ///
+    /// # Errors
+    /// If any check or test fails.
+    pub fn run(self) -> Result<()> {
+        let mut sum = Sum::default();
+        sum.check("format", &["fmt", "--all", "--check"])?;
+        let mut clippy = vec!["clippy", "--quiet", "--workspace", "--all-targets"];
+        clippy.extend(LAB);
+        clippy.extend(["--", "-D", "warnings"]);
+        sum.check("lints", &clippy)?;
+        sum.tests(
+            "tests without hosts",
+            &["test", "--workspace", "--no-fail-fast"],
+        )?;
+        if !self.no_lab {
+            Setup::default().run()?;
+            // One at a time: each host is a process that wants a core.
+            let mut lab = vec!["test", "--package", "unmoved-tests", "--no-fail-fast"];
+            lab.extend(LAB);
+            lab.extend(["--", "--test-threads=1", "--nocapture"]);
+            sum.tests("tests with hosts", &lab)?;
+        }
+        sum.end(self.json.as_deref())
+    }
+}
+
+/// What has been found so far.
+#[derive(Debug, Default)]
+struct Sum {
+    passed: u64,
+    failed: u64,
+    parts: Vec<Value>,
+    broken: Vec<String>,
+}
+
+impl Sum {
+    /// A part that is a check of its own.
+    fn check(&mut self, name: &str, arguments: &[&str]) -> Result<()> {
+        let step = progress::step(name);
+        let begun = Instant::now();
+        let status = cargo(arguments).status().context("cannot run cargo")?;
+        self.note(name, status.success(), begun);
+        step.done(word(status.success()));
+        Ok(())
+    }
+
+    /// A part whose output has the summaries of test runners.
+    fn tests(&mut self, name: &str, arguments: &[&str]) -> Result<()> {
+        let step = progress::step(name);
+        let begun = Instant::now();
+        let mut child = cargo(arguments)
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot run cargo")?;
+        let output = child.stdout.take().context("cargo has no output")?;
+        for line in BufReader::new(output).lines() {
+            let line = line?;
+            if let Some((passed, failed)) = summary(&line) {
+                self.passed += passed;
+                self.failed += failed;
+            }
+            println!("{line}");
+        }
+        let success = child.wait()?.success();
+        self.note(name, success, begun);
+        step.done(word(success));
+        Ok(())
+    }
+
+    fn note(&mut self, name: &str, success: bool, begun: Instant) {
+        let seconds = begun.elapsed().as_secs();
+        self.parts
+            .push(json!({"name": name, "ok": success, "seconds": seconds}));
+        if !success {
+            self.broken.push(name.to_owned());
+        }
+    }
+
+    fn end(self, file: Option<&std::path::Path>) -> Result<()> {
+        let figures = json!({"passed": self.passed, "failed": self.failed, "parts": self.parts});
+        crate::json::write(file, &figures)?;
+        println!("{} passed, {} failed", self.passed, self.failed);
+        if !self.broken.is_empty() {
+            bail!("not all is well: {}", self.broken.join(", "));
+        }
+        Ok(())
+    }
+}
+
+fn word(success: bool) -> &'static str {
+    if success { "ok" } else { "FAILED" }
+}
+
+fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(paths::workspace()).args(arguments);
+    command
+}
+
+/// `test result: ok. 3 passed; 0 failed; …` as numbers.
+fn summary(line: &str) -> Option<(u64, u64)> {
+    let mut words = line
+        .strip_prefix("test result: ")?
+        .split_whitespace()
+        .skip(1);
+    let passed = words.next()?.parse().ok()?;
+    let failed = words.nth(1)?.parse().ok()?;
+    Some((passed, failed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::summary;
+
+    #[test]
+    fn summaries_are_read() {
+        let line = "test result: FAILED. 12 passed; 3 failed; 0 ignored; 0 measured";
+        assert_eq!(summary(line), Some((12, 3)));
+        assert_eq!(summary("test lab::works ... ok"), None);
+    }
+}
