@@ -199,6 +199,18 @@ fn the_save_area_is_as_large_as_what_is_enabled() {
 }
 
 #[test]
+fn compacted_parts_are_aligned_where_the_cpu_says_so() {
+    let raw = |leaf, subleaf| match (leaf, subleaf) {
+        (0xd, 2) => [250, 576, 0, 0],
+        (0xd, 5) => [64, 1088, 2, 0],
+        _ => server(leaf, subleaf),
+    };
+    let cpuid = FrozenCpuid::freeze(raw, &HYPERVISOR);
+    let size = cpuid.query(0xd, 1, View::Native, true, 0xe7)[1];
+    assert_eq!(size, 832 + 64 + 512 + 1024);
+}
+
+#[test]
 fn xcr0_takes_only_what_the_cpu_would_take() {
     let cpuid = guest();
     for good in [1, 3, 7, 0xe7] {

@@ -117,7 +117,8 @@ fn expected(other: &Instruction, size: CodeSize) -> bool {
 fn prefix() -> impl Strategy<Value = u8> {
     select(
         &[
-            0x66, 0x67, 0xf0, 0xf2, 0xf3, 0x64, 0x65, 0x2e, 0x3e, 0x26, 0x40, 0x41, 0x48, 0x4c,
+            0x66, 0x67, 0xf0, 0xf2, 0xf3, 0x64, 0x65, 0x2e, 0x3e, 0x26, 0x40, 0x41, 0x42, 0x48,
+            0x4c, 0x4f,
         ][..],
     )
 }
@@ -188,6 +189,15 @@ fn forced_emulation_is_cpuid_only() {
         decode(&[0x0f, 0x0b, 0x90], CodeSize::Bits64),
         Err(DecodeError::Unknown)
     );
+}
+
+#[test]
+fn only_rsp_is_no_index() {
+    // mov %rax, (%rax,%r12,1) and mov %rax, (%rax)
+    for bytes in [[0x4a, 0x89, 0x04, 0x20], [0x48, 0x89, 0x04, 0x20]] {
+        compare(&bytes, CodeSize::Bits64);
+        assert!(decode(&bytes, CodeSize::Bits64).is_ok());
+    }
 }
 
 #[test]
