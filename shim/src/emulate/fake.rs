@@ -324,7 +324,7 @@ impl PrivilegedState for FakeVcpu {
     fn load(&self, address: u64, buf: &mut [u8]) -> Result<(), AccessFault> {
         let end = (address as usize).saturating_add(buf.len());
         let fault = AccessFault {
-            error_code: 4,
+            error_code: 0,
             address,
         };
         buf.copy_from_slice(self.memory.get(address as usize..end).ok_or(fault)?);
@@ -334,7 +334,7 @@ impl PrivilegedState for FakeVcpu {
     fn store(&mut self, address: u64, bytes: &[u8]) -> Result<(), AccessFault> {
         let end = (address as usize).saturating_add(bytes.len());
         let fault = AccessFault {
-            error_code: 6,
+            error_code: 2,
             address,
         };
         self.memory

@@ -25,7 +25,7 @@ pub const PAGE_FAULT: u8 = 14;
 /// Guest memory could not be accessed: the error code of the page fault that this is to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AccessFault {
-    /// As the CPU pushes it.
+    /// As the CPU pushes it, but for the user bit, which the emulator adds for processes.
     pub error_code: u32,
     /// The linear address that faulted.
     pub address: u64,
@@ -72,7 +72,8 @@ pub trait PrivilegedState: MsrState {
     fn msr_policy(&self) -> &MsrPolicy;
     /// Writes a hypercall page into a frame; `false` if the frame is none of the guest's own.
     fn fill_hypercall_page(&mut self, frame: Mfn) -> bool;
-    /// Reads guest memory with the rights of the interrupted mode.
+    /// Reads guest memory with the rights of the interrupted mode.  Only processes that were given
+    /// ports get here with `cpl` 3, and only with addresses of the lower half.
     fn load(&self, address: u64, buf: &mut [u8]) -> Result<(), AccessFault>;
     /// Writes guest memory with the rights of the interrupted mode.
     fn store(&mut self, address: u64, bytes: &[u8]) -> Result<(), AccessFault>;

@@ -7,6 +7,13 @@ use super::super::regs::{RDI, RSI};
 use super::{AccessFault, Decoded, Gpr, Outcome, PAGE_FAULT, PrivilegedState, RegisterFile};
 use super::{RAX, RCX, RDX, Strings, Width, read, retire, write};
 
+/// Where a process's part of the address space ends.
+const USER_END: u64 = 1 << 47;
+/// Page-fault error code: the access was a write.
+const WRITE: u32 = 1 << 1;
+/// Page-fault error code: the access was a process's.
+const USER: u32 = 1 << 2;
+
 /// `in`
 pub(super) fn input(
     regs: &mut impl RegisterFile,
@@ -60,7 +67,8 @@ pub(super) fn input_string(
     }
     let ones = [0xff; 8];
     let bytes = &ones[..strings.width.bytes().into()];
-    match state.store(ins_target(regs, strings.addr32), bytes) {
+    let address = ins_target(regs, strings.addr32);
+    match reachable(state, address, WRITE).and_then(|()| state.store(address, bytes)) {
         Ok(()) => Outcome::Done(finish_element(regs, len, strings, &[RDI])),
         Err(fault) => page_fault(state, fault),
     }
@@ -89,10 +97,27 @@ pub(super) fn output_string(
         return Outcome::NotHandled;
     };
     let mut element = [0; 8];
-    match state.load(address, &mut element[..strings.width.bytes().into()]) {
+    let element = &mut element[..strings.width.bytes().into()];
+    match reachable(state, address, 0).and_then(|()| state.load(address, element)) {
         Ok(()) => Outcome::Done(finish_element(regs, decoded.len, strings, &[RSI])),
         Err(fault) => page_fault(state, fault),
     }
+}
+
+/// Keeps a process with I/O permission out of its kernel's half of the address space, which the
+/// page tables used for the access may map.
+fn reachable(
+    state: &impl PrivilegedState,
+    address: u64,
+    error_code: u32,
+) -> Result<(), AccessFault> {
+    if state.cpl() == 3 && address > USER_END - 8 {
+        return Err(AccessFault {
+            error_code,
+            address,
+        });
+    }
+    Ok(())
 }
 
 fn number(regs: &impl RegisterFile, port: IoPort) -> u16 {
@@ -128,8 +153,9 @@ fn nothing_left(regs: &impl RegisterFile, strings: Strings) -> bool {
 
 fn page_fault(state: &mut impl PrivilegedState, fault: AccessFault) -> Outcome {
     state.set_cr2(fault.address);
+    let user = if state.cpl() == 3 { USER } else { 0 };
     Outcome::Inject {
         vector: PAGE_FAULT,
-        error_code: Some(fault.error_code),
+        error_code: Some(fault.error_code | user),
     }
 }

@@ -339,7 +339,7 @@ fn string_io_faults_like_any_access_to_memory() {
         outcome,
         Outcome::Inject {
             vector: 14,
-            error_code: Some(6)
+            error_code: Some(2)
         }
     );
     assert_eq!(
@@ -348,6 +348,39 @@ fn string_io_faults_like_any_access_to_memory() {
     );
     after.gprs[1] = 0;
     assert_eq!(run(&[0xf3, 0x6c], &mut after, &mut vcpu), DONE);
+}
+
+#[test]
+fn a_process_with_ports_does_not_reach_its_kernels_memory() {
+    let mut vcpu = FakeVcpu {
+        iopl: 3,
+        ..process()
+    };
+    for (address, error_code) in [(0xffff_8880_0000_0000, 6), (1 << 47, 6), ((1 << 47) - 1, 6)] {
+        let mut after = regs(0, 0, 0x60);
+        after.gprs[7] = address;
+        let outcome = run(&[0x6d], &mut after, &mut vcpu);
+        assert_eq!(
+            outcome,
+            Outcome::Inject {
+                vector: 14,
+                error_code: Some(error_code)
+            }
+        );
+        assert_eq!((vcpu.cr2, after.rip), (address, 0x1000));
+    }
+    let mut after = regs(0, 0, 0x60);
+    after.gprs[6] = 0xffff_ffff_8000_0000;
+    let outcome = run(&[0x6f], &mut after, &mut vcpu);
+    assert_eq!(
+        outcome,
+        Outcome::Inject {
+            vector: 14,
+            error_code: Some(4)
+        }
+    );
+    after.gprs[6] = 8;
+    assert_eq!(run(&[0x6f], &mut after, &mut vcpu), DONE);
 }
 
 #[test]
