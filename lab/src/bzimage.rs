@@ -14,6 +14,12 @@ const VERSION: usize = 0x206;
 const PAYLOAD_OFFSET: usize = 0x248;
 const PAYLOAD_LENGTH: usize = 0x24c;
 
+/// Does this file look like a kernel that a toolstack can load?
+#[must_use]
+pub fn is_kernel(image: &[u8]) -> bool {
+    image.starts_with(b"\x7fELF") || payload(image).is_some()
+}
+
 /// The kernel in ELF form.
 ///
 /// # Errors

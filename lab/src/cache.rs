@@ -74,7 +74,7 @@ pub fn entry(name: &str, key: &str, make: impl FnOnce(&Path) -> Result<()>) -> R
     if path.is_dir() {
         return Ok(path);
     }
-    check_room(&cache)?;
+    check_room(&cache, ROOM)?;
     let scratch = cache.join(format!(".making-{name}-{key}"));
     remove(&scratch)?;
     fs::create_dir_all(&scratch)
@@ -142,8 +142,15 @@ pub fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// Fail with one sentence if the file system of `folder` is nearly full.
-fn check_room(folder: &Path) -> Result<()> {
+/// Fail with one sentence if the file system of the cache has no room for what is to be made.
+///
+/// # Errors
+/// Then, or if the cache cannot be written.
+pub fn need_room() -> Result<()> {
+    check_room(&paths::cache()?, ROOM)
+}
+
+fn check_room(folder: &Path, room: u64) -> Result<()> {
     use std::os::unix::ffi::OsStrExt;
     fs::create_dir_all(folder)
         .with_context(|| format!("cannot write to the cache {}", folder.display()))?;
@@ -155,12 +162,12 @@ fn check_room(folder: &Path) -> Result<()> {
         return Err(std::io::Error::last_os_error().into());
     }
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-    if free < ROOM {
+    if free < room {
         bail!(
             "the disk of {} is nearly full: {} MiB are free and images need {} (set UNMOVED_CACHE to another disk)",
             folder.display(),
             free >> 20,
-            ROOM >> 20
+            room >> 20
         );
     }
     Ok(())
@@ -168,7 +175,15 @@ fn check_room(folder: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::key;
+    use super::{check_room, key};
+
+    #[test]
+    fn a_full_disk_is_one_sentence() {
+        let folder = std::env::temp_dir();
+        assert!(check_room(&folder, 0).is_ok());
+        let error = check_room(&folder, u64::MAX).unwrap_err().to_string();
+        assert!(error.contains("is nearly full") && !error.contains('\n'));
+    }
 
     #[test]
     fn a_key_tells_where_parts_end() {

@@ -87,6 +87,7 @@ pub fn packages(suite: Suite, wanted: &[String]) -> Result<Vec<Package>> {
             .with_context(|| format!("{} is broken: remove it", record.display()))?;
         return Ok(known);
     }
+    cache::need_room()?;
     let apt = Apt::new(&cache, suite)?;
     let step = progress::step(format!("Debian {}: downloading packages", suite.name()));
     apt.update()?;

@@ -88,12 +88,32 @@ impl GuestPlan {
     /// Install and create the guest.
     ///
     /// # Errors
-    /// If `xl create` fails; the error is what it said.
+    /// If `xl create` fails; the error is the first that it complained of.
     pub fn create(&self, host: &Host) -> Result<Guest> {
         self.install(host)?;
+        self.start(host)
+    }
+
+    /// Create the guest, whose files are installed.
+    ///
+    /// # Errors
+    /// If `xl create` fails; the error is the first that it complained of.
+    pub fn start(&self, host: &Host) -> Result<Guest> {
         let guest = Guest::attach(&self.name, host)?;
-        host.ok(&["xl", "create", &self.path("cfg")])
-            .with_context(|| format!("cannot create guest {}", self.name))?;
+        let output = host.run(&["xl", "create", &self.path("cfg")])?;
+        if output.code != 0 {
+            // The toolstack says first what went wrong, then at length what follows from that.
+            let why = output
+                .stderr
+                .lines()
+                .find(|line| line.contains("error") || line.contains("panic"))
+                .unwrap_or("xl gave no reason");
+            bail!(
+                "host {}: cannot create guest {}: {why}",
+                host.name(),
+                self.name
+            );
+        }
         Ok(guest)
     }
 

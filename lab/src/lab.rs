@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::host::Host;
 use crate::images::Xen;
@@ -82,7 +82,10 @@ impl Lab {
                 lab.collect_logs();
                 lab.hosts.clear();
                 let path = lab.folder.keep();
-                Err(error.context(format!("the lab's logs are in {}", path.display())))
+                Err(anyhow!(
+                    "{error:#} (the lab's logs are in {})",
+                    path.display()
+                ))
             }
         }
     }

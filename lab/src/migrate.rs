@@ -8,6 +8,10 @@ use crate::host::Host;
 
 /// Where the destination listens for the stream.
 const PORT: u16 = 8002;
+/// socat ends this long after one direction ended; the toolstacks still talk then.
+const WAIT: &str = "-t600";
+/// Bytes that socat moves at once; its own 8192 cost a system call each, dear in the emulator.
+const PIECE: &str = "262144";
 /// Waits until somebody listens on the port given as argument; the kernel's table has it in hexadecimal.
 const LISTENS: &str = "while ! grep -q \": [0-9A-F]*:$(printf %04X \"$1\") 0*:0000 0A\" /proc/net/tcp; do sleep 0.1; done";
 
@@ -43,10 +47,16 @@ impl Migration {
 /// move is no error.
 pub fn stock(guest: &str, from: &Host, to: &Host, limit: Duration) -> Result<Migration> {
     let listen = format!("TCP-LISTEN:{PORT},reuseaddr");
-    // socat ends `-t` seconds after one direction ended; the toolstacks still talk then.
-    let receiver = to.start(&["socat", "-t600", &listen, "EXEC:xl migrate-receive"])?;
+    let receiver = to.start(&[
+        "socat",
+        WAIT,
+        "-b",
+        PIECE,
+        &listen,
+        "EXEC:xl migrate-receive",
+    ])?;
     to.ok(&["sh", "-c", LISTENS, "sh", &PORT.to_string()])?;
-    let transport = format!("socat -t600 - TCP:{}:{PORT}", to.address());
+    let transport = format!("socat {WAIT} -b {PIECE} - TCP:{}:{PORT}", to.address());
     let begun = Instant::now();
     let sender = from.start(&["xl", "migrate", "-s", "", guest, &transport])?;
     sender.end_input()?;

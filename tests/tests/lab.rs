@@ -139,8 +139,8 @@ fn a_failed_run_keeps_its_logs_and_says_where() {
     });
     let error = format!("{:#}", result.unwrap_err());
     let folder = error
-        .strip_prefix("the lab's logs are in ")
-        .and_then(|rest| rest.split(':').next())
+        .split_once("(the lab's logs are in ")
+        .and_then(|(_, rest)| rest.split(')').next())
         .expect("the error names the folder");
     assert!(
         fs::read_to_string(format!("{folder}/a/dom0.log"))

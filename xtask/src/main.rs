@@ -1,5 +1,6 @@
 //! The project's own commands, run as `cargo xtask …`; each sets up by itself what it needs.
 
+mod bench;
 mod demo;
 mod json;
 mod lab;
@@ -24,6 +25,8 @@ enum Command {
     Setup(setup::Setup),
     /// Show what stock Xen can move, and what not
     Demo(demo::Demo),
+    /// Measure what each way to run a PV kernel costs
+    Bench(bench::Bench),
     /// Check everything: format, lints, all tests, with and without hosts
     Test(test::Test),
     /// Use the lab by hand
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Setup(setup) => setup.run(),
         Command::Demo(demo) => demo.run(),
+        Command::Bench(bench) => bench.run(),
         Command::Test(test) => test.run(),
         Command::Lab(command) => command.run(),
     };

@@ -2,7 +2,14 @@
 
 use unmoved_lab::{Config, Lab};
 
-fn main() -> anyhow::Result<()> {
+fn main() {
+    if let Err(error) = hold() {
+        eprintln!("{error:#}");
+        std::process::exit(1);
+    }
+}
+
+fn hold() -> anyhow::Result<()> {
     Lab::run("hold", &Config::hosts(1), |lab| {
         // Ends with the host, which nobody stops: so with this process.
         lab.host(0)

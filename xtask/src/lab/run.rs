@@ -4,12 +4,12 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use regex::Regex;
 use unmoved_lab::images::{GuestKernel, KernelFiles};
 use unmoved_lab::tools::Tools;
-use unmoved_lab::{Config, GuestPlan, Host, Lab, Log, Shape, System, Xen, initramfs};
+use unmoved_lab::{Config, GuestPlan, Host, Lab, Log, Shape, System, Xen, bzimage, initramfs};
 
 /// Which guest to run, in what, for how long.
 ///
@@ -168,6 +168,13 @@ impl Run {
                 if !path.is_file() {
                     bail!("{error}");
                 }
+                let image = std::fs::read(&path)
+                    .with_context(|| format!("cannot read {}", path.display()))?;
+                ensure!(
+                    bzimage::is_kernel(&image),
+                    "{} is no kernel: neither ELF nor bzImage",
+                    path.display()
+                );
                 Ok((path, None))
             }
         }

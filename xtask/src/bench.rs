@@ -1,0 +1,206 @@
+//! `cargo xtask bench`: what each way to run a PV kernel costs, on the same host in the same run.
+//!
+//! The systems take turns, boot by boot, so that a change of the machine's load hits all of them.
+//! Absolute figures are those of an emulator; the ratios are what counts.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use serde_json::{Map, Value, json};
+use unmoved_lab::images::{GuestKernel, KernelFiles};
+use unmoved_lab::programs::Program;
+use unmoved_lab::tools::Tools;
+use unmoved_lab::{Config, Guest, GuestPlan, Host, Lab, System, initramfs, progress};
+
+/// Measure.
+#[derive(Debug, Args)]
+pub struct Bench {
+    /// Write the figures to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Measure this shim too, as `unmoved`
+    #[arg(long, value_name = "FILE")]
+    shim: Option<PathBuf>,
+    /// How often each system is booted and each figure taken; the median counts
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    repeat: usize,
+}
+
+/// Longest time of a boot, and of a benchmark.
+const LONG: Duration = Duration::from_secs(600);
+/// Stock xen-shim's boot stalls now and then under emulation (`lab/README.md`).
+const BOOTS: usize = 3;
+/// The figures, in the order of the table, with the better direction (`true`: more is better).
+const FIGURES: [(&str, bool); 11] = [
+    ("boot_ms", false),
+    ("mem_total_kib", true),
+    ("null_syscall_ns", false),
+    ("ctx_switch_ns", false),
+    ("fork_exec_ns", false),
+    ("page_fault_ns", false),
+    ("mmap_ns", false),
+    ("disk_seq_mib_s", true),
+    ("disk_rand_iops", true),
+    ("net_tx_mib_s", true),
+    ("net_rx_mib_s", true),
+];
+
+/// One way to run the kernel, and what was measured of it.
+struct Contender {
+    name: &'static str,
+    system: System,
+    boots: Vec<f64>,
+    figures: Map<String, Value>,
+}
+
+impl Bench {
+    /// Do it.
+    ///
+    /// # Errors
+    /// If the lab or a guest fails.
+    pub fn run(self) -> Result<()> {
+        ensure!(
+            self.repeat >= 5,
+            "a median of fewer than 5 says little: --repeat must be 5 or more"
+        );
+        let mut contenders = vec![
+            Contender::new("pv", System::Native),
+            Contender::new("xen-shim", System::XenShim),
+        ];
+        if let Some(shim) = &self.shim {
+            ensure!(shim.is_file(), "there is no shim {}", shim.display());
+            contenders.push(Contender::new("unmoved", System::Shim(shim.clone())));
+        }
+        let kernel = GuestKernel::Debian12.get(&Tools::get()?)?;
+        Lab::run("bench", &Config::hosts(1), |lab| {
+            let host = lab.host(0);
+            host.copy_in(&Program::Peer.build()?, "/root/unmoved-peer")?;
+            let peer = host.start(&["/root/unmoved-peer", "serve"])?;
+            for round in 1..=self.repeat {
+                for contender in &mut contenders {
+                    let step = progress::step(format!(
+                        "{}, boot {round} of {}",
+                        contender.name, self.repeat
+                    ));
+                    contender.round(host, &kernel, self.repeat)?;
+                    step.done("measured");
+                }
+            }
+            peer.signal(15)
+        })?;
+        let systems: Map<String, Value> = contenders
+            .into_iter()
+            .map(|contender| (contender.name.to_owned(), contender.finish()))
+            .collect();
+        table(&systems);
+        crate::json::write(self.json.as_deref(), &json!({ "systems": systems }))
+    }
+}
+
+impl Contender {
+    fn new(name: &'static str, system: System) -> Self {
+        Self {
+            name,
+            system,
+            boots: Vec::new(),
+            figures: Map::new(),
+        }
+    }
+
+    /// Boot the guest; the first time, also measure inside it.
+    fn round(&mut self, host: &Host, kernel: &KernelFiles, repeat: usize) -> Result<()> {
+        let mut plan = GuestPlan::new(self.name, self.system.clone(), kernel.unpacked());
+        plan.initrd = Some(initramfs::workload(kernel)?);
+        plan.arguments +=
+            " quiet unmoved.mode=net unmoved.net=ip=192.0.2.100/24 unmoved.heartbeat=0";
+        plan.disks.push("phy:/dev/vda,xvda,w".to_owned());
+        plan.nics.push("mac=02:00:00:00:01:01".to_owned());
+        let (guest, boot) = self.boot(&plan, host)?;
+        self.boots.push(boot.as_secs_f64() * 1000.0);
+        if self.boots.len() == 1 {
+            let network = format!("bench net to={}:7010 reps={repeat}", host.address());
+            for order in [
+                format!("bench micro reps={}", repeat.max(7)),
+                format!("bench disk dev=/dev/xvda reps={repeat}"),
+                network,
+            ] {
+                let found = guest.order(host, &order, LONG)?;
+                let found = found.as_object().context("a benchmark gave no figures")?;
+                for (name, _) in FIGURES {
+                    if let Some(figure) = found.get(name) {
+                        self.figures.insert(name.to_owned(), figure.clone());
+                    }
+                }
+            }
+        }
+        drop(guest);
+        host.ok(&["xl", "destroy", &plan.name]).map(drop)
+    }
+
+    /// Create the guest and wait for its user space.
+    fn boot(&self, plan: &GuestPlan, host: &Host) -> Result<(Guest, Duration)> {
+        let log = format!("/var/log/xen/console/guest-{}.log", plan.name);
+        let mut tries = 0;
+        loop {
+            // xenconsoled appends to the log of a guest of the same name.
+            host.ok(&["rm", "-f", &log])?;
+            plan.install(host)?;
+            let begun = Instant::now();
+            let guest = plan.start(host)?;
+            tries += 1;
+            match guest.ready(LONG) {
+                Ok(_) => return Ok((guest, begun.elapsed())),
+                Err(error) if tries == BOOTS || self.system != System::XenShim => {
+                    return Err(error);
+                }
+                Err(_) => {
+                    eprintln!("    stock xen-shim stalled while it booted; once more");
+                    host.ok(&["xl", "destroy", &plan.name])?;
+                }
+            }
+        }
+    }
+
+    fn finish(mut self) -> Value {
+        self.boots.sort_by(f64::total_cmp);
+        let median = self
+            .boots
+            .get(self.boots.len() / 2)
+            .copied()
+            .unwrap_or_default();
+        self.figures
+            .insert("boot_ms".to_owned(), json!(median.round()));
+        Value::Object(self.figures)
+    }
+}
+
+/// Print the figures, each system's beside its ratio to plain PV (below 1: worse than PV).
+fn table(systems: &Map<String, Value>) {
+    print!("{:18}", "");
+    for name in systems.keys() {
+        print!("{name:>14}{:>8}", "");
+    }
+    println!();
+    for (figure, more_is_better) in FIGURES {
+        print!("{figure:18}");
+        let of = |system: &Value| system[figure].as_f64();
+        let base = systems.get("pv").and_then(of);
+        for system in systems.values() {
+            let Some(value) = of(system) else {
+                print!("{:>14}{:>8}", "-", "");
+                continue;
+            };
+            let ratio = base.map_or(1.0, |base| {
+                if more_is_better {
+                    value / base
+                } else {
+                    base / value
+                }
+            });
+            print!("{value:>14.1}{:>8}", format!("({ratio:.2})"));
+        }
+        println!();
+    }
+}
