@@ -35,6 +35,13 @@ pub mod watch;
 
 mod virtual_store;
 
+#[cfg(any(test, feature = "testing"))]
+pub mod script;
+
+#[cfg(test)]
+mod compare;
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;
 

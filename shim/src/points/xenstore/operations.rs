@@ -141,6 +141,10 @@ fn undo(view: &mut View<'_>, written: &[&str]) {
 }
 
 /// Removes a node and everything below it, whoever owns that.
+///
+/// A transaction that looked at a directory before somebody changed it and at what is in it
+/// afterwards sees two things that do not fit.  It can not be committed, but gets this far: then
+/// the parent is missing (`EINVAL`), or a child or its entry (`EIO`).
 pub fn remove(view: &mut View<'_>, name: &[u8]) -> Result<(), Errno> {
     match get(view, name, Rights::WRITE) {
         Ok(_) => {}
@@ -160,10 +164,11 @@ pub fn remove(view: &mut View<'_>, name: &[u8]) -> Result<(), Errno> {
     }
     let above = path::parent(name);
     let parent = view.look(above)?.ok_or(Errno::EINVAL)?;
-    // Only the limit on a transaction's nodes can stop the walk, and that dooms the transaction.
     delete_below(view, name).map_err(|_| Errno::EIO)?;
     let mut parent = Node::clone(&parent);
-    parent.children.remove(path::leaf(name));
+    if !parent.children.remove(path::leaf(name)) {
+        return Err(Errno::EIO);
+    }
     view.put_unchecked(above, parent);
     Ok(())
 }
@@ -179,9 +184,9 @@ fn delete_below(view: &mut View<'_>, top: &str) -> Result<(), Errno> {
             view.delete(&name);
             continue;
         }
-        let node = view.look(&name)?;
+        let node = view.look(&name)?.ok_or(Errno::ENOENT)?;
         stack.push((name.clone(), true));
-        let children = node.iter().flat_map(|node| node.children.iter().rev());
+        let children = node.children.iter().rev();
         stack.extend(children.map(|leaf| (path::join(&name, leaf), false)));
     }
     Ok(())

@@ -292,6 +292,29 @@ fn a_transaction_conflicts_with_the_shim_s_own_write() {
 }
 
 #[test]
+fn a_commit_tells_what_was_written_before_it_was_removed() {
+    let mut guest = Guest::new();
+    guest.ask(MsgType::WATCH, 0, b"data\0t\0");
+    for (write, expected) in [
+        (false, &[&b"data/a\0t\0"[..]][..]),
+        (true, &[b"data/a/b\0t\0", b"data/a\0t\0"]),
+    ] {
+        guest.store.write_as_host("/local/domain/1/data/a/b", b"1");
+        guest.exchange(b"");
+        let id = guest.answer(MsgType::TRANSACTION_START, 0, b"\0");
+        let id = id.trim_end_matches('\0').parse().expect("a number");
+        if write {
+            guest.ask(MsgType::WRITE, id, b"data/a/b\x002");
+        }
+        assert_eq!(guest.answer(MsgType::RM, id, b"data/a\0"), "OK\0");
+        let answers = guest.ask(MsgType::TRANSACTION_END, id, b"T\0");
+        let events: Vec<_> = answers.iter().filter(|answer| answer.0 == 15).collect();
+        let events: Vec<_> = events.iter().map(|event| &event.3[..]).collect();
+        assert_eq!(events, expected);
+    }
+}
+
+#[test]
 fn quotas_stop_where_the_daemon_s_do() {
     let mut guest = Guest::new();
     let mut made = 1;
@@ -329,6 +352,32 @@ fn quotas_stop_where_the_daemon_s_do() {
         guest.answer(MsgType::WRITE, 0, &value(2048 - 32)),
         "ENOSPC\0"
     );
+}
+
+#[test]
+fn transactions_can_not_fill_the_heap() {
+    let mut guest = Guest::new();
+    let deep = format!("data{}\0", "/a".repeat(1000));
+    let mut answers = Vec::new();
+    for id in 1..=11 {
+        guest.ask(MsgType::TRANSACTION_START, 0, b"\0");
+        answers.push(guest.answer(MsgType::READ, id, deep.as_bytes()));
+        let (daemon, _) = guest.store.core_mut();
+        assert!(daemon.memory() < daemon.limits.memory);
+    }
+    assert_eq!(
+        answers
+            .iter()
+            .filter(|answer| *answer == "ENOENT\0")
+            .count(),
+        2
+    );
+    assert_eq!(answers[10], "ENOMEM\0");
+    assert_eq!(
+        guest.answer(MsgType::TRANSACTION_END, 11, b"T\0"),
+        "ENOMEM\0"
+    );
+    assert_eq!(guest.answer(MsgType::READ, 0, b"data\0"), "");
 }
 
 #[test]

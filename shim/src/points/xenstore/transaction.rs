@@ -26,14 +26,14 @@ struct Seen {
     modified: bool,
     /// Whether watchers are to be told at the commit; `true` inside: only of the exact path.
     fire: Option<bool>,
+    /// Which look was the first at this node; commits go in this order.
+    look: usize,
 }
 
 /// An open transaction.
 #[derive(Debug, Default)]
 pub struct Transaction {
     seen: BTreeMap<String, Seen>,
-    /// Names in the order of the first look, which is the order of the commit.
-    order: Vec<String>,
     doomed: bool,
     created: bool,
     bytes: usize,
@@ -48,7 +48,7 @@ impl Transaction {
     /// Remembers what the first look at `name` found.
     pub fn remember(&mut self, name: &str, found: Option<Arc<Node>>) {
         self.bytes += cost(name, found.as_ref());
-        self.order.push(String::from(name));
+        let look = self.seen.len();
         self.seen.insert(
             String::from(name),
             Seen {
@@ -56,6 +56,7 @@ impl Transaction {
                 current: found,
                 modified: false,
                 fire: None,
+                look,
             },
         );
     }
@@ -129,11 +130,10 @@ impl Transaction {
         {
             return Err(Errno::EAGAIN);
         }
+        let mut modified: Vec<_> = self.seen.iter().filter(|(_, seen)| seen.modified).collect();
+        modified.sort_unstable_by_key(|(_, seen)| seen.look);
         let mut changes = Vec::new();
-        for name in &self.order {
-            let Some(seen) = self.seen.get(name).filter(|seen| seen.modified) else {
-                continue;
-            };
+        for (name, seen) in modified {
             match &seen.current {
                 Some(node) => tree.put(name, Node::clone(node)),
                 None => tree.take(name),

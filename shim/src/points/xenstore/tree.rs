@@ -72,17 +72,18 @@ impl Children {
         self.0.push('\0');
     }
 
-    /// Takes a name out, if it is there.
-    pub fn remove(&mut self, leaf: &str) {
+    /// Takes a name out; `false` when it is not there.
+    pub fn remove(&mut self, leaf: &str) -> bool {
         let mut at = 0;
         for name in self.0.split_terminator('\0') {
             let end = at + name.len() + 1;
             if name == leaf {
                 self.0.replace_range(at..end, "");
-                return;
+                return true;
             }
             at = end;
         }
+        false
     }
 }
 
@@ -178,12 +179,10 @@ mod tests {
         for leaf in ["b", "a", "ab", "c"] {
             children.add(leaf);
         }
-        children.remove("a");
-        children.remove("missing");
+        assert!(children.remove("a"));
+        assert!(!children.remove("missing"));
         assert_eq!(children.as_bytes(), b"b\0ab\0c\0");
-        children.remove("b");
-        children.remove("c");
-        children.remove("ab");
+        assert!(children.remove("b") && children.remove("c") && children.remove("ab"));
         assert_eq!(children.as_bytes(), b"");
     }
 

@@ -33,7 +33,9 @@ impl View<'_> {
         self.caller.0 == 0
     }
 
-    /// Returns a node, if there is one.  `ENOSPC` when the transaction has looked at too many.
+    /// Returns a node, if there is one.  `ENOSPC` when the transaction has looked at too many,
+    /// `ENOMEM` when there is no memory to remember another; the daemon would go on and then
+    /// never read from the guest again.
     pub fn look(&mut self, name: &str) -> Result<Option<Arc<Node>>, Errno> {
         let found = self.tree.get(name).cloned();
         let privileged = self.is_privileged();
@@ -46,6 +48,12 @@ impl View<'_> {
         if !privileged && transaction.nodes() >= self.limits.transaction_nodes {
             transaction.doom();
             return Err(Errno::ENOSPC);
+        }
+        let held = self.other_bytes + self.tree.guest_bytes() + transaction.bytes();
+        let more = name.len() + found.as_ref().map_or(0, |node| node.bytes());
+        if !privileged && held + more >= self.limits.memory {
+            transaction.doom();
+            return Err(Errno::ENOMEM);
         }
         transaction.remember(name, found.clone());
         Ok(found)
