@@ -87,7 +87,7 @@ impl Vbd {
                 wanted.release(cx.grants);
                 self.respond(cx, wanted.id, wanted.operation, status::ERROR);
             }
-            Ok(wanted) => self.shadow.add(wanted, self.guest.epoch),
+            Ok(wanted) => self.shadow.add(wanted),
             Err(Refused {
                 id,
                 operation,
@@ -110,12 +110,12 @@ impl Vbd {
             return;
         };
         entry.wanted.release(cx.grants);
-        if entry.epoch == self.guest.epoch {
-            self.respond(cx, entry.wanted.id, entry.wanted.operation, entry.status);
-        }
+        self.respond(cx, entry.wanted.id, entry.wanted.operation, entry.status);
         self.shadow.keep_segments(entry.wanted.segments);
     }
 
+    /// Writes an answer into the guest's ring.  The driver may be gone, and no other one connects
+    /// before everything that it asked for has ended.
     fn respond(&mut self, cx: &mut Cx<'_>, id: u64, operation: u8, status: i16) {
         if let Some(ring) = &mut self.guest.ring {
             let response = Response {

@@ -27,14 +27,12 @@ pub(super) struct GuestHalf {
     pub link: GuestLink,
     pub ring: Option<BackRing<SLOT_SIZE>>,
     pub port: Option<Port>,
-    /// Counts connections, so that an answer does not go to the wrong one.
-    pub epoch: u32,
     /// The driver wrote nonsense to its ring: no more is taken from there.
     pub is_broken: bool,
     /// Whether the directories were made.
     pub is_published: bool,
     /// The driver is gone, but not everything that it asked for has ended.
-    is_draining: bool,
+    pub is_draining: bool,
 }
 
 impl GuestHalf {
@@ -43,7 +41,6 @@ impl GuestHalf {
             link: GuestLink::new(device, guest, backend),
             ring: None,
             port: None,
-            epoch: 0,
             is_broken: false,
             is_published: false,
             is_draining: false,
@@ -200,7 +197,6 @@ impl Vbd {
         if let Some(ring) = self.guest.ring.take() {
             release_all(cx, ring.frames());
         }
-        self.guest.epoch = self.guest.epoch.wrapping_add(1);
         self.guest.is_draining = true;
         self.empty_backlog(cx);
     }

@@ -166,7 +166,7 @@ impl Device for Vbd {
 
     fn reattach(&mut self, cx: &mut Cx<'_>, host_frontend: &str) {
         self.host.forget(cx);
-        let (pages, done) = self.shadow.rewind(self.guest.epoch);
+        let (pages, done) = self.shadow.rewind(!self.guest.is_draining);
         self.spare_pages.extend(pages);
         for entry in done {
             self.answer_entry(cx, entry);

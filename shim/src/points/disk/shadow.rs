@@ -141,8 +141,6 @@ impl Plan {
 #[derive(Debug)]
 pub(super) struct Entry {
     pub wanted: Wanted,
-    /// Which connection of the guest's driver is to be answered.
-    pub epoch: u32,
     /// Orders the entries by when they were taken.
     pub serial: u64,
     /// Whether it is in the backlog: not everything was asked of the host yet.
@@ -203,11 +201,10 @@ impl Shadow {
     }
 
     /// Puts a request at the end of the backlog.
-    pub fn add(&mut self, wanted: Wanted, epoch: u32) {
+    pub fn add(&mut self, wanted: Wanted) {
         self.serial += 1;
         let entry = self.entries.insert(Entry {
             wanted,
-            epoch,
             serial: self.serial,
             queued: true,
             replayed: false,
@@ -238,9 +235,9 @@ impl Shadow {
 
     /// The host half is gone with everything that it knew.  What it had answered in full is left
     /// as it is; the rest goes back into the backlog, in order, to be asked of the next host, unless
-    /// it is of an earlier connection than `epoch`, for nobody waits for it.  Returns the pages of
+    /// nobody waits for it any more.  Returns the pages of
     /// indirect requests, and the entries that only need to be answered.
-    pub fn rewind(&mut self, epoch: u32) -> (Vec<Mfn>, Vec<u32>) {
+    pub fn rewind(&mut self, is_awaited: bool) -> (Vec<Mfn>, Vec<u32>) {
         let mut pages = Vec::new();
         let numbers: Vec<u32> = self.parts.numbers().collect();
         let mut unanswered = Vec::new();
@@ -265,7 +262,7 @@ impl Shadow {
             let Some(entry) = self.entries.get_mut(number) else {
                 continue;
             };
-            if entry.epoch != epoch || !entry.queued && !unanswered.contains(&number) {
+            if !is_awaited || !entry.queued && !unanswered.contains(&number) {
                 done.push(number);
                 continue;
             }

@@ -110,6 +110,7 @@ fn the_guest_sees_the_same_disk_on_every_host() {
         guest.ask(&world, op::FLUSH_DISKCACHE, 0, 0);
         settle(&mut world, &mut guest);
         assert_eq!(world.quiesce(), Progress::Done);
+        world.ports.raised = false;
         world.migrate(Backend::new(0, features));
         assert_eq!(world.attached(), Ok(Progress::Done));
         world.resume();
@@ -262,7 +263,14 @@ fn without_references_requests_wait_and_are_not_lost() {
 #[test]
 fn a_lying_backend_fails_the_disk_and_harms_nothing() {
     type Lie = fn(&mut World);
-    let lies: [Lie; 4] = [
+    let lies: [Lie; 5] = [
+        // An answer of before, whose number belongs to another request by now.
+        |world| {
+            let (id, operation) = (world.backend.taken[0].id, world.backend.taken[0].operation);
+            world
+                .backend
+                .respond(&world.mem, id ^ 1 << 32, operation, 0);
+        },
         |world| {
             world.backend.respond(&world.mem, 77, op::READ, 0);
         },
@@ -383,6 +391,72 @@ fn bad_requests_get_an_error_each() {
     );
     assert_eq!(world.ledger.0.len(), held, "no hold is left");
     tear_down(world);
+}
+
+#[test]
+fn parts_of_large_sectors_can_not_be_had() {
+    let large = &[("sector-size", "4096"), ("feature-flush-cache", "1")];
+    let (mut world, mut guest) = connected(large, 0);
+    grant(&world, Mfn(60), false);
+    let mut answer = |change: fn(&mut Request)| raw(&mut world, &mut guest, change);
+    assert_eq!(answer(|r| r.seg[0].last_sect = 6), status::ERROR);
+    assert_eq!(
+        answer(|r| (r.seg[0].first_sect, r.seg[0].last_sect) = (4, 7)),
+        status::ERROR
+    );
+    assert_eq!(
+        answer(|r| (r.sector_number, r.seg[0].last_sect) = (4, 7)),
+        status::ERROR
+    );
+    assert!(
+        guest.ask(&world, op::READ, 2003, 1),
+        "a whole page, but at sector 2003"
+    );
+    settle(&mut world, &mut guest);
+    assert_eq!(guest.answers, [status::ERROR]);
+    tear_down(world);
+}
+
+#[test]
+fn a_read_only_disk_is_not_written() {
+    for read_only in [("mode", "r"), ("info", "4"), ("info", "1")] {
+        let (mut world, mut guest) = connected(
+            &[
+                read_only,
+                ("feature-flush-cache", "1"),
+                ("feature-discard", "1"),
+            ],
+            0,
+        );
+        grant(&world, Mfn(60), true);
+        let mut answer = |change: fn(&mut Request)| raw(&mut world, &mut guest, change);
+        assert_eq!(answer(|r| r.operation = op::WRITE), status::ERROR);
+        assert_eq!(answer(|r| r.operation = op::DISCARD), status::ERROR);
+        assert_eq!(answer(|r| r.operation = op::FLUSH_DISKCACHE), status::ERROR);
+        guest.ask(&world, op::READ, 0, 20);
+        guest.ask(&world, op::FLUSH_DISKCACHE, 0, 0);
+        settle(&mut world, &mut guest);
+        assert_eq!(guest.answers, [status::OKAY; 2]);
+        tear_down(world);
+    }
+}
+
+#[test]
+fn what_a_driver_that_went_had_asked_is_not_asked_of_the_next_host() {
+    let (mut world, mut guest) = connected(GOOD, 0);
+    guest.ask(&world, op::READ, 0, 30);
+    guest.push(&mut world);
+    world.guest_kick();
+    world.backend.take(&world.mem);
+    world.guest_state(5);
+    world.guest_state(6);
+    world.quiesce();
+    world.migrate(Backend::new(0, POOR));
+    world.resume();
+    world.backend.take(&world.mem);
+    assert!(world.backend.taken.is_empty());
+    assert_eq!(world.back("state"), Some("6"));
+    finish_unplug(world);
 }
 
 #[test]
