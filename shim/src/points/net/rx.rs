@@ -1,0 +1,365 @@
+//! Receiving: the guest's buffers are posted to the host, and what the host puts into them is
+//! passed on.
+//!
+//! Both rings are kept in step: the guest's buffers go to the host one for one and in order, and
+//! each response of the host answers the oldest buffer.  A buffer that can not be granted is
+//! replaced by a page of ours, so that the order stays; a packet that runs through it fails as a
+//! whole.  The guest sees whole packets only, so that one that the host never completes, because
+//! the machine has moved, can be turned into errors.
+
+use alloc::collections::VecDeque;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use xen_abi::netif::{
+    EXTRA_MORE, Extra, RING_ENTRIES, RX_SLOT, RxRequest, RxResponse, extra_type, rx_flags, status,
+};
+use xen_abi::{Mfn, PAGE_SIZE};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::Vif;
+use super::features::Wishes;
+use super::loose::Held;
+use crate::host::{Access, HostRef};
+use crate::points::Cx;
+
+/// With fewer buffers than this a driver that does not notify is looked after now and then.
+const FEW: usize = 64;
+
+/// A buffer of the guest.
+#[derive(Debug)]
+struct Buffer {
+    /// The guest's own name for it.
+    id: u16,
+    /// The host's name for it, once posted.
+    host_id: u16,
+    /// The frame, of which a hold was taken for writing; none if the guest's reference was bad.
+    frame: Option<Mfn>,
+    /// What the backend may use.
+    grant: Option<HostRef>,
+}
+
+/// The guest's buffers, in order.
+#[derive(Debug, Default)]
+pub(super) struct Buffers {
+    queue: VecDeque<Buffer>,
+    /// How many of them, the oldest, are in the host's ring.
+    posted: usize,
+    packet: Packet,
+}
+
+impl Buffers {
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+/// A packet that is being received.
+#[derive(Debug, Default)]
+struct Packet {
+    /// Names of its buffers, and what is to be answered if the packet turns out to be good.
+    parts: Vec<(u16, [u8; RX_SLOT])>,
+    wants_extra: bool,
+    wants_data: bool,
+    is_bad: bool,
+}
+
+impl Packet {
+    /// Takes a part in; says what is wrong with it, if anything.
+    fn add(
+        &mut self,
+        buffer: &Buffer,
+        slot: [u8; RX_SLOT],
+        wishes: &Wishes,
+    ) -> Option<&'static str> {
+        let (bytes, wrong) = if core::mem::take(&mut self.wants_extra) {
+            self.add_extra(Extra::read_from_bytes(&slot).ok()?, wishes)
+        } else {
+            self.add_data(RxResponse::read_from_bytes(&slot).ok()?, buffer)
+        };
+        self.parts.push((buffer.id, bytes));
+        self.is_bad |= wrong.is_some();
+        wrong
+    }
+
+    fn add_extra(
+        &mut self,
+        extra: Extra,
+        wishes: &Wishes,
+    ) -> ([u8; RX_SLOT], Option<&'static str>) {
+        let wrong = match extra.kind {
+            extra_type::GSO if extra.gso_size() == 0 => Some("segments without size"),
+            extra_type::GSO if wishes.has_gso(extra.gso_type()) => None,
+            _ => Some("an extra that nobody asked for"),
+        };
+        let flags = extra.flags & EXTRA_MORE;
+        self.wants_extra = flags != 0;
+        let extra = Extra { flags, ..extra };
+        (zerocopy::transmute!(extra), wrong)
+    }
+
+    fn add_data(
+        &mut self,
+        response: RxResponse,
+        buffer: &Buffer,
+    ) -> ([u8; RX_SLOT], Option<&'static str>) {
+        let mut known = rx_flags::MORE_DATA;
+        if self.parts.is_empty() {
+            known |= rx_flags::DATA_VALIDATED | rx_flags::CSUM_BLANK | rx_flags::EXTRA_INFO;
+        }
+        let flags = response.flags & known;
+        self.wants_extra = flags & rx_flags::EXTRA_INFO != 0;
+        self.wants_data = flags & rx_flags::MORE_DATA != 0;
+        let wrong = match usize::try_from(response.status) {
+            // It has failed, or could not be kept; neither is a lie.
+            Err(_) => {
+                self.is_bad = true;
+                None
+            }
+            Ok(_) if buffer.frame.is_none() => {
+                self.is_bad = true;
+                None
+            }
+            Ok(len) if usize::from(response.offset) + len > PAGE_SIZE => {
+                Some("a part that leaves its page")
+            }
+            Ok(_) => None,
+        };
+        let response = RxResponse {
+            id: buffer.id,
+            flags,
+            ..response
+        };
+        (zerocopy::transmute!(response), wrong)
+    }
+
+    fn is_complete(&self) -> bool {
+        !self.wants_extra && !self.wants_data
+    }
+}
+
+impl Vif {
+    /// Takes the guest's buffers and posts to the host as many as there is room for.
+    pub(super) fn post_buffers(&mut self, cx: &mut Cx<'_>) {
+        if self.quiescing_since.is_some() {
+            return;
+        }
+        self.take_buffers(cx);
+        let backend = self.host.link.backend_id();
+        while let (Some(rings), Some(buffer)) =
+            (&mut self.host.rings, self.rx.queue.get_mut(self.rx.posted))
+        {
+            if rings.rx.free() == 0 {
+                return;
+            }
+            let Some(frame) = buffer.frame.or_else(|| {
+                self.trash = self.trash.or_else(|| cx.pool.take());
+                self.trash
+            }) else {
+                self.wants_retry = true;
+                return;
+            };
+            let Some(grant) = cx.host_grants.grant(backend, frame, Access::ReadWrite) else {
+                self.wants_retry = true;
+                return;
+            };
+            buffer.grant = Some(grant);
+            buffer.host_id = rings.rx.next_index() as u16 % RING_ENTRIES as u16;
+            let request = RxRequest {
+                id: buffer.host_id,
+                pad: 0,
+                gref: grant.0,
+            };
+            rings.rx.put(cx.frames, request.as_bytes());
+            self.rx.posted += 1;
+        }
+    }
+
+    /// Takes what buffers there are in the guest's ring; they are never more than a ring full.
+    fn take_buffers(&mut self, cx: &mut Cx<'_>) {
+        let Some(driver) = &mut self.guest.driver else {
+            return;
+        };
+        while !driver.is_broken {
+            let waiting = match driver.rx.pending(cx.frames) {
+                Ok(0) => driver.rx.final_check(cx.frames),
+                found => found.map(|_| true),
+            };
+            match waiting {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    driver.is_broken = true;
+                    self.log.warn(
+                        self.id,
+                        format_args!("the guest's receive ring has {error}; it is left alone"),
+                    );
+                    return;
+                }
+            }
+            let slot = driver.rx.copy_request(cx.frames, 0);
+            driver.rx.consume(1);
+            let request = RxRequest::read_from_bytes(&slot).expect("a slot has a request's size");
+            let frame = cx.grants.acquire(cx.frames, request.gref, true);
+            if let Err(why) = frame {
+                self.log.warn(
+                    self.id,
+                    format_args!(
+                        "a buffer of the guest has reference {}: {why:?}",
+                        request.gref
+                    ),
+                );
+            }
+            self.rx.queue.push_back(Buffer {
+                id: request.id,
+                host_id: 0,
+                frame: frame.ok(),
+                grant: None,
+            });
+        }
+    }
+
+    /// Whether the guest's ring has to be looked at without having been told.
+    pub(super) fn has_to_poll(&self) -> bool {
+        self.rx.queue.len() < FEW
+            && self.host.rings.is_some()
+            && self
+                .guest
+                .driver
+                .as_ref()
+                .is_some_and(|driver| !driver.wishes.rx_notify)
+    }
+
+    /// Takes what the host has received.
+    pub(super) fn take_received(&mut self, cx: &mut Cx<'_>) {
+        loop {
+            match self.take_received_part(cx) {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(why) => return self.break_host(cx, &why),
+            }
+        }
+    }
+
+    /// Takes a response; `false` when there is none that could be taken.
+    fn take_received_part(&mut self, cx: &mut Cx<'_>) -> Result<bool, String> {
+        let (Some(rings), Some(driver)) = (&mut self.host.rings, &self.guest.driver) else {
+            return Ok(false);
+        };
+        let waiting = match rings.rx.pending(cx.frames) {
+            Ok(0) => rings.rx.final_check(cx.frames),
+            found => found.map(|_| true),
+        };
+        match waiting {
+            Ok(true) => {}
+            Ok(false) => return Ok(false),
+            Err(error) => return Err(format!("the backend's receive ring has {error}")),
+        }
+        let buffer = self
+            .rx
+            .queue
+            .front_mut()
+            .expect("a response that can be there answers a buffer that was posted");
+        // Only now, and not before the backend has let go, is it certain what the buffer holds.
+        if let Some(grant) = buffer.grant {
+            if !cx.host_grants.end(grant) {
+                self.wants_retry = true;
+                return Ok(false);
+            }
+            buffer.grant = None;
+        }
+        let slot = rings.rx.copy_response(cx.frames, 0);
+        if !self.rx.packet.wants_extra {
+            let response = RxResponse::read_from_bytes(&slot).expect("a slot has its size");
+            if response.id != buffer.host_id {
+                return Err(format!(
+                    "the backend answers buffer {} as {}",
+                    buffer.host_id, response.id
+                ));
+            }
+        }
+        rings.rx.consume(1);
+        self.rx.posted -= 1;
+        let buffer = self.rx.queue.pop_front().expect("it was there just now");
+        if let Some(frame) = buffer.frame {
+            cx.grants.release(frame, true);
+        }
+        if let Some(wrong) = self.rx.packet.add(&buffer, slot, &driver.wishes) {
+            self.log
+                .warn(self.id, format_args!("a packet of the host has {wrong}"));
+        }
+        if self.rx.packet.is_complete() {
+            self.finish_packet(cx, false);
+        }
+        Ok(true)
+    }
+
+    /// Passes the packet that was being received on to the guest, or the news that it has failed.
+    fn finish_packet(&mut self, cx: &mut Cx<'_>, is_cut: bool) {
+        let packet = &mut self.rx.packet;
+        let failed = packet.is_bad || is_cut;
+        if let Some(driver) = &mut self.guest.driver {
+            for (id, bytes) in &packet.parts {
+                // Each part for itself, so that the guest does not look for more of a packet.
+                let error = RxResponse {
+                    id: *id,
+                    status: status::ERROR,
+                    ..RxResponse::default()
+                };
+                let response = if failed { error.as_bytes() } else { bytes };
+                driver.rx.respond(cx.frames, response);
+            }
+        }
+        packet.parts.clear();
+        packet.wants_extra = false;
+        packet.wants_data = false;
+        packet.is_bad = false;
+    }
+
+    /// The host is another one: all buffers are to be posted anew.
+    pub(super) fn rewind_buffers(&mut self, cx: &mut Cx<'_>) {
+        self.finish_packet(cx, true);
+        self.rx.posted = 0;
+        for buffer in &mut self.rx.queue {
+            buffer.grant = None;
+        }
+    }
+
+    /// The host's backend is not to write into the buffers any more.
+    pub(super) fn withdraw_buffers(&mut self, cx: &mut Cx<'_>) {
+        self.finish_packet(cx, true);
+        self.rx.posted = 0;
+        self.end_withdrawn(cx);
+    }
+
+    /// Tries again to end the grants of buffers that were taken back from the host.
+    pub(super) fn end_withdrawn(&mut self, cx: &mut Cx<'_>) {
+        for buffer in self.rx.queue.iter_mut().skip(self.rx.posted) {
+            if let Some(grant) = buffer.grant {
+                if cx.host_grants.end(grant) {
+                    buffer.grant = None;
+                } else {
+                    self.wants_retry = true;
+                }
+            }
+        }
+    }
+
+    /// The guest's driver is gone: its frames are free as soon as the backend lets go of them.
+    pub(super) fn drop_buffers(&mut self, cx: &mut Cx<'_>) {
+        self.finish_packet(cx, true);
+        self.rx.posted = 0;
+        for buffer in self.rx.queue.drain(..) {
+            match (buffer.grant, buffer.frame) {
+                (Some(grant), Some(frame)) => {
+                    let held = Held::Guest { frame, write: true };
+                    self.host.loose.add(cx, grant, held);
+                }
+                (Some(grant), None) => self.host.loose.add(cx, grant, Held::Nothing),
+                (None, Some(frame)) => cx.grants.release(frame, true),
+                (None, None) => {}
+            }
+        }
+    }
+}
