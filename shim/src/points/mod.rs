@@ -9,6 +9,8 @@ pub mod bus;
 pub mod console;
 pub mod disk;
 pub mod evtchn;
+#[cfg(any(test, feature = "testing"))]
+mod fake;
 pub mod grant;
 pub mod identity;
 pub mod net;

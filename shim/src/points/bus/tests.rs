@@ -9,9 +9,7 @@ use super::{Bus, DeviceFactory};
 use crate::host::grants::HostGrantTable;
 use crate::host::{HostPort, StoreClient, StoreEvent, StoreOp, Tag};
 use crate::mem::FakeFrames;
-use crate::points::disk::model::world::{
-    Allowed, BACKEND, FakePorts, FakeXen, GUEST, Ledger, VirtualStore,
-};
+use crate::points::fake::{Allowed, BACKEND, FakePorts, FakeXen, GUEST, Ledger, VirtualStore};
 use crate::points::grant::GuestGrantTable;
 use crate::points::{Cx, Device, DeviceClass, DeviceId, Progress, TagOwner, device_tag};
 
@@ -150,7 +148,7 @@ impl Machine {
     fn call<R>(&mut self, act: impl FnOnce(&mut Bus, &mut Cx<'_>) -> R) -> R {
         let mem = FakeFrames::new(1);
         let (mut host, mut allowed) = (HostGrantTable::new(), Allowed(0));
-        let (guest, mut ledger) = (GuestGrantTable::new(GUEST, BACKEND, 1), Ledger::default());
+        let (guest, mut ledger) = (GuestGrantTable::new(GUEST, BACKEND, 1), Ledger::new(0..0));
         let mut cx = Cx {
             frames: &mem,
             pool: &mut Vec::<Mfn>::new(),

@@ -7,15 +7,15 @@ use xen_abi::blkif::{
 };
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use super::world::{HOST_FRONT, RealStore};
+use super::world::HOST_FRONT;
 use crate::host::grants::HostGrantTable;
 use crate::mem::{FakeFrames, Frames};
+use crate::points::fake::{RealStore, map, unmap};
 use crate::points::ring::BackRing;
 
 /// Sectors of the model's disk.
 pub(crate) const SECTORS: usize = 2048;
 const DIR: &str = "/local/domain/0/backend/vbd/7/51712";
-const HOST_TABLE: u64 = 300;
 
 /// A request that the backend has taken, and mapped.
 #[derive(Clone, Debug)]
@@ -213,34 +213,6 @@ impl Backend {
         if let Some(ring) = &self.ring {
             mem.store32(ring.frames()[0], 8, value);
         }
-    }
-}
-
-fn entry(reference: u32) -> (Mfn, usize) {
-    assert!((8..1024).contains(&reference), "a reference {reference}");
-    let frame = Mfn(HOST_TABLE + u64::from(reference / 512));
-    (frame, (reference % 512) as usize * 8)
-}
-
-/// Maps a frame as the hypervisor does, which refuses what was not granted.
-fn map(mem: &FakeFrames, reference: u32, write: bool) -> Mfn {
-    let (frame, at) = entry(reference);
-    let flags = mem.load16(frame, at);
-    assert_eq!(flags & 3, 1, "reference {reference} grants nothing");
-    assert_eq!(mem.load16(frame, at + 2), 0, "granted to dom0");
-    assert!(
-        !write || flags & 4 == 0,
-        "reference {reference} is read-only"
-    );
-    let in_use = if write { 8 | 16 } else { 8 };
-    mem.store16(frame, at, flags | in_use);
-    Mfn(u64::from(mem.load32(frame, at + 4)))
-}
-
-fn unmap(mem: &FakeFrames, references: &[u32]) {
-    for &reference in references {
-        let (frame, at) = entry(reference);
-        mem.store16(frame, at, mem.load16(frame, at) & !(8 | 16));
     }
 }
 

@@ -1,19 +1,20 @@
 //! A world around one disk: memory, both stores, both grant tables and ports, all of it fake.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeMap;
 
-use xen_abi::{DomId, Errno, Mfn, Port};
+use xen_abi::{Mfn, Port};
 
 use super::backend::Backend;
-use crate::host::grants::{HostGrantTable, TableFrames};
-use crate::host::{HostPort, StoreClient, StoreEvent, StoreOp, Tag, Xen};
+use crate::host::grants::HostGrantTable;
+use crate::host::{HostPort, StoreEvent, Tag};
 use crate::mem::{FakeFrames, Frames};
 use crate::points::disk::Vbd;
-use crate::points::grant::{FrameHolds, GuestGrantTable};
-use crate::points::{Cx, Device, DeviceId, GuestPorts, GuestStore};
+use crate::points::fake::{
+    self, Allowed, BACKEND, FakePorts, FakeXen, GUEST, HOST_TABLE, Ledger, RealStore, VirtualStore,
+};
+use crate::points::grant::GuestGrantTable;
+use crate::points::{Cx, Device, DeviceId};
 
-pub(crate) const GUEST: DomId = DomId(1);
-pub(crate) const BACKEND: DomId = DomId(0);
 pub(crate) const INDEX: u32 = 51712;
 pub(crate) const FRONT: &str = "/local/domain/1/device/vbd/51712";
 pub(crate) const BACK: &str = "/local/domain/0/backend/vbd/1/51712";
@@ -21,170 +22,7 @@ pub(crate) const HOST_FRONT: &str = "device/vbd/51712";
 /// Frames below are the guest's.
 pub(crate) const GUEST_FRAMES: u64 = 160;
 const SHARED: u64 = 200;
-const HOST_TABLE: u64 = 300;
 const POOL: std::ops::Range<u64> = 400..500;
-
-/// The frame ledger: counts holds of the guest's frames.
-#[derive(Default)]
-pub(crate) struct Ledger(pub BTreeMap<(Mfn, bool), u32>);
-
-impl FrameHolds for Ledger {
-    fn hold(&mut self, frame: Mfn, write: bool) -> bool {
-        if frame.0 < GUEST_FRAMES {
-            *self.0.entry((frame, write)).or_default() += 1;
-        }
-        frame.0 < GUEST_FRAMES
-    }
-    fn release(&mut self, frame: Mfn, write: bool) {
-        let count = self.0.get_mut(&(frame, write)).expect("held before");
-        *count -= 1;
-        self.0.retain(|_, count| *count > 0);
-    }
-}
-
-/// Frames of the real grant table, as many as the host allows.
-pub(crate) struct Allowed(pub usize);
-
-impl TableFrames for Allowed {
-    fn map_next(&mut self, index: usize) -> Option<Mfn> {
-        (index < self.0).then_some(Mfn(HOST_TABLE + index as u64))
-    }
-}
-
-#[derive(Default)]
-pub(crate) struct FakeXen {
-    next: u32,
-    pub open: BTreeSet<u32>,
-    pub notified: bool,
-}
-
-impl Xen for FakeXen {
-    fn alloc_unbound(&mut self, remote: DomId) -> Result<HostPort, Errno> {
-        assert_eq!(remote, BACKEND);
-        self.next += 1;
-        self.open.insert(self.next);
-        Ok(HostPort(Port(self.next)))
-    }
-    fn close(&mut self, port: HostPort) {
-        self.open.remove(&port.0.0);
-    }
-    fn notify(&mut self, port: HostPort) {
-        assert!(self.open.contains(&port.0.0));
-        self.notified = true;
-    }
-    fn now_ns(&self) -> u64 {
-        0
-    }
-}
-
-/// The real xenstored and its client.
-#[derive(Default)]
-pub(crate) struct RealStore {
-    pub nodes: BTreeMap<String, String>,
-    queue: VecDeque<(Tag, StoreOp)>,
-    watches: Vec<(Tag, String)>,
-    events: VecDeque<(Tag, String)>,
-}
-
-impl StoreClient for RealStore {
-    fn submit(&mut self, tag: Tag, op: StoreOp) {
-        self.queue.push_back((tag, op));
-    }
-}
-
-impl RealStore {
-    pub fn set(&mut self, path: &str, value: &str) {
-        self.nodes.insert(path.to_owned(), value.to_owned());
-        for (tag, watched) in &self.watches {
-            if path == watched {
-                self.events.push_back((*tag, watched.clone()));
-            }
-        }
-    }
-
-    pub fn remove(&mut self, directory: &str) {
-        self.nodes.retain(|path, _| !path.starts_with(directory));
-        for (tag, watched) in &self.watches {
-            if watched.starts_with(directory) {
-                self.events.push_back((*tag, watched.clone()));
-            }
-        }
-    }
-
-    fn answer(&mut self, tag: Tag, op: StoreOp) -> Result<Vec<u8>, Errno> {
-        match op {
-            StoreOp::Read(path) => self
-                .nodes
-                .get(&path)
-                .map(|value| value.clone().into_bytes())
-                .ok_or(Errno::ENOENT),
-            StoreOp::Write(path, value) => {
-                self.set(&path, core::str::from_utf8(&value).unwrap());
-                Ok(Vec::new())
-            }
-            StoreOp::Remove(path) => self
-                .nodes
-                .remove(&path)
-                .map(|_| Vec::new())
-                .ok_or(Errno::ENOENT),
-            StoreOp::Watch(path) => {
-                self.events.push_back((tag, path.clone()));
-                self.watches.push((tag, path));
-                Ok(Vec::new())
-            }
-            StoreOp::Unwatch(path) => {
-                self.watches.retain(|watch| *watch != (tag, path.clone()));
-                Ok(Vec::new())
-            }
-            StoreOp::Directory(_) => Ok(Vec::new()),
-        }
-    }
-}
-
-/// The store that the guest sees.
-#[derive(Default)]
-pub(crate) struct VirtualStore(pub BTreeMap<String, String>);
-
-impl GuestStore for VirtualStore {
-    fn read(&self, path: &str) -> Option<Vec<u8>> {
-        self.0.get(path).map(|value| value.clone().into_bytes())
-    }
-    fn list(&self, _path: &str) -> Vec<String> {
-        Vec::new()
-    }
-    fn write(&mut self, path: &str, value: &[u8], owner: DomId) {
-        let expected = if path.starts_with(FRONT) {
-            GUEST
-        } else {
-            BACKEND
-        };
-        assert_eq!(owner, expected);
-        self.0
-            .insert(path.to_owned(), String::from_utf8(value.to_vec()).unwrap());
-    }
-    fn remove(&mut self, path: &str) {
-        self.0.retain(|node, _| !node.starts_with(path));
-    }
-}
-
-#[derive(Default)]
-pub(crate) struct FakePorts {
-    pub connected: BTreeSet<Port>,
-    pub raised: bool,
-}
-
-impl GuestPorts for FakePorts {
-    fn connect(&mut self, port: Port, _device: DeviceId) -> bool {
-        port.0 < 100 && self.connected.insert(port)
-    }
-    fn raise(&mut self, port: Port) {
-        assert!(self.connected.contains(&port));
-        self.raised = true;
-    }
-    fn disconnect(&mut self, port: Port) {
-        assert!(self.connected.remove(&port));
-    }
-}
 
 pub(crate) struct World {
     pub mem: FakeFrames,
@@ -228,6 +66,7 @@ impl World {
     /// Makes a world whose host has this backend, and a disk that begins to connect to it.
     pub fn new(backend: Backend) -> Self {
         let mem = FakeFrames::new(POOL.end);
+        (HOST_TABLE..HOST_TABLE + 2).for_each(|frame| mem.add(Mfn(frame)));
         let mut shared = vec![Mfn(SHARED)];
         let mut guest_table = GuestGrantTable::new(GUEST, BACKEND, 1);
         assert!(guest_table.create(&mut shared));
@@ -238,7 +77,7 @@ impl World {
         let mut world = Self {
             mem,
             pool: POOL.map(Mfn).collect(),
-            ledger: Ledger::default(),
+            ledger: Ledger::new(0..GUEST_FRAMES),
             guest_table,
             host_table: HostGrantTable::new(),
             allowed: Allowed(2),
@@ -256,20 +95,12 @@ impl World {
 
     /// Lets the real store and the backend do their part of the handshake, until nothing moves.
     pub fn handshake(&mut self) {
-        loop {
-            if let Some((tag, op)) = self.real.queue.pop_front() {
-                let is_state = matches!(&op, StoreOp::Write(path, _) if path.ends_with("/state"));
-                let reply = StoreEvent::Reply(self.real.answer(tag, op));
-                if is_state {
-                    self.backend
-                        .frontend_changed(&mut self.real, &self.mem, &self.host_table);
-                }
-                self.store_event(tag, reply);
-            } else if let Some((tag, path)) = self.real.events.pop_front() {
-                self.store_event(tag, StoreEvent::Changed(path));
-            } else {
-                return;
+        while let Some((tag, event, written)) = self.real.step() {
+            if written.is_some_and(|path| path.ends_with("/state")) {
+                self.backend
+                    .frontend_changed(&mut self.real, &self.mem, &self.host_table);
             }
+            self.store_event(tag, event);
         }
     }
 
@@ -354,7 +185,11 @@ impl World {
     pub fn assert_nothing_leaked(&self) {
         assert!(self.vbd.is_gone(), "{:?}", self.vbd);
         assert_eq!(self.host_table.outstanding(), 0, "host references");
-        assert!(self.ledger.0.is_empty(), "holds {:?}", self.ledger.0);
+        assert!(
+            self.ledger.holds.is_empty(),
+            "holds {:?}",
+            self.ledger.holds
+        );
         assert_eq!(self.pool.len() as u64, POOL.end - POOL.start, "frames");
         assert!(self.xen.open.is_empty(), "host ports");
         assert!(self.ports.connected.is_empty(), "guest ports");
@@ -368,11 +203,10 @@ pub(crate) fn reference(frame: Mfn) -> u32 {
 }
 
 pub(crate) fn grant(world: &World, frame: Mfn, readonly: bool) {
-    let flags = if readonly { 5 } else { 1 };
-    put_entry(world, reference(frame), flags | frame.0 << 32);
+    let table = &world.guest_table;
+    fake::put_grant(&world.mem, table, reference(frame), frame, readonly);
 }
 
 pub(crate) fn put_entry(world: &World, reference: u32, raw: u64) {
-    let table = world.guest_table.frames()[0];
-    world.mem.store64(table, reference as usize * 8, raw);
+    fake::put_entry(&world.mem, &world.guest_table, reference, raw);
 }

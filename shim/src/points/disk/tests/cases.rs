@@ -224,11 +224,8 @@ fn without_references_requests_wait_and_are_not_lost() {
     {
         use crate::host::{Access, HostGrants};
         let mut grants = world.host_table.via(&world.mem, &mut world.allowed);
-        while let Some(grant) = grants.grant(
-            crate::points::disk::model::world::BACKEND,
-            Mfn(0),
-            Access::ReadOnly,
-        ) {
+        while let Some(grant) = grants.grant(crate::points::fake::BACKEND, Mfn(0), Access::ReadOnly)
+        {
             taken.push(grant);
         }
         for _ in 0..5 {
@@ -359,7 +356,7 @@ fn bad_requests_get_an_error_each() {
     let (mut world, mut guest) = connected(POOR, 0);
     grant(&world, Mfn(60), true);
     put_entry(&world, 300, 1 | 250 << 32);
-    let held = world.ledger.0.len();
+    let held = world.ledger.holds.len();
     let mut answer = |change: fn(&mut Request)| raw(&mut world, &mut guest, change);
     assert_eq!(
         answer(|_| {}),
@@ -389,7 +386,7 @@ fn bad_requests_get_an_error_each() {
         status::EOPNOTSUPP,
         "an indirect barrier"
     );
-    assert_eq!(world.ledger.0.len(), held, "no hold is left");
+    assert_eq!(world.ledger.holds.len(), held, "no hold is left");
     tear_down(world);
 }
 
@@ -490,7 +487,7 @@ fn a_driver_that_goes_is_waited_for_and_the_next_one_starts_clean() {
     world.backend.finish(&world.mem, 0);
     world.host_kick();
     assert_eq!(world.back("state"), Some("2"), "ready for the next");
-    assert!(world.ledger.0.is_empty());
+    assert!(world.ledger.holds.is_empty());
     world.store.0.retain(|path, _| !path.contains("/ring-"));
     let mut guest = Guest::connect(&mut world, 0);
     guest.ask(&world, op::WRITE, 0, 30);
@@ -519,7 +516,7 @@ fn drivers_that_make_no_sense_do_not_connect() {
         }
         world.guest_state(3);
         assert_eq!(world.back("state"), Some("5"), "{key}={value}");
-        assert!(world.ledger.0.is_empty());
+        assert!(world.ledger.holds.is_empty());
         tear_down(world);
     }
 }
