@@ -25,10 +25,12 @@ pub struct Baseline {
     unfriendly: Migration,
 }
 
-/// Boot a guest on the first host, fail to move it to the second while it is unfriendly, then move it.
+/// Move a friendly guest from the first host to the second; fail to move another, unfriendly one.
+///
+/// Two guests, because stock Xen does not move a guest any more once a move of it has failed.
 ///
 /// # Errors
-/// If the lab fails, the unfriendly guest moves or the friendly one does not.
+/// If the lab fails, the friendly guest does not move or the unfriendly one does.
 pub fn run(lab: &Lab, kernel: &KernelFiles) -> Result<Baseline> {
     let mut plan = GuestPlan::new("debian", System::XenShim, kernel.unpacked());
     plan.initrd = Some(initramfs::workload(kernel)?);
@@ -36,70 +38,84 @@ pub fn run(lab: &Lab, kernel: &KernelFiles) -> Result<Baseline> {
         " quiet unmoved.mode=clock,net unmoved.net=ip=192.0.2.100/24 unmoved.heartbeat=2";
     plan.nics.push("mac=02:00:00:00:01:01".to_owned());
     plan.disks.push("phy:/dev/vda,xvda,w".to_owned());
-    for attempt in 1.. {
-        match once(lab, &plan)? {
-            Some(baseline) => return Ok(baseline),
-            None => ensure!(
-                attempt < ATTEMPTS,
-                "stock xen-shim stalled {ATTEMPTS} times"
-            ),
-        }
-        eprintln!("    stock xen-shim stalled; once more with a new guest");
+    Ok(Baseline {
+        friendly: persist(lab, &plan, friendly)?,
+        unfriendly: persist(lab, &plan, unfriendly)?,
+    })
+}
+
+/// Play a part until the guest does not stall in it.
+fn persist(lab: &Lab, plan: &GuestPlan, part: Part) -> Result<Migration> {
+    for attempt in 1..=ATTEMPTS {
+        let migration = part(lab, plan)?;
         for host in [lab.host(0), lab.host(1)] {
             host.run(&["xl", "destroy", &plan.name])?;
             host.sh("rm -f /var/log/xen/console/guest-debian*")?;
         }
+        if let Some(migration) = migration {
+            return Ok(migration);
+        }
+        eprintln!("    stock xen-shim stalled in attempt {attempt} of {ATTEMPTS}");
     }
-    bail!("there are always attempts left above")
+    bail!("stock xen-shim stalled {ATTEMPTS} times");
 }
 
 /// One attempt; `None` if the guest stalled, which only its silence tells.
-fn once(lab: &Lab, plan: &GuestPlan) -> Result<Option<Baseline>> {
+type Part = fn(&Lab, &GuestPlan) -> Result<Option<Migration>>;
+
+fn friendly(lab: &Lab, plan: &GuestPlan) -> Result<Option<Migration>> {
     let (a, b) = (lab.host(0), lab.host(1));
-    let step = progress::step("host a: Debian 12's kernel boots under stock xen-shim");
-    let guest = plan.create(a)?;
-    if guest.ready(BOOT).is_err() {
+    let Some(guest) = boot(lab, plan)? else {
         return Ok(None);
-    }
-    step.done("it runs");
-
-    let step = progress::step("one of its tasks can not be frozen; stock `xl migrate`, a to b");
-    if guest.order(a, "unfriendly start", MOMENT).is_err() {
-        return Ok(None);
-    }
-    let unfriendly = migrate::stock(&plan.name, a, b, MOVE)?;
-    ensure!(
-        !unfriendly.migrated,
-        "an unfriendly guest moved: {}",
-        unfriendly.sender
-    );
-    if guest.alive(MOMENT).is_err() {
-        return Ok(None);
-    }
-    step.done("not moved; it lives on where it was");
-
-    let step = progress::step("it is friendly again; stock `xl migrate`, a to b");
-    if guest.order(a, "unfriendly stop", MOMENT).is_err() {
-        return Ok(None);
-    }
+    };
+    let step = progress::step("it is friendly: stock `xl migrate` from a to b");
     let moved = Guest::attach_incoming(&plan.name, b)?;
-    let friendly = migrate::stock(&plan.name, a, b, MOVE)?;
-    if !friendly.migrated && guest.alive(MOMENT).is_err() {
+    let migration = migrate::stock(&plan.name, a, b, MOVE)?;
+    if !migration.migrated && guest.alive(MOMENT).is_err() {
         return Ok(None);
     }
     ensure!(
-        friendly.migrated,
+        migration.migrated,
         "a friendly guest did not move: {}",
-        friendly.sender
+        migration.sender
     );
     if moved.alive(MOMENT).is_err() {
         return Ok(None);
     }
     step.done("moved, and it runs");
-    Ok(Some(Baseline {
-        friendly,
-        unfriendly,
-    }))
+    Ok(Some(migration))
+}
+
+fn unfriendly(lab: &Lab, plan: &GuestPlan) -> Result<Option<Migration>> {
+    let (a, b) = (lab.host(0), lab.host(1));
+    let Some(guest) = boot(lab, plan)? else {
+        return Ok(None);
+    };
+    let step = progress::step("one of its tasks can not be frozen: stock `xl migrate` from a to b");
+    if guest.order(a, "unfriendly start", MOMENT).is_err() {
+        return Ok(None);
+    }
+    let migration = migrate::stock(&plan.name, a, b, MOVE)?;
+    ensure!(
+        !migration.migrated,
+        "an unfriendly guest moved: {}",
+        migration.sender
+    );
+    if guest.alive(MOMENT).is_err() {
+        return Ok(None);
+    }
+    step.done("not moved; it lives on where it was");
+    Ok(Some(migration))
+}
+
+fn boot(lab: &Lab, plan: &GuestPlan) -> Result<Option<Guest>> {
+    let step = progress::step("host a: Debian 12's kernel boots under stock xen-shim");
+    let guest = plan.create(lab.host(0))?;
+    let Ok(ready) = guest.ready(BOOT) else {
+        return Ok(None);
+    };
+    step.done(&format!("{} KiB of RAM", ready["mem_total_kib"]));
+    Ok(Some(guest))
 }
 
 impl Baseline {

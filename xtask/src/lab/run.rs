@@ -67,6 +67,9 @@ pub struct Run {
     /// Stop, successfully, when a line of the guest or of Xen matches; not matching in time is a failure
     #[arg(long, value_name = "REGEX")]
     until: Option<Regex>,
+    /// Copy a file to the host first (may be repeated)
+    #[arg(long, value_name = "FILE:PATH")]
+    put: Vec<String>,
     /// When stopping, run this in dom0 and show its output (may be repeated)
     #[arg(long, value_name = "COMMAND")]
     then: Vec<String>,
@@ -88,6 +91,10 @@ impl Run {
             let host = lab.host(0);
             eprintln!("  ✓ host ready ({:.1} s)", begun.elapsed().as_secs_f32());
             let mut xen = Shown::new("xen  ", host.serial().clone(), host.serial().mark());
+            for put in &self.put {
+                let (file, path) = put.split_once(':').context("--put wants FILE:PATH")?;
+                host.copy_in(file.as_ref(), path)?;
+            }
             let created = plan.create(host);
             let mut watched = vec![];
             let guest = match created {
