@@ -1,0 +1,276 @@
+//! How a running job is watched, limited and aborted by others than the thread that does it.
+//!
+//! Whoever does a part of the job holds the same [`Control`]: it asks [`Control::check`] often, and keeps
+//! the [`Statistics`] true.  An abort is possible up to the point of no return and never after it.
+
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use event_listener::{Event as Signal, EventListener};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use super::{Error, JobOptions, Result, Statistics};
+
+const OPEN: u8 = 0;
+const ABORTED: u8 = 1;
+const CLOSED: u8 = 2;
+/// Events kept for those that come late.
+const EVENTS: usize = 256;
+
+/// What a job is doing.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Looking, reserving.
+    #[default]
+    Setup,
+    /// Memory is copied, the guest runs.
+    Live,
+    /// The guest is suspended; the rest is copied.
+    StopAndCopy,
+    /// The destination builds the domain to its end.
+    Building,
+    /// It is the destination's now.
+    HandedOver,
+    /// It is over, well or not.
+    Ended,
+}
+
+/// Something that happened to a job.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct Event {
+    /// Counts from 0 without gaps.
+    pub number: u64,
+    /// Milliseconds since the job began.
+    pub at_ms: u64,
+    /// The phase it is in from here on.
+    pub phase: Phase,
+    /// What happened, for a person.
+    pub message: String,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    phase: Phase,
+    statistics: Statistics,
+    events: Vec<Event>,
+    next_event: u64,
+}
+
+/// The handle that everybody who has to do with a job holds.
+#[derive(Debug)]
+pub struct Control {
+    options: JobOptions,
+    begun: Instant,
+    gate: AtomicU8,
+    bandwidth: AtomicU64,
+    max_downtime_ms: AtomicU64,
+    state: Mutex<State>,
+    /// Abort, new events, new figures.
+    changed: Signal,
+}
+
+impl Control {
+    /// For a new job.
+    #[must_use]
+    pub fn new(options: JobOptions) -> Self {
+        Self {
+            begun: Instant::now(),
+            gate: AtomicU8::new(OPEN),
+            bandwidth: AtomicU64::new(options.bandwidth.unwrap_or(0)),
+            max_downtime_ms: AtomicU64::new(options.max_downtime_ms),
+            state: Mutex::default(),
+            changed: Signal::new(),
+            options,
+        }
+    }
+
+    /// What was asked for when the job began.
+    pub const fn options(&self) -> &JobOptions {
+        &self.options
+    }
+
+    /// Since the job began.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// Asks the job to stop; `false` if it is too late for that.
+    pub fn abort(&self) -> bool {
+        let stopped =
+            self.gate
+                .compare_exchange(OPEN, ABORTED, Ordering::AcqRel, Ordering::Acquire);
+        self.changed.notify(usize::MAX);
+        stopped != Err(CLOSED)
+    }
+
+    /// From here on nobody can abort.
+    ///
+    /// # Errors
+    /// [`Error::Aborted`] if somebody has.
+    pub fn close(&self) -> Result<()> {
+        match self
+            .gate
+            .compare_exchange(OPEN, CLOSED, Ordering::AcqRel, Ordering::Acquire)
+        {
+            Err(ABORTED) => Err(Error::Aborted),
+            _ => Ok(()),
+        }
+    }
+
+    /// To be asked at least every few milliseconds of work.
+    ///
+    /// # Errors
+    /// [`Error::Aborted`].
+    pub fn check(&self) -> Result<()> {
+        if self.is_aborted() {
+            return Err(Error::Aborted);
+        }
+        Ok(())
+    }
+
+    /// If somebody has asked the job to stop.
+    #[must_use]
+    pub fn is_aborted(&self) -> bool {
+        self.gate.load(Ordering::Acquire) == ABORTED
+    }
+
+    /// Wakes up when somebody aborts, or anything else of the job changes.  Take it first, then look.
+    pub fn listen(&self) -> EventListener {
+        self.changed.listen()
+    }
+
+    /// The longest blackout aimed at; it can change while the job runs.
+    #[must_use]
+    pub fn max_downtime(&self) -> Duration {
+        Duration::from_millis(self.max_downtime_ms.load(Ordering::Relaxed))
+    }
+
+    /// Sets the longest blackout aimed at.
+    pub fn set_max_downtime(&self, downtime: Duration) {
+        let ms = u64::try_from(downtime.as_millis()).unwrap_or(u64::MAX);
+        self.max_downtime_ms.store(ms, Ordering::Relaxed);
+    }
+
+    /// Most bytes per second on the wire; it can change while the job runs.
+    #[must_use]
+    pub fn bandwidth(&self) -> Option<u64> {
+        Some(self.bandwidth.load(Ordering::Relaxed)).filter(|limit| *limit != 0)
+    }
+
+    /// Sets the most bytes per second on the wire.
+    pub fn set_bandwidth(&self, limit: Option<u64>) {
+        self.bandwidth.store(limit.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// The job enters a phase; tell why, for a person.
+    pub fn enter(&self, phase: Phase, message: impl Into<String>) {
+        self.record(Some(phase), message.into());
+    }
+
+    /// Something happened that the operator may want to know.
+    pub fn tell(&self, message: impl Into<String>) {
+        self.record(None, message.into());
+    }
+
+    /// Changes the figures.  Who sends pages keeps `memory_*`, who sends bytes `wire_bytes` and
+    /// `compression_*`; times are filled in by [`Control::statistics`].
+    pub fn update(&self, change: impl FnOnce(&mut Statistics)) {
+        change(&mut self.state.lock().statistics);
+        self.changed.notify(usize::MAX);
+    }
+
+    /// The figures now.
+    #[must_use]
+    pub fn statistics(&self) -> Statistics {
+        let mut statistics = self.state.lock().statistics.clone();
+        if statistics.success.is_none() {
+            statistics.time_elapsed = self.elapsed_ms();
+        }
+        statistics
+    }
+
+    /// The phase now.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        self.state.lock().phase
+    }
+
+    /// Events from this number on; the oldest may be gone.
+    #[must_use]
+    pub fn events(&self, from: u64) -> Vec<Event> {
+        let state = self.state.lock();
+        let wanted = |event: &&Event| event.number >= from;
+        state.events.iter().filter(wanted).cloned().collect()
+    }
+
+    fn record(&self, phase: Option<Phase>, message: String) {
+        log::info!("{message}");
+        let at_ms = self.elapsed_ms();
+        let mut state = self.state.lock();
+        state.phase = phase.unwrap_or(state.phase);
+        if state.events.len() == EVENTS {
+            state.events.remove(0);
+        }
+        let event = Event {
+            number: state.next_event,
+            at_ms,
+            phase: state.phase,
+            message,
+        };
+        state.next_event += 1;
+        state.events.push(event);
+        drop(state);
+        self.changed.notify(usize::MAX);
+    }
+
+    fn elapsed_ms(&self) -> u64 {
+        u64::try_from(self.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Control, EVENTS, Phase};
+    use crate::job::{Error, JobOptions};
+
+    #[test]
+    fn an_abort_is_possible_until_the_job_is_closed_and_never_after() {
+        let control = Control::new(JobOptions::default());
+        control.check().unwrap();
+        control.close().unwrap();
+        assert!(!control.abort());
+        control.check().unwrap();
+
+        let control = Control::new(JobOptions::default());
+        assert!(control.abort());
+        assert!(control.abort(), "asking twice is no mistake");
+        assert!(matches!(control.check(), Err(Error::Aborted)));
+        assert!(matches!(control.close(), Err(Error::Aborted)));
+    }
+
+    #[test]
+    fn whoever_waits_is_woken_by_an_abort() {
+        let control = Control::new(JobOptions::default());
+        let listener = control.listen();
+        control.abort();
+        event_listener::Listener::wait(listener);
+        assert!(control.is_aborted());
+    }
+
+    #[test]
+    fn the_last_events_are_kept_in_order() {
+        let control = Control::new(JobOptions::default());
+        control.enter(Phase::Live, "first round");
+        for round in 0..EVENTS {
+            control.tell(format!("round {round}"));
+        }
+        let events = control.events(0);
+        assert_eq!(events.len(), EVENTS);
+        assert_eq!(events[0].number, 1);
+        assert!(events.iter().all(|event| event.phase == Phase::Live));
+        assert_eq!(control.events(EVENTS as u64).len(), 1);
+    }
+}

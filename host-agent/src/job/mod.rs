@@ -1,0 +1,276 @@
+//! The door between the two halves of the agent: what can be done with a guest at either end.
+//!
+//! One half knows Xen: it reads a live domain, and has one built by the stock toolstack.  The other half
+//! knows the peer: session, journal, transport.  They meet only in the traits of this module.  The order
+//! in which a job uses them (the session's rounds; *journal* means written and on the disk):
+//!
+//! | | destination | source |
+//! |---|---|---|
+//! | meet | [`Host::facts`] | [`Source::prepare`]: looks, has no effect |
+//! | reserve | journal; [`Destination::reserve`] | |
+//! | transfer | [`Destination::receive`], bytes into its [`Sink`] | [`Source::copy_live`] into the wire's [`Sink`]; journal; [`Source::copy_rest`] |
+//! | built | [`Destination::finish`]: the whole domain stands there, paused; journal | |
+//! | hand over | | journal with the fencing token: **the point of no return** |
+//! | take over | journal with that token; [`Destination::unpause`] | |
+//! | release | | journal; [`Source::destroy`] |
+//!
+//! Up to the point of no return the guest is the source's: whatever fails, [`Source::resume_here`] and
+//! [`Destination::discard`].  After it the guest is the destination's, and the source keeps its copy
+//! paused until the destination has said that it runs.
+//!
+//! Methods of a source or destination block; they are called by one thread, one after the other, but
+//! [`Control::abort`] comes from another.  An agent can die between any two of them, even within one;
+//! so everything that undoes or finishes can be called again, and [`Host::find_source`] and
+//! [`Host::find_destination`] take up a job that another run of the agent began.
+
+mod batch;
+mod control;
+mod error;
+mod options;
+mod statistics;
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+pub use batch::{Batch, PAGE_SIZE, Sink, has_content};
+pub use control::{Control, Event, Phase};
+pub use error::{Error, Result};
+pub use options::{Compression, JobOptions, OnTimeout};
+pub use statistics::Statistics;
+
+/// A domain as a list shows it.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct DomainEntry {
+    /// Name in the toolstack.
+    pub name: String,
+    /// Number on this host.
+    pub domid: u32,
+    /// UUID, in the usual form with hyphens.
+    pub uuid: String,
+    /// Memory it has now.
+    pub memory_bytes: u64,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// `running`, `blocked`, `paused`, `shutdown`, `crashed` or `dying`.
+    pub state: String,
+}
+
+/// What a host tells its peers about itself.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct HostFacts {
+    /// Version of Xen, as `4.17.5`.
+    pub xen_version: String,
+    /// Memory that a new domain could have.
+    pub free_memory_bytes: u64,
+    /// Physical CPUs.
+    pub cpus: u32,
+    /// Version of the libxc stream that the toolstack writes.
+    pub stream_version: u32,
+    /// Anything that makes this host unable to take part now, for `unmoved doctor`.
+    pub problems: Vec<String>,
+}
+
+/// What a domain needs at its destination; goes over the wire and into the journal.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Needs {
+    /// Name at the source.
+    pub name: String,
+    /// Name at the destination (another one only if asked for).
+    pub destination_name: String,
+    /// UUID.
+    pub uuid: String,
+    /// Number at the source; the same host may be both ends, then it tells the two copies apart.
+    pub source_domid: u32,
+    /// Most memory that the domain may ever have, its overhead included.
+    pub memory_bytes: u64,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// Disks as the toolstack's configuration names them, read-only ones left out.
+    pub disks: Vec<String>,
+    /// Version of Xen at the source, as `4.17.5`.
+    pub xen_version: String,
+    /// The optional data of an `xl` save file: the domain's configuration as JSON with its final NUL.
+    pub config: Vec<u8>,
+}
+
+/// What [`Source::prepare`] found.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct Prepared {
+    /// What the destination must have.
+    pub needs: Needs,
+    /// What the guest has done to its memory lately.
+    pub estimate: Estimate,
+}
+
+/// How a guest behaves, measured on the live domain; predictions are made from it.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq)]
+pub struct Estimate {
+    /// Frames with content that the first round sends.
+    pub pages: u64,
+    /// Of these, the part that is all zero, from 0 to 1.
+    pub zero_share: f64,
+    /// Distinct frames written per second, while the guest was watched.
+    pub dirty_pages_per_second: f64,
+    /// Frames that are written again and again: what every round will find dirty.
+    pub hot_pages: u64,
+    /// Bytes that are sent whatever the guest does: headers, CPU and device state.
+    pub constant_bytes: u64,
+    /// Time that the suspend itself needs, and the destination's work after the last byte; a guess from
+    /// what this host has seen before.
+    pub fixed_blackout_ms: f64,
+}
+
+/// What a source did, for the report.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq)]
+pub struct Copied {
+    /// Rounds over the memory, the last (with the guest suspended) included.
+    pub rounds: u32,
+    /// Pages sent, every repetition counted.
+    pub pages: u64,
+    /// From the request until the guest was suspended.
+    pub suspend_ms: f64,
+}
+
+/// Where a domain stands when an agent looks for it again.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Presence {
+    /// There is none.
+    Absent,
+    /// Under construction, or left half-built.
+    Partial,
+    /// Whole, and no vCPU runs; a source that is suspended is this too.
+    Paused,
+    /// Running.
+    Running,
+}
+
+/// A host: where sources and destinations come from.
+pub trait Host: Send + Sync {
+    /// What it tells its peers.
+    ///
+    /// # Errors
+    /// If Xen or the toolstack does not answer.
+    fn facts(&self) -> Result<HostFacts>;
+
+    /// Its domains, domain 0 left out.
+    ///
+    /// # Errors
+    /// If Xen or the toolstack does not answer.
+    fn domains(&self) -> Result<Vec<DomainEntry>>;
+
+    /// Opens the running domain of this name (or number) as a source.  Has no effect on it.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if there is none, or it cannot be moved.
+    fn source(&self, domain: &str) -> Result<Box<dyn Source>>;
+
+    /// A destination for one domain.  Nothing is reserved yet.
+    ///
+    /// # Errors
+    /// If the toolstack is not usable.
+    fn destination(&self) -> Result<Box<dyn Destination>>;
+
+    /// Takes up the source of a job that another run of the agent began.  `needs` is what
+    /// [`Source::prepare`] gave then.  Finds the domain by UUID *and* `source_domid`, by whatever
+    /// name it has now; an absent domain is no error.
+    ///
+    /// # Errors
+    /// If Xen or the toolstack does not answer.
+    fn find_source(&self, needs: &Needs) -> Result<Box<dyn Source>>;
+
+    /// Takes up the destination of a job that another run of the agent began; `job` and `needs` are
+    /// those that [`Destination::reserve`] got.  An absent domain is no error.
+    ///
+    /// # Errors
+    /// If Xen or the toolstack does not answer.
+    fn find_destination(&self, job: &str, needs: &Needs) -> Result<Box<dyn Destination>>;
+}
+
+/// A guest at its source.
+pub trait Source: Send {
+    /// Looks at the guest, and watches it for a moment to see how fast it dirties memory.  Has no effect
+    /// on it that outlasts the call, apart from log-dirty mode.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with what stands in the way.
+    fn prepare(&mut self, options: &JobOptions, control: &Control) -> Result<Prepared>;
+
+    /// Sends everything up to and with the last round with the guest running: stream headers, static
+    /// data, memory round by round, with a [`Sink::barrier`] after each.  Returns when another round
+    /// does not pay any more, or, as the options say, on the time-out.
+    ///
+    /// # Errors
+    /// [`Error::Aborted`], [`Error::TimedOut`], whatever the sink gives, or what Xen said.
+    fn copy_live(&mut self, sink: &dyn Sink, control: &Control) -> Result<()>;
+
+    /// Suspends the guest, sends the rest of its memory and its state, and the end of the stream, then
+    /// a [`Sink::barrier`].  Afterwards the guest stands still.
+    ///
+    /// # Errors
+    /// As [`Source::copy_live`].  The guest may be suspended or not; [`Source::resume_here`] sees to it.
+    fn copy_rest(&mut self, sink: &dyn Sink, control: &Control) -> Result<Copied>;
+
+    /// Makes the guest go on here, as if nothing had been: resumed if it was suspended, log-dirty mode
+    /// off, its name its own.  Does nothing for a guest that runs.  May be called again.
+    ///
+    /// # Errors
+    /// If it is not there any more, or does not run afterwards.
+    fn resume_here(&mut self) -> Result<()>;
+
+    /// Destroys the copy here: the guest runs at the destination.  Does nothing if it is gone already.
+    ///
+    /// # Errors
+    /// If it is still there afterwards.
+    fn destroy(&mut self) -> Result<()>;
+
+    /// Where it stands now.
+    ///
+    /// # Errors
+    /// If Xen does not answer.
+    fn presence(&mut self) -> Result<Presence>;
+}
+
+/// A guest at its destination.
+pub trait Destination: Send {
+    /// Locks name, memory and disks for `job` (a name of letters, digits and hyphens, unique for ever),
+    /// and checks that the domain could be built here.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the reason; then nothing is locked.
+    fn reserve(&mut self, job: &str, needs: &Needs) -> Result<()>;
+
+    /// Starts the toolstack and returns where the stream goes: from its image header on, the `xl` save
+    /// header left out (it is made here from [`Needs::config`]).
+    ///
+    /// # Errors
+    /// If the toolstack cannot be started.
+    fn receive(&mut self, control: &Control) -> Result<Arc<dyn Sink>>;
+
+    /// Waits until the toolstack has built the whole domain, paused.  No sink is used any more.
+    ///
+    /// # Errors
+    /// What the toolstack said; the caller discards then.
+    fn finish(&mut self) -> Result<()>;
+
+    /// Makes the domain the guest: it gets its own name and runs, or stays paused if that was asked for.
+    /// Does nothing if this was done already.  The lock is given up.
+    ///
+    /// # Errors
+    /// If the domain is not there, or does not run afterwards.
+    fn unpause(&mut self, leave_paused: bool) -> Result<()>;
+
+    /// Throws away whatever there is of the domain, and the lock.  Does nothing if there is nothing.
+    /// Never touches a copy that runs.
+    ///
+    /// # Errors
+    /// If something of it is still there afterwards.
+    fn discard(&mut self) -> Result<()>;
+
+    /// Where it stands now.
+    ///
+    /// # Errors
+    /// If Xen does not answer.
+    fn presence(&mut self) -> Result<Presence>;
+}
