@@ -11,7 +11,9 @@ use crate::cpu::{Assist, Machine, Regs, Vcpu};
 use crate::emulate::cpuid::FrozenCpuid;
 use crate::emulate::msr::MsrPolicy;
 use crate::host::{Host, HostEvent};
+use crate::migrate::Moves;
 use crate::mm::{Flush, Ledger, ShimSlots};
+use crate::options::{Blackout, Fault, Options};
 use crate::points::evtchn::EventChannels;
 use crate::points::identity::Identity;
 use crate::points::time::Time;
@@ -55,6 +57,8 @@ pub struct Parts {
     pub pages: u64,
     /// How many pages it may have.
     pub max_pages: u64,
+    /// What was asked for on the shim's command line.
+    pub options: Options,
 }
 
 /// The guest, on machine `M` and host `H`, with its other migration points `P`.
@@ -93,6 +97,14 @@ pub struct Guest<M: Machine, H: Host, P: Points<M, H>> {
     pub max_pages: u64,
     /// The deadline that the host was last asked for, in host time.
     armed: Option<u64>,
+    /// How long a suspend waits for requests in flight, nanoseconds.
+    pub(crate) drain_ns: u64,
+    /// Whether the guest's clocks count the time of a move.
+    pub(crate) blackout: Blackout,
+    /// What goes wrong on purpose in the next move.
+    pub(crate) fault: Option<Fault>,
+    /// The moves so far.
+    pub moves: Moves,
     /// The last hypercalls, for a crash report.
     pub recent: Recent,
 }
@@ -140,6 +152,10 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             pages: parts.pages,
             max_pages: parts.max_pages,
             armed: None,
+            drain_ns: parts.options.drain_ns,
+            blackout: parts.options.blackout,
+            fault: parts.options.fault,
+            moves: Moves::default(),
             recent: Recent::default(),
         }
     }

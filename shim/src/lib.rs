@@ -17,4 +17,5 @@ pub mod hypercall;
 pub mod mem;
 pub mod migrate;
 pub mod mm;
+pub mod options;
 pub mod points;

@@ -1,15 +1,289 @@
 //! Quiesce, suspend, reattach: the only place that knows the order.
+//!
+//! The host asks, and the guest is never asked: whatever it does, the host's event brings its vCPU
+//! into the shim, and there it stays until the move is over.  Until the suspend, everything can be
+//! undone and the guest goes on as if nothing had been.  After it the domain may be a new one on
+//! another host; then nothing of the old host is left but what is in memory, and the guest does not
+//! run before every device has its new backend.  There is no way back from there, so a device that
+//! does not connect is waited for without limit, and its name and reason are told to the host.
 
-use log::info;
+use alloc::format;
+use alloc::string::{String, ToString};
+
+use log::{info, warn};
+use xen_abi::sched::ShutdownReason;
+use xen_abi::shared_info::time_info;
 
 use crate::cpu::Machine;
 use crate::guest::Guest;
-use crate::host::Host;
-use crate::points::{Points, Request};
+use crate::host::{Arrival, Host};
+use crate::options::{Blackout, Fault, Phase, Way};
+use crate::points::{Points, Progress, Request};
+
+/// How often the host's store is told that a device is still missing, nanoseconds.
+const REMINDER_NS: u64 = 5_000_000_000;
+
+/// What the shim tells the host about its life, below `data/unmoved/`.
+mod key {
+    pub const STATE: &str = "state";
+    pub const MOVES: &str = "moves";
+    pub const REFUSAL: &str = "refusal";
+    pub const WAITS_FOR: &str = "waits-for";
+    pub const IN_FLIGHT: &str = "in-flight";
+    pub const BLACKOUT: &str = "blackout";
+    pub const PHASES: &str = "blackout-us";
+}
+
+/// Counts the moves of this guest, and times the one under way.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Moves {
+    /// Moves that are over; it starts with none.
+    pub done: u64,
+    /// Suspends that the host took back.
+    pub cancelled: u64,
+    /// Suspends that the shim refused.
+    pub refused: u64,
+}
+
+/// Both clocks of a host at one moment, nanoseconds.
+#[derive(Clone, Copy, Debug)]
+struct Moment {
+    /// System time, which counts from the start of the host.
+    system: u64,
+    /// Wall time, which hosts agree on as well as their clocks do.
+    wall: u64,
+}
+
+impl Moment {
+    fn now(host: &impl Host) -> Self {
+        let system = host.now_ns();
+        let wall = system.wrapping_add(host.wall_clock_ns());
+        Self { system, wall }
+    }
+}
+
+/// How long the phases took, microseconds.
+#[derive(Clone, Copy, Debug, Default)]
+struct Spent([u64; Phase::ALL.len()]);
+
+impl Spent {
+    fn note(&mut self, phase: Phase, nanoseconds: u64) {
+        self.0[phase as usize] = nanoseconds / 1000;
+    }
+
+    fn total(self) -> u64 {
+        self.0.iter().sum()
+    }
+}
 
 impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
     /// Carries out what a point asked for while vCPU `v` is out of the guest.
     pub(crate) fn migrate(&mut self, v: usize, request: Request) {
-        info!("vcpu {v}: {request:?}");
+        match request {
+            Request::Suspend => self.suspend(v),
+        }
+    }
+
+    fn suspend(&mut self, v: usize) {
+        let begun = Moment::now(&self.host);
+        let mut spent = Spent::default();
+        info!("suspend: vcpu {v} is parked");
+        self.tell(key::STATE, "draining");
+        // One vCPU, and it is here: parking takes no time.
+        if let Some(way) = self.fault(Phase::Park) {
+            self.stall(way);
+            return self.refuse("park", "a fault was asked for");
+        }
+        let parked = Moment::now(&self.host);
+        spent.note(Phase::Park, parked.system.saturating_sub(begun.system));
+        if let Err(why) = self.drain() {
+            return self.refuse("drain", &why);
+        }
+        self.outside(Points::flush);
+        let before = Moment::now(&self.host);
+        spent.note(Phase::Drain, before.system.saturating_sub(parked.system));
+        let guest_before = self.time.to_guest(before.system);
+        match self.fault(Phase::Suspend) {
+            Some(Way::Fail) => return self.refuse("suspend", "a fault was asked for"),
+            Some(Way::Stall) => self.stall(Way::Stall),
+            None => {}
+        }
+        if self.host.shutdown(ShutdownReason::SUSPEND) != 0 {
+            self.moves.cancelled += 1;
+            info!("suspend: cancelled, the guest goes on");
+            return self.go_on(v, false);
+        }
+        let arrival = self.arrive();
+        let after = Moment::now(&self.host);
+        // A host whose clock is behind does not make the guest's go back: it stands still.
+        let away = after.wall.saturating_sub(before.wall);
+        spent.note(Phase::Suspend, away);
+        let counted = match self.blackout {
+            Blackout::Shown => away,
+            Blackout::Hidden => 0,
+        };
+        self.time
+            .rebase(after.system, guest_before.saturating_add(counted));
+        self.host_wall_clock_changed();
+        self.reattach();
+        let attached = Moment::now(&self.host);
+        spent.note(
+            Phase::Reattach,
+            attached.system.saturating_sub(after.system),
+        );
+        if let Some(way) = self.fault(Phase::Resume) {
+            self.stall(way);
+        }
+        self.moves.done += 1;
+        self.go_on(v, true);
+        let resumed = Moment::now(&self.host);
+        spent.note(
+            Phase::Resume,
+            resumed.system.saturating_sub(attached.system),
+        );
+        info!(
+            "moved {} time(s), {arrival:?}; away for {} us: {:?}",
+            self.moves.done,
+            spent.total(),
+            spent.0
+        );
+        self.tell_spent(spent);
+    }
+
+    /// Waits until nothing is in flight, or the time for it is over.
+    fn drain(&mut self) -> Result<(), String> {
+        let limit = self.host.now_ns().saturating_add(self.drain_ns);
+        let fault = self.fault(Phase::Drain);
+        if fault == Some(Way::Fail) {
+            return Err("a fault was asked for".to_string());
+        }
+        loop {
+            let progress = self.outside(Points::quiesce);
+            if progress == Progress::Done && fault.is_none() {
+                return Ok(());
+            }
+            if self.host.now_ns() >= limit {
+                let left = self.points.in_flight();
+                return Err(format!(
+                    "{left} requests are still in flight after {} s",
+                    self.drain_ns / 1_000_000_000
+                ));
+            }
+            self.wait_parked(limit);
+        }
+    }
+
+    /// Connects to the host that the domain is on now.
+    fn arrive(&mut self) -> Arrival {
+        let mut is_said = false;
+        loop {
+            match self.host.reconnect() {
+                Ok(arrival) => return arrival,
+                // Without its events there is nothing to go on with, and nobody to tell.
+                Err(errno) if !is_said => {
+                    warn!("the new host refuses its events: {errno}; trying on");
+                    is_said = true;
+                }
+                Err(_) => {}
+            }
+            self.host.yield_now();
+        }
+    }
+
+    /// Shows the new host's time in the guest's frame, and that the guest was stopped.
+    fn host_wall_clock_changed(&mut self) {
+        self.disarm();
+        self.time
+            .publish_wall_clock(&self.m, self.shared_info, self.host.wall_clock_ns());
+        self.time.extra_flags = time_info::FLAG_GUEST_STOPPED;
+        (0..self.vcpus.len()).for_each(|v| self.publish_time_now(v));
+        // The guest clears the flag when it has seen it; later updates must not set it again.
+        self.time.extra_flags = 0;
+    }
+
+    fn reattach(&mut self) {
+        self.outside(Points::reattach);
+        self.tell(key::STATE, "reattaching");
+        let fault = self.fault(Phase::Reattach);
+        let mut reminder = 0;
+        loop {
+            let attached = self.outside(Points::attached);
+            if attached == Ok(Progress::Done) && fault.is_none() {
+                break;
+            }
+            let now = self.host.now_ns();
+            if now >= reminder {
+                reminder = now.saturating_add(REMINDER_NS);
+                let why = match (fault, attached) {
+                    (Some(_), _) => "a fault was asked for".to_string(),
+                    (None, Err(why)) => why,
+                    (None, Ok(_)) => "backends that are connecting".to_string(),
+                };
+                self.tell(key::WAITS_FOR, &why);
+            }
+            self.wait_parked(reminder);
+        }
+        self.tell(key::WAITS_FOR, "");
+    }
+
+    /// Waits, with no guest running, for the next event of the host or for a host time.
+    fn wait_parked(&mut self, until_ns: u64) {
+        let due = self.points.deadline().unwrap_or(u64::MAX).min(until_ns);
+        if !self.host.has_events() {
+            self.host.wait(Some(due));
+        }
+        self.host_events();
+        self.outside(Points::tick);
+    }
+
+    /// Lets the guest go on, in a new domain or as if nothing had been.
+    fn go_on(&mut self, v: usize, moved: bool) {
+        self.outside(|points, outside| points.resume(outside, moved));
+        if moved {
+            self.channels.raise_all(&self.m, &self.vcpus);
+        }
+        (0..self.vcpus.len()).for_each(|v| self.expire(v));
+        self.publish_time_now(v);
+        let (state, moves) = ("running", self.moves.done.to_string());
+        self.tell(key::STATE, state);
+        self.tell(key::MOVES, &moves);
+        self.outside(Points::flush);
+    }
+
+    /// Takes everything back, with a reason that the host can read.
+    fn refuse(&mut self, phase: &str, why: &str) {
+        self.moves.refused += 1;
+        warn!("suspend refused in {phase}: {why}");
+        self.tell(key::REFUSAL, &format!("{phase}: {why}"));
+        let in_flight = self.points.in_flight().to_string();
+        self.tell(key::IN_FLIGHT, &in_flight);
+        self.go_on(0, false);
+    }
+
+    fn tell(&mut self, key: &str, value: &str) {
+        self.outside(|points, outside| points.report(outside, key, value));
+    }
+
+    fn tell_spent(&mut self, spent: Spent) {
+        for phase in Phase::ALL {
+            let value = spent.0[phase as usize].to_string();
+            self.tell(&format!("{}/{}", key::BLACKOUT, phase.name()), &value);
+        }
+        self.tell(key::PHASES, &spent.total().to_string());
+    }
+
+    /// Takes the fault that was asked for in this phase; each strikes once.
+    fn fault(&mut self, phase: Phase) -> Option<Way> {
+        let Fault { way, .. } = self.fault.take_if(|fault| fault.phase == phase)?;
+        warn!("{} goes wrong on purpose: {way:?}", phase.name());
+        Some(way)
+    }
+
+    /// Lets the time of a drain pass, parked.
+    fn stall(&mut self, way: Way) {
+        let until = self.host.now_ns().saturating_add(self.drain_ns);
+        while way == Way::Stall && self.host.now_ns() < until {
+            self.wait_parked(until);
+        }
     }
 }

@@ -14,6 +14,7 @@ use unmoved_shim::guest::{Guest, Parts};
 use unmoved_shim::host::{Host, Xen};
 use unmoved_shim::mem::{FramePool, Frames};
 use unmoved_shim::mm::{Ledger, Mm, Owner, ShimSlots};
+use unmoved_shim::options::Options;
 use unmoved_shim::points::all::AllPoints;
 use unmoved_shim::points::console::Console;
 use unmoved_shim::points::evtchn::{EventChannels, Peer};
@@ -164,7 +165,7 @@ pub fn start(start_info: u64) -> (&'static mut Hosted, Regs) {
     let heap_start = take(memory, heap_frames);
     // SAFETY: the frames are free and now reserved; the boot tables map them.
     unsafe { heap::give(direct(heap_start), heap_frames as usize * PAGE_SIZE) };
-    options(handed.options);
+    let options = options(handed.options);
     let mut pool = Pool::new(take(memory, POOL_FRAMES), POOL_FRAMES);
     let m2p = take(memory, m2p_frames);
     let space = paging::ShimSpace::build(&mut pool, memory, handed.end, m2p, m2p_frames);
@@ -293,6 +294,7 @@ pub fn start(start_info: u64) -> (&'static mut Hosted, Regs) {
         vcpus: alloc::vec![vcpu],
         pages: built.nr_pages,
         max_pages: built.nr_pages,
+        options,
     };
     let mut guest = Box::new(Guest::new(m, host, points, parts));
     guest.publish_time_now(0);
@@ -310,24 +312,14 @@ pub fn start(start_info: u64) -> (&'static mut Hosted, Regs) {
     (Box::leak(guest), regs)
 }
 
-fn options(line: &[u8]) {
-    let Ok(line) = core::str::from_utf8(line) else {
-        warn!("options are not UTF-8 and ignored");
-        return;
-    };
-    for word in line.split_ascii_whitespace() {
-        match word.split_once('=') {
-            Some(("unmoved.log", level)) => match level.parse() {
-                Ok(level) => log::set_max_level(level),
-                Err(_) => {
-                    warn!("unmoved.log={level}: not one of off, error, warn, info, debug, trace");
-                }
-            },
-            // What the toolstack passes to any pv-shim.
-            _ if word == "pv-shim" || word == "console=xen,pv" => {}
-            _ => warn!("unknown option {word}"),
-        }
+/// Reads the shim's own options and says what was not understood.
+fn options(line: &[u8]) -> Options {
+    let (options, complaints) = Options::parse(line);
+    log::set_max_level(options.log);
+    for complaint in complaints {
+        warn!("{complaint}");
     }
+    options
 }
 
 /// Turns on what the CPU has and the shim uses; returns whether there is XSAVE.

@@ -70,6 +70,18 @@ pub trait Host: Xen {
     /// Stops the domain.  Returns only from a suspend: 1 when it was cancelled, 0 when the domain
     /// is a new one.
     fn shutdown(&mut self, reason: ShutdownReason) -> u64;
+    /// Connects to the host anew after a suspend that was not cancelled: shared info, events,
+    /// timer.  Every port that was made before is gone afterwards.
+    fn reconnect(&mut self) -> Result<Arrival, Errno>;
+}
+
+/// Where a domain finds itself after a suspend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// In a domain that was made for it, here or on another host.
+    NewDomain,
+    /// In its old domain, whose toolstack took the suspend back without saying so.
+    SameDomain,
 }
 
 /// What the host raised an event about.

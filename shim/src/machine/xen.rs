@@ -5,10 +5,10 @@ use core::sync::atomic::{AtomicBool, Ordering, fence};
 
 use log::error;
 use unmoved_shim::cpu::UPCALL_VECTOR;
-use unmoved_shim::host::{Host, HostEvent, HostPort, Xen};
+use unmoved_shim::host::{Arrival, Host, HostEvent, HostPort, Xen};
 use unmoved_shim::mem::Frames;
 use unmoved_shim::points::time::{HostTime, SECOND};
-use xen_abi::evtchn::{self, AllocUnbound, BindVirq};
+use xen_abi::evtchn::{self, AllocUnbound, BindVirq, Status};
 use xen_abi::hvm;
 use xen_abi::memory::{self, AddToPhysmap, Reservation};
 use xen_abi::sched::{self, Poll, ShutdownReason};
@@ -130,6 +130,29 @@ pub fn crash() -> ! {
     instructions::halt()
 }
 
+/// Binds the timer of vCPU 0 to a new port.
+fn bind_timer() -> Result<u32, Errno> {
+    let mut bind = BindVirq {
+        virq: evtchn::virq::TIMER,
+        vcpu: 0,
+        port: 0,
+    };
+    op(nr::EVENT_CHANNEL_OP, evtchn::op::BIND_VIRQ, &mut bind)?;
+    Ok(bind.port)
+}
+
+/// Whether a port is the timer's in this domain.
+fn is_timer(port: HostPort) -> bool {
+    let mut status = Status {
+        dom: DomId::SELF.0,
+        port: port.0.0,
+        ..Status::default()
+    };
+    op(nr::EVENT_CHANNEL_OP, evtchn::op::STATUS, &mut status).is_ok()
+        && status.status == evtchn::status::VIRQ
+        && status.detail == evtchn::virq::TIMER
+}
+
 /// The connection to the host.
 pub struct HostXen {
     store: HostPort,
@@ -157,17 +180,10 @@ impl HostXen {
         )?;
         let store = HostPort(Port(param(hvm::param::STORE_EVTCHN)? as u32));
         let console = HostPort(Port(param(hvm::param::CONSOLE_EVTCHN)? as u32));
-        let mut bind = BindVirq {
-            virq: evtchn::virq::TIMER,
-            vcpu: 0,
-            port: 0,
-        };
-        op(nr::EVENT_CHANNEL_OP, evtchn::op::BIND_VIRQ, &mut bind)?;
-        let timer = HostPort(Port(bind.port));
         Ok(Self {
             store,
             console,
-            timer,
+            timer: HostPort(Port(bind_timer()?)),
             devices: alloc::vec::Vec::new(),
         })
     }
@@ -357,6 +373,23 @@ impl Host for HostXen {
     fn shutdown(&mut self, reason: ShutdownReason) -> u64 {
         let mut reason = reason.0;
         op(nr::SCHED_OP, sched::op::SHUTDOWN, &mut reason).unwrap_or(1)
+    }
+
+    fn reconnect(&mut self) -> Result<Arrival, Errno> {
+        // A new domain has but the two ports that its toolstack made.
+        let arrival = if is_timer(self.timer) {
+            Arrival::SameDomain
+        } else {
+            Arrival::NewDomain
+        };
+        if arrival == Arrival::SameDomain {
+            for port in core::mem::take(&mut self.devices) {
+                self.close(port);
+            }
+            self.close(self.timer);
+        }
+        *self = Self::connect()?;
+        Ok(arrival)
     }
 }
 

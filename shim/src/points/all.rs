@@ -1,5 +1,7 @@
 //! All migration points together, and how events find theirs.
 
+use alloc::string::String;
+
 use xen_abi::{Errno, GuestVa, Port};
 
 use super::console::Console;
@@ -83,8 +85,8 @@ impl<M: Machine, H: Host> Points<M, H> for AllPoints {
 
     fn reattach(&mut self, _: &mut Outside<'_, M, H>) {}
 
-    fn attached(&mut self, _: &mut Outside<'_, M, H>) -> Progress {
-        Progress::Done
+    fn attached(&mut self, _: &mut Outside<'_, M, H>) -> Result<Progress, String> {
+        Ok(Progress::Done)
     }
 
     fn resume(&mut self, _: &mut Outside<'_, M, H>, _: bool) {}

@@ -84,8 +84,8 @@ pub trait Points<M: Machine, H: Host>: Sized {
     fn quiesce(&mut self, outside: &mut Outside<'_, M, H>) -> Progress;
     /// After a suspend, in a new domain: begins to build the host-facing halves anew.
     fn reattach(&mut self, outside: &mut Outside<'_, M, H>);
-    /// How far the reattachment has come.
-    fn attached(&mut self, outside: &mut Outside<'_, M, H>) -> Progress;
+    /// How far the reattachment has come, or why it will not come further by itself.
+    fn attached(&mut self, outside: &mut Outside<'_, M, H>) -> Result<Progress, String>;
     /// Takes work again; `moved` when the domain is a new one.
     fn resume(&mut self, outside: &mut Outside<'_, M, H>, moved: bool);
     /// Tells the host about the life of the shim, below `data/unmoved/`.
