@@ -213,7 +213,7 @@ impl Guest {
     /// which `wanted` says yes.
     ///
     /// # Errors
-    /// If none comes within the limit.
+    /// If none comes within the limit, or the workload refuses what its command line asks for.
     pub fn report(
         &self,
         mark: usize,
@@ -222,24 +222,34 @@ impl Guest {
     ) -> Result<Value> {
         let end = Instant::now() + limit;
         let (mut mark, mut text) = (mark, Vec::new());
+        let mut last = String::new();
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let Some(new) = self.console.more(mark, left) else {
-                let tail = String::from_utf8_lossy(&text);
                 bail!(
-                    "guest {} did not report what was waited for within {} s; it ended with: {tail}",
+                    "guest {} did not report what was waited for within {} s; it ended with: {last}{}",
                     self.name,
-                    limit.as_secs()
+                    limit.as_secs(),
+                    String::from_utf8_lossy(&text)
                 );
             };
             mark += new.len();
             text.extend_from_slice(&new);
             while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = text.drain(..=end).collect();
-                let report = parse_line(&String::from_utf8_lossy(&line));
+                last = String::from_utf8_lossy(&line).into_owned();
                 // A report torn by a kernel message is waited for in vain: the limit says so.
-                if let Some(Ok(report)) = report.filter(|report| report.as_ref().is_ok_and(&wanted))
-                {
+                let Some(Ok(report)) = parse_line(&last) else {
+                    continue;
+                };
+                ensure!(
+                    !is_refused_boot_order(&report),
+                    "guest {}: {} at boot: {}",
+                    self.name,
+                    report["order"],
+                    report["why"]
+                );
+                if wanted(&report) {
                     return Ok(report);
                 }
             }
@@ -288,6 +298,11 @@ impl Guest {
         });
         Ok(result.unwrap_or_default())
     }
+}
+
+/// Orders on the kernel's command line carry no tag, so nobody waits for what becomes of them.
+fn is_refused_boot_order(report: &Value) -> bool {
+    report["ev"] == "done" && report["ok"] == false && report.get("re").is_none()
 }
 
 impl Drop for Guest {

@@ -1,5 +1,5 @@
 //! Programs of this workspace that run inside hosts and guests: built statically, so that they run on
-//! any distribution's root or on none.
+//! any distribution's root or on none; and the shim, which runs on none by nature.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -42,30 +42,44 @@ impl Program {
     /// # Errors
     /// If cargo cannot.
     pub fn build(self) -> Result<PathBuf> {
-        let _lock = cache::lock("cargo")?;
-        let folder = paths::target().join("static");
-        let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-            .current_dir(paths::workspace())
-            // A program that ran under cargo passes cargo's own settings on to this one.
-            .env_remove("CARGO_ENCODED_RUSTFLAGS")
-            .env("RUSTFLAGS", "-C target-feature=+crt-static")
-            .args(["build", "--quiet", "--release", "--target", TARGET])
-            .args([
-                "--package",
-                self.package(),
-                "--bin",
-                self.file(),
-                "--target-dir",
-            ])
-            .arg(&folder)
-            .output()
-            .context("cannot run cargo")?;
-        ensure!(
-            output.status.success(),
-            "{} does not build: {}",
-            self.file(),
-            String::from_utf8_lossy(&output.stderr)
-        );
-        Ok(folder.join(TARGET).join("release").join(self.file()))
+        let (package, file) = (self.package(), self.file());
+        let arguments = ["--package", package, "--bin", file, "--target", TARGET];
+        let folder = cargo(file, "static", "-C target-feature=+crt-static", &arguments)?;
+        Ok(folder.join(TARGET).join("release").join(file))
     }
+}
+
+/// Build the shim, unless it is up to date, and give its image back.
+///
+/// # Errors
+/// If cargo cannot.
+pub fn shim() -> Result<PathBuf> {
+    let name = "unmoved-shim";
+    let arguments = ["--package", name, "--features", "image"];
+    Ok(cargo(name, "image", "", &arguments)?
+        .join("release")
+        .join(name))
+}
+
+/// Build with optimisation into a folder of its own below the target folder, which is given back.
+fn cargo(what: &str, folder: &str, flags: &str, arguments: &[&str]) -> Result<PathBuf> {
+    let _lock = cache::lock("cargo")?;
+    let folder = paths::target().join(folder);
+    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .current_dir(paths::workspace())
+        // A program that ran under cargo passes cargo's own settings on to this one.
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env("RUSTFLAGS", flags)
+        .args(["build", "--quiet", "--release"])
+        .args(arguments)
+        .arg("--target-dir")
+        .arg(&folder)
+        .output()
+        .context("cannot run cargo")?;
+    ensure!(
+        output.status.success(),
+        "{what} does not build: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(folder)
 }

@@ -26,7 +26,7 @@ fn works(name: &str, xen: Xen, kernel: GuestKernel, packed: bool) -> anyhow::Res
         let mut plan = GuestPlan::new("guest", System::Native, file);
         plan.initrd = Some(initramfs::workload(&files)?);
         plan.arguments += " quiet unmoved.mode=clock,net,disk unmoved.net=ip=192.0.2.100/24 \
-                           unmoved.disk=dev=/dev/xvda,size=64M unmoved.heartbeat=2";
+                           unmoved.disk=dev=/dev/xvda,area=64M unmoved.heartbeat=2";
         plan.disks.push("phy:/dev/vda,xvda,w".to_owned());
         plan.nics.push("mac=02:00:00:00:01:01".to_owned());
         let guest = plan.create(host)?;

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use serde_json::{Map, Value, json};
 use unmoved_lab::images::{GuestKernel, KernelFiles};
-use unmoved_lab::programs::Program;
+use unmoved_lab::programs::{self, Program};
 use unmoved_lab::tools::Tools;
 use unmoved_lab::{Config, Guest, GuestPlan, Host, Lab, System, initramfs, progress};
 
@@ -20,7 +20,7 @@ pub struct Bench {
     /// Write the figures to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Measure this shim too, as `unmoved`
+    /// Measure this shim as `unmoved`, instead of the one of this source tree
     #[arg(long, value_name = "FILE")]
     shim: Option<PathBuf>,
     /// How often each system is booted and each figure taken; the median counts
@@ -69,10 +69,12 @@ impl Bench {
             Contender::new("pv", System::Native),
             Contender::new("xen-shim", System::XenShim),
         ];
-        if let Some(shim) = &self.shim {
-            ensure!(shim.is_file(), "there is no shim {}", shim.display());
-            contenders.push(Contender::new("unmoved", System::Shim(shim.clone())));
-        }
+        let shim = match &self.shim {
+            Some(shim) => shim.clone(),
+            None => programs::shim()?,
+        };
+        ensure!(shim.is_file(), "there is no shim {}", shim.display());
+        contenders.push(Contender::new("unmoved", System::Shim(shim)));
         let kernel = GuestKernel::Debian12.get(&Tools::get()?)?;
         Lab::run("bench", &Config::hosts(1), |lab| {
             let host = lab.host(0);

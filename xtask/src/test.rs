@@ -29,6 +29,18 @@ pub struct Test {
 /// Clippy must see the lab's tests too, which are behind this feature.
 const LAB: [&str; 2] = ["--features", "unmoved-tests/lab"];
 
+/// The shim's image is built alone (see its manifest).
+const SHIM: [&str; 8] = [
+    "clippy",
+    "--quiet",
+    "--package=unmoved-shim",
+    "--features=image",
+    "--bins",
+    "--",
+    "-D",
+    "warnings",
+];
+
 impl Test {
     /// Do it.
     ///
@@ -41,6 +53,7 @@ impl Test {
         clippy.extend(LAB);
         clippy.extend(["--", "-D", "warnings"]);
         sum.check("lints", &clippy)?;
+        sum.check("lints of the shim's image", &SHIM)?;
         sum.tests(
             "tests without hosts",
             &["test", "--workspace", "--no-fail-fast"],

@@ -9,7 +9,9 @@ use clap::Args;
 use regex::Regex;
 use unmoved_lab::images::{GuestKernel, KernelFiles};
 use unmoved_lab::tools::Tools;
-use unmoved_lab::{Config, GuestPlan, Host, Lab, Log, Shape, System, Xen, bzimage, initramfs};
+use unmoved_lab::{
+    Config, GuestPlan, Host, Lab, Log, Shape, System, Xen, bzimage, initramfs, programs,
+};
 
 /// Which guest to run, in what, for how long.
 ///
@@ -17,14 +19,14 @@ use unmoved_lab::{Config, GuestPlan, Host, Lab, Log, Shape, System, Xen, bzimage
 /// shim's port-0xE9 output appears as `(d1) …` (`xen|`).
 #[derive(Debug, Args)]
 pub struct Run {
-    /// The shim: a file, or `xen-shim` for Xen's own
+    /// The shim: `unmoved` for this project's (built if need be), `xen-shim` for Xen's own, or a file
     #[arg(
         long,
-        value_name = "FILE",
+        value_name = "SHIM",
         conflicts_with = "native",
-        required_unless_present = "native"
+        default_value = "unmoved"
     )]
-    shim: Option<String>,
+    shim: String,
     /// No shim: a plain PV guest
     #[arg(long)]
     native: bool,
@@ -119,10 +121,11 @@ impl Run {
     }
 
     fn plan(&self, tools: &Tools) -> Result<GuestPlan> {
-        let system = match self.shim.as_deref() {
-            None => System::Native,
-            Some("xen-shim") => System::XenShim,
-            Some(file) => {
+        let system = match self.shim.as_str() {
+            _ if self.native => System::Native,
+            "unmoved" => System::Shim(programs::shim()?),
+            "xen-shim" => System::XenShim,
+            file => {
                 let path = PathBuf::from(file);
                 ensure!(path.is_file(), "there is no shim {file}");
                 System::Shim(path)
