@@ -314,6 +314,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             m: &self.m,
             host: &mut self.host,
             ledger: &mut self.ledger,
+            slots: &self.slots,
             channels: &mut self.channels,
             vcpus: &mut self.vcpus,
             time: &mut self.time,
@@ -415,7 +416,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
     pub fn stop(&mut self, reason: ShutdownReason) -> ! {
         info!("shutdown, reason {}", reason.0);
         loop {
-            self.outside(Points::flush);
+            self.outside(Points::end);
             self.host.shutdown(reason);
         }
     }

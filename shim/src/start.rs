@@ -15,12 +15,10 @@ use unmoved_shim::host::{Host, Xen};
 use unmoved_shim::mem::{FramePool, Frames};
 use unmoved_shim::mm::{Ledger, Mm, Owner, ShimSlots};
 use unmoved_shim::options::Options;
-use unmoved_shim::points::all::AllPoints;
-use unmoved_shim::points::console::Console;
+use unmoved_shim::points::all::{self as points, AllPoints};
 use unmoved_shim::points::evtchn::{EventChannels, Peer};
 use unmoved_shim::points::identity::Identity;
 use unmoved_shim::points::time::Time;
-use xen_abi::hvm::param;
 use xen_abi::pvh::{HvmStartInfo, MemmapEntry, ModlistEntry, e820};
 use xen_abi::shared_info::vcpu_info;
 use xen_abi::trap::{FLAT_RING3_CS64, FLAT_RING3_DS, rflags};
@@ -210,11 +208,6 @@ pub fn start(start_info: u64) -> (&'static mut Hosted, Regs) {
     };
     let store_port = connect(Peer::Store);
     let console_port = connect(Peer::Console);
-    let ring = xen::param(param::CONSOLE_PFN).unwrap_or_else(|e| refuse("console", e));
-    let points = AllPoints::new(
-        Console::new(console, console_port, Mfn(ring)),
-        host.console_port(),
-    );
 
     let pages = HostPages {
         shared_info,
@@ -296,7 +289,20 @@ pub fn start(start_info: u64) -> (&'static mut Hosted, Regs) {
         max_pages: built.nr_pages,
         options,
     };
+    let points = points::Parts {
+        domid: parts.identity.domid,
+        backend: parts.identity.backend,
+        pool: Box::new(pool),
+        grant_frames: Box::new(xen::GrantFrames),
+        store: (store_port, store),
+        console: (console_port, console),
+        guest_pages: built.nr_pages,
+    };
+    let points = AllPoints::new(points, &host).unwrap_or_else(|e| refuse("the host's daemons", e));
     let mut guest = Box::new(Guest::new(m, host, points, parts));
+    if let Err(error) = guest.outside(AllPoints::start) {
+        refuse("devices", error);
+    }
     guest.publish_time_now(0);
     guest.m.set_guest_cr4(0);
     guest.m.load_page_table(built.l4);

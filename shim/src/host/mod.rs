@@ -47,6 +47,11 @@ pub trait Xen {
 
 /// Everything else that the vCPU loop needs of the host.
 pub trait Host: Xen {
+    /// Returns the page and the port that lead to one of the host's daemons.
+    ///
+    /// # Errors
+    /// What the host answered when it was asked for the domain's parameters.
+    fn ring(&self, ring: Ring) -> Result<(Mfn, HostPort), Errno>;
     /// Returns the host's time info for this vCPU, consistently read.
     fn time(&self) -> HostTime;
     /// Returns the version of that time info, which changes with every update.
@@ -82,6 +87,15 @@ pub enum Arrival {
     NewDomain,
     /// In its old domain, whose toolstack took the suspend back without saying so.
     SameDomain,
+}
+
+/// The daemons that the toolstack connects a domain to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ring {
+    /// xenstored.
+    Store,
+    /// The console daemon.
+    Console,
 }
 
 /// What the host raised an event about.

@@ -101,7 +101,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             nr::GRANT_TABLE_OP => {
                 let [command, list, count, ..] = args;
                 self.outside(|points, outside| {
-                    points.grant_table_op(outside, command, GuestVa(list), count)
+                    points.grant_table_op(outside, v, command, GuestVa(list), count)
                 })
             }
             nr::SET_TRAP_TABLE => self.set_trap_table(v, args),

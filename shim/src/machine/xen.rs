@@ -5,7 +5,8 @@ use core::sync::atomic::{AtomicBool, Ordering, fence};
 
 use log::error;
 use unmoved_shim::cpu::UPCALL_VECTOR;
-use unmoved_shim::host::{Arrival, Host, HostEvent, HostPort, Xen};
+use unmoved_shim::host::grants::TableFrames;
+use unmoved_shim::host::{Arrival, Host, HostEvent, HostPort, Ring, Xen};
 use unmoved_shim::mem::Frames;
 use unmoved_shim::points::time::{HostTime, SECOND};
 use xen_abi::evtchn::{self, AllocUnbound, BindVirq, Status};
@@ -153,6 +154,35 @@ fn is_timer(port: HostPort) -> bool {
         && status.detail == evtchn::virq::TIMER
 }
 
+/// Asks for the page and the port of one of the host's daemons.
+fn ring(ring: Ring) -> Result<(Mfn, HostPort), Errno> {
+    let (page, port) = match ring {
+        Ring::Store => (hvm::param::STORE_PFN, hvm::param::STORE_EVTCHN),
+        Ring::Console => (hvm::param::CONSOLE_PFN, hvm::param::CONSOLE_EVTCHN),
+    };
+    Ok((Mfn(param(page)?), HostPort(Port(param(port)? as u32))))
+}
+
+/// The frames of the domain's grant table.
+pub struct GrantFrames;
+
+impl TableFrames for GrantFrames {
+    fn map_next(&mut self, index: usize) -> Option<Mfn> {
+        let index = index as u64;
+        if index >= gfn::GRANT_FRAMES {
+            return None;
+        }
+        let frame = Mfn(gfn::GRANT_TABLE.0 + index);
+        match add_to_physmap(memory::space::GRANT_TABLE, index, frame) {
+            Ok(()) => Some(frame),
+            Err(errno) => {
+                error!("the host gives no frame {index} of the grant table: {errno}");
+                None
+            }
+        }
+    }
+}
+
 /// The connection to the host.
 pub struct HostXen {
     store: HostPort,
@@ -178,24 +208,14 @@ impl HostXen {
             hvm::param::CALLBACK_IRQ,
             hvm::callback_via_vector(UPCALL_VECTOR),
         )?;
-        let store = HostPort(Port(param(hvm::param::STORE_EVTCHN)? as u32));
-        let console = HostPort(Port(param(hvm::param::CONSOLE_EVTCHN)? as u32));
+        let (_, store) = ring(Ring::Store)?;
+        let (_, console) = ring(Ring::Console)?;
         Ok(Self {
             store,
             console,
             timer: HostPort(Port(bind_timer()?)),
             devices: alloc::vec::Vec::new(),
         })
-    }
-
-    /// The port of xenstored.
-    pub fn store_port(&self) -> HostPort {
-        self.store
-    }
-
-    /// The port of the console daemon.
-    pub fn console_port(&self) -> HostPort {
-        self.console
     }
 
     fn classify(&self, port: HostPort) -> HostEvent {
@@ -263,6 +283,10 @@ impl Xen for HostXen {
 }
 
 impl Host for HostXen {
+    fn ring(&self, which: Ring) -> Result<(Mfn, HostPort), Errno> {
+        ring(which)
+    }
+
     fn time(&self) -> HostTime {
         let frame = gfn::SHARED_INFO;
         loop {

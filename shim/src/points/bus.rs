@@ -207,6 +207,13 @@ impl Bus {
         Ok(all)
     }
 
+    /// Whether nothing is known to be on its way to being connected: of each device it is known
+    /// whether it is.
+    pub fn is_settled(&self) -> bool {
+        let is_waiting = |slot: &Slot| slot.device.attached() == Ok(Progress::Waiting);
+        self.scan.was_done && self.scan.waiting == 0 && !self.devices.values().any(is_waiting)
+    }
+
     /// Takes work again; see [`Device::resume`].
     pub fn resume(&mut self, cx: &mut Cx<'_>) {
         self.for_each(cx, |device, cx| device.resume(cx));

@@ -67,6 +67,11 @@ impl Console {
         self.host = host;
     }
 
+    /// Whether there is output of the guest that the host's ring had no room for.
+    pub fn has_output(&self, frames: &dyn Frames) -> bool {
+        frames.load32(self.guest, OUT_CONS) != frames.load32(self.guest, OUT_PROD)
+    }
+
     /// Moves what can be moved, in both directions.
     pub fn relay(&self, frames: &dyn Frames) -> Moved {
         let out = copy(frames, TO_HOST, self.guest, self.host);

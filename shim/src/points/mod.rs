@@ -25,7 +25,7 @@ use alloc::vec::Vec;
 use xen_abi::{DomId, Errno, GuestVa, Mfn, Port};
 
 use crate::cpu::{Machine, Vcpu};
-use crate::mm::Ledger;
+use crate::mm::{Ledger, ShimSlots};
 
 use crate::host::{Host, HostEvent, HostGrants, HostPort, StoreClient, StoreEvent, Tag, Xen};
 use crate::mem::{FramePool, Frames};
@@ -41,6 +41,8 @@ pub struct Outside<'a, M: Machine, H: Host> {
     pub host: &'a mut H,
     /// Owner and use of every frame.
     pub ledger: &'a mut Ledger,
+    /// The shim's own L4 entries.
+    pub slots: &'a ShimSlots,
     /// The guest's ports.
     pub channels: &'a mut EventChannels,
     /// The vCPUs.
@@ -68,12 +70,16 @@ pub trait Points<M: Machine, H: Host>: Sized {
     fn deadline(&self) -> Option<u64>;
     /// Some time has passed.
     fn tick(&mut self, outside: &mut Outside<'_, M, H>);
-    /// Sends out what can still be sent, because the domain is about to end.
+    /// Sends out what can be sent now.
     fn flush(&mut self, outside: &mut Outside<'_, M, H>);
-    /// Carries out `grant_table_op` for `count` structures at `args`.
+    /// The domain is about to end: sends out what it has left to say, and waits a moment for a
+    /// host that has no room for it.
+    fn end(&mut self, outside: &mut Outside<'_, M, H>);
+    /// Carries out `grant_table_op` of vCPU `v` for `count` structures at `args`.
     fn grant_table_op(
         &mut self,
         outside: &mut Outside<'_, M, H>,
+        v: usize,
         command: u64,
         args: GuestVa,
         count: u64,
@@ -82,7 +88,8 @@ pub trait Points<M: Machine, H: Host>: Sized {
     fn take_request(&mut self) -> Option<Request>;
     /// Before a suspend: stops taking work; `Done` when nothing is in flight.
     fn quiesce(&mut self, outside: &mut Outside<'_, M, H>) -> Progress;
-    /// After a suspend, in a new domain: begins to build the host-facing halves anew.
+    /// After a suspend, in a new domain that the host was [reconnected](Host::reconnect) to:
+    /// begins to build the host-facing halves anew.
     fn reattach(&mut self, outside: &mut Outside<'_, M, H>);
     /// How far the reattachment has come, or why it will not come further by itself.
     fn attached(&mut self, outside: &mut Outside<'_, M, H>) -> Result<Progress, String>;

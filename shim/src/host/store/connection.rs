@@ -131,6 +131,19 @@ impl StoreConnection {
         };
     }
 
+    /// [`reset`](Self::reset)s the connection, whose page is `page` from now on.
+    pub fn reconnect(&mut self, page: Mfn) {
+        self.page = page;
+        self.reset();
+    }
+
+    /// Whether [`flush`](Self::flush) or [`poll`](Self::poll) have something to do without the
+    /// daemon's doing anything first.
+    pub fn has_output(&self) -> bool {
+        let can_begin = !self.waiting.is_empty() && self.active.len() < IN_FLIGHT;
+        can_begin || self.sent < self.output.len() || !self.ready.is_empty()
+    }
+
     /// Requests that have not been answered.
     pub fn pending(&self) -> usize {
         self.waiting.len() + self.active.len()

@@ -59,6 +59,17 @@ const FIXED: [(&str, &str, bool); 17] = [
     ("control/platform-feature-xs_reset_watches", "1", false),
 ];
 
+/// Returns how many KiB of the domain's memory the guest is not shown, as it was built with
+/// `guest_kib`.
+pub fn hidden_kib(real: &[(String, Vec<u8>)], guest_kib: u64) -> u64 {
+    let all = real
+        .iter()
+        .find(|(path, _)| path == "memory/static-max")
+        .and_then(|(_, value)| core::str::from_utf8(value).ok()?.trim().parse().ok());
+    // The guest has what it has, whatever the host says.
+    all.unwrap_or(guest_kib).saturating_sub(guest_kib)
+}
+
 /// Fills `store` from `real`: paths relative to the real domain's directory, and values.
 pub fn seed(store: &mut VirtualStore, real: &[(String, Vec<u8>)], params: &SeedParams) {
     let guest = store.guest_domid();

@@ -42,6 +42,11 @@ impl Inward {
         }
     }
 
+    /// From now on memory sizes are shown less `kib`.
+    pub fn hide(&mut self, kib: u64) {
+        self.hidden_kib = kib;
+    }
+
     /// Begins anew with another store.
     pub fn restart(&mut self) {
         self.waiting.clear();

@@ -120,17 +120,22 @@ pub struct Mirror {
 }
 
 impl Mirror {
-    /// Makes the exchange for the guest with directory `guest_dir`, whose memory sizes are shown
-    /// less `hidden_kib`.  Nothing happens before [`attach`](Self::attach).
-    pub fn new(guest_dir: String, hidden_kib: u64) -> Self {
+    /// Makes the exchange for the guest with directory `guest_dir`.  Nothing but reports is
+    /// exchanged before [`attach`](Self::attach).
+    pub fn new(guest_dir: String) -> Self {
         Self {
             guest_dir,
             tags: Tags { epoch: 0 },
             outward: Outward::default(),
-            inward: Inward::new(hidden_kib),
+            inward: Inward::new(0),
             suspend: Suspend::None,
             shown: [None, None],
         }
+    }
+
+    /// From now on the guest's memory sizes are shown less `kib`, the shim's share.
+    pub fn hide(&mut self, kib: u64) {
+        self.inward.hide(kib);
     }
 
     /// Connects to the real store of a new domain: at boot, and after each migration.

@@ -154,7 +154,8 @@ impl World {
         };
         let real: Vec<_> = host.nodes.clone().into_iter().collect();
         seed(&mut guest, &real, &params);
-        let mirror = Mirror::new(guest.guest_dir(), 1024);
+        let mut mirror = Mirror::new(guest.guest_dir());
+        mirror.hide(1024);
         let mut world = Self {
             guest,
             host,

@@ -1,0 +1,201 @@
+//! Moves messages between the guest's store, the real one, and the devices, until none is left.
+
+use core::mem;
+
+use xen_abi::{Mfn, Port};
+
+use super::{AllPoints, Parts, suspend};
+use crate::cpu::Machine;
+use crate::host::store::TreeReader;
+use crate::host::{Host, StoreEvent, Tag};
+use crate::points::xenstore::mirror::{self, Action, Mirror, is_mirror_tag};
+use crate::points::xenstore::seed::{self, SeedParams};
+use crate::points::{Outside, Request};
+
+/// Tag of what is read for the first contents of the guest's store.
+const SEED: Tag = Tag(1);
+/// Rounds in one go; a guest that writes without end gets no more than its turn.
+const ROUNDS: usize = 16;
+/// Answers of the real store taken in one round.
+const ANSWERS: usize = 64;
+
+/// What the guest's store waits for.
+pub enum Stage {
+    /// The first contents are being read.
+    Seeding {
+        reader: Option<TreeReader>,
+        store: (Port, Mfn),
+        console: (Port, Mfn),
+        guest_kib: u64,
+    },
+    /// The guest is served.
+    Running,
+}
+
+impl Stage {
+    pub fn new(parts: &Parts) -> Self {
+        Self::Seeding {
+            reader: None,
+            store: parts.store,
+            console: parts.console,
+            guest_kib: parts.guest_pages * 4,
+        }
+    }
+}
+
+impl AllPoints {
+    /// Asks the real store for the first contents of the guest's.
+    pub(super) fn begin_seeding(&mut self) {
+        if let Stage::Seeding { reader, .. } = &mut self.stage {
+            *reader = Some(TreeReader::new(&mut self.sides.real, SEED, &seed::ROOTS));
+        }
+    }
+
+    /// Exchanges if there is something to exchange; cheap if not.
+    pub(super) fn exchange_if_needed<M: Machine, H: Host>(
+        &mut self,
+        outside: &mut Outside<'_, M, H>,
+    ) {
+        if self.sides.store.has_output() || self.sides.real.has_output() {
+            self.exchange(outside);
+        }
+    }
+
+    /// Takes, answers and sends whatever can be.
+    pub(super) fn exchange<M: Machine, H: Host>(&mut self, outside: &mut Outside<'_, M, H>) {
+        self.has_more = false;
+        for _ in 0..ROUNDS {
+            let heard = self.hear_host(outside);
+            let served = self.serve_guest(outside);
+            if self.sides.real.flush(outside.m) {
+                outside.host.notify(self.sides.real_port);
+            }
+            if !heard && !served {
+                return;
+            }
+        }
+        self.has_more = true;
+    }
+
+    fn hear_host<M: Machine, H: Host>(&mut self, outside: &mut Outside<'_, M, H>) -> bool {
+        for count in 0..ANSWERS {
+            let Some((tag, event)) = self.sides.real.poll(outside.m) else {
+                return count > 0;
+            };
+            self.host_store_event(outside, tag, event);
+        }
+        true
+    }
+
+    fn host_store_event<M: Machine, H: Host>(
+        &mut self,
+        outside: &mut Outside<'_, M, H>,
+        tag: Tag,
+        event: StoreEvent,
+    ) {
+        if tag == SEED {
+            self.seed_event(outside, event);
+        } else if tag == suspend::TAG {
+            if let StoreEvent::Reply(Err(errno)) = event {
+                log::warn!("xenstore: the port for suspend requests is not published: {errno}");
+            }
+        } else if is_mirror_tag(tag) {
+            let action = self.with_mirror(|mirror, sides| mirror.event(sides, tag, event));
+            if let Some(action) = action {
+                self.act(action);
+            }
+        } else {
+            let bus = &mut self.bus;
+            self.sides
+                .with_cx(outside, |cx| bus.host_store_event(cx, tag, event));
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            // At once, whatever the guest is doing: the host waits for this first.
+            Action::SuspendRequested => self.mirror.acknowledge_suspend(&mut self.sides.real),
+            Action::SuspendAcknowledged => self.request = Some(Request::Suspend),
+            Action::SuspendWithdrawn => log::info!("the host does not want a suspend any more"),
+        }
+    }
+
+    fn seed_event<M: Machine, H: Host>(
+        &mut self,
+        outside: &mut Outside<'_, M, H>,
+        event: StoreEvent,
+    ) {
+        let Stage::Seeding {
+            reader: Some(reader),
+            ..
+        } = &mut self.stage
+        else {
+            return;
+        };
+        reader.event(&mut self.sides.real, event);
+        if !reader.is_done() {
+            return;
+        }
+        let Stage::Seeding {
+            reader: Some(reader),
+            store,
+            console,
+            guest_kib,
+        } = mem::replace(&mut self.stage, Stage::Running)
+        else {
+            return;
+        };
+        let real = reader.into_nodes();
+        let hidden_kib = seed::hidden_kib(&real, guest_kib);
+        let params = SeedParams {
+            hidden_kib,
+            store,
+            console,
+        };
+        seed::seed(&mut self.sides.store, &real, &params);
+        self.sides.store.connect(outside.m, store.1);
+        self.mirror.hide(hidden_kib);
+        self.attach_store(outside);
+        let bus = &mut self.bus;
+        self.sides.with_cx(outside, |cx| bus.start(cx));
+    }
+
+    /// Connects to the real store of a new domain.
+    pub(super) fn attach_store<M: Machine, H: Host>(&mut self, outside: &mut Outside<'_, M, H>) {
+        self.with_mirror(|mirror, sides| mirror.attach(sides));
+        self.suspend.publish(outside.host, &mut self.sides.real);
+    }
+
+    /// Sets one of the shim's own nodes for the host.
+    pub(super) fn publish(&mut self, key: &str, value: &str) {
+        self.with_mirror(|mirror, sides| mirror.report(sides, key, value.as_bytes()));
+    }
+
+    fn with_mirror<R>(&mut self, act: impl FnOnce(&mut Mirror, &mut mirror::Sides<'_>) -> R) -> R {
+        let mut sides = mirror::Sides {
+            guest: &mut self.sides.store,
+            host: &mut self.sides.real,
+        };
+        act(&mut self.mirror, &mut sides)
+    }
+
+    fn serve_guest<M: Machine, H: Host>(&mut self, outside: &mut Outside<'_, M, H>) -> bool {
+        let served = self.sides.store.service(outside.m);
+        if served.notify {
+            let port = self.store_port;
+            outside.channels.raise(outside.m, outside.vcpus, port);
+        }
+        let changes = self.sides.store.take_guest_changes();
+        if changes.is_empty() {
+            return served.again;
+        }
+        self.with_mirror(|mirror, sides| mirror.guest_changed(sides, &changes));
+        let bus = &mut self.bus;
+        self.sides.with_cx(outside, |cx| {
+            for path in &changes {
+                bus.guest_store_changed(cx, path);
+            }
+        });
+        true
+    }
+}
