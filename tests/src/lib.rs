@@ -4,3 +4,4 @@
 //! behind the feature `lab`, which `cargo xtask test` switches on.
 
 pub mod baseline;
+pub mod unnoticed;

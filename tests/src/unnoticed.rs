@@ -1,0 +1,292 @@
+//! The point of it all: an unfriendly guest under load is moved there and back, and can not tell.
+//!
+//! The guest runs in this project's shim.  Its disk is written and checked, its TCP connections are
+//! held by a program on the first host, its clocks are watched, all that it can see is written
+//! down before and compared after, and one of its tasks refuses to be frozen all the while.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Map, Value, json};
+use unmoved_lab::images::KernelFiles;
+use unmoved_lab::migrate;
+use unmoved_lab::programs::{self, Program};
+use unmoved_lab::{Guest, GuestPlan, Host, Lab, System, initramfs, progress};
+use unmoved_workload::report::parse_line;
+
+/// Longest time from creation to a running user space, on a loaded machine.
+const BOOT: Duration = Duration::from_secs(300);
+/// Longest time of a migration, on a loaded machine.
+const MOVE: Duration = Duration::from_secs(600);
+/// Longest time of anything that takes a moment in the guest.
+const MOMENT: Duration = Duration::from_secs(120);
+/// The peer program on a host.
+const PEER: &str = "/root/unmoved-peer";
+/// The guest's address.
+const ADDRESS: &str = "192.0.2.100";
+/// The phases of a blackout, as the shim reports them.
+const PHASES: [&str; 5] = ["park", "drain", "suspend", "reattach", "resume"];
+
+/// One move, as the toolstack and the shim saw it.
+#[derive(Clone, Debug)]
+pub struct Move {
+    /// From the command to its end.
+    pub total: Duration,
+    /// Microseconds of each phase in which the guest did not run, in their order.
+    pub phases: [u64; PHASES.len()],
+}
+
+impl Move {
+    /// How long the guest did not run, microseconds.
+    #[must_use]
+    pub fn blackout_us(&self) -> u64 {
+        self.phases.iter().sum()
+    }
+
+    /// The shim's own share, microseconds: everything but what the toolstack did meanwhile.
+    #[must_use]
+    pub fn own_us(&self) -> u64 {
+        self.blackout_us() - self.phases[2]
+    }
+}
+
+/// What was seen.
+#[derive(Clone, Debug)]
+pub struct Unnoticed {
+    /// The moves, in their order.
+    pub moves: Vec<Move>,
+    /// Lines of the fingerprint that changed.
+    pub fingerprint_changes: Vec<String>,
+    /// Failed requests and wrong blocks of the disk.
+    pub disk_errors: u64,
+    /// Blocks that were checked.
+    pub disk_verified: u64,
+    /// Connections that broke.
+    pub tcp_breaks: u64,
+    /// Longest time in which a connection gave no answer, milliseconds.
+    pub tcp_longest_gap_ms: u64,
+    /// Times that a clock of the guest went back.
+    pub clock_steps_back: u64,
+    /// The guest's wall clock against its host's at the end, milliseconds.
+    pub wall_error_ms: f64,
+}
+
+/// How a guest gets from one host to the other; gives the time that it took.
+pub type Mover<'m> = &'m dyn Fn(&str, &Host, &Host) -> Result<Duration>;
+
+/// `xl migrate`, the stock toolstack's way.
+///
+/// # Errors
+/// If the guest does not move.
+pub fn by_xl(guest: &str, from: &Host, to: &Host) -> Result<Duration> {
+    let migration = migrate::stock(guest, from, to, MOVE)?;
+    ensure!(
+        migration.migrated,
+        "{guest} did not move: {}\n{}",
+        migration.sender,
+        migration.receiver
+    );
+    Ok(migration.total)
+}
+
+/// The guest that is moved, in the given shim.
+///
+/// # Errors
+/// If the shim or the initramfs can not be built.
+pub fn plan(kernel: &KernelFiles) -> Result<GuestPlan> {
+    let mut plan = GuestPlan::new("web1", System::Shim(programs::shim()?), kernel.unpacked());
+    plan.initrd = Some(initramfs::workload(kernel)?);
+    plan.arguments += &format!(
+        " quiet unmoved.mode=clock,net,disk,unfriendly unmoved.net=ip={ADDRESS}/24 \
+         unmoved.disk=dev=/dev/xvda,area=64M,depth=8 unmoved.heartbeat=2"
+    );
+    plan.nics.push("mac=02:00:00:00:01:01".to_owned());
+    plan.disks.push("phy:/dev/vda,xvda,w".to_owned());
+    Ok(plan)
+}
+
+/// Move the guest from the first host to the second and back, `rounds` times, and see what it
+/// noticed.
+///
+/// # Errors
+/// If the lab fails or the guest does not move.
+pub fn run(lab: &Lab, kernel: &KernelFiles, mover: Mover<'_>, rounds: usize) -> Result<Unnoticed> {
+    let (a, b) = (lab.host(0), lab.host(1));
+    let plan = plan(kernel)?;
+    a.copy_in(&Program::Peer.build()?, PEER)?;
+    let step =
+        progress::step("host a: Debian 12's kernel boots under the shim, unfriendly, and works");
+    let guest = plan.create(a)?;
+    let ready = guest.ready(BOOT)?;
+    guest.report(0, MOMENT, |report| {
+        report["ev"] == "alive" && report["disk_verified"].as_u64() > Some(0)
+    })?;
+    step.done(&format!("{} KiB of RAM", ready["mem_total_kib"]));
+    let fingerprint = |file: &str| {
+        let to = format!("to={ADDRESS}:7009");
+        a.ok(&[PEER, "fingerprint", &to, &format!("file=/root/{file}")])
+    };
+    fingerprint("before")?;
+    let tcp = a.start(&[PEER, "tcp", &format!("to={ADDRESS}:7007")])?;
+    let mut moves = Vec::new();
+    let mut at_home = guest;
+    for (from, to) in (0..rounds).flat_map(|_| [(a, b), (b, a)]) {
+        let step = progress::step(format!("from {} to {}", from.name(), to.name()));
+        // What its console said there before is not a sign of life.
+        to.sh("rm -f /var/log/xen/console/guest-web1--incoming.log")?;
+        let arrived = Guest::attach_incoming(&plan.name, to)?;
+        let total = mover(&plan.name, from, to)?;
+        arrived.alive(MOMENT)?;
+        let this = Move {
+            total,
+            phases: phases(to, &plan.name)?,
+        };
+        step.done(&format!(
+            "{:.1} s, blackout {:.1} ms of which {:.1} are the shim's",
+            this.total.as_secs_f64(),
+            this.blackout_us() as f64 / 1e3,
+            this.own_us() as f64 / 1e3
+        ));
+        moves.push(this);
+        at_home = arrived;
+    }
+    fingerprint("after")?;
+    let changes = a.run(&[PEER, "diff", "before=/root/before", "after=/root/after"])?;
+    let fingerprint_changes = changes
+        .stdout
+        .lines()
+        .filter(|line| line.contains("\"difference\""))
+        .map(str::to_owned)
+        .collect();
+    let wall = a.ok(&[PEER, "wall", &format!("to={ADDRESS}:7009")])?;
+    let clock = at_home.order(a, "clock report", MOMENT)?;
+    let disks = at_home.order(a, "disk stop", BOOT)?;
+    tcp.signal(15)?;
+    let tcp = last_report(&tcp.wait(MOMENT)?.stdout).context("the TCP peer gave no figures")?;
+    let count = |value: &Value, what: &str| {
+        value
+            .as_u64()
+            .with_context(|| format!("no figure for {what}: {value}"))
+    };
+    let disk = &disks["disks"][0];
+    Ok(Unnoticed {
+        moves,
+        fingerprint_changes,
+        disk_errors: count(&disk["errors"], "disk errors")?,
+        disk_verified: count(&disk["verified_blocks"], "disk blocks")?,
+        tcp_breaks: count(&tcp["breaks"], "TCP breaks")? + count(&tcp["corrupt"], "corruption")?,
+        tcp_longest_gap_ms: count(&tcp["longest_gap_ms"], "TCP gaps")?,
+        clock_steps_back: count(&clock["watch"]["steps_back"], "clock steps")?,
+        wall_error_ms: last_report(&wall)
+            .and_then(|report| report["wall_error_ns"].as_f64())
+            .context("no wall clock error")?
+            / 1e6,
+    })
+}
+
+/// What the shim says of its last move, in the store of the host that it is on now.
+fn phases(host: &Host, guest: &str) -> Result<[u64; PHASES.len()]> {
+    let domid = host.ok(&["xl", "domid", guest])?;
+    let begun = Instant::now();
+    let mut found = [0; PHASES.len()];
+    for (phase, micros) in PHASES.iter().zip(&mut found) {
+        let path = format!(
+            "/local/domain/{}/data/unmoved/blackout/{phase}",
+            domid.trim()
+        );
+        // The shim writes when it is back, which may be a moment after the toolstack is done.
+        loop {
+            let read = host.run(&["xenstore-read", &path])?;
+            if let Ok(value) = read.stdout.trim().parse() {
+                *micros = value;
+                break;
+            }
+            ensure!(begun.elapsed() < MOMENT, "{path}: {}", read.stderr.trim());
+        }
+    }
+    Ok(found)
+}
+
+fn last_report(output: &str) -> Option<Value> {
+    output.lines().rev().find_map(|line| parse_line(line)?.ok())
+}
+
+impl Unnoticed {
+    /// What the guest noticed, in words; empty if it noticed nothing.
+    #[must_use]
+    pub fn noticed(&self) -> Vec<String> {
+        let mut noticed = self.fingerprint_changes.clone();
+        for (count, what) in [
+            (self.disk_errors, "disk errors"),
+            (self.tcp_breaks, "broken connections"),
+            (self.clock_steps_back, "clock steps back"),
+        ] {
+            if count > 0 {
+                noticed.push(format!("{count} {what}"));
+            }
+        }
+        noticed
+    }
+
+    /// As JSON, under the keys that the project's records use.
+    #[must_use]
+    pub fn to_json(&self, tool: &str) -> Value {
+        let worst = |of: &dyn Fn(&Move) -> f64| self.moves.iter().map(of).fold(0.0, f64::max);
+        let phases: Vec<Value> = self
+            .moves
+            .iter()
+            .map(|one| {
+                let named = PHASES.iter().zip(one.phases);
+                let named: Map<String, Value> = named
+                    .map(|(name, micros)| ((*name).to_owned(), json!(micros)))
+                    .collect();
+                Value::Object(named)
+            })
+            .collect();
+        json!({
+            "tool": tool,
+            "migrated": !self.moves.is_empty(),
+            "moves": self.moves.len(),
+            "fingerprint_changes": self.fingerprint_changes.len(),
+            "disk_errors": self.disk_errors,
+            "disk_verified": self.disk_verified,
+            "tcp_breaks": self.tcp_breaks,
+            "tcp_longest_gap_ms": self.tcp_longest_gap_ms,
+            "clock_steps_back": self.clock_steps_back,
+            "wall_error_ms": self.wall_error_ms,
+            "blackout_ms": worst(&|one| one.blackout_us() as f64 / 1e3),
+            "total_ms": worst(&|one| one.total.as_secs_f64() * 1e3),
+            "phases_us": phases,
+            "phases": phases.last(),
+        })
+    }
+
+    /// In a few lines.
+    pub fn tell(&self, tool: &str) {
+        println!("Unmoved (its shim, {tool}), the same kernel, unfriendly and under load:");
+        for (number, one) in self.moves.iter().enumerate() {
+            let phases: Vec<String> = PHASES
+                .iter()
+                .zip(one.phases)
+                .map(|(name, micros)| format!("{name} {:.1}", micros as f64 / 1e3))
+                .collect();
+            println!(
+                "  move {}      {:.1} s; blackout {:.1} ms: {}",
+                number + 1,
+                one.total.as_secs_f64(),
+                one.blackout_us() as f64 / 1e3,
+                phases.join(", ")
+            );
+        }
+        println!(
+            "  the guest   {} changes of its fingerprint, {} disk errors in {} blocks, {} broken connections, \
+             {} clock steps back, wall clock off by {:.1} ms",
+            self.fingerprint_changes.len(),
+            self.disk_errors,
+            self.disk_verified,
+            self.tcp_breaks,
+            self.clock_steps_back,
+            self.wall_error_ms
+        );
+    }
+}

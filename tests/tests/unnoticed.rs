@@ -1,0 +1,20 @@
+//! A guest in the shim is moved by the stock toolstack and notices nothing.
+
+use unmoved_lab::images::GuestKernel;
+use unmoved_lab::tools::Tools;
+use unmoved_lab::{Config, Lab};
+use unmoved_tests::unnoticed;
+
+#[test]
+fn an_unfriendly_guest_moves_there_and_back_unnoticed() {
+    let kernel = GuestKernel::Debian12
+        .get(&Tools::get().expect("tools"))
+        .expect("kernel");
+    let seen = Lab::run("unnoticed", &Config::hosts(2), |lab| {
+        unnoticed::run(lab, &kernel, &unnoticed::by_xl, 1)
+    })
+    .expect("it moves");
+    assert_eq!(seen.noticed(), Vec::<String>::new());
+    assert!(seen.disk_verified > 0);
+    assert!(seen.wall_error_ms.abs() < 1000.0, "{}", seen.wall_error_ms);
+}
