@@ -1,0 +1,482 @@
+//! Reads a stream of any layer, record by record, and checks all of it on the way.
+//!
+//! Whoever reads has verified: framing, lengths, fields and order of each record are checked before
+//! the record is handed out, and what nobody asks for is skipped.  At most one batch of pages is held.
+
+mod event;
+
+use std::io::Read;
+
+use xen_abi::PAGE_SIZE;
+
+pub use event::{Event, Kind, Pages, Record};
+
+use crate::error::{Defect, Error, Part};
+use crate::input::Input;
+use crate::libxc::{self, DomainHeader, DomainType, ImageHeader, MAX_BATCH, PageEntry};
+use crate::libxl;
+use crate::record::{HEADER, MAX_LENGTH, RecordHeader};
+use crate::xl::{Mandatory, SaveHeader};
+
+/// The longest body that is held in memory: a full batch of pages.
+pub const MAX_HELD: usize = 8 + MAX_BATCH * (8 + PAGE_SIZE);
+/// So many entries of a page record are held; writers use at most [`MAX_BATCH`].
+const MAX_ENTRIES: u32 = 1 << 16;
+
+/// What the outermost layer is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// Found out from the first bytes.
+    #[default]
+    Detect,
+    /// A libxc stream.
+    Libxc,
+    /// A libxl stream.
+    Libxl,
+    /// A file that `xl save` wrote, or what `xl migrate` sends.
+    Xl,
+}
+
+/// What to do with reserved bits and padding that are not zero.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Reserved {
+    /// Refuse them, as a verifier does.
+    #[default]
+    Refuse,
+    /// Ignore them, as the specification tells receivers to.
+    Ignore,
+}
+
+/// What comes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    Start,
+    XlHeader,
+    LibxlHeader,
+    LibxlRecord,
+    /// libxc goes on, unless COLO's primary has something to say.
+    AfterCheckpoint,
+    ImageHeader,
+    LibxcRecord,
+    Nothing,
+    Failed,
+}
+
+/// The record that was handed out last and is not read to its end yet.
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    part: Part,
+    start: u64,
+    header: RecordHeader,
+    /// Bytes of the body that have not been taken from the input.
+    left: u64,
+    /// Bytes of the body at the start of `held`: all of it, or none.
+    held: usize,
+    /// Entries of a page record that have been handed out.
+    entries_done: usize,
+}
+
+/// The reader.
+#[derive(Debug)]
+pub struct Reader<R> {
+    input: Input<R>,
+    strict: bool,
+    next: Next,
+    in_libxl: bool,
+    domain: DomainType,
+    libxc: Option<libxc::Order>,
+    libxl: libxl::Order,
+    libxc_records: u64,
+    libxl_records: u64,
+    open: Option<Open>,
+    /// Entries of the open page record, if they are few enough.
+    entries: Vec<PageEntry>,
+    held: Vec<u8>,
+}
+
+impl<R: Read> Reader<R> {
+    /// Begins at the start of a stream.
+    pub fn new(input: Input<R>, format: Format, reserved: Reserved) -> Self {
+        Self {
+            input,
+            strict: reserved == Reserved::Refuse,
+            next: match format {
+                Format::Detect => Next::Start,
+                Format::Libxc => Next::ImageHeader,
+                Format::Libxl => Next::LibxlHeader,
+                Format::Xl => Next::XlHeader,
+            },
+            in_libxl: false,
+            domain: DomainType::Hvm,
+            libxc: None,
+            libxl: libxl::Order::default(),
+            libxc_records: 0,
+            libxl_records: 0,
+            open: None,
+            entries: Vec::new(),
+            held: Vec::new(),
+        }
+    }
+
+    /// Reads the next header or record; none after the last END.
+    ///
+    /// What was not read of the record before is skipped.
+    ///
+    /// # Errors
+    /// If the stream is not one that could be restored.  Nothing can be read after an error.
+    pub fn next_event(&mut self) -> Result<Option<Event<'_, R>>, Error> {
+        let found = self.advance();
+        if found.is_err() {
+            self.next = Next::Failed;
+        }
+        Ok(found?.map(|found| match found {
+            Found::Save(header) => Event::Save(header),
+            Found::Libxl(header) => Event::Libxl(header),
+            Found::Libxc(image, domain) => Event::Libxc(image, domain),
+            Found::Record(kind) => Event::Record(Record::new(self, kind)),
+        }))
+    }
+
+    /// Checks that nothing follows the last END but the end of the input.
+    ///
+    /// # Errors
+    /// If something does, or the end has not been reached.
+    pub fn expect_end(&mut self) -> Result<(), Error> {
+        let offset = self.input.offset();
+        let result = match self.next {
+            Next::Nothing => match self.input.peek(1) {
+                Ok([]) => Ok(()),
+                Ok(_) => Err(Defect::Trailing),
+                Err(error) => Err(error.into()),
+            },
+            _ => Err(Defect::Order("the stream has not been read to its end")),
+        };
+        result.map_err(|defect| Error::new(offset, Part::End, defect))
+    }
+
+    /// Bytes of the stream that have been read or skipped.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.input.offset()
+    }
+
+    /// The input: what follows the stream, for instance the answer of a peer, can be read from it.
+    pub fn input(&mut self) -> &mut Input<R> {
+        &mut self.input
+    }
+
+    /// Gives the input back.
+    #[must_use]
+    pub fn into_input(self) -> Input<R> {
+        self.input
+    }
+
+    fn advance(&mut self) -> Result<Option<Found>, Error> {
+        self.close()?;
+        if self.next == Next::Start {
+            self.next = self.detect()?;
+        }
+        let found = match self.next {
+            Next::Start | Next::Nothing => return Ok(None),
+            Next::Failed => {
+                let defect = Defect::Order("reading has failed before");
+                return Err(Error::new(self.input.offset(), Part::RecordHeader, defect));
+            }
+            Next::XlHeader => self.header(Part::XlHeader, Self::xl_header)?,
+            Next::LibxlHeader => self.header(Part::LibxlHeader, Self::libxl_header)?,
+            Next::ImageHeader => {
+                let image = self.header(Part::ImageHeader, |reader| {
+                    ImageHeader::decode(&reader.input.array()?, reader.strict)
+                })?;
+                self.header(Part::DomainHeader, |reader| reader.domain_header(image))?
+            }
+            Next::AfterCheckpoint => {
+                if self.is_checkpoint_state()? {
+                    self.libxl_record()?
+                } else {
+                    self.libxc_record()?
+                }
+            }
+            Next::LibxlRecord => self.libxl_record()?,
+            Next::LibxcRecord => self.libxc_record()?,
+        };
+        Ok(Some(found))
+    }
+
+    /// Tells the outermost layer by its first bytes.
+    fn detect(&mut self) -> Result<Next, Error> {
+        let fail = |defect: Defect| Error::new(0, Part::ImageHeader, defect);
+        let bytes = self.input.peek(32).map_err(|error| fail(error.into()))?;
+        let Some(first) = bytes.first_chunk::<8>().copied().map(u64::from_be_bytes) else {
+            let missing = (8 - bytes.len()) as u64;
+            return Err(fail(Defect::Truncated { missing }));
+        };
+        match first {
+            _ if SaveHeader::is_at(bytes) => Ok(Next::XlHeader),
+            libxl::IDENT => Ok(Next::LibxlHeader),
+            u64::MAX => Ok(Next::ImageHeader),
+            found => Err(fail(Defect::Magic {
+                expected: "a stream of version 2 or 3 (a legacy one must be converted first)",
+                found,
+            })),
+        }
+    }
+
+    fn header<T>(
+        &mut self,
+        part: Part,
+        read: impl FnOnce(&mut Self) -> Result<T, Defect>,
+    ) -> Result<T, Error> {
+        let start = self.input.offset();
+        read(self).map_err(|defect| Error::new(start, part, defect))
+    }
+
+    fn xl_header(&mut self) -> Result<Found, Defect> {
+        let (mut header, length) = SaveHeader::decode(&self.input.array()?)?;
+        // Bounded by `decode`; grows as bytes arrive, not as they are announced.
+        header.data = vec![0; length as usize];
+        self.input.fill(&mut header.data)?;
+        header.check_data()?;
+        if !header.mandatory.contains(Mandatory::STREAM_V2) {
+            return Err(Defect::Unsupported(
+                "a legacy stream follows, which must be converted first",
+            ));
+        }
+        self.next = Next::LibxlHeader;
+        Ok(Found::Save(header))
+    }
+
+    fn libxl_header(&mut self) -> Result<Found, Defect> {
+        let header = libxl::Header::decode(&self.input.array()?, self.strict)?;
+        self.in_libxl = true;
+        self.next = Next::LibxlRecord;
+        Ok(Found::Libxl(header))
+    }
+
+    fn domain_header(&mut self, image: ImageHeader) -> Result<Found, Defect> {
+        let domain = DomainHeader::decode(&self.input.array()?, self.strict)?;
+        self.domain = domain.kind;
+        self.libxl.domain(domain.kind);
+        self.libxc = Some(libxc::Order::new(image, domain));
+        self.next = Next::LibxcRecord;
+        Ok(Found::Libxc(image, domain))
+    }
+
+    /// CHECKPOINT_STATE has the number of a libxc record that HVM guests do not have.
+    fn is_checkpoint_state(&mut self) -> Result<bool, Error> {
+        let offset = self.input.offset();
+        let bytes = self
+            .input
+            .peek(HEADER)
+            .map_err(|error| Error::new(offset, Part::RecordHeader, error))?;
+        Ok(self.domain == DomainType::Hvm
+            && bytes.first_chunk().is_some_and(|bytes| {
+                let header = RecordHeader::decode(*bytes);
+                header.kind == libxl::RecordType::CHECKPOINT_STATE.0
+            }))
+    }
+
+    /// Reads a record's header and opens the record.
+    fn open(&mut self, part: impl FnOnce(u32, &Self) -> Part) -> Result<Open, Error> {
+        let start = self.input.offset();
+        let bytes = self
+            .input
+            .array()
+            .map_err(|defect| Error::new(start, Part::RecordHeader, defect))?;
+        let header = RecordHeader::decode(bytes);
+        let part = part(header.kind, self);
+        if header.length > MAX_LENGTH {
+            let defect = Defect::length(header.length, format!("at most {MAX_LENGTH}"));
+            return Err(Error::new(start, part, defect));
+        }
+        let open = Open {
+            part,
+            start,
+            header,
+            left: header.length.into(),
+            held: 0,
+            entries_done: 0,
+        };
+        self.open = Some(open);
+        Ok(open)
+    }
+
+    /// The first bytes of the open record's body.
+    fn prefix(&mut self, header: RecordHeader, most: usize) -> Result<&[u8], Defect> {
+        let want = most.min(header.length as usize);
+        let bytes = self.input.peek(want)?;
+        if bytes.len() < want {
+            let missing = u64::from(header.length) - bytes.len() as u64;
+            return Err(Defect::Truncated { missing });
+        }
+        Ok(bytes)
+    }
+
+    fn libxl_record(&mut self) -> Result<Found, Error> {
+        let open = self.open(|kind, reader| Part::LibxlRecord {
+            index: reader.libxl_records,
+            kind: libxl::RecordType(kind),
+        })?;
+        let content = self.accept_libxl(open.header).map_err(|d| open.fail(d))?;
+        self.libxl_records += 1;
+        self.next = match content {
+            libxl::Content::End => Next::Nothing,
+            libxl::Content::LibxcContext => Next::ImageHeader,
+            libxl::Content::CheckpointEnd => Next::AfterCheckpoint,
+            _ => self.next,
+        };
+        Ok(Found::Record(Kind::Libxl(content)))
+    }
+
+    fn accept_libxl(&mut self, header: RecordHeader) -> Result<libxl::Content, Defect> {
+        let content = libxl::parse(header, self.prefix(header, libxl::PREFIX)?)?;
+        self.libxl.accept(&content)?;
+        if matches!(content, libxl::Content::XenstoreData { .. }) {
+            self.hold()?;
+            libxl::check_xenstore(&self.held[libxl::PREFIX..header.length as usize])?;
+        }
+        Ok(content)
+    }
+
+    fn libxc_record(&mut self) -> Result<Found, Error> {
+        let open = self.open(|kind, reader| Part::LibxcRecord {
+            index: reader.libxc_records,
+            kind: libxc::RecordType(kind),
+        })?;
+        let content = self.accept_libxc(open.header).map_err(|d| open.fail(d))?;
+        self.libxc_records += 1;
+        self.next = match content {
+            libxc::Content::End if !self.in_libxl => Next::Nothing,
+            libxc::Content::End => Next::LibxlRecord,
+            libxc::Content::Checkpoint if self.in_libxl => {
+                self.libxl.checkpoint();
+                Next::LibxlRecord
+            }
+            _ => Next::LibxcRecord,
+        };
+        Ok(Found::Record(Kind::Libxc(content)))
+    }
+
+    fn accept_libxc(&mut self, header: RecordHeader) -> Result<libxc::Content, Defect> {
+        let guest = self.libxc.as_ref().and_then(libxc::Order::guest);
+        let strict = self.strict;
+        let prefix = self.prefix(header, libxc::PREFIX)?;
+        let mut content = libxc::parse(header, prefix, guest, strict)?;
+        if let Some(order) = &mut self.libxc {
+            order.accept(&content)?;
+        }
+        if let libxc::Content::PageData { count, pages } = &mut content {
+            *pages = self.take_entries(header, *count)?;
+        }
+        Ok(content)
+    }
+
+    /// Takes the entries of a page record and checks them; returns the number of pages that follow.
+    fn take_entries(&mut self, header: RecordHeader, count: u32) -> Result<u32, Defect> {
+        self.input.consume(8);
+        self.entries.clear();
+        let mut pages = 0;
+        let mut index = 0;
+        while index < count {
+            // The length was checked against the count: fewer bytes mean the end of the input.
+            let want = 8 * (count - index) as usize;
+            let bytes = self.input.peek(want)?;
+            let whole = bytes.len() / 8 * 8;
+            if whole == 0 {
+                return Err(Defect::Truncated {
+                    missing: (want - bytes.len()) as u64,
+                });
+            }
+            for raw in bytes[..whole].chunks_exact(8) {
+                let raw = u64::from_le_bytes(raw.try_into().expect("chunks of 8 bytes"));
+                let entry = PageEntry::decode(raw, index.into(), self.strict)?;
+                if let Some(order) = &self.libxc {
+                    order.accept_entry(index.into(), entry)?;
+                }
+                pages += u32::from(entry.has_contents());
+                if count <= MAX_ENTRIES {
+                    self.entries.push(entry);
+                }
+                index += 1;
+            }
+            self.input.consume(whole);
+        }
+        let left = u64::from(pages) * PAGE_SIZE as u64;
+        let expected = 8 + 8 * u64::from(count) + left;
+        if expected != header.length.into() {
+            return Err(Defect::length(header.length, expected.to_string()));
+        }
+        if let Some(open) = &mut self.open {
+            open.left = left;
+        }
+        Ok(pages)
+    }
+
+    /// Reads the rest of the open record's body into `held`.
+    fn hold(&mut self) -> Result<(), Defect> {
+        let Some(open) = &mut self.open else {
+            return Ok(());
+        };
+        if open.left > MAX_HELD as u64 {
+            return Err(Defect::length(
+                open.left,
+                format!("at most {MAX_HELD} to be held"),
+            ));
+        }
+        let length = usize::try_from(open.left).unwrap_or(MAX_HELD);
+        if self.held.len() < length {
+            self.held.resize(length, 0);
+        }
+        self.input.fill(&mut self.held[..length])?;
+        open.held = length;
+        open.left = 0;
+        Ok(())
+    }
+
+    /// Skips what is left of the open record, padding included.
+    fn close(&mut self) -> Result<(), Error> {
+        let Some(open) = self.open.take() else {
+            return Ok(());
+        };
+        let strict = self.strict;
+        let mut finish = || {
+            self.input.skip(open.left)?;
+            let padding = open.header.padding();
+            let bytes = self.input.peek(padding)?;
+            let value = bytes
+                .iter()
+                .fold(0, |all, byte| all << 8 | u64::from(*byte));
+            if bytes.len() < padding {
+                let missing = (padding - bytes.len()) as u64;
+                return Err(Defect::Truncated { missing });
+            }
+            if strict && value != 0 {
+                return Err(Defect::Reserved {
+                    field: "the padding",
+                    value,
+                });
+            }
+            self.input.consume(padding);
+            Ok(())
+        };
+        finish().map_err(|defect| {
+            self.next = Next::Failed;
+            open.fail(defect)
+        })
+    }
+}
+
+impl Open {
+    fn fail(&self, defect: Defect) -> Error {
+        Error::new(self.start, self.part, defect)
+    }
+}
+
+/// An event without the borrow.
+#[derive(Debug)]
+enum Found {
+    Save(SaveHeader),
+    Libxl(libxl::Header),
+    Libxc(ImageHeader, DomainHeader),
+    Record(Kind),
+}
