@@ -31,7 +31,9 @@ mod key {
     pub const WAITS_FOR: &str = "waits-for";
     pub const IN_FLIGHT: &str = "in-flight";
     pub const BLACKOUT: &str = "blackout";
-    pub const PHASES: &str = "blackout-us";
+    pub const TOTAL: &str = "blackout-us";
+    pub const USAGE: &str = "usage";
+    pub const VERSION: &str = "version";
 }
 
 /// Counts the moves of this guest, and times the one under way.
@@ -125,7 +127,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
         self.time
             .rebase(after.system, guest_before.saturating_add(counted));
         self.host_wall_clock_changed();
-        self.reattach();
+        self.reattach(arrival);
         let attached = Moment::now(&self.host);
         spent.note(
             Phase::Reattach,
@@ -201,13 +203,15 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
         self.time.extra_flags = 0;
     }
 
-    fn reattach(&mut self) {
-        self.outside(Points::reattach);
+    fn reattach(&mut self, arrival: Arrival) {
+        self.outside(|points, outside| points.reattach(outside, arrival));
         self.tell(key::STATE, "reattaching");
-        let fault = self.fault(Phase::Reattach);
+        let mut fault = self.fault(Phase::Reattach);
+        let stalled_until = self.host.now_ns().saturating_add(self.drain_ns);
         let mut reminder = 0;
         loop {
             let attached = self.outside(Points::attached);
+            fault = fault.filter(|way| *way == Way::Fail || self.host.now_ns() < stalled_until);
             if attached == Ok(Progress::Done) && fault.is_none() {
                 break;
             }
@@ -221,7 +225,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
                 };
                 self.tell(key::WAITS_FOR, &why);
             }
-            self.wait_parked(reminder);
+            self.wait_parked(reminder.min(stalled_until.max(now + 1)));
         }
         self.tell(key::WAITS_FOR, "");
     }
@@ -244,10 +248,21 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
         }
         (0..self.vcpus.len()).for_each(|v| self.expire(v));
         self.publish_time_now(v);
-        let (state, moves) = ("running", self.moves.done.to_string());
-        self.tell(key::STATE, state);
-        self.tell(key::MOVES, &moves);
+        self.announce();
         self.outside(Points::flush);
+    }
+
+    /// Tells the host about the shim and its guest, which runs.
+    pub fn announce(&mut self) {
+        let moves = self.moves.done.to_string();
+        self.tell(key::VERSION, env!("CARGO_PKG_VERSION"));
+        self.tell(key::MOVES, &moves);
+        let ports = self.channels.open_ports() as u64;
+        let own = [("heap-bytes", self.m.heap_in_use()), ("ports", ports)];
+        for (name, value) in self.points.usage().into_iter().chain(own) {
+            self.tell(&format!("{}/{name}", key::USAGE), &value.to_string());
+        }
+        self.tell(key::STATE, "running");
     }
 
     /// Takes everything back, with a reason that the host can read.
@@ -269,7 +284,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             let value = spent.0[phase as usize].to_string();
             self.tell(&format!("{}/{}", key::BLACKOUT, phase.name()), &value);
         }
-        self.tell(key::PHASES, &spent.total().to_string());
+        self.tell(key::TOTAL, &spent.total().to_string());
     }
 
     /// Takes the fault that was asked for in this phase; each strikes once.

@@ -303,6 +303,7 @@ pub fn start(start_info: u64) -> (&'static mut Hosted, Regs) {
     if let Err(error) = guest.outside(AllPoints::start) {
         refuse("devices", error);
     }
+    guest.announce();
     guest.publish_time_now(0);
     guest.m.set_guest_cr4(0);
     guest.m.load_page_table(built.l4);

@@ -48,4 +48,8 @@ pub trait Machine: Frames + GuestMemory + Tlb + M2p + Sized {
     fn read_msr(&self, index: u32) -> Option<u64>;
     /// Writes a model-specific register whose value the policy has accepted; a fault is ignored.
     fn write_msr(&mut self, index: u32, value: u64);
+    /// Returns how many bytes of the shim's heap are in use, for reports; 0 where nobody counts.
+    fn heap_in_use(&self) -> u64 {
+        0
+    }
 }

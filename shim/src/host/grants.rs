@@ -63,6 +63,18 @@ impl HostGrantTable {
         *self = Self::new();
     }
 
+    /// Ends every grant, in the domain that it was made in.  What a backend still has in use stays
+    /// taken for good: an entry that changed under a mapping would name another frame than is mapped.
+    pub fn abandon(&mut self, mem: &dyn Frames) {
+        let taken: Vec<u32> = (0..self.taken.len() as u32 * 64)
+            .filter(|&reference| self.is_taken(reference))
+            .collect();
+        let mut via = self.via_mapped(mem);
+        for reference in taken {
+            let _ = via.end(HostRef(reference));
+        }
+    }
+
     /// Number of references that are taken.
     pub fn outstanding(&self) -> usize {
         self.outstanding
@@ -99,7 +111,15 @@ impl HostGrantTable {
         HostGrantsVia {
             table: self,
             mem,
-            more,
+            more: Some(more),
+        }
+    }
+
+    fn via_mapped<'a>(&'a mut self, mem: &'a dyn Frames) -> HostGrantsVia<'a> {
+        HostGrantsVia {
+            table: self,
+            mem,
+            more: None,
         }
     }
 
@@ -119,7 +139,8 @@ impl HostGrantTable {
 pub struct HostGrantsVia<'a> {
     table: &'a mut HostGrantTable,
     mem: &'a dyn Frames,
-    more: &'a mut dyn TableFrames,
+    /// `None` while nothing is granted.
+    more: Option<&'a mut dyn TableFrames>,
 }
 
 impl HostGrants for HostGrantsVia<'_> {
@@ -127,7 +148,8 @@ impl HostGrants for HostGrantsVia<'_> {
         // A version 1 entry has 32 bits for the frame number, which is 16 TiB.
         let number = u32::try_from(frame.0).ok()?;
         if self.table.free.is_empty() && !self.table.full {
-            match self.more.map_next(self.table.frames.len()) {
+            let index = self.table.frames.len();
+            match self.more.as_mut().and_then(|more| more.map_next(index)) {
                 Some(frame) => self.table.add_frame(frame),
                 None => self.table.full = true,
             }
@@ -285,5 +307,28 @@ mod tests {
             }
             prop_assert_eq!(table.outstanding(), 0);
         }
+    }
+
+    #[test]
+    fn an_abandoned_table_keeps_what_is_in_use() {
+        let frames = FakeFrames::new(101);
+        let mut table = HostGrantTable::new();
+        let mut more = UpTo(1);
+        let mut via = table.via(&frames, &mut more);
+        let [used, unused] = [1, 2].map(|frame| {
+            via.grant(DomId(0), Mfn(frame), Access::ReadWrite)
+                .expect("there is room")
+        });
+        let at = used.0 as usize * 8;
+        let flags = frames.load16(Mfn(100), at);
+        frames.store16(Mfn(100), at, flags | 0x18);
+        table.abandon(&frames);
+        assert_eq!(table.outstanding(), 1);
+        assert_eq!(
+            frames.load32(Mfn(100), at + 4),
+            1,
+            "still the frame that is mapped"
+        );
+        assert_eq!(frames.load16(Mfn(100), unused.0 as usize * 8), 0);
     }
 }

@@ -7,7 +7,7 @@ use xen_abi::Mfn;
 
 use super::instructions::{self, msr};
 use super::tables::{PerCpu, Windows};
-use super::{globals, memory};
+use super::{globals, heap, memory};
 
 /// CR4 bits that the guest may change.
 const GUEST_CR4: u64 = 1 << 2 | 1 << 3 | 1 << 16 | 1 << 18;
@@ -181,6 +181,10 @@ impl Machine for Bare {
     fn write_msr(&mut self, index: u32, value: u64) {
         // SAFETY: a fault is fixed up; the library only names registers of the guest's own.
         let _ = unsafe { write_msr_safe(index, value) };
+    }
+
+    fn heap_in_use(&self) -> u64 {
+        heap::in_use() as u64
     }
 }
 

@@ -37,6 +37,8 @@ struct Heap {
     boot_start: AtomicUsize,
     boot_end: AtomicUsize,
     use_boot: AtomicBool,
+    /// Bytes of the permanent heap that are in use.
+    in_use: AtomicUsize,
 }
 
 #[global_allocator]
@@ -46,6 +48,7 @@ static HEAP: Heap = Heap {
     boot_start: AtomicUsize::new(0),
     boot_end: AtomicUsize::new(0),
     use_boot: AtomicBool::new(false),
+    in_use: AtomicUsize::new(0),
 };
 
 // SAFETY: each call is passed on to one of two allocators; a block goes back to the one it came
@@ -55,6 +58,7 @@ unsafe impl GlobalAlloc for Heap {
         let heap = if self.use_boot.load(Ordering::Relaxed) {
             &self.boot
         } else {
+            self.in_use.fetch_add(layout.size(), Ordering::Relaxed);
             &self.permanent
         };
         // SAFETY: by the caller's promise.
@@ -66,11 +70,17 @@ unsafe impl GlobalAlloc for Heap {
         let heap = if boot.contains(&(block as usize)) {
             &self.boot
         } else {
+            self.in_use.fetch_sub(layout.size(), Ordering::Relaxed);
             &self.permanent
         };
         // SAFETY: by the caller's promise, and by the choice above.
         unsafe { heap.dealloc(block, layout) }
     }
+}
+
+/// Returns how many bytes of the permanent heap are in use.
+pub fn in_use() -> usize {
+    HEAP.in_use.load(Ordering::Relaxed)
 }
 
 /// Gives memory to the permanent heap.

@@ -96,6 +96,10 @@ impl Pool {
 }
 
 impl FramePool for Pool {
+    fn available(&self) -> usize {
+        self.0.len()
+    }
+
     fn take(&mut self) -> Option<Mfn> {
         let frame = self.0.pop()?;
         // SAFETY: the frame is the pool's, so nobody else has a pointer into it.

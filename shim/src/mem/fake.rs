@@ -117,6 +117,9 @@ impl Frames for FakeFrames {
 
 /// A pool over a list of frames that exist already.
 impl FramePool for Vec<Mfn> {
+    fn available(&self) -> usize {
+        self.len()
+    }
     fn take(&mut self) -> Option<Mfn> {
         self.pop()
     }

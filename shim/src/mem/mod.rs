@@ -77,4 +77,6 @@ pub trait FramePool {
     fn take(&mut self) -> Option<Mfn>;
     /// Returns a frame that [`take`](Self::take) gave.
     fn give_back(&mut self, frame: Mfn);
+    /// Returns how many frames could be taken.
+    fn available(&self) -> usize;
 }

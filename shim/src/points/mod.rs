@@ -27,7 +27,9 @@ use xen_abi::{DomId, Errno, GuestVa, Mfn, Port};
 use crate::cpu::{Machine, Vcpu};
 use crate::mm::{Ledger, ShimSlots};
 
-use crate::host::{Host, HostEvent, HostGrants, HostPort, StoreClient, StoreEvent, Tag, Xen};
+use crate::host::{
+    Arrival, Host, HostEvent, HostGrants, HostPort, StoreClient, StoreEvent, Tag, Xen,
+};
 use crate::mem::{FramePool, Frames};
 
 use evtchn::{EventChannels, Peer};
@@ -88,9 +90,9 @@ pub trait Points<M: Machine, H: Host>: Sized {
     fn take_request(&mut self) -> Option<Request>;
     /// Before a suspend: stops taking work; `Done` when nothing is in flight.
     fn quiesce(&mut self, outside: &mut Outside<'_, M, H>) -> Progress;
-    /// After a suspend, in a new domain that the host was [reconnected](Host::reconnect) to:
-    /// begins to build the host-facing halves anew.
-    fn reattach(&mut self, outside: &mut Outside<'_, M, H>);
+    /// After a suspend, when the host was [reconnected](Host::reconnect) to: begins to build the
+    /// host-facing halves anew.
+    fn reattach(&mut self, outside: &mut Outside<'_, M, H>, arrival: Arrival);
     /// How far the reattachment has come, or why it will not come further by itself.
     fn attached(&mut self, outside: &mut Outside<'_, M, H>) -> Result<Progress, String>;
     /// Takes work again; `moved` when the domain is a new one.
@@ -99,6 +101,8 @@ pub trait Points<M: Machine, H: Host>: Sized {
     fn report(&mut self, outside: &mut Outside<'_, M, H>, key: &str, value: &str);
     /// How many requests are in flight at the host.
     fn in_flight(&self) -> usize;
+    /// How much is taken of what a leak would use up, by name, for reports.
+    fn usage(&self) -> [(&'static str, u64); 2];
 }
 
 /// The guest's own event channel ports, as a device sees them.

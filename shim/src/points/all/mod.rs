@@ -37,7 +37,7 @@ use super::xenstore::path;
 use super::{Outside, Points, Progress, Request};
 use crate::cpu::Machine;
 use crate::host::grants::TableFrames;
-use crate::host::{Host, HostEvent, HostPort, Ring};
+use crate::host::{Arrival, Host, HostEvent, HostPort, Ring};
 use crate::mem::FramePool;
 
 /// How long devices wait for what gives no event.
@@ -228,7 +228,7 @@ impl<M: Machine, H: Host> Points<M, H> for AllPoints {
         self.on_bus(outside, Bus::quiesce)
     }
 
-    fn reattach(&mut self, outside: &mut Outside<'_, M, H>) {
+    fn reattach(&mut self, outside: &mut Outside<'_, M, H>, arrival: Arrival) {
         let rings = [Ring::Console, Ring::Store].map(|ring| outside.host.ring(ring));
         let [Ok((page, port)), Ok(store)] = rings else {
             self.lost = Some(format!("the host hides its daemons: {rings:?}"));
@@ -236,7 +236,7 @@ impl<M: Machine, H: Host> Points<M, H> for AllPoints {
         };
         self.console.reattach(page);
         self.console_port = port;
-        self.sides.reattach(store);
+        self.sides.reattach(outside.m, store, arrival);
         self.suspend.forget();
         self.request = None;
         self.attach_store(outside);
@@ -270,5 +270,12 @@ impl<M: Machine, H: Host> Points<M, H> for AllPoints {
 
     fn in_flight(&self) -> usize {
         self.bus.in_flight()
+    }
+
+    fn usage(&self) -> [(&'static str, u64); 2] {
+        [
+            ("grants", self.sides.host_grants.outstanding() as u64),
+            ("free-frames", self.sides.pool.available() as u64),
+        ]
     }
 }

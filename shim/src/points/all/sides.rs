@@ -8,8 +8,8 @@ use super::Parts;
 use crate::cpu::Machine;
 use crate::host::grants::{HostGrantTable, TableFrames};
 use crate::host::store::StoreConnection;
-use crate::host::{Host, HostPort};
-use crate::mem::FramePool;
+use crate::host::{Arrival, Host, HostPort};
+use crate::mem::{FramePool, Frames};
 use crate::mm::{Ledger, Owner};
 use crate::points::evtchn::PortsView;
 use crate::points::grant::{DEFAULT_MAX_FRAMES, GuestGrantTable};
@@ -50,11 +50,19 @@ impl Sides {
         }
     }
 
-    /// Forgets the host that is gone.
-    pub fn reattach(&mut self, (page, port): (Mfn, HostPort)) {
+    /// Forgets the host that is gone, or what was agreed with it.
+    pub fn reattach(
+        &mut self,
+        frames: &dyn Frames,
+        (page, port): (Mfn, HostPort),
+        arrival: Arrival,
+    ) {
         self.real.reconnect(page);
         self.real_port = port;
-        self.host_grants.reset();
+        match arrival {
+            Arrival::NewDomain => self.host_grants.reset(),
+            Arrival::SameDomain => self.host_grants.abandon(frames),
+        }
     }
 
     /// Gives the guest's grant table the frame that each domain has from the start.
@@ -108,6 +116,9 @@ pub struct SharedPool<'a> {
 }
 
 impl FramePool for SharedPool<'_> {
+    fn available(&self) -> usize {
+        self.pool.available()
+    }
     fn take(&mut self) -> Option<Mfn> {
         let frame = self.pool.take()?;
         let shared = self.ledger.change_owner(frame, Owner::Shim, Owner::Shared);
