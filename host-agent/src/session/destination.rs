@@ -1,0 +1,399 @@
+//! The destination's end of a session.
+
+use super::{Answer, DestinationRecord, Order, Request, Token, Trouble};
+use crate::job::Presence;
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DestinationEvent {
+    /// The source calls this end's method.
+    Called(Order),
+    /// The agent was restarted and has read the journal and looked for the domain.
+    Restarted(Presence),
+    /// The source has been silent for too long.
+    LeaseExpired,
+    /// Result of [`DestinationEffect::Journal`].
+    Journaled(Result<(), String>),
+    /// Result of [`DestinationEffect::Reserve`].
+    Reserved(Result<(), String>),
+    /// Result of [`DestinationEffect::Finish`].
+    Finished(Result<(), String>),
+    /// Result of [`DestinationEffect::Unpause`].
+    Unpaused(Result<(), Trouble>),
+    /// Result of [`DestinationEffect::Discard`].
+    Discarded(Result<(), String>),
+}
+
+/// What is to be done next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DestinationEffect {
+    /// Write this to the disk.
+    Journal(DestinationRecord),
+    /// Lock what the guest needs, and start the toolstack.
+    Reserve(Box<Request>),
+    /// Wait until the domain is whole and paused, and all that was sent is in it.
+    Finish {
+        /// What the source says that it sent.
+        sent: u64,
+    },
+    /// Let it run.
+    Unpause {
+        /// Or not, but under its own name.
+        leave_paused: bool,
+    },
+    /// Throw it away, and the lock.
+    Discard,
+    /// Answer the call.
+    Answer(Answer),
+    /// Nothing; the reason is why the domain stands as it does.
+    Idle {
+        /// For the operator, if something is waited for.
+        reason: Option<String>,
+    },
+}
+
+/// What is being waited for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Pending {
+    Nothing,
+    Record(DestinationRecord),
+    Result(DestinationEffect),
+}
+
+/// Whether the event is a result of the effect.
+const fn is_result(effect: &DestinationEffect, event: &DestinationEvent) -> bool {
+    use DestinationEffect as Effect;
+    use DestinationEvent as Event;
+    matches!(
+        (effect, event),
+        (Effect::Reserve(_), Event::Reserved(_))
+            | (Effect::Finish { .. }, Event::Finished(_))
+            | (Effect::Unpause { .. }, Event::Unpaused(_))
+            | (Effect::Discard, Event::Discarded(_))
+    )
+}
+
+/// The destination's end of a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DestinationSession {
+    peer: String,
+    /// The last record; `None`: nothing is known of this session.
+    record: Option<DestinationRecord>,
+    request: Option<Box<Request>>,
+    pending: Pending,
+    /// A call waits for an answer.
+    is_called: bool,
+    /// Why the copy here is being discarded, or was and that could not be written down.
+    failure: Option<String>,
+    /// The copy here is discarded, which could not be written down yet.
+    is_gone: bool,
+    /// The toolstack works on it, in this run of the agent.
+    is_receiving: bool,
+}
+
+impl DestinationSession {
+    /// A session of which nothing is known, asked for by this peer.
+    #[must_use]
+    pub const fn new(peer: String) -> Self {
+        Self {
+            peer,
+            record: None,
+            request: None,
+            pending: Pending::Nothing,
+            is_called: false,
+            failure: None,
+            is_gone: false,
+            is_receiving: false,
+        }
+    }
+
+    /// The session of which these records were found; `None` if there are none.
+    #[must_use]
+    pub fn recover(records: Vec<DestinationRecord>) -> Option<Self> {
+        let mut session = Self::new(String::new());
+        for record in records {
+            if let DestinationRecord::Reserved { request, peer } = &record {
+                session.request = Some(request.clone());
+                session.peer.clone_from(peer);
+            }
+            session.record = Some(record);
+        }
+        session.record.is_some().then_some(session)
+    }
+
+    /// What the guest needs, if this end was ever asked to reserve it.
+    #[must_use]
+    pub fn request(&self) -> Option<&Request> {
+        self.request.as_deref()
+    }
+
+    /// Who the source is.
+    #[must_use]
+    pub fn peer(&self) -> &str {
+        &self.peer
+    }
+
+    /// Where it stands.
+    #[must_use]
+    pub const fn record(&self) -> Option<&DestinationRecord> {
+        self.record.as_ref()
+    }
+
+    /// Whether the source's silence matters: then the lease is to be watched.
+    #[must_use]
+    pub const fn has_lease(&self) -> bool {
+        matches!(self.record, Some(DestinationRecord::Reserved { .. }))
+    }
+
+    /// Feeds what happened, gives what is to be done; `None` for an event that nothing waits for, which
+    /// changes nothing.  Calls must come one after the other: the next when this end is
+    /// [idle](DestinationEffect::Idle).
+    pub fn step(&mut self, event: DestinationEvent) -> Option<DestinationEffect> {
+        let pending = std::mem::replace(&mut self.pending, Pending::Nothing);
+        let effect = match (pending, event) {
+            (Pending::Nothing, DestinationEvent::Called(order)) => {
+                self.is_called = true;
+                self.called(order)
+            }
+            (Pending::Nothing, DestinationEvent::Restarted(presence)) => self.restarted(presence),
+            (Pending::Nothing, DestinationEvent::LeaseExpired) if self.has_lease() => {
+                self.discard("the source has gone silent".to_owned())
+            }
+            (Pending::Record(record), DestinationEvent::Journaled(Ok(()))) => {
+                self.record = Some(record);
+                self.journaled()
+            }
+            (Pending::Record(record), DestinationEvent::Journaled(Err(error))) => {
+                self.not_journaled(&record, &error)
+            }
+            (Pending::Result(effect), event) if is_result(&effect, &event) => self.result(event),
+            (pending, _) => {
+                self.pending = pending;
+                return None;
+            }
+        };
+        Some(effect)
+    }
+
+    fn called(&mut self, order: Order) -> DestinationEffect {
+        use DestinationRecord as Record;
+        if self.is_gone {
+            return self.journal_discarded();
+        }
+        // It was decided and did not work; nothing else can be done with the copy any more.
+        if self.failure.is_some() {
+            return self.act(DestinationEffect::Discard);
+        }
+        match (order, self.record.clone()) {
+            (Order::Reserve(request), None) => {
+                self.request = Some(request.clone());
+                let peer = self.peer.clone();
+                self.journal(Record::Reserved { request, peer })
+            }
+            // The source must not believe that this opened anything: its order is late, or replayed.
+            (Order::Reserve(_), Some(_)) => self.refuse("this session was begun already"),
+
+            (Order::Receive { sent }, Some(Record::Reserved { .. })) if self.is_receiving => {
+                self.is_receiving = false;
+                self.act(DestinationEffect::Finish { sent })
+            }
+            (Order::Receive { .. }, Some(Record::Received)) => self.answer(Answer::Continue),
+
+            (Order::TakeOver(token), Some(Record::Received)) => {
+                if self.is_right(&token) {
+                    return self.journal(Record::Taken { token });
+                }
+                self.refuse("that is not this session's token")
+            }
+            (Order::TakeOver(token), Some(Record::Taken { token: known })) => {
+                if token == known {
+                    return self.unpause();
+                }
+                self.refuse("that is not this session's token")
+            }
+            (Order::TakeOver(_), Some(Record::Running | Record::Retired { taken: true }))
+            | (Order::Retire, Some(Record::Retired { .. })) => self.answer(Answer::Complete),
+
+            (Order::Retire, Some(Record::Running)) => self.journal(Record::Retired { taken: true }),
+            (Order::Retire, Some(Record::Discarded { .. })) => {
+                self.journal(Record::Retired { taken: false })
+            }
+
+            // A session that is not known now must not be opened by an order that is still under way.
+            (Order::Failed(reason), None) => self.journal(Record::Discarded { reason }),
+            (
+                Order::Failed(reason),
+                Some(Record::Reserved { .. } | Record::Received | Record::Lost { .. }),
+            ) => self.discard(format!("the source has failed: {reason}")),
+            (
+                Order::Failed(_),
+                Some(Record::Discarded { .. } | Record::Retired { taken: false }),
+            ) => self.answer(Answer::Complete),
+
+            (_, Some(Record::Discarded { reason })) => self.answer(Answer::Discarded(reason)),
+            (_, Some(Record::Retired { taken: false })) => {
+                self.answer(Answer::Discarded("long ago".to_owned()))
+            }
+            (_, Some(Record::Lost { reason })) => self.answer(Answer::Lost(reason)),
+            (_, None) => self.answer(Answer::Unknown),
+            (_, Some(_)) => self.refuse("this order does not belong here now"),
+        }
+    }
+
+    fn restarted(&mut self, presence: Presence) -> DestinationEffect {
+        match (self.record.clone(), presence) {
+            (Some(DestinationRecord::Reserved { .. }), _) => {
+                self.discard("the agent was restarted while it received".to_owned())
+            }
+            (Some(DestinationRecord::Received), Presence::Absent | Presence::Partial) => {
+                self.discard("the domain is gone since the agent was restarted".to_owned())
+            }
+            (Some(DestinationRecord::Taken { .. }), Presence::Running) => {
+                self.journal(DestinationRecord::Running)
+            }
+            (Some(DestinationRecord::Taken { .. }), Presence::Paused) => self.unpause(),
+            (Some(DestinationRecord::Taken { .. }), Presence::Absent | Presence::Partial) => {
+                let reason = "the domain is gone since the agent was restarted; it may have run";
+                self.journal(DestinationRecord::Lost {
+                    reason: reason.to_owned(),
+                })
+            }
+            _ => self.idle(),
+        }
+    }
+
+    /// What follows from a record that is on the disk now.
+    fn journaled(&mut self) -> DestinationEffect {
+        use DestinationRecord as Record;
+        match self.record.clone() {
+            Some(Record::Reserved { request, .. }) => self.act(DestinationEffect::Reserve(request)),
+            Some(Record::Received) => self.answer(Answer::Continue),
+            Some(Record::Taken { .. }) => self.unpause(),
+            Some(Record::Discarded { reason }) => {
+                self.is_gone = false;
+                self.failure = None;
+                self.answer(Answer::Discarded(reason))
+            }
+            Some(Record::Lost { reason }) => self.answer(Answer::Lost(reason)),
+            Some(Record::Running | Record::Retired { .. }) => self.answer(Answer::Complete),
+            None => self.idle(),
+        }
+    }
+
+    fn not_journaled(&mut self, record: &DestinationRecord, error: &str) -> DestinationEffect {
+        use DestinationRecord as Record;
+        let why = format!("the journal cannot be written: {error}");
+        match record {
+            // Nothing is locked yet.  If a restart finds the record, there is nothing to discard.
+            Record::Reserved { .. } => {
+                self.request = None;
+                self.answer(Answer::Refused(why))
+            }
+            // The source does not know yet that it is whole: it cannot have handed over.
+            Record::Received => self.discard(why),
+            // It runs, whether that is on the disk or not; a restart sees it too.
+            Record::Running => {
+                self.record = Some(Record::Running);
+                self.answer(Answer::Complete)
+            }
+            // Not done; whether it is on the disk or not, the source asks again, and then it will be.
+            Record::Taken { .. }
+            | Record::Discarded { .. }
+            | Record::Lost { .. }
+            | Record::Retired { .. } => self.answer(Answer::NotYet(why)),
+        }
+    }
+
+    fn result(&mut self, event: DestinationEvent) -> DestinationEffect {
+        match event {
+            DestinationEvent::Reserved(Ok(())) => {
+                self.is_receiving = true;
+                self.answer(Answer::Continue)
+            }
+            DestinationEvent::Finished(Ok(())) => self.journal(DestinationRecord::Received),
+            DestinationEvent::Reserved(Err(why)) | DestinationEvent::Finished(Err(why)) => {
+                self.discard(why)
+            }
+            DestinationEvent::Unpaused(Ok(())) => self.journal(DestinationRecord::Running),
+            // What is gone cannot be unpaused however often we try; and it may have run before.
+            DestinationEvent::Unpaused(Err(trouble)) if trouble.is_gone => {
+                let reason = trouble.reason;
+                self.journal(DestinationRecord::Lost { reason })
+            }
+            DestinationEvent::Unpaused(Err(trouble)) => self.answer(Answer::NotYet(format!(
+                "the guest cannot be unpaused: {}",
+                trouble.reason
+            ))),
+            DestinationEvent::Discarded(Ok(())) => {
+                self.is_gone = true;
+                self.journal_discarded()
+            }
+            DestinationEvent::Discarded(Err(why)) => self.answer(Answer::NotYet(format!(
+                "the copy here cannot be discarded: {why}"
+            ))),
+            _ => self.idle(),
+        }
+    }
+
+    fn is_right(&self, token: &Token) -> bool {
+        self.request
+            .as_ref()
+            .is_some_and(|request| request.seal.fits(token))
+    }
+
+    fn unpause(&mut self) -> DestinationEffect {
+        let leave_paused = self
+            .request
+            .as_ref()
+            .is_some_and(|request| request.leave_paused);
+        self.act(DestinationEffect::Unpause { leave_paused })
+    }
+
+    /// Decides that the copy here will never run.  Only where nothing can have run it.
+    fn discard(&mut self, reason: String) -> DestinationEffect {
+        self.is_receiving = false;
+        self.failure = Some(reason);
+        self.act(DestinationEffect::Discard)
+    }
+
+    fn journal_discarded(&mut self) -> DestinationEffect {
+        let reason = self.failure.clone().unwrap_or_default();
+        self.journal(DestinationRecord::Discarded { reason })
+    }
+
+    fn refuse(&mut self, why: &str) -> DestinationEffect {
+        self.answer(Answer::Refused(why.to_owned()))
+    }
+
+    fn journal(&mut self, record: DestinationRecord) -> DestinationEffect {
+        self.pending = Pending::Record(record.clone());
+        DestinationEffect::Journal(record)
+    }
+
+    fn act(&mut self, effect: DestinationEffect) -> DestinationEffect {
+        self.pending = Pending::Result(effect.clone());
+        effect
+    }
+
+    /// Answers, if anybody has asked.
+    fn answer(&mut self, answer: Answer) -> DestinationEffect {
+        if std::mem::take(&mut self.is_called) {
+            return DestinationEffect::Answer(answer);
+        }
+        self.idle()
+    }
+
+    fn idle(&self) -> DestinationEffect {
+        let reason = match &self.record {
+            Some(DestinationRecord::Received) => {
+                Some("whole and paused; waits for the source's word".to_owned())
+            }
+            Some(DestinationRecord::Taken { .. }) => {
+                Some("handed over, but it could not be unpaused yet".to_owned())
+            }
+            Some(DestinationRecord::Lost { reason }) => Some(reason.clone()),
+            _ => None,
+        };
+        DestinationEffect::Idle { reason }
+    }
+}

@@ -1,0 +1,481 @@
+//! The source's end of a session.
+
+use super::{Answer, Order, Request, SourceRecord, Token, Trouble};
+use crate::job::Presence;
+
+/// What an operator decides about a guest that stands paused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operator {
+    /// It is to run here: the operator vouches that the destination's copy does not.
+    RunHere,
+    /// The destination is to run it: the operator vouches that the copy here does not, and has not
+    /// since it was suspended.
+    HandOver,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceEvent {
+    /// The job begins.
+    Begin,
+    /// The agent was restarted and has read the journal and looked for the domain.
+    Restarted(Presence),
+    /// Result of [`SourceEffect::Journal`].
+    Journaled(Result<(), String>),
+    /// Result of [`SourceEffect::CopyLive`].
+    LiveCopied(Result<(), String>),
+    /// Result of [`SourceEffect::CopyRest`]: what was sent.
+    RestCopied(Result<u64, String>),
+    /// Result of [`SourceEffect::Seal`].
+    Sealed(Result<(), String>),
+    /// Result of [`SourceEffect::Resume`].
+    Resumed(Result<(), Trouble>),
+    /// Result of [`SourceEffect::Destroy`].
+    Destroyed(Result<(), Trouble>),
+    /// The destination's answer to [`SourceEffect::Call`].
+    Answered(Answer),
+    /// No answer came: the call, or the answer, is lost.
+    NotAnswered(String),
+    /// Time to try again, after [`SourceEffect::Wait`].
+    Retry,
+    /// An operator decides, after [`SourceEffect::Wait`].
+    Decided(Operator),
+}
+
+/// What is to be done next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceEffect {
+    /// Write this to the disk.
+    Journal(SourceRecord),
+    /// Call the destination's method.
+    Call(Order),
+    /// Copy with the guest running.
+    CopyLive,
+    /// Suspend and copy the rest.
+    CopyRest,
+    /// Make sure that nobody can abort from here on; fails if somebody has.
+    Seal,
+    /// Let the guest go on here.
+    Resume,
+    /// Destroy the copy here.
+    Destroy,
+    /// Nothing can be done now, for this reason; try again later, or ask an operator if `is_held`.
+    Wait {
+        /// For the operator.
+        reason: String,
+        /// Only an operator can help.
+        is_held: bool,
+    },
+    /// It is over: `Ok` if the guest is the destination's.
+    End(Result<(), String>),
+}
+
+/// Where the source's end stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    /// Nothing is written down yet.
+    New,
+    /// The last record; the effect under way follows from it and from `step`.
+    At(SourceRecord),
+    /// [`SourceRecord::HandedOver`] was to be written, and may be on the disk or not.
+    InDoubt { reason: String },
+}
+
+/// What is being waited for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Pending {
+    Nothing,
+    /// The record that is being written.
+    Record(SourceRecord),
+    /// The result of a call, or of an action on the guest.
+    Result(SourceEffect),
+    /// Whatever comes.
+    Waiting,
+}
+
+/// Whether the event is a result of the effect.
+const fn is_result(effect: &SourceEffect, event: &SourceEvent) -> bool {
+    use SourceEffect as Effect;
+    use SourceEvent as Event;
+    matches!(
+        (effect, event),
+        (Effect::Call(_), Event::Answered(_) | Event::NotAnswered(_))
+            | (Effect::CopyLive, Event::LiveCopied(_))
+            | (Effect::CopyRest, Event::RestCopied(_))
+            | (Effect::Seal, Event::Sealed(_))
+            | (Effect::Resume, Event::Resumed(_))
+            | (Effect::Destroy, Event::Destroyed(_))
+    )
+}
+
+/// The source's end of a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceSession {
+    request: Box<Request>,
+    token: Token,
+    peer: String,
+    state: State,
+    pending: Pending,
+    /// While aborting: whether the guest goes on, and the destination knows.
+    is_resumed: bool,
+    is_told: bool,
+    /// Why the guest could not be resumed.
+    trouble: Option<String>,
+}
+
+impl SourceSession {
+    /// A new session.
+    #[must_use]
+    pub const fn new(request: Box<Request>, token: Token, peer: String) -> Self {
+        Self {
+            request,
+            token,
+            peer,
+            state: State::New,
+            pending: Pending::Nothing,
+            is_resumed: false,
+            is_told: false,
+            trouble: None,
+        }
+    }
+
+    /// The session of which these records were found; `None` if the first is not a beginning.
+    #[must_use]
+    pub fn recover(records: Vec<SourceRecord>) -> Option<Self> {
+        let mut records = records.into_iter();
+        let first = records.next()?;
+        let SourceRecord::Begun {
+            request,
+            token,
+            peer,
+        } = first.clone()
+        else {
+            return None;
+        };
+        let mut session = Self::new(request, token, peer);
+        session.state = State::At(records.last().unwrap_or(first));
+        Some(session)
+    }
+
+    /// What the guest needs.
+    #[must_use]
+    pub const fn request(&self) -> &Request {
+        &self.request
+    }
+
+    /// Who the destination is.
+    #[must_use]
+    pub fn peer(&self) -> &str {
+        &self.peer
+    }
+
+    /// The last record that is surely on the disk.
+    #[must_use]
+    pub const fn record(&self) -> Option<&SourceRecord> {
+        match &self.state {
+            State::At(record) => Some(record),
+            State::New | State::InDoubt { .. } => None,
+        }
+    }
+
+    /// Feeds what happened, gives what is to be done; `None` for an event that nothing waits for, which
+    /// changes nothing.
+    pub fn step(&mut self, event: SourceEvent) -> Option<SourceEffect> {
+        let pending = std::mem::replace(&mut self.pending, Pending::Nothing);
+        let effect = match (pending, event) {
+            (Pending::Nothing, SourceEvent::Begin) if self.state == State::New => {
+                let (request, token) = (self.request.clone(), self.token);
+                let peer = self.peer.clone();
+                self.journal(SourceRecord::Begun {
+                    request,
+                    token,
+                    peer,
+                })
+            }
+            (Pending::Nothing, SourceEvent::Restarted(presence)) => self.restarted(presence),
+            (Pending::Record(record), SourceEvent::Journaled(Ok(()))) => {
+                self.state = State::At(record);
+                self.go_on()
+            }
+            (Pending::Record(record), SourceEvent::Journaled(Err(error))) => {
+                self.not_journaled(record, error)
+            }
+            (Pending::Result(effect), event) if is_result(&effect, &event) => self.result(event),
+            (Pending::Waiting, SourceEvent::Retry) => self.go_on(),
+            (Pending::Waiting, SourceEvent::Decided(decision)) => self.decided(decision),
+            (pending, _) => {
+                self.pending = pending;
+                return None;
+            }
+        };
+        Some(effect)
+    }
+
+    /// What follows from the state, and can be done again after any interruption.
+    fn go_on(&mut self) -> SourceEffect {
+        let record = match &self.state {
+            State::New => return SourceEffect::End(Err("it was never begun".to_owned())),
+            // Only a record after it makes sure that a restart does not ask the destination to go on.
+            State::InDoubt { reason } => {
+                let reason = reason.clone();
+                return self.journal(SourceRecord::Aborting { reason });
+            }
+            State::At(record) => record.clone(),
+        };
+        match record {
+            SourceRecord::Begun { request, .. } => self.call(Order::Reserve(request)),
+            SourceRecord::Suspending => self.act(SourceEffect::CopyRest),
+            SourceRecord::HandedOver => self.call(Order::TakeOver(self.token)),
+            SourceRecord::Released => self.act(SourceEffect::Destroy),
+            SourceRecord::Done => self.call(Order::Retire),
+            SourceRecord::Aborting { reason } => self.abort_further(reason),
+            SourceRecord::Aborted { reason } => SourceEffect::End(Err(reason)),
+            SourceRecord::Held { reason } => self.hold(reason),
+        }
+    }
+
+    fn restarted(&mut self, presence: Presence) -> SourceEffect {
+        let State::At(record) = &self.state else {
+            return self.go_on();
+        };
+        match (record, presence) {
+            (SourceRecord::Begun { .. }, _) => {
+                self.abort("the agent was restarted while it copied".to_owned())
+            }
+            // Whether the destination has a whole copy is not known, and neither is what became of
+            // the one here: for all that we know somebody has resumed it, and it has written to its
+            // disks.
+            (SourceRecord::Suspending, Presence::Absent) => {
+                let reason = "the agent was restarted and the suspended guest is not here any more; \
+                              the destination may have a whole copy";
+                self.journal(SourceRecord::Held {
+                    reason: reason.to_owned(),
+                })
+            }
+            (SourceRecord::Suspending, _) => {
+                self.abort("the agent was restarted while the guest was suspended".to_owned())
+            }
+            (SourceRecord::HandedOver, Presence::Running) => {
+                let reason = "the guest runs here though it was handed over";
+                self.journal(SourceRecord::Held {
+                    reason: reason.to_owned(),
+                })
+            }
+            _ => self.go_on(),
+        }
+    }
+
+    fn result(&mut self, event: SourceEvent) -> SourceEffect {
+        let State::At(record) = self.state.clone() else {
+            return self.go_on();
+        };
+        match (record, event) {
+            (SourceRecord::Begun { .. }, event) => self.before_suspending(event),
+            (SourceRecord::Suspending, event) => self.before_hand_over(event),
+            (SourceRecord::HandedOver, event) => self.handed_over(event),
+            (SourceRecord::Released, SourceEvent::Destroyed(Ok(()))) => {
+                self.journal(SourceRecord::Done)
+            }
+            (SourceRecord::Released, SourceEvent::Destroyed(Err(trouble))) => {
+                self.wait(format!("the copy here is still there: {}", trouble.reason))
+            }
+            (SourceRecord::Done, SourceEvent::Answered(Answer::NotYet(why))) => self.wait(why),
+            // An answer other than "complete" means that it knows nothing (any more).
+            (SourceRecord::Done, SourceEvent::Answered(_)) => SourceEffect::End(Ok(())),
+            (SourceRecord::Aborting { reason }, event) => self.aborting(reason, event),
+            (_, SourceEvent::NotAnswered(why)) => self.wait(format!("no answer: {why}")),
+            // Nothing is under way in the other states.
+            _ => self.go_on(),
+        }
+    }
+
+    /// The guest runs here; reserving or copying.
+    fn before_suspending(&mut self, event: SourceEvent) -> SourceEffect {
+        match event {
+            SourceEvent::Answered(Answer::Continue) => self.act(SourceEffect::CopyLive),
+            SourceEvent::LiveCopied(Ok(())) => self.journal(SourceRecord::Suspending),
+            SourceEvent::LiveCopied(Err(why)) => self.abort(why),
+            SourceEvent::NotAnswered(why) => self.abort(no_answer(&why)),
+            SourceEvent::Answered(answer) => self.abort(refusal(answer)),
+            _ => self.go_on(),
+        }
+    }
+
+    /// The guest is suspended, and still the source's.
+    fn before_hand_over(&mut self, event: SourceEvent) -> SourceEffect {
+        match event {
+            SourceEvent::RestCopied(Ok(sent)) => self.call(Order::Receive { sent }),
+            // The domain is whole, there, paused.
+            SourceEvent::Answered(Answer::Continue) => self.act(SourceEffect::Seal),
+            SourceEvent::Sealed(Ok(())) => self.journal(SourceRecord::HandedOver),
+            SourceEvent::RestCopied(Err(why)) | SourceEvent::Sealed(Err(why)) => self.abort(why),
+            SourceEvent::NotAnswered(why) => self.abort(no_answer(&why)),
+            SourceEvent::Answered(answer) => self.abort(refusal(answer)),
+            _ => self.go_on(),
+        }
+    }
+
+    /// The guest is the destination's, whether it knows or not.
+    fn handed_over(&mut self, event: SourceEvent) -> SourceEffect {
+        match event {
+            SourceEvent::Answered(Answer::Complete) => self.journal(SourceRecord::Released),
+            // Its word is final: it will never run there.
+            SourceEvent::Answered(Answer::Discarded(why)) => {
+                let reason = format!("the destination has discarded its copy: {why}");
+                self.journal(SourceRecord::Aborting { reason })
+            }
+            SourceEvent::Answered(Answer::Lost(why)) => {
+                let reason = format!("the destination took over and lost it: {why}");
+                self.journal(SourceRecord::Held { reason })
+            }
+            SourceEvent::Answered(Answer::Unknown) => {
+                let reason = "the destination knows nothing of this session any more";
+                self.journal(SourceRecord::Held {
+                    reason: reason.to_owned(),
+                })
+            }
+            SourceEvent::Answered(Answer::Refused(why)) => {
+                let reason = format!("the destination refuses to take over: {why}");
+                self.journal(SourceRecord::Held { reason })
+            }
+            SourceEvent::Answered(Answer::NotYet(why)) => {
+                self.wait(format!("the destination has not taken over yet: {why}"))
+            }
+            SourceEvent::NotAnswered(why) => self.wait(format!(
+                "handed over, but the destination does not answer: {why}"
+            )),
+            _ => self.go_on(),
+        }
+    }
+
+    /// Decides that this session will never hand over.
+    fn abort(&mut self, reason: String) -> SourceEffect {
+        self.journal(SourceRecord::Aborting { reason })
+    }
+
+    fn aborting(&mut self, reason: String, event: SourceEvent) -> SourceEffect {
+        match event {
+            SourceEvent::Resumed(Ok(())) => {
+                self.is_resumed = true;
+                self.trouble = None;
+            }
+            SourceEvent::Resumed(Err(trouble)) => {
+                // What is gone cannot be resumed however often we try.
+                self.is_resumed = trouble.is_gone;
+                self.trouble = Some(trouble.reason);
+            }
+            SourceEvent::Answered(Answer::NotYet(why)) => return self.wait(why),
+            // Any other answer: there is no copy there that could be run with this session's token.
+            SourceEvent::Answered(_) => self.is_told = true,
+            SourceEvent::NotAnswered(why) => {
+                return self.wait(format!(
+                    "aborted ({reason}); the destination cannot be told: {why}"
+                ));
+            }
+            _ => {}
+        }
+        if !self.is_told {
+            return self.call(Order::Failed(reason));
+        }
+        if !self.is_resumed {
+            let trouble = self.trouble.clone().unwrap_or_default();
+            return self.wait(format!("the guest cannot be resumed: {trouble}"));
+        }
+        let reason = match &self.trouble {
+            Some(trouble) => format!("{reason}; and the guest is gone: {trouble}"),
+            None => reason,
+        };
+        self.journal(SourceRecord::Aborted { reason })
+    }
+
+    /// Again, whatever of it is not done yet; the guest comes first.
+    fn abort_further(&mut self, reason: String) -> SourceEffect {
+        if self.is_resumed {
+            return self.call(Order::Failed(reason));
+        }
+        self.act(SourceEffect::Resume)
+    }
+
+    fn not_journaled(&mut self, record: SourceRecord, error: String) -> SourceEffect {
+        let why = format!("the journal cannot be written: {error}");
+        match (&self.state, record) {
+            (State::New, _) => SourceEffect::End(Err(why)),
+            // A restart may find it or not.  The guest must stand still until that is settled.
+            (State::At(SourceRecord::Suspending), SourceRecord::HandedOver) => {
+                self.state = State::InDoubt { reason: why };
+                self.go_on()
+            }
+            // A restart would find a state that aborts as well: the guest need not wait for a disk.
+            (
+                State::At(SourceRecord::Begun { .. } | SourceRecord::Suspending),
+                record @ SourceRecord::Aborting { .. },
+            ) => {
+                self.state = State::At(record);
+                self.go_on()
+            }
+            (State::At(SourceRecord::Begun { .. } | SourceRecord::Suspending), _) => {
+                self.abort(why)
+            }
+            // Everything else can be decided again, the same way.
+            _ => self.wait(why),
+        }
+    }
+
+    fn decided(&mut self, decision: Operator) -> SourceEffect {
+        let State::At(SourceRecord::Held { reason }) = &self.state else {
+            return self.go_on();
+        };
+        match decision {
+            Operator::RunHere => {
+                let reason = format!("an operator decided to run it here ({reason})");
+                self.journal(SourceRecord::Aborting { reason })
+            }
+            Operator::HandOver => self.journal(SourceRecord::HandedOver),
+        }
+    }
+
+    fn journal(&mut self, record: SourceRecord) -> SourceEffect {
+        self.pending = Pending::Record(record.clone());
+        SourceEffect::Journal(record)
+    }
+
+    fn call(&mut self, order: Order) -> SourceEffect {
+        self.act(SourceEffect::Call(order))
+    }
+
+    fn act(&mut self, effect: SourceEffect) -> SourceEffect {
+        self.pending = Pending::Result(effect.clone());
+        effect
+    }
+
+    fn wait(&mut self, reason: String) -> SourceEffect {
+        self.pending = Pending::Waiting;
+        SourceEffect::Wait {
+            reason,
+            is_held: false,
+        }
+    }
+
+    fn hold(&mut self, reason: String) -> SourceEffect {
+        self.pending = Pending::Waiting;
+        SourceEffect::Wait {
+            reason,
+            is_held: true,
+        }
+    }
+}
+
+fn no_answer(why: &str) -> String {
+    format!("the destination does not answer: {why}")
+}
+
+fn refusal(answer: Answer) -> String {
+    match answer {
+        Answer::Discarded(why) | Answer::Lost(why) | Answer::Refused(why) => {
+            format!("the destination: {why}")
+        }
+        Answer::NotYet(why) => format!("the destination is not ready: {why}"),
+        Answer::Unknown => "the destination knows nothing of this session".to_owned(),
+        Answer::Complete | Answer::Continue => "the destination's answer makes no sense".to_owned(),
+    }
+}

@@ -1,0 +1,149 @@
+//! Names of sessions, and the fencing token with its seal.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use sha2::{Digest, Sha256};
+
+/// Name of a session, unique for ever: 32 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionId([u8; 16]);
+
+/// The fencing token: who has it may run the guest at the destination.  Only the source knows it until
+/// it hands over.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Token([u8; 32]);
+
+/// The SHA-256 of a token, by which the destination knows the right one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Seal([u8; 32]);
+
+impl SessionId {
+    /// Of bytes that must be random.
+    #[must_use]
+    pub const fn new(random: [u8; 16]) -> Self {
+        Self(random)
+    }
+}
+
+impl Token {
+    /// Of bytes that must be random.
+    #[must_use]
+    pub const fn new(random: [u8; 32]) -> Self {
+        Self(random)
+    }
+
+    /// What may be known before the token may.
+    #[must_use]
+    pub fn seal(&self) -> Seal {
+        Seal(Sha256::digest(self.0).into())
+    }
+}
+
+impl Seal {
+    /// Whether the token is the one that was sealed.
+    #[must_use]
+    pub fn fits(&self, token: &Token) -> bool {
+        // What is compared are digests: the time that it takes tells nothing about the token.
+        token.seal() == *self
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // It is a secret, and logs are read by many.
+        f.write_str("Token(…)")
+    }
+}
+
+/// Text and serde forms: lower-case hexadecimal digits.
+macro_rules! hexadecimal {
+    ($type:ident, $bytes:literal) => {
+        impl $type {
+            fn hex(&self) -> String {
+                self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = String;
+
+            fn from_str(text: &str) -> Result<Self, String> {
+                let wrong = || format!("not {} hexadecimal digits", 2 * $bytes);
+                let digits = text.as_bytes();
+                if digits.len() != 2 * $bytes || !digits.iter().all(u8::is_ascii_hexdigit) {
+                    return Err(wrong());
+                }
+                let mut bytes = [0; $bytes];
+                for (byte, pair) in bytes.iter_mut().zip(digits.chunks(2)) {
+                    let pair = std::str::from_utf8(pair).map_err(|_| wrong())?;
+                    *byte = u8::from_str_radix(pair, 16).map_err(|_| wrong())?;
+                }
+                Ok(Self(bytes))
+            }
+        }
+
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.hex())
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                String::deserialize(deserializer)?
+                    .parse()
+                    .map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+
+hexadecimal!(SessionId, 16);
+hexadecimal!(Token, 32);
+hexadecimal!(Seal, 32);
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.hex())
+    }
+}
+
+impl fmt::Debug for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SessionId({})", self.hex())
+    }
+}
+
+impl fmt::Debug for Seal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Seal({})", self.hex())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{SessionId, Token};
+
+    #[test]
+    fn a_seal_fits_its_token_only() {
+        let token = Token::new([7; 32]);
+        assert!(token.seal().fits(&token));
+        assert!(!token.seal().fits(&Token::new([8; 32])));
+    }
+
+    #[test]
+    fn names_are_read_as_they_are_written_and_nothing_else_is() {
+        let id = SessionId::new([0xa5; 16]);
+        assert_eq!(id.to_string().parse(), Ok(id));
+        for wrong in ["", "a5", &"g".repeat(32), &"a".repeat(33), &"ä".repeat(16)] {
+            assert!(wrong.parse::<SessionId>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_log_does_not_tell_the_token() {
+        assert!(!format!("{:?}", Token::new([0xab; 32])).contains("ab"));
+    }
+}

@@ -1,0 +1,89 @@
+//! How a case ended, and whether it may end so.
+
+use std::fmt;
+
+use unmoved::job::Presence;
+use unmoved::session::{DestinationRecord, SourceEffect, SourceRecord};
+
+use crate::world::World;
+
+/// How a case ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Outcome {
+    /// It runs at the destination, and both ends have put the session away.
+    Moved,
+    /// It runs at the source, and both ends know that it stays.
+    Stayed,
+    /// It runs nowhere; both ends say why, and an operator can choose.
+    Held,
+    /// It was running on the host that crashed, or existed nowhere else.
+    DiedWithItsHost,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Moved => "moved",
+            Self::Stayed => "stayed at the source",
+            Self::Held => "stands paused with a named reason",
+            Self::DiedWithItsHost => "died with the host that crashed",
+        })
+    }
+}
+
+/// Judges the end of a case: everything is up, no message is under way, nothing more happens.
+pub fn judge(world: &World<'_>) -> Result<Outcome, String> {
+    let source = world.source.domain;
+    let destination = world.destination.domain;
+    let last = world.source.journal.last();
+    let there = world.destination.journal.last();
+    match (source, destination) {
+        (Presence::Running, Presence::Running) => Err("two copies run".to_owned()),
+        (Presence::Absent, Presence::Running) => {
+            let ended = world.source.effect == Some(SourceEffect::End(Ok(())));
+            let is_retired = matches!(
+                there,
+                Some(DestinationRecord::Retired { taken: true } | DestinationRecord::Running)
+            );
+            if ended && last == Some(&SourceRecord::Done) && is_retired {
+                return Ok(Outcome::Moved);
+            }
+            Err(format!("moved, but the ends say {last:?} and {there:?}"))
+        }
+        (Presence::Running, Presence::Absent) => {
+            let knows = match last {
+                Some(SourceRecord::Aborted { .. }) => !world.destination.session().has_lease(),
+                // It ended before anything was surely written down, so nobody else knows of it either.
+                None | Some(SourceRecord::Begun { .. }) => {
+                    matches!(world.source.effect, Some(SourceEffect::End(Err(_))))
+                        && there.is_none()
+                }
+                _ => false,
+            };
+            if knows {
+                return Ok(Outcome::Stayed);
+            }
+            Err(format!("stayed, but the ends say {last:?} and {there:?}"))
+        }
+        (Presence::Running, _) => Err(format!(
+            "it runs at the source, and the destination keeps a copy: {last:?}, {there:?}"
+        )),
+        (Presence::Absent, Presence::Absent) if world.hosts_crashed > 0 => {
+            Ok(Outcome::DiedWithItsHost)
+        }
+        (_, Presence::Running) => Err(format!(
+            "it runs at the destination, and the source keeps a copy: {last:?}"
+        )),
+        // Nowhere.
+        (_, _) => match &world.source.effect {
+            Some(SourceEffect::Wait {
+                reason,
+                is_held: true,
+            }) if !reason.is_empty() => Ok(Outcome::Held),
+            effect => Err(format!(
+                "it runs nowhere ({source:?}, {destination:?}), and nobody is asked: {effect:?}, \
+                 {last:?}, {there:?}"
+            )),
+        },
+    }
+}

@@ -1,0 +1,431 @@
+//! Two ends, the way between them, and what can go wrong: one step at a time.
+
+use std::collections::VecDeque;
+
+use unmoved::job::{Needs, Presence};
+use unmoved::session::{
+    Answer, DestinationEffect, DestinationEvent, DestinationRecord, DestinationSession, Operator,
+    Order, Request, SourceEffect, SourceEvent, SourceRecord, SourceSession, Token,
+};
+
+use crate::explore::Script;
+use crate::outcome::{Outcome, judge};
+
+/// What may happen in a case.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// Most faults of any kind.
+    pub faults: usize,
+    /// A host may crash: its domains are gone.
+    pub with_host_crashes: bool,
+    /// Disk and toolstack may fail, or say that they have failed when they have not.
+    pub with_failures: bool,
+    /// The toolstack may give up its paused domain when the agent that fed it dies.
+    pub tool_dies: bool,
+    /// What was written last is not on the disk after a crash.
+    pub disk_forgets: bool,
+}
+
+impl Rules {
+    /// Any so many faults.
+    pub const fn faults(faults: usize) -> Self {
+        Self {
+            faults,
+            with_host_crashes: true,
+            with_failures: true,
+            tool_dies: true,
+            disk_forgets: false,
+        }
+    }
+}
+
+/// The source's host.
+pub struct Source {
+    /// `None`: the agent is down.
+    pub session: Option<SourceSession>,
+    /// What the agent is about to do.
+    pub effect: Option<SourceEffect>,
+    pub journal: Vec<SourceRecord>,
+    pub domain: Presence,
+    /// It ran here after the state that was sent: that state is stale.
+    pub ran_after_suspend: bool,
+    pub was_suspended: bool,
+    /// The call that an answer is waited for.
+    pub calling: Option<u32>,
+}
+
+/// The destination's host.
+pub struct Destination {
+    pub session: Option<DestinationSession>,
+    pub effect: Option<DestinationEffect>,
+    pub journal: Vec<DestinationRecord>,
+    pub domain: Presence,
+    pub has_run: bool,
+    /// The toolstack reads, and what has arrived.
+    pub is_receiving: bool,
+    pub arrived: Option<u64>,
+    pub calls: VecDeque<(u32, Order)>,
+    pub answering: Option<u32>,
+}
+
+/// A message under way.
+#[derive(Clone, Debug)]
+pub enum Message {
+    Call(u32, Order),
+    Answer(u32, Answer),
+}
+
+/// Everything.
+pub struct World<'a> {
+    pub script: &'a mut Script,
+    pub rules: Rules,
+    pub faults_left: usize,
+    pub source: Source,
+    pub destination: Destination,
+    pub way: VecDeque<Message>,
+    /// Messages that will arrive some time.
+    pub late: Vec<Message>,
+    pub last_call: u32,
+    pub hosts_crashed: usize,
+    /// Retries without any change, to see that nothing more happens.
+    pub idle_retries: usize,
+    pub may_decide: bool,
+}
+
+/// What can happen next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Move {
+    SourceActs,
+    DestinationActs,
+    Deliver,
+    DeliverLate(usize),
+    NextCall,
+    NoAnswer,
+    RestartSource,
+    RestartDestination,
+    LeaseExpires,
+    Retry,
+    Decide(Operator),
+    Over,
+    // Faults.
+    Lose,
+    Delay,
+    Double,
+    CallTimesOut,
+    LeaseExpiresEarly,
+}
+
+impl<'a> World<'a> {
+    pub fn new(script: &'a mut Script, rules: Rules) -> Self {
+        let token = Token::new([7; 32]);
+        let request = Request {
+            needs: Needs::default(),
+            leave_paused: false,
+            seal: token.seal(),
+        };
+        let mut session = SourceSession::new(Box::new(request), token, "b".to_owned());
+        let effect = session.step(SourceEvent::Begin);
+        Self {
+            script,
+            rules,
+            faults_left: rules.faults,
+            source: Source {
+                session: Some(session),
+                effect,
+                journal: Vec::new(),
+                domain: Presence::Running,
+                ran_after_suspend: false,
+                was_suspended: false,
+                calling: None,
+            },
+            destination: Destination {
+                session: Some(DestinationSession::new("a".to_owned())),
+                effect: None,
+                journal: Vec::new(),
+                domain: Presence::Absent,
+                has_run: false,
+                is_receiving: false,
+                arrived: None,
+                calls: VecDeque::new(),
+                answering: None,
+            },
+            way: VecDeque::new(),
+            late: Vec::new(),
+            last_call: 0,
+            hosts_crashed: 0,
+            idle_retries: 0,
+            may_decide: true,
+        }
+    }
+
+    /// Goes on until nothing more happens.
+    pub fn run(mut self) -> Result<Outcome, String> {
+        let mut trace = Vec::new();
+        loop {
+            let moves = self.moves();
+            let chosen = self.script.choose(moves.len());
+            let Some(next) = moves.into_iter().nth(chosen) else {
+                return Err("no such move".to_owned());
+            };
+            trace.push(format!("{next:?}"));
+            if next == Move::Over {
+                return judge(&self).map_err(|error| told(&error, &trace));
+            }
+            let happened = self.carry_out(next).and_then(|what| {
+                trace.push(what);
+                self.invariant()
+            });
+            happened.map_err(|error| told(&error, &trace))?;
+            if trace.len() > 1000 {
+                return Err(told("it never ends", &trace));
+            }
+        }
+    }
+
+    /// What can happen now: first what does if nothing is wrong.
+    fn moves(&self) -> Vec<Move> {
+        let mut moves = vec![self.usual()];
+        if self.source.session.is_none() && moves[0] != Move::RestartSource {
+            moves.push(Move::RestartSource);
+        }
+        if self.destination.session.is_none() && moves[0] != Move::RestartDestination {
+            moves.push(Move::RestartDestination);
+        }
+        if moves[0] != Move::DeliverLate(0) {
+            moves.extend((0..self.late.len()).map(Move::DeliverLate));
+        }
+        if let Some(SourceEffect::Wait { is_held: true, .. }) = self.source.effect
+            && self.may_decide
+            && moves[0] == Move::Over
+        {
+            // Operators look before they decide.
+            if self.source.domain == Presence::Absent && !self.source.ran_after_suspend {
+                moves.push(Move::Decide(Operator::HandOver));
+            }
+            if self.destination.domain == Presence::Absent && !self.destination.has_run {
+                moves.push(Move::Decide(Operator::RunHere));
+            }
+        }
+        if self.faults_left > 0 {
+            if !self.way.is_empty() {
+                moves.extend([Move::Lose, Move::Delay, Move::Double]);
+            }
+            if self.source.calling.is_some() && moves[0] != Move::NoAnswer {
+                moves.push(Move::CallTimesOut);
+            }
+            if self.has_idle_lease() && moves[0] != Move::LeaseExpires {
+                moves.push(Move::LeaseExpiresEarly);
+            }
+        }
+        moves
+    }
+
+    fn usual(&self) -> Move {
+        let (source, destination) = (&self.source, &self.destination);
+        let is_idle = matches!(
+            destination.effect,
+            None | Some(DestinationEffect::Idle { .. })
+        );
+        if destination.session.is_some() && !is_idle {
+            return Move::DestinationActs;
+        }
+        if destination.session.is_some() && !destination.calls.is_empty() {
+            return Move::NextCall;
+        }
+        let is_waiting = matches!(
+            source.effect,
+            None | Some(SourceEffect::Wait { .. } | SourceEffect::End(_))
+        ) || source.calling.is_some();
+        if source.session.is_some() && !is_waiting {
+            return Move::SourceActs;
+        }
+        if !self.way.is_empty() {
+            return Move::Deliver;
+        }
+        if source.calling.is_some() {
+            return Move::NoAnswer;
+        }
+        if destination.session.is_none() {
+            return Move::RestartDestination;
+        }
+        if source.session.is_none() {
+            return Move::RestartSource;
+        }
+        if !self.late.is_empty() {
+            return Move::DeliverLate(0);
+        }
+        if let Some(SourceEffect::Wait { is_held: false, .. }) = source.effect
+            && self.idle_retries < 3
+        {
+            return Move::Retry;
+        }
+        if self.has_idle_lease() {
+            return Move::LeaseExpires;
+        }
+        Move::Over
+    }
+
+    fn has_idle_lease(&self) -> bool {
+        let idle = matches!(
+            self.destination.effect,
+            None | Some(DestinationEffect::Idle { .. })
+        );
+        let session = self.destination.session.as_ref();
+        idle && session.is_some_and(DestinationSession::has_lease)
+    }
+
+    fn carry_out(&mut self, next: Move) -> Result<String, String> {
+        if !matches!(next, Move::Retry) {
+            self.idle_retries = 0;
+        }
+        match next {
+            Move::SourceActs => return self.source_acts(),
+            Move::DestinationActs => return self.destination_acts(),
+            Move::Deliver => {
+                if let Some(message) = self.way.pop_front() {
+                    self.deliver(message);
+                }
+            }
+            Move::DeliverLate(index) => {
+                let message = self.late.remove(index);
+                self.deliver(message);
+            }
+            Move::NextCall => {
+                if let Some((number, order)) = self.destination.calls.pop_front() {
+                    self.destination.answering = Some(number);
+                    self.tell_destination(DestinationEvent::Called(order));
+                }
+            }
+            Move::NoAnswer => self.no_answer(),
+            Move::CallTimesOut => {
+                self.faults_left -= 1;
+                self.no_answer();
+            }
+            Move::RestartSource => self.restart_source(),
+            Move::RestartDestination => self.restart_destination(),
+            Move::LeaseExpires => self.tell_destination(DestinationEvent::LeaseExpired),
+            Move::LeaseExpiresEarly => {
+                self.faults_left -= 1;
+                self.tell_destination(DestinationEvent::LeaseExpired);
+            }
+            Move::Retry => {
+                self.idle_retries += 1;
+                self.tell_source(SourceEvent::Retry);
+            }
+            Move::Decide(operator) => {
+                self.may_decide = false;
+                self.tell_source(SourceEvent::Decided(operator));
+            }
+            Move::Lose => {
+                self.faults_left -= 1;
+                self.way.pop_front();
+            }
+            Move::Delay => {
+                self.faults_left -= 1;
+                self.late.extend(self.way.pop_front());
+            }
+            Move::Double => {
+                self.faults_left -= 1;
+                self.late.extend(self.way.front().cloned());
+            }
+            Move::Over => {}
+        }
+        Ok(String::new())
+    }
+
+    fn deliver(&mut self, message: Message) {
+        match message {
+            Message::Call(number, order) if self.destination.session.is_some() => {
+                self.destination.calls.push_back((number, order));
+            }
+            Message::Answer(number, answer) if self.source.calling == Some(number) => {
+                self.source.calling = None;
+                self.tell_source(SourceEvent::Answered(answer));
+            }
+            // Nobody is there, or nobody waits for it any more.
+            Message::Call(..) | Message::Answer(..) => {}
+        }
+    }
+
+    fn no_answer(&mut self) {
+        self.source.calling = None;
+        self.tell_source(SourceEvent::NotAnswered("silence".to_owned()));
+    }
+
+    pub fn tell_source(&mut self, event: SourceEvent) {
+        let Some(session) = &mut self.source.session else {
+            return;
+        };
+        if let Some(effect) = session.step(event) {
+            self.source.effect = Some(effect);
+        }
+    }
+
+    pub fn tell_destination(&mut self, event: DestinationEvent) {
+        let Some(session) = &mut self.destination.session else {
+            return;
+        };
+        if let Some(effect) = session.step(event) {
+            self.destination.effect = Some(effect);
+        }
+    }
+
+    fn restart_source(&mut self) {
+        let presence = self.source.domain;
+        self.source.session = SourceSession::recover(self.source.journal.clone());
+        if self.source.session.is_some() {
+            self.tell_source(SourceEvent::Restarted(presence));
+        } else {
+            // Nothing was written down: the new run of the agent knows of no job.
+            let token = Token::new([7; 32]);
+            let request = Request {
+                needs: Needs::default(),
+                leave_paused: false,
+                seal: token.seal(),
+            };
+            self.source.session =
+                Some(SourceSession::new(Box::new(request), token, "b".to_owned()));
+            self.source.effect = Some(SourceEffect::End(Err("never begun".to_owned())));
+        }
+    }
+
+    fn restart_destination(&mut self) {
+        let presence = self.destination.domain;
+        match DestinationSession::recover(self.destination.journal.clone()) {
+            Some(session) => {
+                self.destination.session = Some(session);
+                self.tell_destination(DestinationEvent::Restarted(presence));
+            }
+            None => self.destination.session = Some(DestinationSession::new("a".to_owned())),
+        }
+    }
+
+    /// What must hold at every instant.
+    fn invariant(&self) -> Result<(), String> {
+        if self.source.domain == Presence::Running && self.destination.domain == Presence::Running {
+            return Err("two copies run".to_owned());
+        }
+        if self.source.ran_after_suspend && self.destination.has_run {
+            return Err("two copies have run after the guest was suspended".to_owned());
+        }
+        Ok(())
+    }
+}
+
+impl Destination {
+    /// The end's machine; only asked when it is up.
+    pub fn session(&self) -> &DestinationSession {
+        self.session.as_ref().expect("everything is up at the end")
+    }
+}
+
+fn told(error: &str, trace: &[String]) -> String {
+    let steps = trace.iter().filter(|step| step.contains(": "));
+    let last: Vec<String> = steps
+        .rev()
+        .take(40)
+        .map(|step| step.chars().take(150).collect())
+        .collect();
+    let last: Vec<_> = last.into_iter().rev().collect();
+    format!("{error}, after\n{}", last.join("\n"))
+}
