@@ -63,9 +63,13 @@ pub trait Sink: Send + Sync {
     /// Takes pages, in any order up to the next call of another method; no page occurs twice up to
     /// there.  An empty batch is allowed and means nothing.
     ///
+    /// The sink may keep the batch's memory and leave other memory in its place, so that nobody copies
+    /// and nobody allocates: the caller uses what is left for the next batch, after
+    /// [`Batch::clear`], and must not expect to find in it what it was.
+    ///
     /// # Errors
     /// As for [`Sink::bytes`].
-    fn pages(&self, batch: Batch) -> Result<()>;
+    fn pages(&self, batch: &mut Batch) -> Result<()>;
 
     /// Returns when everything given so far has arrived at the far end of the sink, so that the time it
     /// takes tells how fast the way is.
@@ -73,11 +77,6 @@ pub trait Sink: Send + Sync {
     /// # Errors
     /// As for [`Sink::bytes`].
     fn barrier(&self) -> Result<()>;
-
-    /// An empty batch to fill, with memory of an earlier one where there is any.
-    fn buffer(&self) -> Batch {
-        Batch::default()
-    }
 }
 
 #[cfg(test)]
