@@ -21,6 +21,9 @@ pub enum Defect {
     /// Reading or writing failed.
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// What was read cannot be written.
+    #[error("cannot write: {0}")]
+    Output(#[source] io::Error),
     /// The first bytes are not those of this format.
     #[error("this is not {expected}: it begins with 0x{found:x}")]
     Magic {

@@ -174,7 +174,8 @@ impl<R: Read> Input<R> {
                 return Err(Defect::Truncated { missing: left });
             }
             let count = (self.end - self.start).min(usize::try_from(left).unwrap_or(usize::MAX));
-            out.write_all(&self.buffer[self.start..self.start + count])?;
+            out.write_all(&self.buffer[self.start..self.start + count])
+                .map_err(Defect::Output)?;
             self.consume(count);
             left -= count as u64;
         }

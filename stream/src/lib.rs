@@ -52,15 +52,20 @@
 
 mod error;
 mod input;
+mod inspect;
+pub mod legacy;
 pub mod libxc;
 pub mod libxl;
 pub mod reader;
 mod record;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod verify;
 pub mod xl;
 
 pub use error::{Defect, Error, Part};
 pub use input::Input;
+pub use inspect::inspect;
 pub use reader::{Event, Format, Kind, MAX_HELD, Pages, Reader, Record, Reserved};
 pub use record::{MAX_LENGTH, OPTIONAL, RecordHeader};
+pub use verify::{Report, verify};

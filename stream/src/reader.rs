@@ -205,21 +205,25 @@ impl<R: Read> Reader<R> {
 
     /// Tells the outermost layer by its first bytes.
     fn detect(&mut self) -> Result<Next, Error> {
-        let fail = |defect: Defect| Error::new(0, Part::ImageHeader, defect);
-        let bytes = self.input.peek(32).map_err(|error| fail(error.into()))?;
-        let Some(first) = bytes.first_chunk::<8>().copied().map(u64::from_be_bytes) else {
-            let missing = (8 - bytes.len()) as u64;
-            return Err(fail(Defect::Truncated { missing }));
+        let mut look = || {
+            if SaveHeader::is_next(&mut self.input)? {
+                return Ok(Next::XlHeader);
+            }
+            let bytes = self.input.peek(8)?;
+            let Some(first) = bytes.first_chunk().copied() else {
+                let missing = (8 - bytes.len()) as u64;
+                return Err(Defect::Truncated { missing });
+            };
+            match u64::from_be_bytes(first) {
+                libxl::IDENT => Ok(Next::LibxlHeader),
+                u64::MAX => Ok(Next::ImageHeader),
+                found => Err(Defect::Magic {
+                    expected: "a stream of version 2 or 3 (a legacy one must be converted first)",
+                    found,
+                }),
+            }
         };
-        match first {
-            _ if SaveHeader::is_at(bytes) => Ok(Next::XlHeader),
-            libxl::IDENT => Ok(Next::LibxlHeader),
-            u64::MAX => Ok(Next::ImageHeader),
-            found => Err(fail(Defect::Magic {
-                expected: "a stream of version 2 or 3 (a legacy one must be converted first)",
-                found,
-            })),
-        }
+        look().map_err(|defect| Error::new(0, Part::ImageHeader, defect))
     }
 
     fn header<T>(
@@ -232,11 +236,7 @@ impl<R: Read> Reader<R> {
     }
 
     fn xl_header(&mut self) -> Result<Found, Defect> {
-        let (mut header, length) = SaveHeader::decode(&self.input.array()?)?;
-        // Bounded by `decode`; grows as bytes arrive, not as they are announced.
-        header.data = vec![0; length as usize];
-        self.input.fill(&mut header.data)?;
-        header.check_data()?;
+        let header = SaveHeader::read(&mut self.input)?;
         if !header.mandatory.contains(Mandatory::STREAM_V2) {
             return Err(Defect::Unsupported(
                 "a legacy stream follows, which must be converted first",

@@ -3,9 +3,12 @@
 //! `tools/xl/xl.h`: 48 bytes in the byte order of the sender, then optional data, of which only the
 //! domain's configuration is defined.
 
+use std::io::Read;
+
 use bitflags::bitflags;
 
 use crate::error::Defect;
+use crate::input::Input;
 use crate::record::Fields;
 
 const MAGIC: &[u8; 32] = b"Xen saved domain, xl format\n \0 \r";
@@ -75,18 +78,30 @@ impl SaveHeader {
         bytes
     }
 
-    /// Whether bytes that begin like this are such a header.
-    #[must_use]
-    pub fn is_at(bytes: &[u8]) -> bool {
-        bytes.starts_with(MAGIC)
+    /// Looks whether such a header comes next; an input that ends within the magic is truncated.
+    pub(crate) fn is_next<R: Read>(input: &mut Input<R>) -> Result<bool, Defect> {
+        let bytes = input.peek(MAGIC.len())?;
+        if (8..MAGIC.len()).contains(&bytes.len()) && MAGIC.starts_with(bytes) {
+            let missing = (Self::SIZE - bytes.len()) as u64;
+            return Err(Defect::Truncated { missing });
+        }
+        Ok(bytes == MAGIC)
     }
 
-    /// Takes the fixed part apart; returns the length of the optional data too, which is checked by
-    /// [`Self::check_data`] when it is there.
+    /// Reads it with its optional data.
     ///
     /// # Errors
     /// If this is not such a header, or one that nobody can read.
-    pub(crate) fn decode(bytes: &[u8; Self::SIZE]) -> Result<(Self, u32), Defect> {
+    pub(crate) fn read<R: Read>(input: &mut Input<R>) -> Result<Self, Defect> {
+        let (mut header, length) = Self::decode(&input.array()?)?;
+        header.data = vec![0; length as usize];
+        input.fill(&mut header.data)?;
+        header.check_data()?;
+        Ok(header)
+    }
+
+    /// Takes the fixed part apart; returns the length of the optional data too, which is bounded.
+    fn decode(bytes: &[u8; Self::SIZE]) -> Result<(Self, u32), Defect> {
         let mut fields = Fields(bytes);
         let magic: [u8; 32] = fields.take();
         if magic != *MAGIC {
@@ -129,7 +144,7 @@ impl SaveHeader {
     }
 
     /// Checks the optional data: a length and as many bytes at least.
-    pub(crate) fn check_data(&self) -> Result<(), Defect> {
+    fn check_data(&self) -> Result<(), Defect> {
         if self.data.is_empty() || self.config().is_some() {
             return Ok(());
         }

@@ -3,7 +3,7 @@
 use std::io::Cursor;
 
 use unmoved_stream::libxc::{self, Content, PvInfo, RecordType};
-use unmoved_stream::testing::{Guest, Sample};
+use unmoved_stream::testing::{Guest, Sample, noise};
 use unmoved_stream::{Error, Event, Format, Input, Kind, Reader, Reserved, libxl};
 
 const GUESTS: [Guest; 3] = [
@@ -99,7 +99,7 @@ fn pages_come_with_their_contents() {
         Format::Libxl,
         Reserved::Ignore,
     );
-    let expected = unmoved_stream::testing::noise(1000 * 4096);
+    let expected = noise(1000 * 4096);
     let mut pfns = Vec::new();
     while let Some(event) = reader.next_event().unwrap() {
         let Event::Record(mut record) = event else {
@@ -140,7 +140,7 @@ fn contents_can_be_read_in_place() {
             assert_eq!(record.entries().unwrap().len(), 5);
             assert!(record.read_contents(&mut places[..100]).is_err());
             record.read_contents(&mut places).unwrap();
-            assert!(places == unmoved_stream::testing::noise(2 * 4096));
+            assert!(places == noise(2 * 4096));
             let mut much = vec![0; 4 * 4096];
             assert!(record.read_contents(&mut much).is_err());
         }

@@ -32,7 +32,7 @@ impl<W: Write> Writer<W> {
     /// # Errors
     /// If the output cannot be written.
     pub fn new(mut out: W, image: ImageHeader, domain: DomainHeader) -> Result<Self, Error> {
-        let fail = |part| move |error: io::Error| Error::new(0, part, error);
+        let fail = |part| move |error| Error::new(0, part, Defect::Output(error));
         out.write_all(&image.encode())
             .map_err(fail(Part::ImageHeader))?;
         out.write_all(&domain.encode())
@@ -232,10 +232,30 @@ impl<W: Write> Writer<W> {
             slices.push(IoSlice::new(&self.head));
             slices.extend(parts.iter().map(|part| IoSlice::new(part)));
             slices.push(IoSlice::new(&ZEROES[..header.padding()]));
-            self.offset += write_slices(&mut self.out, &mut slices)?;
+            self.offset += write_slices(&mut self.out, &mut slices).map_err(Defect::Output)?;
             Ok(())
         });
         self.located(kind, result)?;
+        self.records += 1;
+        Ok(())
+    }
+
+    /// Begins a record whose body the caller copies to [`Self::get_mut`] piece by piece.
+    /// `prefix` is the body's beginning, as much as is needed to check it; nothing of it is written.
+    pub(crate) fn begin_long(
+        &mut self,
+        kind: RecordType,
+        length: u32,
+        prefix: &[u8],
+    ) -> Result<(), Error> {
+        let result = self
+            .begin(kind, length as usize, &[prefix])
+            .and_then(|header| {
+                let written = self.out.write_all(&header.encode());
+                written.map_err(Defect::Output)
+            });
+        self.located(kind, result)?;
+        self.offset += 8 + u64::from(length.next_multiple_of(8));
         self.records += 1;
         Ok(())
     }
@@ -334,7 +354,7 @@ impl<W: Write> PageSink<'_, W> {
             let mut slices = Vec::with_capacity(contents.len() + 1);
             slices.push(IoSlice::new(&self.writer.head));
             slices.extend(contents.iter().map(|part| IoSlice::new(part)));
-            write_slices(&mut self.writer.out, &mut slices).map_err(Defect::from)
+            write_slices(&mut self.writer.out, &mut slices).map_err(Defect::Output)
         };
         self.writer.offset += self.writer.located(RecordType::PAGE_DATA, result)?;
         self.writer.head.clear();
@@ -358,6 +378,24 @@ impl<W: Write> PageSink<'_, W> {
         self.writer.located(RecordType::PAGE_DATA, result)?;
         self.writer.records += 1;
         Ok(())
+    }
+}
+
+/// For copies from elsewhere; what is more than announced is refused.
+impl<W: Write> Write for PageSink<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match PageSink::write(self, &[bytes]) {
+            Ok(()) => Ok(bytes.len()),
+            Err(Error {
+                defect: Defect::Output(error),
+                ..
+            }) => Err(error),
+            Err(error) => Err(io::Error::other(error)),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.out.flush()
     }
 }
 

@@ -41,7 +41,7 @@ impl<W: Write> Writer<W> {
     /// If the output cannot be written.
     pub fn new(mut out: W, header: Header) -> Result<Self, Error> {
         out.write_all(&header.encode())
-            .map_err(|error| Error::new(0, Part::LibxlHeader, error))?;
+            .map_err(|error| Error::new(0, Part::LibxlHeader, Defect::Output(error)))?;
         Ok(Self {
             out,
             order: Order::default(),
@@ -132,12 +132,26 @@ impl<W: Write> Writer<W> {
             .collect();
         let result = self.begin(kind, length as u64, &prefix).and_then(|header| {
             for part in parts {
-                self.out.write_all(part)?;
+                self.out.write_all(part).map_err(Defect::Output)?;
             }
-            Ok(self.out.write_all(&[0; 8][..header.padding()])?)
+            let padding = &[0; 8][..header.padding()];
+            self.out.write_all(padding).map_err(Defect::Output)
         });
         self.located(kind, result)?;
         self.advance(length as u64);
+        Ok(())
+    }
+
+    /// Begins a record whose body the caller writes piece by piece, padding included.
+    pub(crate) fn begin_long(
+        &mut self,
+        kind: RecordType,
+        length: u64,
+        prefix: &[u8],
+    ) -> Result<(), Error> {
+        let result = self.begin(kind, length, prefix);
+        self.located(kind, result)?;
+        self.advance(length);
         Ok(())
     }
 
@@ -166,7 +180,9 @@ impl<W: Write> Writer<W> {
             _ => return Err(Defect::length(length, format!("at most {MAX_LENGTH}"))),
         };
         self.order.accept(&parse(header, prefix)?)?;
-        self.out.write_all(&header.encode())?;
+        self.out
+            .write_all(&header.encode())
+            .map_err(Defect::Output)?;
         Ok(header)
     }
 

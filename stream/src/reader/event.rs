@@ -208,10 +208,12 @@ impl<'a, R: Read> Record<'a, R> {
                 head.extend_from_slice(&entry.raw().to_le_bytes());
             }
         }
-        out.write_all(&head)?;
-        out.write_all(&self.reader.held[..open.held])?;
+        out.write_all(&head).map_err(Defect::Output)?;
+        out.write_all(&self.reader.held[..open.held])
+            .map_err(Defect::Output)?;
         self.reader.input.copy(open.left, out)?;
-        out.write_all(&[0; 8][..open.header.padding()])?;
+        out.write_all(&[0; 8][..open.header.padding()])
+            .map_err(Defect::Output)?;
         if let Some(open) = &mut self.reader.open {
             open.left = 0;
             open.entries_done = self.reader.entries.len();

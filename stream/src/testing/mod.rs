@@ -3,7 +3,11 @@
 //! Behind the feature `testing`; tests, fuzz targets, benchmarks and the comparison with Xen's own
 //! tools share it.
 
+mod legacy;
+
 use std::io::Write;
+
+pub use legacy::LegacySample;
 
 use crate::error::Error;
 use crate::libxc::{
@@ -150,7 +154,8 @@ impl Sample {
     }
 
     fn memory<W: Write>(&self, out: &mut Writer<W>) -> Result<(), Error> {
-        let contents = noise(self.batch.min(MAX_BATCH) * 4096);
+        let most = self.pages.min(self.batch as u64);
+        let contents = noise(usize::try_from(most).unwrap_or(MAX_BATCH) * 4096);
         let mut pfn = 0;
         while pfn < self.pages {
             let count = (self.pages - pfn).min(self.batch as u64);
