@@ -272,6 +272,15 @@ impl Guest {
         self.report(self.console.mark(), limit, |report| report["ev"] == "alive")
     }
 
+    /// Type a line on the guest's console.
+    ///
+    /// # Errors
+    /// If the guest has no console, or the host is gone.
+    pub fn type_line(&self, host: &Host, line: &str) -> Result<()> {
+        host.ok(&["sh", "-c", TYPE_LINE, "sh", &self.name, line])
+            .map(drop)
+    }
+
     /// Give the workload an order on its console and wait for the result: the report that carries the
     /// order's own name, or null if it has none.
     ///
@@ -282,7 +291,7 @@ impl Guest {
         let tag = format!("lab{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let mark = self.console.mark();
         let line = format!("#{tag} {line}");
-        host.ok(&["sh", "-c", TYPE_LINE, "sh", &self.name, &line])?;
+        self.type_line(host, &line)?;
         let done = self.report(mark, limit, |report| {
             report["re"] == *tag && report["ev"] == "done"
         })?;
