@@ -19,3 +19,5 @@ pub mod migrate;
 pub mod mm;
 pub mod options;
 pub mod points;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;

@@ -2,15 +2,19 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use xen_abi::{Mfn, PAGE_SIZE};
 
 use super::{FramePool, Frames};
 
 /// A machine's frames; a frame exists once [`add`](Self::add) was called for it.
-#[derive(Debug, Default)]
+///
+/// A clone has the same contents and shares nothing that can be seen; a page is copied when one of
+/// the two changes it.
+#[derive(Clone, Debug, Default)]
 pub struct FakeFrames {
-    frames: RefCell<BTreeMap<Mfn, Box<[u8; PAGE_SIZE]>>>,
+    frames: RefCell<BTreeMap<Mfn, Rc<[u8; PAGE_SIZE]>>>,
 }
 
 impl FakeFrames {
@@ -25,7 +29,18 @@ impl FakeFrames {
     pub fn add(&self, frame: Mfn) {
         self.frames
             .borrow_mut()
-            .insert(frame, Box::new([0; PAGE_SIZE]));
+            .insert(frame, Rc::new([0; PAGE_SIZE]));
+    }
+
+    /// Removes a frame; any later access to it panics.
+    pub fn remove(&self, frame: Mfn) {
+        let removed = self.frames.borrow_mut().remove(&frame);
+        assert!(removed.is_some(), "{frame:?} is not there");
+    }
+
+    /// Whether there is such a frame.
+    pub fn contains(&self, frame: Mfn) -> bool {
+        self.frames.borrow().contains_key(&frame)
     }
 
     fn get<const N: usize>(&self, frame: Mfn, offset: usize) -> [u8; N] {
@@ -108,7 +123,7 @@ impl Frames for FakeFrames {
         let page = frames
             .get_mut(&frame)
             .unwrap_or_else(|| panic!("no frame {frame:?}"));
-        page[offset..offset + buf.len()].copy_from_slice(buf);
+        Rc::make_mut(page)[offset..offset + buf.len()].copy_from_slice(buf);
     }
     fn clear(&self, frame: Mfn) {
         self.write(frame, 0, &[0; PAGE_SIZE]);

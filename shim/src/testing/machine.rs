@@ -1,0 +1,360 @@
+//! A machine that is ordinary memory.
+//!
+//! Guest addresses are translated by the guest's own page tables, through a cache that forgets
+//! nothing unless it is told to: what a CPU *may* still use after a change of a table, this one
+//! does use.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use xen_abi::mmu::{
+    HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START, INVALID_M2P_ENTRY, Level, Pte, is_canonical,
+};
+use xen_abi::{GuestVa, Mfn, PAGE_SIZE};
+
+use super::host::Clock;
+use crate::cpu::Machine;
+use crate::mem::{BadAddress, FakeFrames, Frames, GuestMemory};
+use crate::mm::{Ledger, M2p, Owner, Tlb};
+
+/// A flush that was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flushed {
+    /// One page.
+    Page(u64),
+    /// Everything.
+    All,
+}
+
+/// The machine; what is public was loaded by the guest's owner or is the CPU's state to set.
+pub struct FakeMachine {
+    /// All memory.
+    pub frames: Rc<FakeFrames>,
+    /// Its time stamp counter.
+    pub clock: Clock,
+    /// The page table in use.
+    pub root: Mfn,
+    /// How often a page table was loaded.
+    pub loads: usize,
+    /// The flushes, in order.
+    pub flushes: RefCell<Vec<Flushed>>,
+    /// CR2.
+    pub fault_address: u64,
+    /// The active GS base.
+    pub gs_base: u64,
+    /// The FS base.
+    pub fs_base: u64,
+    /// Frames in the GDT window.
+    pub gdt: Vec<Mfn>,
+    /// Frames in the LDT window.
+    pub ldt: Vec<Mfn>,
+    /// Descriptors in the LDT.
+    pub ldt_entries: u32,
+    /// Debug registers.
+    pub debug: [u64; 8],
+    /// Whether FPU instructions trap.
+    pub task_switched: bool,
+    /// Guest-visible bits of CR4.
+    pub cr4: u64,
+    /// XCR0.
+    pub xcr0: u64,
+    /// Model-specific registers; one that is not there faults.
+    pub msrs: BTreeMap<u32, u64>,
+    m2p: RefCell<Vec<u64>>,
+    cached: RefCell<BTreeMap<u64, Cached>>,
+    walks: Cell<usize>,
+}
+
+/// A translation that the CPU remembers.
+#[derive(Clone, Copy, Debug)]
+struct Cached {
+    frame: Mfn,
+    writable: bool,
+}
+
+impl FakeMachine {
+    /// Makes a machine with the given memory and machine-to-physical table.
+    pub fn new(frames: Rc<FakeFrames>, clock: Clock, m2p: Vec<u64>) -> Self {
+        Self {
+            frames,
+            clock,
+            root: Mfn(0),
+            loads: 0,
+            flushes: RefCell::default(),
+            fault_address: 0,
+            gs_base: 0,
+            fs_base: 0,
+            gdt: Vec::new(),
+            ldt: Vec::new(),
+            ldt_entries: 0,
+            debug: [0, 0, 0, 0, 0, 0, 0xffff_0ff0, 0x400],
+            task_switched: false,
+            cr4: 0,
+            xcr0: 1,
+            msrs: BTreeMap::new(),
+            m2p: RefCell::new(m2p),
+            cached: RefCell::default(),
+            walks: Cell::new(0),
+        }
+    }
+
+    /// Returns an entry of the machine-to-physical table.
+    pub fn m2p(&self, mfn: Mfn) -> u64 {
+        let table = self.m2p.borrow();
+        table
+            .get(mfn.0 as usize)
+            .copied()
+            .unwrap_or(INVALID_M2P_ENTRY)
+    }
+
+    /// Translates an address as an access of ring 3 does, and remembers the translation.
+    pub fn translate(&self, va: u64, write: bool) -> Result<Mfn, BadAddress> {
+        let page = va / PAGE_SIZE as u64;
+        let cached = self.cached.borrow().get(&page).copied();
+        if let Some(hit) = cached.filter(|hit| hit.writable || !write) {
+            return Ok(hit.frame);
+        }
+        let hit = self.walk(va, write)?;
+        self.cached.borrow_mut().insert(page, hit);
+        Ok(hit.frame)
+    }
+
+    /// Walks the tables, and sets accessed and dirty bits as the CPU does.
+    fn walk(&self, va: u64, write: bool) -> Result<Cached, BadAddress> {
+        self.walks.set(self.walks.get() + 1);
+        let mut table = self.root;
+        let mut writable = true;
+        for level in [Level::L4, Level::L3, Level::L2, Level::L1] {
+            let at = level.index(GuestVa(va)) * 8;
+            let entry = Pte(self.frames.load64(table, at));
+            if !entry.is_present() {
+                return Err(BadAddress);
+            }
+            assert!(entry.has(Pte::USER), "{level:?} of {va:#x}: {entry:?}");
+            writable &= entry.has(Pte::RW);
+            if write && !writable {
+                return Err(BadAddress);
+            }
+            let dirty = if write && level == Level::L1 {
+                Pte::DIRTY
+            } else {
+                0
+            };
+            self.frames.fetch_or64(table, at, Pte::ACCESSED | dirty);
+            table = entry.frame();
+        }
+        Ok(Cached {
+            frame: table,
+            writable,
+        })
+    }
+
+    /// Checks that whatever the CPU remembers is the guest's to reach: nothing of the shim's, and
+    /// for writing no table.
+    pub fn check_cache(&self, ledger: &Ledger) {
+        for (page, hit) in self.cached.borrow().iter() {
+            let owner = ledger.owner(hit.frame);
+            assert!(
+                matches!(owner, Owner::Guest | Owner::Shared | Owner::ReadOnly),
+                "page {page:#x} still leads to {:?}, which is {owner:?}'s",
+                hit.frame
+            );
+            assert!(
+                !hit.writable || ledger.is_plain_data(hit.frame),
+                "page {page:#x} can still be written, and {:?} is {:?}",
+                hit.frame,
+                ledger.info(hit.frame)
+            );
+        }
+    }
+
+    /// How often the tables were walked, which is how often no translation was remembered.
+    pub fn walks(&self) -> usize {
+        self.walks.get()
+    }
+
+    /// Takes the flushes since the last call.
+    pub fn take_flushes(&self) -> Vec<Flushed> {
+        self.flushes.take()
+    }
+}
+
+/// Splits a range into what lies on each page: address and the range of the buffer.
+fn pages(va: u64, len: usize) -> impl Iterator<Item = (u64, std::ops::Range<usize>)> {
+    let mut done = 0;
+    std::iter::from_fn(move || {
+        if done == len {
+            return None;
+        }
+        let at = va + done as u64;
+        let on_page = (PAGE_SIZE - at as usize % PAGE_SIZE).min(len - done);
+        done += on_page;
+        Some((at, done - on_page..done))
+    })
+}
+
+/// Whether all of a range is outside the hypervisor's part and canonical.
+fn is_guest_range(va: GuestVa, len: usize) -> bool {
+    let Some(last) = va.0.checked_add(len as u64) else {
+        return false;
+    };
+    last <= 1 << 47 || va.0 >= HYPERVISOR_VIRT_END && is_canonical(va)
+}
+
+const _: () = assert!(HYPERVISOR_VIRT_START < HYPERVISOR_VIRT_END);
+
+impl GuestMemory for FakeMachine {
+    fn read_guest(&self, va: GuestVa, buf: &mut [u8]) -> Result<(), BadAddress> {
+        if !is_guest_range(va, buf.len()) {
+            return Err(BadAddress);
+        }
+        for (at, range) in pages(va.0, buf.len()) {
+            let frame = self.translate(at, false)?;
+            self.frames
+                .read(frame, at as usize % PAGE_SIZE, &mut buf[range]);
+        }
+        Ok(())
+    }
+
+    fn write_guest(&self, va: GuestVa, buf: &[u8]) -> Result<(), BadAddress> {
+        if !is_guest_range(va, buf.len()) {
+            return Err(BadAddress);
+        }
+        for (at, range) in pages(va.0, buf.len()) {
+            let frame = self.translate(at, true)?;
+            self.frames
+                .write(frame, at as usize % PAGE_SIZE, &buf[range]);
+        }
+        Ok(())
+    }
+}
+
+impl Tlb for FakeMachine {
+    fn flush_everything(&self) {
+        self.flushes.borrow_mut().push(Flushed::All);
+        self.cached.borrow_mut().clear();
+    }
+}
+
+impl M2p for FakeMachine {
+    fn set(&self, mfn: Mfn, value: u64) {
+        let mut table = self.m2p.borrow_mut();
+        let entry = table.get_mut(mfn.0 as usize);
+        *entry.expect("only frames that exist have an entry") = value;
+    }
+}
+
+impl Machine for FakeMachine {
+    fn load_page_table(&mut self, l4: Mfn) {
+        self.root = l4;
+        self.loads += 1;
+        self.cached.borrow_mut().clear();
+    }
+    fn fault_address(&self) -> u64 {
+        self.fault_address
+    }
+    fn flush_page(&self, va: u64) {
+        self.flushes.borrow_mut().push(Flushed::Page(va));
+        self.cached.borrow_mut().remove(&(va / PAGE_SIZE as u64));
+    }
+    fn gs_base(&self) -> u64 {
+        self.gs_base
+    }
+    fn exchange_gs_base(&mut self, base: u64) -> u64 {
+        assert!(is_canonical(GuestVa(base)), "GS base {base:#x} faults");
+        std::mem::replace(&mut self.gs_base, base)
+    }
+    fn fs_base(&self) -> u64 {
+        self.fs_base
+    }
+    fn set_fs_base(&mut self, base: u64) {
+        assert!(is_canonical(GuestVa(base)), "FS base {base:#x} faults");
+        self.fs_base = base;
+    }
+    fn load_gs_selector(&mut self, selector: u16) -> u64 {
+        assert_eq!(selector & 3, 3, "privilege of {selector:#x}");
+        let window = if selector & 4 == 0 {
+            &self.gdt
+        } else {
+            &self.ldt
+        };
+        let index = usize::from(selector >> 3);
+        let Some(&frame) = window.get(index / 512) else {
+            return 0;
+        };
+        let raw = self.frames.load64(frame, index % 512 * 8);
+        // A present data segment; its base is scattered over three fields.
+        if raw >> 44 & 0x9 == 0x9 {
+            raw >> 16 & 0xff_ffff | raw >> 56 << 24
+        } else {
+            0
+        }
+    }
+    fn load_gdt(&mut self, frames: &[Mfn]) {
+        self.gdt = frames.to_vec();
+    }
+    fn load_ldt(&mut self, frames: &[Mfn], entries: u32) {
+        assert!(entries as usize <= frames.len() * 512, "more than is there");
+        self.ldt = frames.to_vec();
+        self.ldt_entries = entries;
+    }
+    fn set_debug_register(&mut self, index: u8, value: u64) {
+        assert!(index < 4 || value >> 32 == 0, "DR{index} {value:#x} faults");
+        self.debug[usize::from(index)] = value;
+    }
+    fn debug_status(&self) -> u64 {
+        self.debug[6]
+    }
+    fn set_task_switched(&mut self, on: bool) {
+        self.task_switched = on;
+    }
+    fn tsc(&self) -> u64 {
+        self.clock.tsc()
+    }
+    fn set_guest_cr4(&mut self, bits: u64) {
+        self.cr4 = bits;
+    }
+    fn set_xcr0(&mut self, value: u64) {
+        self.xcr0 = value;
+    }
+    fn xcr0(&self) -> u64 {
+        self.xcr0
+    }
+    fn read_msr(&self, index: u32) -> Option<u64> {
+        self.msrs.get(&index).copied()
+    }
+    fn write_msr(&mut self, index: u32, value: u64) {
+        if let Some(register) = self.msrs.get_mut(&index) {
+            *register = value;
+        }
+    }
+}
+
+macro_rules! forward {
+    ($($name:ident($($arg:ident: $type:ty),*) $(-> $result:ty)?;)*) => {
+        impl Frames for FakeMachine {
+            $(fn $name(&self, frame: Mfn, $($arg: $type),*) $(-> $result)? {
+                self.frames.$name(frame, $($arg),*)
+            })*
+        }
+    };
+}
+
+forward! {
+    load8(offset: usize) -> u8;
+    store8(offset: usize, value: u8);
+    load16(offset: usize) -> u16;
+    store16(offset: usize, value: u16);
+    cas16(offset: usize, old: u16, new: u16) -> u16;
+    load32(offset: usize) -> u32;
+    store32(offset: usize, value: u32);
+    load64(offset: usize) -> u64;
+    store64(offset: usize, value: u64);
+    cas64(offset: usize, old: u64, new: u64) -> u64;
+    fetch_or64(offset: usize, bits: u64) -> u64;
+    fetch_and64(offset: usize, bits: u64) -> u64;
+    read(offset: usize, buf: &mut [u8]);
+    write(offset: usize, buf: &[u8]);
+    clear();
+}
