@@ -11,6 +11,7 @@ use crate::cpu::{Assist, Machine, Regs, Vcpu};
 use crate::emulate::cpuid::FrozenCpuid;
 use crate::emulate::msr::MsrPolicy;
 use crate::host::{Host, HostEvent};
+use crate::hypercall;
 use crate::migrate::Moves;
 use crate::mm::{Flush, Ledger, ShimSlots};
 use crate::options::{Blackout, Fault, Options};
@@ -107,6 +108,8 @@ pub struct Guest<M: Machine, H: Host, P: Points<M, H>> {
     pub moves: Moves,
     /// The last hypercalls, for a crash report.
     pub recent: Recent,
+    /// What is left of the hypercall that was just interrupted: its arguments.
+    pub(crate) continuation: Option<hypercall::Args>,
 }
 
 /// A ring of the last hypercalls.
@@ -157,6 +160,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             fault: parts.options.fault,
             moves: Moves::default(),
             recent: Recent::default(),
+            continuation: None,
         }
     }
 
@@ -201,14 +205,17 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
         self.arm(v);
         if self.vcpus[v].nmi_pending && !self.vcpus[v].nmi_blocked {
             self.vcpus[v].nmi_pending = false;
-            self.vcpus[v].nmi_blocked = true;
             let trap = self.vcpus[v].traps[2];
             let to = Bounce {
                 address: trap.address,
                 error: None,
                 masks_events: trap.masks_events(),
             };
-            return deliver::bounce(&mut self.m, &mut self.vcpus[v], self.assist, regs, to);
+            // One that the guest has no handler for is lost.
+            if to.address != 0 {
+                self.vcpus[v].nmi_blocked = true;
+                return deliver::bounce(&mut self.m, &mut self.vcpus[v], self.assist, regs, to);
+            }
         }
         if self.has_event(v) {
             let address = self.vcpus[v].event.address;

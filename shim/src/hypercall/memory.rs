@@ -45,26 +45,38 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
         }
     }
 
-    fn reservation(&self, arg: u64, start: u64) -> Result<Reservation, Errno> {
-        let reservation: Reservation = read(&self.m, arg)?;
-        if reservation.domid != DomId::SELF.0 && reservation.domid != self.domid().0 {
-            return Err(Errno::EPERM);
+    /// Reads what a balloon is to do; `None` for what Xen does not even begin with: bad pointers,
+    /// other domains, counts that a continuation could not express, and extents that are larger
+    /// than a page, none of which there are here.
+    fn reservation(&self, arg: u64, start: u64) -> Option<Reservation> {
+        let reservation: Reservation = read(&self.m, arg).ok()?;
+        let is_own = reservation.domid == DomId::SELF.0 || reservation.domid == self.domid().0;
+        let can_begin = is_own
+            && reservation.nr_extents <= u64::from(u32::MAX) >> op::EXTENT_SHIFT
+            && start < reservation.nr_extents
+            && reservation.extent_order == 0;
+        can_begin.then_some(reservation)
+    }
+
+    /// Whether the rest is to be done by a continuation, after `done` extents.
+    fn continues(&mut self, command: u64, arg: u64, start: u64, done: u64) -> bool {
+        let stops = done > start && self.should_stop();
+        if stops {
+            self.continuation = Some([command | done << op::EXTENT_SHIFT, arg, 0, 0, 0]);
         }
-        if start > reservation.nr_extents {
-            return Err(Errno::EINVAL);
-        }
-        Ok(reservation)
+        stops
     }
 
     /// Gives frames back to the host; returns how many extents were.
     fn decrease_reservation(&mut self, arg: u64, start: u64) -> Answer {
-        let reservation = self.reservation(arg, start)?;
-        // A guest whose extents are larger frees none of them.
-        if reservation.extent_order != 0 {
+        let Some(reservation) = self.reservation(arg, start) else {
             return Ok(start);
-        }
+        };
         let mut done = start;
         while done < reservation.nr_extents {
+            if self.continues(op::DECREASE_RESERVATION, arg, start, done) {
+                break;
+            }
             let Ok(frame) = element::<u64>(reservation.extent_start, done)
                 .and_then(|at| read::<u64>(&self.m, at))
             else {
@@ -93,12 +105,14 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
 
     /// Takes frames from the host again; returns how many extents were filled.
     fn populate_physmap(&mut self, arg: u64, start: u64) -> Answer {
-        let reservation = self.reservation(arg, start)?;
-        if reservation.extent_order != 0 {
+        let Some(reservation) = self.reservation(arg, start) else {
             return Ok(start);
-        }
+        };
         let mut done = start;
         while done < reservation.nr_extents {
+            if self.continues(op::POPULATE_PHYSMAP, arg, start, done) {
+                break;
+            }
             let Ok(at) = element::<u64>(reservation.extent_start, done) else {
                 break;
             };

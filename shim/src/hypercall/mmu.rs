@@ -2,6 +2,7 @@
 
 use xen_abi::mmu::{Level, MmuExtOp, MmuUpdate, Pte, UvmFlags, ext};
 use xen_abi::{DomId, Errno, GuestVa, Mfn};
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::{Answer, Args, element, read, write};
 use crate::cpu::Machine;
@@ -10,17 +11,36 @@ use crate::host::Host;
 use crate::mm::Flush;
 use crate::points::Points;
 
-/// In a count: go on where an earlier call was interrupted (`MMU_UPDATE_PREEMPTED`); nobody sets
-/// it, since no call here is interrupted.
+/// In a count: go on where an earlier call was interrupted (`MMU_UPDATE_PREEMPTED`), so that what
+/// was done then counts as well.
 const PREEMPTED: u64 = 1 << 31;
+
+/// The arguments of a list of page-table operations.
+struct List {
+    at: u64,
+    count: u64,
+    /// Where the number of operations that were performed goes, or 0.
+    done: u64,
+    /// How many were performed before the call was interrupted.
+    before: u32,
+    args: Args,
+}
+
+impl List {
+    /// Returns what is left to do from operation `index` on, as arguments of the same call.
+    fn rest<T>(&self, index: u64) -> Result<Args, Errno> {
+        let [_, _, done, domain, last] = self.args;
+        let count = (self.count - index) | PREEMPTED;
+        Ok([element::<T>(self.at, index)?, count, done, domain, last])
+    }
+}
 
 impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
     /// Whether a domain id in a page-table operation means the guest itself.
-    fn is_own(&self, domain: u64) -> bool {
-        let own = domain & 0xffff;
-        // Bits 31:16 name a foreign page-table domain plus 1; 0 is the caller's own.
-        domain >> 16 & 0xffff == 0
-            && (own == u64::from(DomId::SELF.0) || own == u64::from(self.domid().0))
+    fn is_own(domain: u64) -> bool {
+        // Bits 31:16 name a foreign page-table domain plus 1; 0 is the caller's own.  Like Xen, no
+        // domain may name itself by its number here.
+        domain & 0xffff_ffff == u64::from(DomId::SELF.0)
     }
 
     fn kernel_table(&self, v: usize) -> Result<Mfn, Errno> {
@@ -31,19 +51,45 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             .ok_or(Errno::EINVAL)
     }
 
-    /// `mmu_update(requests, count, done, domain)`.
-    pub(super) fn mmu_update(&mut self, [list, count, done, domain, _]: Args) -> Answer {
-        let count = count & !PREEMPTED & 0xffff_ffff;
-        if !self.is_own(domain) {
+    /// Reads the arguments that `mmu_update` and `mmuext_op` have in common.
+    fn list(&self, args: Args) -> Result<List, Errno> {
+        let [at, count, done, domain, _] = args;
+        if !Self::is_own(domain) {
             return Err(Errno::ESRCH);
         }
+        let mut before = 0;
+        if count & PREEMPTED != 0 && done != 0 {
+            before = read(&self.m, done).unwrap_or(0);
+        }
+        Ok(List {
+            at,
+            count: count & !PREEMPTED & 0xffff_ffff,
+            done,
+            before,
+            args,
+        })
+    }
+
+    /// Performs the operations of a list until one fails or others should have their turn.
+    fn perform<T>(
+        &mut self,
+        list: &List,
+        mut one: impl FnMut(&mut Self, T) -> Result<Flush, Errno>,
+    ) -> Answer
+    where
+        T: FromBytes + IntoBytes,
+    {
         let mut flush = Flush::None;
         let mut outcome = Ok(0);
-        let mut performed = 0u32;
-        for index in 0..count {
-            let result = element::<MmuUpdate>(list, index)
-                .and_then(|at| read::<MmuUpdate>(&self.m, at))
-                .and_then(|request| mm!(self).mmu_update(request, &self.m));
+        let mut performed = list.before;
+        for index in 0..list.count {
+            if index > 0 && self.should_stop() {
+                self.continuation = Some(list.rest::<T>(index)?);
+                break;
+            }
+            let result = element::<T>(list.at, index)
+                .and_then(|at| read::<T>(&self.m, at))
+                .and_then(|operation| one(self, operation));
             match result {
                 Ok(needed) => flush = flush.and(needed),
                 Err(errno) => {
@@ -51,13 +97,22 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
                     break;
                 }
             }
-            performed += 1;
+            performed = performed.wrapping_add(1);
         }
         self.flush(flush);
-        if done != 0 {
-            write(&self.m, done, &performed)?;
+        if list.done != 0 {
+            // Not being told is the caller's loss; what was done stays done.
+            let _ = write(&self.m, list.done, &performed);
         }
         outcome
+    }
+
+    /// `mmu_update(requests, count, done, domain)`.
+    pub(super) fn mmu_update(&mut self, args: Args) -> Answer {
+        let list = self.list(args)?;
+        self.perform(&list, |guest, request: MmuUpdate| {
+            mm!(guest).mmu_update(request, &guest.m)
+        })
     }
 
     /// `update_va_mapping(va, entry, flags)`.
@@ -70,32 +125,9 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
     }
 
     /// `mmuext_op(operations, count, done, domain)`.
-    pub(super) fn mmuext_op(&mut self, v: usize, [list, count, done, domain, _]: Args) -> Answer {
-        let count = count & !PREEMPTED & 0xffff_ffff;
-        if !self.is_own(domain) {
-            return Err(Errno::ESRCH);
-        }
-        let mut flush = Flush::None;
-        let mut outcome = Ok(0);
-        let mut performed = 0u32;
-        for index in 0..count {
-            let result = element::<MmuExtOp>(list, index)
-                .and_then(|at| read::<MmuExtOp>(&self.m, at))
-                .and_then(|op| self.mmuext(v, op));
-            match result {
-                Ok(needed) => flush = flush.and(needed),
-                Err(errno) => {
-                    outcome = Err(errno);
-                    break;
-                }
-            }
-            performed += 1;
-        }
-        self.flush(flush);
-        if done != 0 {
-            write(&self.m, done, &performed)?;
-        }
-        outcome
+    pub(super) fn mmuext_op(&mut self, v: usize, args: Args) -> Answer {
+        let list = self.list(args)?;
+        self.perform(&list, |guest, op: MmuExtOp| guest.mmuext(v, op))
     }
 
     fn mmuext(&mut self, v: usize, op: MmuExtOp) -> Result<Flush, Errno> {

@@ -32,6 +32,9 @@ pub type Args = [u64; 5];
 /// What a hypercall returns in `rax`.
 pub type Answer = Result<u64, Errno>;
 
+/// Bytes of the instruction that makes a hypercall.
+const SYSCALL_LENGTH: u64 = 2;
+
 /// Copies a structure from the guest.
 pub fn read<T>(memory: &impl GuestMemory, va: u64) -> Result<T, Errno>
 where
@@ -68,18 +71,33 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             nr::MULTICALL => {
                 // The batch may end in an iret, which leaves its own value in rax.
                 if let Some(answer) = self.multicall(v, regs, args)? {
-                    regs.rax = answer;
+                    self.answer(regs, answer);
                 }
                 Ok(())
             }
             number => {
-                regs.rax = match self.dispatch(v, number, args) {
-                    Ok(value) => value,
-                    Err(errno) => errno.to_rax(),
-                };
+                let answer = self.dispatch(v, number, args);
+                self.answer(regs, answer);
                 Ok(())
             }
         }
+    }
+
+    /// Loads the registers with the answer to a hypercall, or with what makes the guest repeat it
+    /// for the rest of the work.
+    fn answer(&mut self, regs: &mut Regs, answer: Answer) {
+        if let Some(args) = self.continuation.take() {
+            [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8] = args;
+            regs.rip = regs.rip.wrapping_sub(SYSCALL_LENGTH);
+            return;
+        }
+        regs.rax = answer.unwrap_or_else(Errno::to_rax);
+    }
+
+    /// Whether a hypercall with a long list should let others have their turn.  The guest chooses
+    /// the length, and while the list is worked on nothing else happens, not even a suspend.
+    fn should_stop(&self) -> bool {
+        self.host.has_events()
     }
 
     /// Carries out any hypercall but `iret` and `multicall`.

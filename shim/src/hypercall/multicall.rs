@@ -1,10 +1,12 @@
 //! `multicall`: a batch of hypercalls, each with a result of its own.
 
+use core::mem::offset_of;
+
 use xen_abi::hypercall as nr;
 use xen_abi::{Errno, GuestVa};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
-use super::{Args, element};
+use super::{Answer, Args, element};
 use crate::cpu::deliver::{self, Doomed};
 use crate::cpu::{Machine, Regs};
 use crate::guest::Guest;
@@ -24,30 +26,37 @@ struct Entry {
 const BATCH: usize = 8;
 
 impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
-    /// Carries out a batch and returns what goes into `rax`; `None` when the batch ended in an
-    /// `iret`, which has loaded the registers itself and ends the batch (XSA-213).
+    /// Carries out a batch and returns the answer, or leaves a continuation; `None` when the batch
+    /// ended in an `iret`, which has loaded the registers itself and ends the batch (XSA-213).
     pub(super) fn multicall(
         &mut self,
         v: usize,
         regs: &mut Regs,
-        [list, count, ..]: Args,
-    ) -> Result<Option<u64>, Doomed> {
+        [list, count, rest @ ..]: Args,
+    ) -> Result<Option<Answer>, Doomed> {
         let mut entries = [Entry::new_zeroed(); BATCH];
         let mut done = 0;
         while done < count {
             let batch = (count - done).min(BATCH as u64) as usize;
             let batch = &mut entries[..batch];
             let Ok(start) = element::<Entry>(list, done) else {
-                return Ok(Some(Errno::EFAULT.to_rax()));
+                return Ok(Some(Err(Errno::EFAULT)));
             };
             if self
                 .m
                 .read_guest(GuestVa(start), batch.as_mut_bytes())
                 .is_err()
             {
-                return Ok(Some(Errno::EFAULT.to_rax()));
+                return Ok(Some(Err(Errno::EFAULT)));
             }
             for (index, entry) in batch.iter().enumerate() {
+                let here = start + (index * size_of::<Entry>()) as u64;
+                let done = done + index as u64;
+                let continuation = [here, count - done, rest[0], rest[1], rest[2]];
+                if done > 0 && self.should_stop() {
+                    self.continuation = Some(continuation);
+                    return Ok(Some(Ok(0)));
+                }
                 let [a, b, c, d, e, _] = entry.args;
                 self.recent.note(entry.op, a, b);
                 let result = match entry.op {
@@ -59,15 +68,24 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
                     nr::MULTICALL => Err(Errno::EINVAL),
                     op => self.dispatch(v, op, [a, b, c, d, e]),
                 };
+                let at = |field| GuestVa(here + field as u64);
+                if let Some(left) = self.continuation.take() {
+                    let args = at(offset_of!(Entry, args));
+                    if self.m.write_guest(args, left.as_bytes()).is_err() {
+                        return Ok(Some(Err(Errno::EFAULT)));
+                    }
+                    self.continuation = Some(continuation);
+                    return Ok(Some(Ok(0)));
+                }
                 let result = result.unwrap_or_else(Errno::to_rax);
-                let at = GuestVa(start + (index * size_of::<Entry>()) as u64 + 8);
+                let at = at(offset_of!(Entry, result));
                 // A result of 0 over a result field of 0 need not be written.
                 if result != entry.result && self.m.write_guest(at, result.as_bytes()).is_err() {
-                    return Ok(Some(Errno::EFAULT.to_rax()));
+                    return Ok(Some(Err(Errno::EFAULT)));
                 }
             }
             done += batch.len() as u64;
         }
-        Ok(Some(0))
+        Ok(Some(Ok(0)))
     }
 }
