@@ -31,6 +31,9 @@ pub struct TrapInfo {
 const _: () = assert!(size_of::<TrapInfo>() == 16);
 
 impl TrapInfo {
+    /// In `flags`: events are masked on entry.
+    pub const MASKS_EVENTS: u8 = 1 << 2;
+
     /// Returns the lowest privilege that may raise this trap by `INT n` (`TI_GET_DPL`).
     pub const fn dpl(&self) -> u8 {
         self.flags & 3
@@ -38,7 +41,7 @@ impl TrapInfo {
 
     /// Whether entering the handler masks events (`TI_GET_IF`).
     pub const fn masks_events(&self) -> bool {
-        self.flags & 4 != 0
+        self.flags & Self::MASKS_EVENTS != 0
     }
 }
 

@@ -65,14 +65,13 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
                 self.vcpus[v].debug[6] = self.m.debug_status();
                 self.inject(v, regs, number, None)
             }
-            // The gates of these three can be used from ring 3 directly; for the guest they have
-            // the privilege that it gave them.
-            vector::INT80 | vector::BREAKPOINT | 4 => {
+            // This gate can be used from ring 3 directly; for the guest it has the privilege that
+            // it gave it.  (So can those of INT3 and INTO, which Xen passes on in any case.)
+            vector::INT80 => {
                 let cpl = self.vcpus[v].virtual_cpl(self.assist);
                 let trap = self.vcpus[v].traps[usize::from(number)];
                 if trap.address == 0 || trap.dpl() < cpl {
-                    let length = if number == vector::INT80 { 2 } else { 1 };
-                    regs.rip = regs.rip.wrapping_sub(length);
+                    regs.rip = regs.rip.wrapping_sub(2);
                     let error = u64::from(number) << 3 | 2;
                     return self.inject(v, regs, vector::GENERAL_PROTECTION, Some(error));
                 }
@@ -157,7 +156,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
         let error = if vcpu.in_kernel {
             error & !PF_USER
         } else {
-            error
+            error | PF_USER
         };
         self.inject(v, regs, vector::PAGE_FAULT, Some(error))
     }

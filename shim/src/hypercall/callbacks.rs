@@ -3,7 +3,7 @@
 
 use xen_abi::callback::{MASK_EVENTS, REGISTER, Register, UNREGISTER, kind};
 use xen_abi::mmu::{HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START};
-use xen_abi::trap::TrapInfo;
+use xen_abi::trap::{FLAT_RING3_CS64, TrapInfo, vector};
 use xen_abi::{Errno, GuestVa};
 
 use super::segments::is_canonical;
@@ -75,13 +75,23 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             kind::SYSCALL => vcpu.syscall = callback,
             kind::SYSENTER => vcpu.sysenter = callback,
             kind::SYSCALL32 => vcpu.syscall32 = callback,
-            kind::NMI => vcpu.traps[2].address = address,
+            kind::NMI => {
+                // As the trap table would say it; an NMI's handler starts with events masked.
+                vcpu.traps[2] = TrapInfo {
+                    vector: vector::NMI,
+                    flags: TrapInfo::MASKS_EVENTS,
+                    cs: FLAT_RING3_CS64,
+                    pad: 0,
+                    address,
+                };
+            }
             _ => return Err(Errno::ENOSYS),
         }
         Ok(())
     }
 
-    /// `set_callbacks(event, failsafe, syscall)`, the older form.
+    /// `set_callbacks(event, failsafe, syscall)`, the older form, which tells of no mistake: an
+    /// address that can not be one leaves the callback as it was.
     pub(super) fn set_callbacks(
         &mut self,
         v: usize,
@@ -92,9 +102,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             (kind::FAILSAFE, failsafe),
             (kind::SYSCALL, syscall),
         ] {
-            if address != 0 {
-                self.set_callback(v, kind, 0, address)?;
-            }
+            let _ = self.set_callback(v, kind, 0, address);
         }
         Ok(0)
     }

@@ -17,6 +17,8 @@ const ENABLE: u64 = 0;
 const DISABLE: u64 = 1;
 /// `CONSOLEIO_write`.
 const CONSOLE_WRITE: u64 = 0;
+/// CR4.DE: debug registers 4 and 5 are not there, and I/O breakpoints are.
+const DE: u64 = 1 << 3;
 /// Longest text that is taken from one `console_io`.
 const CONSOLE_CHUNK: usize = 256;
 
@@ -37,7 +39,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
 
     /// `set_debugreg(index, value)`.
     pub(super) fn set_debugreg(&mut self, v: usize, [index, value, ..]: Args) -> Answer {
-        let index = u8::try_from(index).map_err(|_| Errno::EINVAL)?;
+        let index = u8::try_from(index).map_err(|_| Errno::ENODEV)?;
         self.load_debug_register(v, index, value)?;
         Ok(0)
     }
@@ -49,7 +51,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
         index: u8,
         value: u64,
     ) -> Result<(), Errno> {
-        const DE: u64 = 1 << 3;
+        const GENERAL_DETECT: u64 = 1 << 13;
         let has_de = self.vcpus[v].cr4 & DE != 0;
         let (index, value) = match index {
             0..=3 => {
@@ -64,16 +66,19 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             }
             4 | 6 if index == 6 || !has_de => {
                 if value >> 32 != 0 {
-                    return Err(Errno::EPERM);
+                    return Err(Errno::EINVAL);
                 }
                 (6, value & 0xe00f | 0xffff_0ff0)
             }
             5 | 7 if index == 7 || !has_de => {
                 if value >> 32 != 0 {
-                    return Err(Errno::EPERM);
+                    return Err(Errno::EINVAL);
                 }
                 // General detect would let the guest trap the shim's own use of the registers.
-                let value = value & !0xfc00 & !(1 << 13) | 0x400;
+                if value & GENERAL_DETECT != 0 {
+                    return Err(Errno::EPERM);
+                }
+                let value = value & !0xfc00 | 0x400;
                 let wants_io =
                     (0..4).any(|n| value >> (2 * n) & 3 != 0 && value >> (16 + 4 * n) & 3 == 2);
                 if wants_io && !has_de {
@@ -81,7 +86,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
                 }
                 (7, value)
             }
-            _ => return Err(Errno::EINVAL),
+            _ => return Err(Errno::ENODEV),
         };
         self.vcpus[v].debug[usize::from(index)] = value;
         self.m.set_debug_register(index, value);
@@ -92,9 +97,8 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
     pub(super) fn get_debugreg(&mut self, v: usize, [index, ..]: Args) -> Answer {
         match index {
             0..=3 | 6 | 7 => Ok(self.vcpus[v].debug[index as usize]),
-            4 => Ok(self.vcpus[v].debug[6]),
-            5 => Ok(self.vcpus[v].debug[7]),
-            _ => Err(Errno::EINVAL),
+            4 | 5 if self.vcpus[v].cr4 & DE == 0 => Ok(self.vcpus[v].debug[index as usize + 2]),
+            _ => Err(Errno::ENODEV),
         }
     }
 

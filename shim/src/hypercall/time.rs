@@ -12,10 +12,25 @@ use crate::points::Points;
 
 /// Shortest period of a periodic timer, nanoseconds (`VCPUOP_set_periodic_timer`).
 const MIN_PERIOD_NS: u64 = 1_000_000;
+/// Longest one (Xen's `STIME_DELTA_MAX`).
+const MAX_PERIOD_NS: u64 = u64::MAX >> 2;
+/// log2 of the nanoseconds, 13 days, that nobody means to wait for.
+const ABSURD_SHIFT: u32 = 50;
+/// When Xen has such a timer fire, nanoseconds from now.
+const SOON_NS: u64 = 100_000_000;
 
 impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
     /// `set_timer_op(deadline)`; 0 for none.
+    ///
+    /// A deadline that is absurdly far away is a mistake of a kernel that has work to do, or the
+    /// way of an old one to say that it has none: neither may wait for it, so it comes soon.
     pub(super) fn set_timer_op(&mut self, v: usize, [deadline, ..]: Args) -> Answer {
+        let now = self.now();
+        let deadline = if deadline.saturating_sub(now) >> ABSURD_SHIFT != 0 {
+            now + SOON_NS
+        } else {
+            deadline
+        };
         self.vcpus[v].timer.singleshot = (deadline != 0).then_some(deadline);
         self.expire(v);
         Ok(0)
@@ -35,7 +50,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
     /// `VCPUOP_set_periodic_timer`.
     pub(super) fn set_periodic(&mut self, v: usize, arg: u64) -> Answer {
         let period: u64 = read(&self.m, arg)?;
-        if period < MIN_PERIOD_NS {
+        if !(MIN_PERIOD_NS..=MAX_PERIOD_NS).contains(&period) {
             return Err(Errno::EINVAL);
         }
         let next = self.now().checked_add(period).ok_or(Errno::EINVAL)?;

@@ -6,7 +6,7 @@ use xen_abi::{Errno, GuestVa, Mfn, PAGE_SIZE};
 
 use super::{Answer, Args, read, write};
 use crate::cpu::{InfoPage, Machine};
-use crate::guest::{Guest, mm};
+use crate::guest::Guest;
 use crate::host::Host;
 use crate::points::Points;
 
@@ -49,6 +49,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             op::SET_SINGLESHOT_TIMER if is_self => return self.set_singleshot(v, arg),
             op::STOP_SINGLESHOT_TIMER if is_self => self.vcpus[v].timer.singleshot = None,
             op::SET_SINGLESHOT_TIMER | op::STOP_SINGLESHOT_TIMER => return Err(Errno::EINVAL),
+            op::SEND_NMI if arg != 0 => return Err(Errno::EINVAL),
             op::SEND_NMI => self.vcpus[target].nmi_pending = true,
             op::GET_PHYSID => return Err(Errno::EINVAL),
             _ => return Err(Errno::ENOSYS),
@@ -68,10 +69,10 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
         }
         let frame = Mfn(register.mfn);
         // The reference keeps the page from becoming a page table behind the shim's back.
-        mm!(self)
-            .ledger
-            .get_writable(frame)
-            .map_err(|_| Errno::EACCES)?;
+        if !self.ledger.is_readable(frame) {
+            return Err(Errno::EINVAL);
+        }
+        self.ledger.get_writable(frame).map_err(|_| Errno::EACCES)?;
         let old = self.vcpus[target].info;
         let mut content = [0; VCPU_INFO_SIZE];
         crate::mem::Frames::read(&self.m, old.frame, old.offset, &mut content);

@@ -51,10 +51,11 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
                 self.m
                     .write_guest(GuestVa(arg.wrapping_add(4)), FEATURES.as_bytes())?;
             }
+            op::PAGESIZE if arg != 0 => return Err(Errno::EINVAL),
             op::PAGESIZE => return Ok(PAGE_SIZE as u64),
             op::GUEST_HANDLE => self.m.write_guest(GuestVa(arg), &self.identity.uuid)?,
             op::COMMANDLINE => self.write_string::<1024>(arg, denied)?,
-            op::BUILD_ID => return Err(Errno::ENODATA),
+            op::BUILD_ID => return Err(Errno::EPERM),
             _ => return Err(Errno::ENOSYS),
         }
         Ok(0)

@@ -59,10 +59,11 @@ impl Time {
         host_ns.wrapping_add(self.delta)
     }
 
-    /// Translates a guest deadline; one before the host's time 0 is due at once.
+    /// Translates a guest deadline; one before the host's time 0 is due at once, one that the
+    /// host's signed times can not express never is.
     pub fn to_host(&self, guest_ns: u64) -> u64 {
-        let host = guest_ns.wrapping_sub(self.delta);
-        if host as i64 >= 0 { host } else { 0 }
+        let host = i128::from(guest_ns) - i128::from(self.delta as i64);
+        host.clamp(0, i64::MAX.into()) as u64
     }
 
     /// Chooses the difference so that the guest's time at `host_ns` is `guest_ns`.
