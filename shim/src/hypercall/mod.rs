@@ -15,6 +15,9 @@ mod time;
 mod vcpu;
 mod version;
 
+#[cfg(test)]
+mod tests;
+
 use xen_abi::hypercall as nr;
 use xen_abi::{Errno, GuestVa};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
