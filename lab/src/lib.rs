@@ -38,6 +38,7 @@ pub mod progress;
 mod qmp;
 pub mod run;
 pub mod snapshot;
+pub mod stream_tools;
 pub mod tools;
 
 pub use channel::{Output, Task};
