@@ -92,8 +92,8 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
         info!("suspend: vcpu {v} is parked");
         self.tell(key::STATE, "draining");
         // One vCPU, and it is here: parking takes no time.
-        if let Some(way) = self.fault(Phase::Park) {
-            self.stall(way);
+        if self.fault(Phase::Park).is_some() {
+            self.stall();
             return self.refuse("park", "a fault was asked for");
         }
         let parked = Moment::now(&self.host);
@@ -107,7 +107,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
         let guest_before = self.time.to_guest(before.system);
         match self.fault(Phase::Suspend) {
             Some(Way::Fail) => return self.refuse("suspend", "a fault was asked for"),
-            Some(Way::Stall) => self.stall(Way::Stall),
+            Some(Way::Stall) => self.stall(),
             None => {}
         }
         if self.host.shutdown(ShutdownReason::SUSPEND) != 0 {
@@ -127,14 +127,23 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
         self.time
             .rebase(after.system, guest_before.saturating_add(counted));
         self.host_wall_clock_changed();
-        self.reattach(arrival);
-        let attached = Moment::now(&self.host);
+        if self.fault(Phase::Reattach).is_some() {
+            self.stall();
+        }
+        self.outside(|points, outside| points.reattach(outside, arrival));
+        let reattached = Moment::now(&self.host);
         spent.note(
             Phase::Reattach,
-            attached.system.saturating_sub(after.system),
+            reattached.system.saturating_sub(after.system),
         );
-        if let Some(way) = self.fault(Phase::Resume) {
-            self.stall(way);
+        self.connect();
+        let attached = Moment::now(&self.host);
+        spent.note(
+            Phase::Connect,
+            attached.system.saturating_sub(reattached.system),
+        );
+        if self.fault(Phase::Resume).is_some() {
+            self.stall();
         }
         self.moves.done += 1;
         self.go_on(v, true);
@@ -203,10 +212,10 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
         self.time.extra_flags = 0;
     }
 
-    fn reattach(&mut self, arrival: Arrival) {
-        self.outside(|points, outside| points.reattach(outside, arrival));
-        self.tell(key::STATE, "reattaching");
-        let mut fault = self.fault(Phase::Reattach);
+    /// Waits until every device has its new backend.
+    fn connect(&mut self) {
+        self.tell(key::STATE, "connecting");
+        let mut fault = self.fault(Phase::Connect);
         let stalled_until = self.host.now_ns().saturating_add(self.drain_ns);
         let mut reminder = 0;
         loop {
@@ -295,9 +304,9 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
     }
 
     /// Lets the time of a drain pass, parked.
-    fn stall(&mut self, way: Way) {
+    fn stall(&mut self) {
         let until = self.host.now_ns().saturating_add(self.drain_ns);
-        while way == Way::Stall && self.host.now_ns() < until {
+        while self.host.now_ns() < until {
             self.wait_parked(until);
         }
     }

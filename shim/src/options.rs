@@ -53,6 +53,8 @@ pub enum Phase {
     Suspend,
     /// Building everything that faces the host anew.
     Reattach,
+    /// The devices' handshakes with their new backends.
+    Connect,
     /// Letting the guest go on.
     Resume,
 }
@@ -68,11 +70,12 @@ pub enum Way {
 
 impl Phase {
     /// All of them, in order.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Park,
         Self::Drain,
         Self::Suspend,
         Self::Reattach,
+        Self::Connect,
         Self::Resume,
     ];
 
@@ -83,6 +86,7 @@ impl Phase {
             Self::Drain => "drain",
             Self::Suspend => "suspend",
             Self::Reattach => "reattach",
+            Self::Connect => "connect",
             Self::Resume => "resume",
         }
     }
@@ -140,7 +144,7 @@ impl Options {
                 Some(fault) => self.fault = Some(fault),
                 None => {
                     return wrong(
-                        "park, drain, suspend, reattach or resume, a colon, and fail or stall",
+                        "park, drain, suspend, reattach, connect or resume, a colon, and fail or stall",
                     );
                 }
             },

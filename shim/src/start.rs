@@ -355,13 +355,12 @@ fn enable_features(percpu: *mut tables::PerCpu) -> bool {
 }
 
 fn identity() -> Identity {
-    let (version, extraversion) = xen::version();
     Identity {
         domid: Identity::GUEST,
         backend: Identity::BACKEND,
         uuid: xen::uuid(),
-        version,
-        extraversion,
+        version: Identity::VERSION,
+        extraversion: Identity::EXTRAVERSION,
     }
 }
 

@@ -25,7 +25,7 @@ const PEER: &str = "/root/unmoved-peer";
 /// The guest's address.
 const ADDRESS: &str = "192.0.2.100";
 /// The phases of a blackout, as the shim reports them.
-const PHASES: [&str; 5] = ["park", "drain", "suspend", "reattach", "resume"];
+const PHASES: [&str; 6] = ["park", "drain", "suspend", "reattach", "connect", "resume"];
 
 /// One move, as the toolstack and the shim saw it.
 #[derive(Clone, Debug)]
@@ -43,10 +43,21 @@ impl Move {
         self.phases.iter().sum()
     }
 
-    /// The shim's own share, microseconds: everything but what the toolstack did meanwhile.
+    /// The shim's own share, microseconds: everything but what the toolstack did meanwhile and the
+    /// handshakes of devices.
     #[must_use]
     pub fn own_us(&self) -> u64 {
-        self.blackout_us() - self.phases[2]
+        let [park, drain, _, reattach, _, resume] = self.phases;
+        park + drain + reattach + resume
+    }
+
+    /// The phases in words, milliseconds.
+    fn told(&self) -> String {
+        let phases = PHASES
+            .iter()
+            .zip(self.phases)
+            .map(|(name, micros)| format!("{name} {:.1}", micros as f64 / 1e3));
+        phases.collect::<Vec<_>>().join(", ")
     }
 }
 
@@ -142,10 +153,10 @@ pub fn run(lab: &Lab, kernel: &KernelFiles, mover: Mover<'_>, rounds: usize) -> 
             phases: phases(to, &plan.name)?,
         };
         step.done(&format!(
-            "{:.1} s, blackout {:.1} ms of which {:.1} are the shim's",
+            "{:.1} s, blackout {:.1} ms: {}",
             this.total.as_secs_f64(),
             this.blackout_us() as f64 / 1e3,
-            this.own_us() as f64 / 1e3
+            this.told()
         ));
         moves.push(this);
         at_home = arrived;
@@ -255,6 +266,7 @@ impl Unnoticed {
             "clock_steps_back": self.clock_steps_back,
             "wall_error_ms": self.wall_error_ms,
             "blackout_ms": worst(&|one| one.blackout_us() as f64 / 1e3),
+            "own_ms": worst(&|one| one.own_us() as f64 / 1e3),
             "total_ms": worst(&|one| one.total.as_secs_f64() * 1e3),
             "phases_us": phases,
             "phases": phases.last(),
@@ -265,17 +277,12 @@ impl Unnoticed {
     pub fn tell(&self, tool: &str) {
         println!("Unmoved (its shim, {tool}), the same kernel, unfriendly and under load:");
         for (number, one) in self.moves.iter().enumerate() {
-            let phases: Vec<String> = PHASES
-                .iter()
-                .zip(one.phases)
-                .map(|(name, micros)| format!("{name} {:.1}", micros as f64 / 1e3))
-                .collect();
             println!(
                 "  move {}      {:.1} s; blackout {:.1} ms: {}",
                 number + 1,
                 one.total.as_secs_f64(),
                 one.blackout_us() as f64 / 1e3,
-                phases.join(", ")
+                one.told()
             );
         }
         println!(

@@ -99,7 +99,7 @@ struct Cut {
     reason: Option<(&'static str, &'static str)>,
 }
 
-const CUTS: [Cut; 6] = [
+const CUTS: [Cut; 9] = [
     Cut {
         fault: "park:fail",
         stays: true,
@@ -125,13 +125,31 @@ const CUTS: [Cut; 6] = [
         reason: Some(("refusal", "suspend: ")),
     },
     Cut {
+        fault: "suspend:stall",
+        stays: false,
+        runs: true,
+        reason: None,
+    },
+    Cut {
         fault: "reattach:stall",
         stays: false,
         runs: true,
         reason: None,
     },
     Cut {
-        fault: "reattach:fail",
+        fault: "connect:stall",
+        stays: false,
+        runs: true,
+        reason: None,
+    },
+    Cut {
+        fault: "resume:stall",
+        stays: false,
+        runs: true,
+        reason: None,
+    },
+    Cut {
+        fault: "connect:fail",
         stays: false,
         runs: false,
         reason: Some(("waits-for", "a fault was asked for")),
@@ -176,7 +194,7 @@ fn every_phase_may_go_wrong() {
                 ensure!(disks["disks"][0]["errors"] == 0, "{}: {disks}", cut.fault);
             } else {
                 let state = reported(host, "web1", "state", MOMENT, |_| true)?;
-                ensure!(state == "reattaching", "{}: {state}", cut.fault);
+                ensure!(state == "connecting", "{}: {state}", cut.fault);
             }
             let outcome = match (cut.stays, cut.runs) {
                 (true, _) => "goes on at the source",

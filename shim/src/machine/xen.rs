@@ -100,19 +100,6 @@ pub fn add_to_physmap(space: u32, index: u64, frame: Mfn) -> Result<(), Errno> {
     op(nr::MEMORY_OP, memory::op::ADD_TO_PHYSMAP, &mut add).map(drop)
 }
 
-/// Returns the version of Xen (major in the upper half) and its extra version.
-pub fn version() -> (u32, [u8; 16]) {
-    let mut extra = [0u8; 16];
-    let mut unused = 0u64;
-    let version = op(nr::XEN_VERSION, xen_abi::version::op::VERSION, &mut unused).unwrap_or(0);
-    let _ = op(
-        nr::XEN_VERSION,
-        xen_abi::version::op::EXTRAVERSION,
-        &mut extra,
-    );
-    (version as u32, extra)
-}
-
 /// Returns the domain's UUID.
 pub fn uuid() -> [u8; 16] {
     let mut uuid = [0; 16];

@@ -28,6 +28,11 @@ impl Identity {
     pub const GUEST: DomId = DomId(1);
     /// The domain id that every guest's backends seem to have.
     pub const BACKEND: DomId = DomId(0);
+    /// The version of Xen whose interface the shim offers, the same on every host: what is
+    /// underneath is not the guest's business, and a fleet has more than one.
+    pub const VERSION: u32 = 4 << 16 | 17;
+    /// Its extra version.
+    pub const EXTRAVERSION: [u8; 16] = *b".0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
     /// `XENVER_capabilities`.
     pub const CAPABILITIES: &str = "xen-3.0-x86_64 ";
     /// What an unprivileged guest reads where it has no business to.
