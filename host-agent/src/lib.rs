@@ -6,11 +6,13 @@
 //!
 //! | module | is |
 //! |---|---|
+//! | [`cli`] | the command `unmoved` |
 //! | [`job`] | the door between the halves: what a source and a destination of a guest can do, and how a job is watched, limited and aborted |
 //! | [`session`] | the protocol between the two ends of a job: pure state machines |
 //!
 //! What touches Xen is behind the traits of [`job`]; what decides is pure and knows neither Xen nor
 //! sockets, so that every order of messages and crashes can be played through in a test.
 
+pub mod cli;
 pub mod job;
 pub mod session;

@@ -1,0 +1,7 @@
+//! The command `unmoved`; everything it does is in [`unmoved::cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    unmoved::cli::main()
+}

@@ -1,0 +1,45 @@
+//! The command `unmoved`: one module for each family of subcommands.
+//!
+//! Each does its work through the library and prints for people, or JSON with `--json`; a failure is one
+//! line on standard error and exit status 1.
+
+mod stream;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Moves Xen guests that will not help.
+#[derive(Debug, Parser)]
+#[command(name = "unmoved", version)]
+struct Arguments {
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Verify, list and convert save files and migration streams
+    #[command(subcommand)]
+    Stream(stream::Command),
+}
+
+/// Runs the command with the process's arguments.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = match arguments.command {
+        Command::Stream(command) => command.run(arguments.json),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line, the reasons after colons.
+            eprintln!("unmoved: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! `unmoved stream …`: save files and migration streams, without a Xen.
+
+use std::fs::File;
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand, ValueEnum};
+use unmoved_stream::legacy::{self, Options, Target, Width};
+use unmoved_stream::libxc::DomainType;
+use unmoved_stream::{Format, Input};
+
+/// What to do with a stream.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Check everything from the first byte to the last, and say what is in it
+    Verify(Verify),
+    /// List headers and records
+    Inspect(Source),
+    /// Convert a stream of Xen before 4.6 to what Xen reads today
+    Convert(Convert),
+}
+
+/// The stream to read.
+#[derive(Debug, Args)]
+pub(super) struct Source {
+    /// File to read; - is standard input
+    #[arg(default_value = "-")]
+    file: PathBuf,
+    /// The outermost layer; found out if it is not told
+    #[arg(long, value_enum)]
+    format: Option<Layer>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Layer {
+    Libxc,
+    Libxl,
+    Xl,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Verify {
+    #[command(flatten)]
+    source: Source,
+    /// Read the contents of pages too, to find a file that cannot be read
+    #[arg(long)]
+    read_all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Convert {
+    /// File to read; - is standard input
+    file: PathBuf,
+    /// File to write; - is standard output
+    output: PathBuf,
+    /// Width of the sender's toolstack; found out if it is not told
+    #[arg(long, value_enum)]
+    width: Option<Bits>,
+    /// Kind of the guest; found out if it is not told
+    #[arg(long, value_enum)]
+    guest: Option<Guest>,
+    /// What to write; an xl header stays in front of a libxl stream
+    #[arg(long, value_enum, default_value = "libxl")]
+    to: To,
+    /// Leave out the state of an HVM guest's device model
+    #[arg(long)]
+    skip_device_model: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Bits {
+    #[value(name = "32")]
+    Bits32,
+    #[value(name = "64")]
+    Bits64,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Guest {
+    Pv,
+    Hvm,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum To {
+    Libxl,
+    Libxc,
+}
+
+impl Command {
+    pub(super) fn run(self, json: bool) -> Result<()> {
+        match self {
+            Self::Verify(verify) => verify.run(json),
+            Self::Inspect(_) if json => bail!("a listing is for people: there is no JSON of it"),
+            Self::Inspect(source) => {
+                let input = open(&source.file)?;
+                let mut out = BufWriter::new(io::stdout().lock());
+                let result = unmoved_stream::inspect(input, source.format(), &mut out);
+                out.flush().context("cannot write the listing")?;
+                result.with_context(|| name(&source.file))
+            }
+            Self::Convert(convert) => convert.run(json),
+        }
+    }
+}
+
+impl Source {
+    fn format(&self) -> Format {
+        match self.format {
+            None => Format::Detect,
+            Some(Layer::Libxc) => Format::Libxc,
+            Some(Layer::Libxl) => Format::Libxl,
+            Some(Layer::Xl) => Format::Xl,
+        }
+    }
+}
+
+impl Verify {
+    fn run(self, json: bool) -> Result<()> {
+        let mut input = open(&self.source.file)?;
+        if self.read_all {
+            input = input.without_jumps();
+        }
+        let report = unmoved_stream::verify(input, self.source.format())
+            .with_context(|| name(&self.source.file))?;
+        if json {
+            println!("{}", serde_json::to_string_pretty(&report)?);
+        } else {
+            print!("{report}");
+        }
+        Ok(())
+    }
+}
+
+impl Convert {
+    fn run(self, json: bool) -> Result<()> {
+        let input = open(&self.file)?;
+        let options = Options {
+            width: self.width.map(|width| match width {
+                Bits::Bits32 => Width::Bits32,
+                Bits::Bits64 => Width::Bits64,
+            }),
+            guest: self.guest.map(|guest| match guest {
+                Guest::Pv => DomainType::Pv,
+                Guest::Hvm => DomainType::Hvm,
+            }),
+            target: match self.to {
+                To::Libxl => Target::Libxl,
+                To::Libxc => Target::Libxc,
+            },
+            skip_device_model: self.skip_device_model,
+            // A peer at the other end of a pipe may wait for an answer.
+            expect_end: self.file.is_file(),
+        };
+        let read = |out: File| {
+            legacy::convert(input, BufWriter::new(out), &options).with_context(|| name(&self.file))
+        };
+        let converted = match destination(&self.output)? {
+            Destination::Open(file) => read(file)?,
+            Destination::New(file) => {
+                let converted = read(file.reopen()?)?;
+                file.persist(&self.output)
+                    .with_context(|| format!("cannot write {}", self.output.display()))?;
+                converted
+            }
+        };
+        // Standard output may be the stream.
+        if json {
+            eprintln!("{}", serde_json::to_string_pretty(&converted)?);
+        } else {
+            eprintln!(
+                "{}: {} bytes of a {}-bit toolstack, {}, {} frames",
+                name(&self.file),
+                converted.bytes,
+                converted.width,
+                converted.domain,
+                converted.frames
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Where a converted stream goes.
+enum Destination {
+    /// A pipe or a device.
+    Open(File),
+    /// A file that appears when it is whole, readable by its owner only: it is a guest's memory.
+    New(tempfile::NamedTempFile),
+}
+
+fn destination(path: &Path) -> Result<Destination> {
+    if path == Path::new("-") {
+        let stdout = io::stdout();
+        if stdout.is_terminal() {
+            bail!("a stream is nothing for a terminal: name a file");
+        }
+        let file = File::from(stdout.as_fd().try_clone_to_owned()?);
+        return Ok(Destination::Open(file));
+    }
+    let fail = || format!("cannot write {}", path.display());
+    if path.metadata().is_ok_and(|meta| !meta.is_file()) {
+        let file = File::options().write(true).open(path).with_context(fail)?;
+        return Ok(Destination::Open(file));
+    }
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let file = tempfile::NamedTempFile::new_in(folder).with_context(fail)?;
+    Ok(Destination::New(file))
+}
+
+fn open(path: &Path) -> Result<Input<File>> {
+    let file = if path == Path::new("-") {
+        File::from(io::stdin().as_fd().try_clone_to_owned()?)
+    } else {
+        File::open(path).with_context(|| format!("cannot read {}", path.display()))?
+    };
+    Ok(Input::file(file))
+}
+
+fn name(path: &Path) -> String {
+    match path.to_str() {
+        Some("-") => "standard input".to_owned(),
+        _ => path.display().to_string(),
+    }
+}
