@@ -234,7 +234,11 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
                 };
                 self.tell(key::WAITS_FOR, &why);
             }
-            self.wait_parked(reminder.min(stalled_until.max(now + 1)));
+            let stall_ends = match fault {
+                Some(Way::Stall) => stalled_until,
+                Some(Way::Fail) | None => u64::MAX,
+            };
+            self.wait_parked(reminder.min(stall_ends));
         }
         self.tell(key::WAITS_FOR, "");
     }
@@ -311,3 +315,6 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

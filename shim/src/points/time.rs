@@ -91,7 +91,10 @@ impl Time {
             host.tsc_to_system_mul,
         );
         frames.store8(frame, at(time_info::TSC_SHIFT), host.tsc_shift as u8);
-        frames.store8(frame, at(time_info::FLAGS), host.flags | self.extra_flags);
+        // That it was stopped stays there until the guest has seen it and clears it.
+        let unseen = frames.load8(frame, at(time_info::FLAGS)) & time_info::FLAG_GUEST_STOPPED;
+        let flags = host.flags | self.extra_flags | unseen;
+        frames.store8(frame, at(time_info::FLAGS), flags);
         core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
         frames.store32(frame, at(time_info::VERSION), version.wrapping_add(1));
     }
