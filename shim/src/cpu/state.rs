@@ -34,6 +34,17 @@ impl<'a, M: Machine, H: Host, P: Points<M, H>> View<'a, M, H, P> {
     fn vcpu(&self) -> &super::Vcpu {
         &self.guest.vcpus[self.v]
     }
+
+    /// Reads a byte of the kernel's memory, whichever tables are in use.
+    fn kernel_byte(&self, va: GuestVa) -> Option<u8> {
+        let guest = &self.guest;
+        let root = self.vcpu().spaces.as_ref()?.kernel();
+        let entry = crate::mm::walk(&guest.m, &guest.ledger, root, va)?.entry;
+        let offset = (va.0 % PAGE_SIZE as u64) as usize;
+        entry
+            .is_present()
+            .then(|| guest.m.load8(entry.frame(), offset))
+    }
 }
 
 impl RegisterFile for Regs {
@@ -136,13 +147,10 @@ impl<M: Machine, H: Host, P: Points<M, H>> PrivilegedState for View<'_, M, H, P>
     }
     fn port_allowed(&self, port: u16) -> bool {
         let (bitmap, count) = self.vcpu().io_bitmap;
-        let mut byte = [0xff];
-        u32::from(port) < count
-            && bitmap.checked_add(u64::from(port / 8)).is_some_and(|va| {
-                // The bitmap is the kernel's; out of reach means refused.
-                self.guest.m.read_guest(va, &mut byte).is_ok()
-            })
-            && byte[0] & 1 << (port % 8) == 0
+        let byte = bitmap
+            .checked_add(u64::from(port / 8))
+            .and_then(|va| self.kernel_byte(va));
+        u32::from(port) < count && byte.is_some_and(|byte| byte & 1 << (port % 8) == 0)
     }
     fn gate_dpl(&self, vector: u8) -> Option<u8> {
         let trap = self.vcpu().traps[usize::from(vector)];

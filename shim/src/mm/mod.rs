@@ -39,7 +39,7 @@ pub use ledger::{FrameInfo, FrameUse, Ledger, MAX_REFERENCES, Owner};
 pub use m2p::{M2p, M2pTable};
 pub use roots::AddressSpaces;
 pub use store::LiveEntry;
-pub use walk::Mapping;
+pub use walk::{Mapping, walk};
 
 /// What has to be forgotten by the CPUs before guest code runs again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

@@ -4,7 +4,7 @@ use xen_abi::mmu::{Level, Pte, is_canonical, is_guest_l4_slot};
 use xen_abi::{GuestVa, Mfn};
 
 use super::Mm;
-use super::ledger::FrameUse;
+use super::ledger::{FrameUse, Ledger};
 use crate::mem::Frames;
 
 /// Where an address is translated.
@@ -23,28 +23,39 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     /// is no table, or the address is not the guest's.
     #[inline]
     pub fn walk(&self, root: Mfn, va: GuestVa) -> Option<Mapping> {
-        if !is_canonical(va) || !is_guest_l4_slot(Level::L4.index(va)) {
-            return None;
-        }
-        let mut table = root;
-        for level in [Level::L4, Level::L3, Level::L2] {
-            if self.ledger.used_as(table) != FrameUse::from(level) {
-                return None;
-            }
-            let entry = self.load(table, level.index(va));
-            if !entry.is_present() {
-                return None;
-            }
-            table = entry.frame();
-        }
-        if self.ledger.used_as(table) != FrameUse::L1 {
-            return None;
-        }
-        let index = Level::L1.index(va);
-        Some(Mapping {
-            table,
-            index,
-            entry: self.load(table, index),
-        })
+        walk(self.frames, self.ledger, root, va)
     }
+}
+
+/// As [`Mm::walk`], for who has no need to change anything.
+#[inline]
+pub fn walk<F: Frames + ?Sized>(
+    frames: &F,
+    ledger: &Ledger,
+    root: Mfn,
+    va: GuestVa,
+) -> Option<Mapping> {
+    if !is_canonical(va) || !is_guest_l4_slot(Level::L4.index(va)) {
+        return None;
+    }
+    let entry = |table, level: Level| Pte(frames.load64(table, level.index(va) * 8));
+    let mut table = root;
+    for level in [Level::L4, Level::L3, Level::L2] {
+        if ledger.used_as(table) != FrameUse::from(level) {
+            return None;
+        }
+        let entry = entry(table, level);
+        if !entry.is_present() {
+            return None;
+        }
+        table = entry.frame();
+    }
+    if ledger.used_as(table) != FrameUse::L1 {
+        return None;
+    }
+    Some(Mapping {
+        table,
+        index: Level::L1.index(va),
+        entry: entry(table, Level::L1),
+    })
 }
