@@ -11,6 +11,9 @@ mod regs;
 mod state;
 mod vcpu;
 
+#[cfg(test)]
+mod tests;
+
 pub use exception::UPCALL_VECTOR;
 pub use machine::Machine;
 pub use regs::Regs;

@@ -191,6 +191,19 @@ fn a_deadline_to_come_is_asked_of_the_new_host_in_its_time() {
 }
 
 #[test]
+fn a_new_host_is_asked_even_for_what_the_old_one_was() {
+    let mut bench = Bench::new();
+    let deadline = bench.guest.now() + MINUTE;
+    assert_eq!(bench.call(SET_TIMER_OP, &[deadline]), Ok(0));
+    let armed = bench.guest.host.armed;
+    // By chance the new host's clock is just where the old one's would be.
+    let uptime = bench.guest.host.now_ns() + AWAY;
+    let journey = to_new(&bench, uptime, AWAY);
+    suspend(&mut bench, journey);
+    assert_eq!(bench.guest.host.armed, armed);
+}
+
+#[test]
 fn a_guest_that_sleeps_is_moved_and_woken_in_time() {
     let mut bench = Bench::new();
     let handler = Bench::KERNEL + 0x100;

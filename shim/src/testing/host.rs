@@ -6,10 +6,10 @@ use std::panic::resume_unwind;
 use std::rc::Rc;
 
 use xen_abi::sched::ShutdownReason;
-use xen_abi::{DomId, Errno, Mfn, Port};
+use xen_abi::{DomId, Errno, Mfn, PAGE_SIZE, Port};
 
 use crate::host::{Arrival, Host, HostEvent, HostPort, Ring, Xen};
-use crate::mem::FakeFrames;
+use crate::mem::{FakeFrames, Frames};
 use crate::points::time::{HostTime, Time};
 
 /// The time stamp counter, 1 GHz, shared between a machine and its host.
@@ -222,6 +222,8 @@ impl Host for FakeHost {
     fn populate_frame(&mut self, frame: Mfn) -> Result<(), Errno> {
         self.spare = self.spare.checked_sub(1).ok_or(Errno::ENOMEM)?;
         self.frames.add(frame);
+        // What a host gives may hold anything.
+        self.frames.write(frame, 0, &[0x77; PAGE_SIZE]);
         Ok(())
     }
     fn shutdown(&mut self, reason: ShutdownReason) -> u64 {

@@ -1,0 +1,445 @@
+//! Bounce frames.
+
+use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
+use xen_abi::mmu::Pte;
+use xen_abi::sched::ShutdownReason;
+use xen_abi::trap::{FLAT_RING3_CS32, FLAT_RING3_CS64, FLAT_RING3_DS, rflags, vector};
+
+use super::{distinct, stack};
+use crate::cpu::{Assist, Callback, Regs};
+use crate::testing::Bench;
+
+const CS64: u64 = FLAT_RING3_CS64 as u64;
+const CS32: u64 = FLAT_RING3_CS32 as u64;
+const DS: u64 = FLAT_RING3_DS as u64;
+/// Arithmetic flags and ID, which every context has for itself.
+const ARITHMETIC: u64 = 0x20_08d5;
+/// What the entry of a handler clears.
+const CLEARED: u64 = rflags::TF | rflags::NT | rflags::RF | rflags::AC;
+/// Something that the emulator does not know: `ud2`, and no signature behind it.
+const UD2: [u8; 8] = [0x0f, 0x0b, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90];
+
+/// A kernel with handlers, its stack at an odd place.
+fn kernel() -> Bench {
+    let mut bench = Bench::new();
+    bench.handlers_for_user();
+    bench.mask_events(false);
+    distinct(&mut bench.regs);
+    bench.regs.rip = Bench::KERNEL + 0x55;
+    bench.put(bench.regs.rip, &UD2);
+    bench.regs.rsp = bench.page(90) + 0x123;
+    bench.regs.rflags = ARITHMETIC | CLEARED | rflags::DF | rflags::IF | rflags::RESERVED;
+    bench
+}
+
+/// A process on top of that kernel.
+fn process() -> Bench {
+    let mut bench = Bench::new();
+    bench.handlers_for_user();
+    bench.make_user();
+    bench.enter_user();
+    distinct(&mut bench.regs);
+    bench.put(Bench::USER, &UD2);
+    bench.regs.rflags = ARITHMETIC | CLEARED | rflags::IF | rflags::RESERVED;
+    bench
+}
+
+/// Checks what the handler starts with, and that nothing else was touched.
+fn check_entry(bench: &Bench, before: Regs, handler: u64) {
+    let regs = &bench.regs;
+    assert_eq!((regs.rip, regs.cs, regs.ss), (handler, CS64, DS));
+    let kept = before.rflags & !CLEARED | rflags::IF | rflags::RESERVED;
+    assert_eq!(regs.rflags, kept);
+    assert!(regs.rsp.is_multiple_of(8));
+    assert!(bench.guest.vcpus[0].in_kernel);
+    let mut rest = *regs;
+    (rest.rip, rest.cs, rest.rflags) = (before.rip, before.cs, before.rflags);
+    (rest.rsp, rest.ss) = (before.rsp, before.ss);
+    (rest.vector, rest.error) = (before.vector, before.error);
+    assert_eq!(rest, before);
+}
+
+#[test]
+fn a_fault_in_the_kernel() {
+    for masked in [false, true] {
+        let mut bench = kernel();
+        bench.mask_events(masked);
+        let before = bench.regs;
+        bench.trap(vector::INVALID_OPCODE, 0);
+        check_entry(&bench, before, Bench::HANDLER + 6);
+        assert_eq!(bench.regs.rsp, (before.rsp & !15) - 7 * 8);
+        let shown_if = if masked { 0 } else { rflags::IF };
+        let frame = [
+            0xcc,
+            0x11,
+            Bench::KERNEL + 0x55,
+            // The kernel sees itself in ring 0, and whether it had masked events.
+            0xe030 | u64::from(masked) << 32,
+            before.rflags & !rflags::IF | shown_if,
+            before.rsp,
+            DS,
+        ];
+        assert_eq!(stack(&bench, 7), frame);
+        assert_eq!(bench.upcall().1, masked.into(), "the mask stays");
+    }
+}
+
+#[test]
+fn a_fault_in_the_kernel_with_an_error_code() {
+    let mut bench = kernel();
+    bench.guest.m.fault_address = 0xdead_0000;
+    bench.regs.rsp = bench.page(91);
+    let before = bench.regs;
+    // To the CPU it was a write of ring 3 to nothing.
+    bench.trap(vector::PAGE_FAULT, 6);
+    check_entry(&bench, before, Bench::HANDLER + 14);
+    let frame = [
+        0xcc,
+        0x11,
+        2,
+        Bench::KERNEL + 0x55,
+        0xe030,
+        before.rflags,
+        before.rsp,
+        DS,
+    ];
+    assert_eq!(stack(&bench, 8), frame);
+    assert_eq!(bench.regs.rsp, before.rsp - 8 * 8);
+    let info = bench.guest.vcpus[0].info;
+    let cr2 = info.offset + xen_abi::shared_info::vcpu_info::CR2;
+    let told = crate::mem::Frames::load64(&bench.guest.m, info.frame, cr2);
+    assert_eq!(told, 0xdead_0000);
+}
+
+#[test]
+fn a_fault_in_a_process() {
+    let mut bench = process();
+    let (user, kernel) = {
+        let spaces = bench.guest.vcpus[0].spaces.as_ref().expect("tables");
+        (spaces.user(), spaces.kernel())
+    };
+    assert_eq!(Some(bench.guest.m.root), user);
+    bench.guest.m.gs_base = 0x7777;
+    bench.guest.vcpus[0].other_gs_base = 0xffff_8800_0000_1000;
+    bench.guest.m.fault_address = 0x1000;
+    bench.regs.rsp = 0x7fff_1234_5671;
+    let before = bench.regs;
+    bench.trap(vector::PAGE_FAULT, 4);
+    check_entry(&bench, before, Bench::HANDLER + 14);
+    // On the kernel's stack, with the kernel's tables and base of GS.
+    let top = bench.guest.vcpus[0].kernel_sp;
+    assert_eq!(bench.regs.rsp, top - 8 * 8);
+    assert_eq!(bench.guest.m.root, kernel);
+    assert_eq!(bench.guest.m.gs_base, 0xffff_8800_0000_1000);
+    assert_eq!(bench.guest.vcpus[0].other_gs_base, 0x7777);
+    let frame = [
+        0xcc,
+        0x11,
+        4,
+        Bench::USER,
+        CS64,
+        before.rflags,
+        before.rsp,
+        DS,
+    ];
+    assert_eq!(stack(&bench, 8), frame);
+}
+
+#[test]
+fn a_fault_in_a_32_bit_process_shows_its_selector() {
+    let mut bench = process();
+    bench.regs.cs = CS32;
+    bench.regs.ss = 0x2b;
+    let before = bench.regs;
+    bench.trap(vector::INVALID_OPCODE, 0);
+    check_entry(&bench, before, Bench::HANDLER + 6);
+    assert_eq!(stack(&bench, 7)[3], CS32);
+    assert_eq!(stack(&bench, 7)[6], 0x2b);
+}
+
+#[test]
+fn a_trap_that_masks_events() {
+    let mut bench = kernel();
+    bench.guest.vcpus[0].traps[6].flags |= 4;
+    bench.trap(vector::INVALID_OPCODE, 0);
+    assert_eq!(bench.upcall().1, 1);
+    assert_eq!(stack(&bench, 4)[3], 0xe030, "the frame has what was before");
+    assert_ne!(stack(&bench, 5)[4] & rflags::IF, 0);
+}
+
+#[test]
+fn the_io_privilege_is_shown_only_if_wanted() {
+    for assist in [Assist::empty(), Assist::ARCHITECTURAL_IOPL] {
+        let mut bench = kernel();
+        bench.guest.assist = assist;
+        bench.guest.vcpus[0].iopl = 2;
+        bench.regs.rflags |= 3 << 12;
+        bench.trap(vector::INVALID_OPCODE, 0);
+        let expected = if assist.is_empty() { 0 } else { 2 << 12 };
+        assert_eq!(stack(&bench, 5)[4] & rflags::IOPL, expected);
+        assert_eq!(bench.regs.rflags & rflags::IOPL, 0);
+    }
+}
+
+#[test]
+fn an_event_comes_after_the_fault_that_it_met() {
+    let mut bench = kernel();
+    bench.guest.vcpus[0].event.address = Bench::KERNEL + 0x100;
+    let port = bench.bind_virq(xen_abi::evtchn::virq::DEBUG);
+    bench.regs.rip = Bench::KERNEL + 0x55;
+    let guest = &bench.guest;
+    guest.channels.raise(&guest.m, &guest.vcpus, port);
+    let before = bench.regs;
+    bench.trap(vector::INVALID_OPCODE, 0);
+    // The event interrupts the first instruction of the fault's handler.
+    assert_eq!(bench.regs.rip, Bench::KERNEL + 0x100);
+    let event = stack(&bench, 7);
+    assert_eq!((event[2], event[3]), (Bench::HANDLER + 6, 0xe030));
+    assert_eq!(event[5], (before.rsp & !15) - 7 * 8);
+    assert_eq!(bench.upcall(), (1, 1));
+    // One upcall for each return: masked now, another event waits.
+    bench.trap(crate::cpu::UPCALL_VECTOR, 0);
+    assert_eq!(bench.regs.rip, Bench::KERNEL + 0x100);
+    assert_eq!(stack(&bench, 7), event);
+}
+
+#[test]
+fn a_frame_across_two_pages() {
+    let mut bench = kernel();
+    bench.regs.rsp = bench.page(91) + 16;
+    bench.trap(vector::INVALID_OPCODE, 0);
+    assert_eq!(bench.regs.rsp, bench.page(91) - 40);
+    assert_eq!(stack(&bench, 7)[0], 0xcc);
+    assert_eq!(stack(&bench, 7)[6], DS);
+}
+
+#[test]
+fn a_stack_that_can_not_take_it_ends_the_domain() {
+    let bad = [
+        0,
+        0x20,
+        0x1000,
+        0x8000_0000_0000,
+        0xffff_8000_0000_0000,
+        0xffff_8800_0000_0000,
+        u64::MAX,
+    ];
+    for rsp in bad {
+        let mut bench = kernel();
+        bench.regs.rsp = rsp;
+        let ended = bench.ends(|bench| bench.trap(vector::INVALID_OPCODE, 0));
+        assert_eq!(ended, ShutdownReason::CRASH, "{rsp:#x}");
+    }
+    // A read-only page, from user mode.
+    let mut bench = process();
+    let page = bench.page(118);
+    bench.guest.m.root = bench.guest.vcpus[0]
+        .spaces
+        .as_ref()
+        .expect("tables")
+        .kernel();
+    let frame = bench.frame(page);
+    bench.guest.vcpus[0].in_kernel = true;
+    bench
+        .remap(page, Pte::new(frame, Pte::PRESENT))
+        .expect("its own");
+    let ended = bench.ends(|bench| {
+        bench.regs.rsp = page + 2048;
+        bench.put(Bench::KERNEL, &UD2);
+        bench.regs.rip = Bench::KERNEL;
+        bench.trap(vector::INVALID_OPCODE, 0);
+    });
+    assert_eq!(ended, ShutdownReason::CRASH);
+}
+
+#[test]
+fn a_fault_without_a_handler_ends_the_domain() {
+    let mut bench = kernel();
+    bench.guest.vcpus[0].traps[6].address = 0;
+    let ended = bench.ends(|bench| bench.trap(vector::INVALID_OPCODE, 0));
+    assert_eq!(ended, ShutdownReason::CRASH);
+}
+
+#[test]
+fn an_event_without_a_callback_ends_the_domain() {
+    let mut bench = kernel();
+    let port = bench.bind_virq(xen_abi::evtchn::virq::DEBUG);
+    let guest = &bench.guest;
+    guest.channels.raise(&guest.m, &guest.vcpus, port);
+    let ended = bench.ends(|bench| bench.trap(crate::cpu::UPCALL_VECTOR, 0));
+    assert_eq!(ended, ShutdownReason::CRASH);
+}
+
+#[test]
+fn a_system_call_has_no_error_code_and_no_direction_flag() {
+    for masks_events in [false, true] {
+        let mut bench = process();
+        bench.guest.vcpus[0].syscall = Callback {
+            address: Bench::KERNEL + 0x200,
+            masks_events,
+        };
+        bench.regs.rflags |= rflags::DF;
+        let before = bench.regs;
+        bench.syscall(60, &[1, 2, 3]);
+        assert_eq!(bench.regs.rip, Bench::KERNEL + 0x200);
+        assert_eq!(bench.regs.rflags & (rflags::DF | CLEARED), 0);
+        assert_eq!((bench.regs.rax, bench.regs.rdi), (60, 1));
+        let frame = [
+            Bench::USER + 2,
+            before.rflags,
+            Bench::USER + 2,
+            CS64,
+            before.rflags,
+            before.rsp,
+            DS,
+        ];
+        assert_eq!(stack(&bench, 7), frame);
+        assert_eq!(bench.upcall().1, masks_events.into());
+    }
+}
+
+#[test]
+fn a_system_call_nobody_wants_is_an_invalid_opcode() {
+    let mut bench = process();
+    bench.syscall(60, &[]);
+    assert_eq!(bench.regs.rip, Bench::HANDLER + 6);
+    assert_eq!(
+        stack(&bench, 3)[2],
+        Bench::USER,
+        "at the instruction itself"
+    );
+    let mut bench = process();
+    bench.regs.cs = CS32;
+    bench.regs.rip = 0xffff_ffff_0040_0002;
+    bench.enter_as(Regs::SYSCALL32, 0);
+    assert_eq!(bench.regs.rip, Bench::HANDLER + 6);
+    let mut bench = process();
+    bench.enter_as(Regs::SYSENTER, 0);
+    assert_eq!(bench.regs.rip, Bench::HANDLER + 13);
+    assert_eq!(stack(&bench, 3)[2], 0, "the error code");
+}
+
+#[test]
+fn the_rarer_system_calls_go_to_their_callbacks() {
+    let mut bench = process();
+    bench.guest.vcpus[0].syscall32.address = Bench::KERNEL + 0x210;
+    bench.guest.vcpus[0].sysenter = Callback {
+        address: Bench::KERNEL + 0x220,
+        masks_events: true,
+    };
+    bench.regs.cs = CS32;
+    bench.regs.rip = 0xffff_ffff_0040_0002;
+    bench.enter_as(Regs::SYSCALL32, 0);
+    assert_eq!(bench.regs.rip, Bench::KERNEL + 0x210);
+    assert_eq!(stack(&bench, 4)[2..], [0x40_0002, CS32]);
+    assert_eq!(bench.upcall().1, 0);
+    bench.enter_user();
+    // As the entry stub knows it: SYSENTER keeps neither rip nor rsp.
+    (bench.regs.rip, bench.regs.rsp, bench.regs.cs) = (0, 0, 3);
+    bench.enter_as(Regs::SYSENTER, 0);
+    assert_eq!(bench.regs.rip, Bench::KERNEL + 0x220);
+    let frame = stack(&bench, 7);
+    assert_eq!((frame[2], frame[3], frame[5]), (0, 3, 0));
+    assert_eq!(bench.upcall().1, 1);
+}
+
+#[test]
+fn the_failsafe_callback_has_the_selectors_too() {
+    for masks_events in [false, true] {
+        let mut bench = kernel();
+        bench.guest.vcpus[0].failsafe = Callback {
+            address: Bench::KERNEL + 0x300,
+            masks_events,
+        };
+        bench.regs.cs = 0xffff;
+        let before = bench.regs;
+        bench.enter_as(Regs::FAILED_IRET, 0);
+        assert_eq!(bench.regs.rip, Bench::KERNEL + 0x300);
+        let frame = [
+            0xcc,
+            0x11,
+            0,
+            0,
+            0,
+            0,
+            before.rip,
+            0xfffc,
+            before.rflags,
+            before.rsp,
+            DS,
+        ];
+        assert_eq!(stack(&bench, 11), frame);
+        assert_eq!(bench.regs.rsp, (before.rsp & !15) - 11 * 8);
+        assert_eq!(bench.upcall().1, masks_events.into());
+    }
+    let mut bench = kernel();
+    let ended = bench.ends(|bench| bench.enter_as(Regs::FAILED_IRET, 0));
+    assert_eq!(ended, ShutdownReason::CRASH);
+}
+
+/// Any word, and those that mean something as an address, flags or a selector.
+fn word() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        any::<u64>(),
+        0u64..1 << 22,
+        Just(Bench::KERNEL),
+        Just(CS64),
+        Just(CS32),
+        Just(DS)
+    ]
+}
+
+proptest! {
+    /// A frame that the handler returns with, as it is, restores what was interrupted.
+    #[test]
+    fn a_handler_that_returns_leaves_no_trace(
+        rip in word(),
+        flags in word(),
+        rsp in word(),
+        cs in word(),
+        ss in word(),
+        is_kernel: bool,
+        masked: bool,
+        has_error: bool,
+    ) {
+        let mut bench = if is_kernel { kernel() } else { process() };
+        bench.mask_events(masked);
+        bench.guest.m.fault_address = 0x5000;
+        let regs = &mut bench.regs;
+        regs.rip = rip;
+        regs.cs = cs & 0xffff | 3;
+        regs.ss = ss & 0xffff | 3;
+        regs.rflags = flags & rflags::GUEST | rflags::IF | rflags::RESERVED;
+        if !is_kernel {
+            regs.rsp = rsp;
+        }
+        let before = bench.regs;
+        let (number, length) = if has_error {
+            (vector::PAGE_FAULT, 1)
+        } else {
+            (vector::DEBUG, 0)
+        };
+        let events = bench.upcall();
+        bench.trap(number, 4);
+        // What a kernel does: rcx and r11 are popped, the error code goes, iret.
+        let frame = stack(&bench, 7 + length);
+        let at = |index: usize| frame[index + length as usize];
+        let context = xen_abi::trap::IretContext {
+            rax: bench.regs.rax,
+            rcx: frame[0],
+            r11: frame[1],
+            flags: 0,
+            rip: at(2),
+            cs: at(3),
+            rflags: at(4),
+            rsp: at(5),
+            ss: at(6),
+        };
+        bench.iret(&context);
+        assert_eq!(bench.upcall(), events);
+        assert_eq!(bench.guest.vcpus[0].in_kernel, is_kernel);
+        let mut after = bench.regs;
+        (after.vector, after.error) = (before.vector, before.error);
+        assert_eq!(after, before);
+    }
+}
