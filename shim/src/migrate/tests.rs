@@ -82,7 +82,7 @@ fn a_guest_that_spins_is_moved_without_being_asked() {
     assert_eq!((moves.done, moves.cancelled, moves.refused), (1, 0, 0));
     assert_eq!(last(&bench, "moves"), "1");
     let states = bench.guest.points.reports("state");
-    assert_eq!(states, ["draining", "reattaching", "running"]);
+    assert_eq!(states, ["draining", "connecting", "running"]);
     bench.check();
 }
 
@@ -381,7 +381,7 @@ fn a_device_that_does_not_come_keeps_the_guest_parked_and_is_named() {
     let waited = (bench.guest.host.waits - waits) as u64;
     assert!(waited <= reminders + 5, "woken {waited} times in a minute");
     assert_eq!(
-        last(&bench, "blackout/reattach"),
+        last(&bench, "blackout/connect"),
         (MINUTE / 1000).to_string()
     );
     assert_eq!(bench.guest.moves.done, 1);
@@ -429,7 +429,6 @@ fn a_host_that_refuses_its_events_is_asked_again() {
 #[test]
 fn faults_before_the_suspend_refuse_it_and_strike_once() {
     for (phase, way, takes) in [
-        (Phase::Park, Way::Fail, 0),
         (Phase::Park, Way::Stall, 10),
         (Phase::Drain, Way::Fail, 0),
         (Phase::Drain, Way::Stall, 10),
@@ -455,6 +454,7 @@ fn faults_after_it_only_take_time() {
     for (phase, way) in [
         (Phase::Suspend, Way::Stall),
         (Phase::Reattach, Way::Stall),
+        (Phase::Connect, Way::Stall),
         (Phase::Resume, Way::Stall),
     ] {
         let mut bench = with_fault(phase, way);
@@ -470,8 +470,8 @@ fn faults_after_it_only_take_time() {
 }
 
 #[test]
-fn a_reattachment_that_fails_parks_the_guest_for_good() {
-    let mut bench = with_fault(Phase::Reattach, Way::Fail);
+fn a_connection_that_fails_parks_the_guest_for_good() {
+    let mut bench = with_fault(Phase::Connect, Way::Fail);
     let journey = to_new(&bench, SECOND, AWAY);
     bench.guest.host.journeys.push_back(journey);
     let rip = bench.regs.rip;
