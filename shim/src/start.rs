@@ -366,11 +366,10 @@ fn identity() -> Identity {
 
 fn policies(m: &Bare, identity: &Identity, xen_leaves: u32) -> (FrozenCpuid, MsrPolicy) {
     use instructions::msr;
-    let [tsc_flags, _, tsc_khz, _] = instructions::cpuid(xen_leaves + 3, 0);
+    let [tsc_flags, ..] = instructions::cpuid(xen_leaves + 3, 0);
     let leaves = HypervisorLeaves {
         version: ((identity.version >> 16) as u16, identity.version as u16),
         tsc_flags,
-        tsc_khz,
         machine_address_width: MACHINE_ADDRESS_WIDTH,
     };
     // A host that emulates the TSC makes RDTSCP as slow as RDTSC, and there are emulated machines

@@ -112,6 +112,9 @@ pub fn plan(kernel: &KernelFiles) -> Result<GuestPlan> {
          unmoved.disk=dev=/dev/xvda,area=64M,depth=8 unmoved.heartbeat=2"
     );
     plan.nics.push("mac=02:00:00:00:01:01".to_owned());
+    // Otherwise the toolstack invents one for each creation.
+    plan.lines
+        .push("uuid = \"5e8a3c62-9f01-4b7d-8c24-1d6f0a9b3e57\"".to_owned());
     plan.disks.push("phy:/dev/vda,xvda,w".to_owned());
     Ok(plan)
 }

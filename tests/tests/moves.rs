@@ -77,7 +77,7 @@ fn a_boot_loader_and_a_panicked_kernel_move_like_any_other() {
         let guest = plan.create(host)?;
         guest.ready(BOOT)?;
         guest.type_line(host, "panic")?;
-        guest.wait_for("end Kernel panic", BOOT)?;
+        guest.wait_for("Rebooting in 3600 seconds", BOOT)?;
         for (way, expected) in [(Way::SaveRestore, 1), (Way::Migrate, 2)] {
             drop(way.go(unmoved_lab::Guest::attach(&plan.name, host)?, host)?);
             let seen = moves(host, &plan.name)?;

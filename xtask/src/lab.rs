@@ -1,6 +1,7 @@
 //! `cargo xtask lab …`: the lab by hand.
 
 mod lan;
+mod moves;
 mod run;
 mod shell;
 mod soak;
@@ -17,6 +18,8 @@ pub enum Command {
     Shell(shell::Shell),
     /// Start the lab many times over, and count
     Soak(soak::Soak),
+    /// Move a guest many times, and see that nothing grows
+    Moves(moves::Moves),
     /// Measure the LAN between two hosts
     Lan(lan::Lan),
 }
@@ -31,6 +34,7 @@ impl Command {
             Self::Run(run) => run.run(),
             Self::Shell(shell) => shell.run(),
             Self::Soak(soak) => soak.run(),
+            Self::Moves(moves) => moves.run(),
             Self::Lan(lan) => lan.run(),
         }
     }

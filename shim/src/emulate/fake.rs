@@ -129,7 +129,6 @@ impl FakeVcpu {
         let hypervisor = HypervisorLeaves {
             version: (4, 17),
             tsc_flags: 0,
-            tsc_khz: 2_000_000,
             machine_address_width: 40,
         };
         let cpuid = FrozenCpuid::freeze(raw, &hypervisor);

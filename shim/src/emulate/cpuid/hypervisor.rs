@@ -18,8 +18,6 @@ pub struct HypervisorLeaves {
     pub version: (u16, u16),
     /// Leaf +3 `eax`: 1 TSC emulated, 2 reliable on the host, 4 RDTSCP available.
     pub tsc_flags: u32,
-    /// The guest's TSC frequency in kHz.
-    pub tsc_khz: u32,
     /// Bits in the highest machine address, from which a guest chooses its grant table version.
     pub machine_address_width: u8,
 }
@@ -36,14 +34,11 @@ pub fn fill(table: &mut FrozenCpuid, leaves: &HypervisorLeaves) {
         [u32::from(major) << 16 | u32::from(minor), 0, 0, 0],
     );
     table.add(BASE + 2, 0, true, [1, HYPERCALL_MSR, PRESERVE_AD, 0]);
-    table.add(
-        BASE + 3,
-        0,
-        false,
-        [leaves.tsc_flags, 0, leaves.tsc_khz, INCARNATION],
-    );
-    table.add(BASE + 3, 1, false, scale(leaves.tsc_khz));
-    table.add(BASE + 3, 2, false, [leaves.tsc_khz, 0, 0, 0]);
+    table.add(BASE + 3, 0, false, [leaves.tsc_flags, 0, 0, INCARNATION]);
+    // No frequency: each host measures its own when it starts, and a guest that moves would be left
+    // with that of a host long gone.  The time info in `vcpu_info` is always that of the present one.
+    table.add(BASE + 3, 1, false, [0; 4]);
+    table.add(BASE + 3, 2, false, [0; 4]);
     // Leaf +4 describes HVM guests only.
     table.add(
         BASE + 5,
@@ -51,24 +46,4 @@ pub fn fill(table: &mut FrozenCpuid, leaves: &HypervisorLeaves) {
         true,
         [0, leaves.machine_address_width.into(), 0, 0],
     );
-}
-
-/// Leaf +3.1: the offset and the scale from TSC ticks to nanoseconds, `(tsc << shift) * mul >> 32`.
-fn scale(khz: u32) -> [u32; 4] {
-    if khz == 0 {
-        return [0; 4];
-    }
-    let mut ticks = u64::from(khz) * 1000;
-    let mut shift = 0_i32;
-    while ticks > 2_000_000_000 {
-        ticks >>= 1;
-        shift -= 1;
-    }
-    while ticks <= 1_000_000_000 {
-        ticks <<= 1;
-        shift += 1;
-    }
-    // Between 1 and 2 GHz the quotient is below 1, so the fraction fits.
-    let mul = (1_000_000_000_u64 << 32) / ticks;
-    [0, 0, mul as u32, shift as u32]
 }

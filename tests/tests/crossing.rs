@@ -1,0 +1,99 @@
+//! From one release of Xen to the next, and over an hour in a file while the old host is gone.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::Value;
+use unmoved_lab::images::GuestKernel;
+use unmoved_lab::tools::Tools;
+use unmoved_lab::{Config, Guest, Host, Lab, Xen};
+use unmoved_tests::unnoticed;
+use unmoved_tests::within::MOMENT;
+
+const BOOT: Duration = Duration::from_secs(300);
+/// The shared disk behind what the guest uses of it, as a device of its own.
+const BEHIND: &str = "losetup -o 134217728 /dev/loop7 /dev/vda";
+
+/// What the guest can see, as one number.
+fn fingerprint(guest: &Guest, host: &Host) -> Result<Value> {
+    Ok(guest.order(host, "fingerprint hash", BOOT)?["sha256"].clone())
+}
+
+/// The guest's clocks never went back, and its wall clock is its host's.
+fn clocks(guest: &Guest, host: &Host) -> Result<()> {
+    let now = host.ok(&["date", "+%s%N"])?;
+    let order = format!("clock report wall={}", now.trim());
+    let clock = guest.order(host, &order, MOMENT)?;
+    ensure!(clock["watch"]["steps_back"] == 0, "{clock}");
+    // The order itself takes its time on a loaded machine.
+    let error = clock["wall_error_ns"].as_i64().unwrap_or(i64::MAX);
+    ensure!((-1_000_000_000..30_000_000_000).contains(&error), "{clock}");
+    Ok(())
+}
+
+#[test]
+fn a_guest_crosses_to_the_next_xen_and_an_hour() {
+    let mut config = Config::hosts(2);
+    config.hosts = vec![Xen::V4_17, Xen::V4_20];
+    Lab::run("crossing", &config, |lab| {
+        let kernel = GuestKernel::Debian12.get(&Tools::get()?)?;
+        let (old, new) = (lab.host(0), lab.host(1));
+        let plan = unnoticed::plan(&kernel)?;
+        let guest = plan.create(old)?;
+        guest.ready(BOOT)?;
+        guest.alive(MOMENT)?;
+        let before = fingerprint(&guest, old)?;
+
+        let arrived = Guest::attach_incoming(&plan.name, new)?;
+        unnoticed::by_xl(&plan.name, old, new)?;
+        arrived.alive(MOMENT)?;
+        ensure!(
+            fingerprint(&arrived, new)? == before,
+            "it saw the newer Xen"
+        );
+        clocks(&arrived, new)?;
+        let disks = arrived.order(new, "disk stop", BOOT)?;
+        ensure!(disks["disks"][0]["errors"] == 0, "{disks}");
+
+        // The same guest started there looks the same from the start.
+        new.ok(&["xl", "destroy", &plan.name])?;
+        new.sh("rm -f /var/log/xen/console/guest-web1*.log")?;
+        let guest = plan.create(new)?;
+        guest.ready(BOOT)?;
+        guest.alive(MOMENT)?;
+        ensure!(
+            fingerprint(&guest, new)? == before,
+            "it sees on what it was started"
+        );
+        new.ok(&["xl", "destroy", &plan.name])?;
+        drop((guest, arrived));
+
+        old.sh("rm -f /var/log/xen/console/guest-web1*.log")?;
+        let guest = plan.create(old)?;
+        guest.ready(BOOT)?;
+        guest.alive(MOMENT)?;
+        old.sh(BEHIND)?;
+        old.ok(&["xl", "save", &plan.name, "/dev/loop7"])?;
+        old.sh("sync; losetup -d /dev/loop7")?;
+        drop(guest);
+        lab.hosts[0].kill();
+        let new = lab.host(1);
+        new.sh("date -s \"@$(($(date +%s) + 3600))\"")?;
+        new.sh(BEHIND)?;
+        new.sh("rm -f /var/log/xen/console/guest-web1*.log")?;
+        let back = Guest::attach(&plan.name, new)?;
+        new.ok(&["xl", "restore", "/dev/loop7"])?;
+        back.alive(MOMENT)?;
+        ensure!(fingerprint(&back, new)? == before, "it saw the other host");
+        clocks(&back, new)?;
+        let disks = back.order(new, "disk stop", BOOT)?;
+        ensure!(disks["disks"][0]["errors"] == 0, "{disks}");
+        let text = back.console.text();
+        ensure!(
+            !text.contains("soft lockup") && !text.contains("rcu_sched"),
+            "a watchdog was tripped: {text}"
+        );
+        Ok(())
+    })
+    .expect("it crosses");
+}
