@@ -77,6 +77,15 @@ pub trait Sink: Send + Sync {
     /// # Errors
     /// As for [`Sink::bytes`].
     fn barrier(&self) -> Result<()>;
+
+    /// Whether the far end can build the domain while its memory is still on the way.  If so, the source
+    /// sends before the memory which frames there will be (as "allocate only") and a first version of the
+    /// state records, and the state again at the end: still a stream that every receiver takes, for the
+    /// last version counts, but one from which the domain with its devices stands ready when the
+    /// guest stops.
+    fn builds_early(&self) -> bool {
+        false
+    }
 }
 
 #[cfg(test)]
