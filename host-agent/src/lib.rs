@@ -9,10 +9,19 @@
 //! | [`cli`] | the command `unmoved` |
 //! | [`job`] | the door between the halves: what a source and a destination of a guest can do, and how a job is watched, limited and aborted |
 //! | [`session`] | the protocol between the two ends of a job: pure state machines |
+//! | [`stock`] | moves with an agent at one end only: files, and Xen's own tools |
+//! | `xen`, `save`, `receive` | the half that knows Xen: hypercalls and xenstore, a live domain as a source, the toolstack at the destination; [`XenHost`] is what the other half sees of it |
 //!
 //! What touches Xen is behind the traits of [`job`]; what decides is pure and knows neither Xen nor
 //! sockets, so that every order of messages and crashes can be played through in a test.
 
 pub mod cli;
+mod host;
 pub mod job;
+mod receive;
+mod save;
 pub mod session;
+pub mod stock;
+mod xen;
+
+pub use host::XenHost;

@@ -1,0 +1,158 @@
+//! This host: its domains as sources, and places for new ones.
+
+use std::sync::Arc;
+
+use crate::job::{Destination, DomainEntry, Error, Host, HostFacts, Needs, Result, Source};
+use crate::receive::{Receiver, Reservations};
+use crate::save::LiveSource;
+use crate::xen::abi::{DomainInfo, flags};
+use crate::xen::config;
+use crate::xen::domain::{PAGE, Xen};
+use crate::xen::store::{Store, XenStore};
+use crate::xen::toolstack;
+
+/// Version of the libxc stream that is written here, and read by the toolstacks of all known releases.
+const STREAM_VERSION: u32 = 3;
+
+/// A host with Xen, seen from its control domain.
+pub struct XenHost {
+    xen: Xen,
+    store: Arc<dyn Store>,
+    reservations: Arc<Reservations>,
+}
+
+impl XenHost {
+    /// Opens Xen's devices and connects to xenstored.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if this is no control domain, or its Xen is of a release that is not known.
+    pub fn open() -> Result<Self> {
+        Ok(Self {
+            xen: Xen::open()?,
+            store: Arc::new(XenStore::open()?),
+            reservations: Arc::default(),
+        })
+    }
+
+    /// All domains but this one: name, number, and what Xen says.
+    fn all(&self) -> Result<Vec<(String, u16, DomainInfo)>> {
+        let mut all = Vec::new();
+        for domid in self.store.list("/local/domain")? {
+            let Ok(domid @ 1..) = domid.parse() else {
+                continue;
+            };
+            let name = self.store.read(&format!("/local/domain/{domid}/name"))?;
+            if let (Some(name), Some(info)) = (name, self.xen.domain(domid).info()?) {
+                all.push((name, domid, info));
+            }
+        }
+        all.sort_by_key(|(_, domid, _)| *domid);
+        Ok(all)
+    }
+
+    fn live(&self, domid: u16, name: String, uuid: String) -> Box<dyn Source> {
+        Box::new(LiveSource::new(
+            self.xen.clone(),
+            self.store.clone(),
+            domid,
+            name,
+            uuid,
+        ))
+    }
+
+    fn receiver(&self) -> Receiver {
+        let reservations = self.reservations.clone();
+        Receiver::new(self.xen.clone(), self.store.clone(), reservations)
+    }
+}
+
+impl Host for XenHost {
+    fn facts(&self) -> Result<HostFacts> {
+        let info = self
+            .xen
+            .physinfo()
+            .map_err(|error| Error::Xen(format!("Xen does not tell of the host: {error}")))?;
+        let free = info.free_pages.saturating_sub(info.outstanding_pages);
+        let mut problems = Vec::new();
+        if let Err(error) = toolstack::xl(&["uptime"]) {
+            problems.push(error.to_string());
+        }
+        Ok(HostFacts {
+            xen_version: self.xen.version(),
+            free_memory_bytes: free * PAGE,
+            cpus: info.nr_cpus,
+            stream_version: STREAM_VERSION,
+            problems,
+        })
+    }
+
+    fn domains(&self) -> Result<Vec<DomainEntry>> {
+        let entry = |(name, domid, info): (String, u16, DomainInfo)| DomainEntry {
+            name,
+            domid: u32::from(domid),
+            uuid: config::uuid(&info.handle),
+            memory_bytes: info.tot_pages * PAGE,
+            vcpus: info.nr_online_vcpus,
+            state: state(info.flags).to_owned(),
+        };
+        Ok(self.all()?.into_iter().map(entry).collect())
+    }
+
+    fn source(&self, domain: &str) -> Result<Box<dyn Source>> {
+        let all = self.all()?;
+        // A name counts before a number, as with xl.
+        let found = all
+            .iter()
+            .find(|(name, _, _)| name == domain)
+            .or_else(|| all.iter().find(|(_, domid, _)| domid.to_string() == domain));
+        let (name, domid, info) =
+            found.ok_or_else(|| Error::Refused(format!("there is no domain {domain} here")))?;
+        Ok(self.live(*domid, name.clone(), config::uuid(&info.handle)))
+    }
+
+    fn destination(&self) -> Result<Box<dyn Destination>> {
+        Ok(Box::new(self.receiver()))
+    }
+
+    fn find_source(&self, needs: &Needs) -> Result<Box<dyn Source>> {
+        let domid = u16::try_from(needs.source_domid)
+            .map_err(|_| Error::Refused(format!("no domain has number {}", needs.source_domid)))?;
+        Ok(self.live(domid, needs.name.clone(), needs.uuid.clone()))
+    }
+
+    fn find_destination(&self, job: &str, needs: &Needs) -> Result<Box<dyn Destination>> {
+        Ok(Box::new(self.receiver().again(job, needs)?))
+    }
+}
+
+fn state(domain: u32) -> &'static str {
+    if domain & flags::DYING != 0 {
+        "dying"
+    } else if domain & flags::SHUTDOWN != 0 {
+        match domain >> flags::SHUTDOWN_SHIFT & flags::SHUTDOWN_MASK {
+            flags::SHUTDOWN_CRASH => "crashed",
+            _ => "shutdown",
+        }
+    } else if domain & flags::PAUSED != 0 {
+        "paused"
+    } else if domain & flags::BLOCKED != 0 {
+        "blocked"
+    } else {
+        "running"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::state;
+    use crate::xen::abi::flags;
+
+    #[test]
+    fn states_have_names() {
+        assert_eq!(state(flags::HVM_GUEST), "running");
+        assert_eq!(state(flags::PAUSED | flags::BLOCKED), "paused");
+        assert_eq!(state(flags::SHUTDOWN | 2 << 16), "shutdown");
+        assert_eq!(state(flags::SHUTDOWN | 3 << 16), "crashed");
+        assert_eq!(state(flags::DYING | flags::SHUTDOWN), "dying");
+    }
+}

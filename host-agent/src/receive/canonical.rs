@@ -1,0 +1,202 @@
+//! The stream as Xen's own tools write it: one row of bytes, with the headers of `xl` and libxl around it.
+
+use std::io::{self, IoSlice, Write};
+
+use parking_lot::Mutex;
+use unmoved_stream::RecordHeader;
+use unmoved_stream::libxc::RecordType;
+use unmoved_stream::libxl;
+use unmoved_stream::xl::SaveHeader;
+
+use crate::job::{Batch, Error, Result, Sink};
+
+/// Writes batches and bytes in the order in which they come.
+#[derive(Debug)]
+pub(crate) struct Canonical<W> {
+    /// `None` once the output is closed.
+    out: Mutex<Option<W>>,
+}
+
+impl<W: Write + Send> Canonical<W> {
+    /// Writes everything that stands before the libxc stream: `config` is the domain's configuration as
+    /// JSON, with or without its final NUL.
+    ///
+    /// # Errors
+    /// If it cannot be written, or the configuration is no text.
+    pub(crate) fn begin(mut out: W, config: &[u8]) -> Result<Self> {
+        let config = config.strip_suffix(&[0]).unwrap_or(config);
+        let config = std::str::from_utf8(config)
+            .map_err(|_| Error::Refused("the domain's configuration is no text".to_owned()))?;
+        let context = RecordHeader {
+            kind: libxl::RecordType::LIBXC_CONTEXT.0,
+            length: 0,
+        };
+        let head = [
+            SaveHeader::new(config).encode().as_slice(),
+            &libxl::Header::default().encode(),
+            &context.encode(),
+        ]
+        .concat();
+        out.write_all(&head).map_err(failed)?;
+        Ok(Self {
+            out: Mutex::new(Some(out)),
+        })
+    }
+
+    /// Writes what stands after the libxc stream.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub(crate) fn end(&self) -> Result<()> {
+        let end = RecordHeader {
+            kind: libxl::RecordType::END.0,
+            length: 0,
+        };
+        self.with(|out| {
+            out.write_all(&end.encode())?;
+            out.flush()
+        })
+    }
+
+    /// Writes words that are no part of a stream.
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    pub(crate) fn say(&self, words: &[u8]) -> Result<()> {
+        self.with(|out| {
+            out.write_all(words)?;
+            out.flush()
+        })
+    }
+
+    /// Closes the output, and gives it back.
+    pub(crate) fn close(&self) -> Option<W> {
+        self.out.lock().take()
+    }
+
+    fn with(&self, write: impl FnOnce(&mut W) -> io::Result<()>) -> Result<()> {
+        let mut out = self.out.lock();
+        let out = out
+            .as_mut()
+            .ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?;
+        write(out).map_err(failed)
+    }
+}
+
+impl<W: Write + Send> Sink for Canonical<W> {
+    fn bytes(&self, bytes: &[u8]) -> Result<()> {
+        self.with(|out| out.write_all(bytes))
+    }
+
+    fn pages(&self, batch: &mut Batch) -> Result<()> {
+        if batch.words.is_empty() {
+            return Ok(());
+        }
+        if !batch.is_sound() {
+            return Err(Error::Peer("a batch of pages is not sound".to_owned()));
+        }
+        let words: &[u8] = zerocopy::IntoBytes::as_bytes(batch.words.as_slice());
+        let length = 8 + words.len() + batch.data.len();
+        let head = RecordHeader {
+            kind: RecordType::PAGE_DATA.0,
+            // At most 1024 pages and their words.
+            length: u32::try_from(length).unwrap_or(u32::MAX),
+        };
+        let count = batch.words.len() as u64;
+        self.with(|out| {
+            write_all(
+                out,
+                &mut [
+                    IoSlice::new(&head.encode()),
+                    IoSlice::new(&count.to_le_bytes()),
+                    IoSlice::new(words),
+                    IoSlice::new(&batch.data),
+                ],
+            )
+        })
+    }
+
+    fn barrier(&self) -> Result<()> {
+        self.with(W::flush)
+    }
+}
+
+/// `write_all` for several pieces with as few system calls as possible.
+fn write_all(out: &mut impl Write, mut pieces: &mut [IoSlice<'_>]) -> io::Result<()> {
+    IoSlice::advance_slices(&mut pieces, 0);
+    while !pieces.is_empty() {
+        match out.write_vectored(pieces) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(len) => IoSlice::advance_slices(&mut pieces, len),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn failed(error: io::Error) -> Error {
+    Error::io("cannot write the stream")(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use unmoved_stream::{Event, Format, Input, Kind, Reader, Reserved, libxc};
+
+    use super::Canonical;
+    use crate::job::{Batch, PAGE_SIZE, Sink};
+
+    #[test]
+    fn the_stream_is_one_that_the_verifier_takes() {
+        let out = Canonical::begin(Vec::new(), b"{\"c_info\":{}}\0").unwrap();
+        let image = libxc::ImageHeader { version: 3 };
+        let domain = libxc::DomainHeader {
+            kind: libxc::DomainType::Hvm,
+            xen_major: 4,
+            xen_minor: 17,
+        };
+        let mut writer = libxc::Writer::new(Vec::new(), image, domain).unwrap();
+        writer.static_data_end().unwrap();
+        out.bytes(&std::mem::take(writer.get_mut())).unwrap();
+        out.pages(&mut Batch::default()).unwrap();
+        out.pages(&mut Batch {
+            words: vec![3, 0xE000_0000_0000_0004, 5],
+            data: [vec![1; PAGE_SIZE], vec![2; PAGE_SIZE]].concat(),
+        })
+        .unwrap();
+        writer.hvm_context(b"state").unwrap();
+        writer.end().unwrap();
+        out.bytes(writer.get_mut()).unwrap();
+        out.end().unwrap();
+
+        let bytes = out.close().unwrap();
+        let mut reader = Reader::new(Input::new(&bytes[..]), Format::Xl, Reserved::Refuse);
+        let mut seen = Vec::new();
+        while let Some(event) = reader.next_event().unwrap() {
+            let Event::Record(mut record) = event else {
+                continue;
+            };
+            if let Kind::Libxc(libxc::Content::PageData { .. }) = record.kind() {
+                while let Some(pages) = record.pages().unwrap() {
+                    seen.extend(
+                        pages
+                            .iter()
+                            .map(|(entry, page)| (entry.pfn(), page.map(|page| page[7]))),
+                    );
+                }
+            }
+        }
+        assert_eq!(seen, [(3, Some(1)), (4, None), (5, Some(2))]);
+        assert!(out.bytes(b"more").is_err(), "the output is closed");
+    }
+
+    #[test]
+    fn a_batch_whose_data_is_not_what_its_words_promise_is_refused() {
+        let out = Canonical::begin(Vec::new(), b"{}").unwrap();
+        let mut batch = Batch {
+            words: vec![3],
+            data: vec![0; 5],
+        };
+        assert!(out.pages(&mut batch).is_err());
+    }
+}

@@ -1,0 +1,272 @@
+//! Memory and state into a domain that the toolstack has built, and that has not run.
+//!
+//! The toolstack got the frames without their contents, and a first version of the state; from there on
+//! it makes the devices, and all else comes here.  What it has put into the domain's memory itself stays:
+//! the pages through which the domain talks to xenstored and its console are new with every move.
+
+use std::collections::BTreeSet;
+
+use unmoved_stream::RecordHeader;
+use unmoved_stream::libxc::RecordType;
+
+use crate::job::{Batch, Error, PAGE_SIZE, Result, has_content};
+use crate::xen::abi::param;
+use crate::xen::domain::{Domain, TscInfo};
+use crate::xen::sys::Mapping;
+
+/// Bits of a word that are the frame's number.
+const PFN: u64 = (1 << 52) - 1;
+
+/// What the state records have said last.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    tsc: Option<TscInfo>,
+    context: Option<Vec<u8>>,
+    /// Frames that are not the source's business.
+    pub(super) ours: BTreeSet<u64>,
+}
+
+/// A record as it stands in the stream.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Record<'a> {
+    /// Its type.
+    pub(super) kind: RecordType,
+    /// Without header and padding.
+    pub(super) body: &'a [u8],
+    /// All of it.
+    pub(super) whole: &'a [u8],
+}
+
+/// Takes the records out of bytes that hold nothing else.
+///
+/// # Errors
+/// If the last one is not whole.
+pub(super) fn records(mut bytes: &[u8]) -> Result<Vec<Record<'_>>> {
+    let mut found = Vec::new();
+    while !bytes.is_empty() {
+        let torn = || Error::Peer("a record of the stream is not whole".to_owned());
+        let (head, rest) = bytes.split_first_chunk().ok_or_else(torn)?;
+        let header = RecordHeader::decode(*head);
+        let len = header.length as usize;
+        let body = rest.get(..len).ok_or_else(torn)?;
+        let end = head.len() + len + header.padding();
+        let whole = bytes.get(..end).ok_or_else(torn)?;
+        found.push(Record {
+            kind: RecordType(header.kind),
+            body,
+            whole,
+        });
+        bytes = &bytes[end..];
+    }
+    Ok(found)
+}
+
+impl State {
+    /// Takes note of a record of the state.
+    ///
+    /// # Errors
+    /// If it is of another type, or not what its type says.
+    pub(super) fn note(&mut self, record: Record<'_>) -> Result<()> {
+        match record.kind {
+            RecordType::X86_TSC_INFO => self.tsc = Some(tsc_info(record.body)?),
+            RecordType::HVM_CONTEXT => self.context = Some(record.body.to_vec()),
+            RecordType::HVM_PARAMS => self.ours.extend(our_frames(record.body)?),
+            other => {
+                return Err(Error::Peer(format!(
+                    "a record of type {other} stands where only memory and state can be"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// If all of it has come.
+    pub(super) fn is_complete(&self) -> bool {
+        self.tsc.is_some() && self.context.is_some() && !self.ours.is_empty()
+    }
+
+    /// Puts the domain into the state that was noted last.
+    ///
+    /// # Errors
+    /// If some of it has never come, or Xen refuses.
+    pub(super) fn apply(&self, domain: Domain<'_>) -> Result<()> {
+        let (Some(tsc), Some(context)) = (self.tsc, &self.context) else {
+            return Err(Error::Peer(
+                "the stream has no state of the domain".to_owned(),
+            ));
+        };
+        domain.set_tsc_info(tsc)?;
+        domain.set_hvm_context(context)
+    }
+}
+
+/// Copies pages into the domain.
+///
+/// # Errors
+/// If the batch is not sound, or Xen refuses.
+pub(super) fn fill(domain: Domain<'_>, batch: &Batch, ours: &BTreeSet<u64>) -> Result<()> {
+    if !batch.is_sound() {
+        return Err(Error::Peer("a batch of pages is not sound".to_owned()));
+    }
+    let with_content = batch.words.iter().filter(|word| has_content(**word));
+    let frames: Vec<u64> = with_content.map(|word| word & PFN).collect();
+    let mut errors = Vec::new();
+    if frames.is_empty() {
+        return Ok(());
+    }
+    let mapping = domain.map(&frames, &mut errors, true)?;
+    let mut pages = frames.iter().zip(batch.data.chunks_exact(PAGE_SIZE));
+    let mut missing = Vec::new();
+    for (index, error) in errors.iter().enumerate() {
+        let Some((frame, page)) = pages.next() else {
+            break;
+        };
+        if ours.contains(frame) {
+            continue;
+        }
+        if *error == 0 {
+            mapping.write(index * PAGE_SIZE, page);
+        } else {
+            missing.push((*frame, page));
+        }
+    }
+    add(domain, &missing)
+}
+
+/// The guest has got these frames since the domain was built.
+fn add(domain: Domain<'_>, missing: &[(u64, &[u8])]) -> Result<()> {
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let frames: Vec<u64> = missing.iter().map(|(frame, _)| *frame).collect();
+    let given = domain.populate(&frames)?;
+    let mut errors = Vec::new();
+    let mapping: Mapping = domain.map(&frames, &mut errors, true)?;
+    if given != frames.len() || errors.iter().any(|error| *error != 0) {
+        return Err(Error::Xen(format!(
+            "Xen gives {} frames to domain {} that the source has, but not all",
+            frames.len(),
+            domain.domid()
+        )));
+    }
+    for (index, (_, page)) in missing.iter().enumerate() {
+        mapping.write(index * PAGE_SIZE, page);
+    }
+    Ok(())
+}
+
+fn tsc_info(body: &[u8]) -> Result<TscInfo> {
+    let fields: Option<&[u8; 24]> = body.try_into().ok();
+    let fields = fields
+        .ok_or_else(|| Error::Peer(format!("an X86_TSC_INFO record has {} bytes", body.len())))?;
+    let word = |at: usize| {
+        let mut bytes = [0; 4];
+        bytes.copy_from_slice(&fields[at..at + 4]);
+        u32::from_le_bytes(bytes)
+    };
+    Ok(TscInfo {
+        tsc_mode: word(0),
+        gtsc_khz: word(4),
+        elapsed_nsec: u64::from(word(8)) | u64::from(word(12)) << 32,
+        incarnation: word(16),
+        pad: 0,
+    })
+}
+
+/// The frames of rings between the domain and this host, by its parameters.
+fn our_frames(body: &[u8]) -> Result<Vec<u64>> {
+    const OURS: [u32; 4] = [
+        param::STORE_PFN,
+        param::CONSOLE_PFN,
+        param::IOREQ_PFN,
+        param::BUFIOREQ_PFN,
+    ];
+    let torn = || Error::Peer("an HVM_PARAMS record is not whole".to_owned());
+    let pairs = body.get(8..).ok_or_else(torn)?;
+    if !pairs.len().is_multiple_of(16) {
+        return Err(torn());
+    }
+    let mut frames = Vec::new();
+    for pair in pairs.chunks_exact(16) {
+        let (index, value) = pair.split_at(8);
+        let number = |bytes: &[u8]| {
+            bytes
+                .iter()
+                .rev()
+                .fold(0, |number, byte| number << 8 | u64::from(*byte))
+        };
+        if OURS.map(u64::from).contains(&number(index)) {
+            frames.push(number(value));
+        }
+    }
+    Ok(frames)
+}
+
+#[cfg(test)]
+mod tests {
+    use unmoved_stream::libxc::{
+        DomainHeader, DomainType, HvmParam, ImageHeader, RecordType, TscInfo, Writer,
+    };
+
+    use super::{State, records};
+
+    fn state() -> Vec<u8> {
+        let image = ImageHeader { version: 3 };
+        let domain = DomainHeader {
+            kind: DomainType::Hvm,
+            xen_major: 4,
+            xen_minor: 20,
+        };
+        let mut writer = Writer::new(Vec::new(), image, domain).unwrap();
+        writer.static_data_end().unwrap();
+        writer.get_mut().clear();
+        let tsc = TscInfo {
+            mode: 1,
+            khz: 2_600_000,
+            elapsed_ns: 0x1_2345_6789,
+            incarnation: 3,
+        };
+        writer.tsc_info(tsc).unwrap();
+        writer.hvm_context(b"abc").unwrap();
+        let param = |index, value| HvmParam { index, value };
+        let params = [param(1, 0xfeffc), param(17, 0xfefff), param(12, 0xfeffe)];
+        writer.hvm_params(&params).unwrap();
+        std::mem::take(writer.get_mut())
+    }
+
+    #[test]
+    fn the_state_is_taken_from_its_records() {
+        let bytes = state();
+        let mut state = State::default();
+        for record in records(&bytes).unwrap() {
+            state.note(record).unwrap();
+        }
+        let tsc = state.tsc.unwrap();
+        assert_eq!(
+            (tsc.tsc_mode, tsc.gtsc_khz, tsc.incarnation),
+            (1, 2_600_000, 3)
+        );
+        assert_eq!(tsc.elapsed_nsec, 0x1_2345_6789);
+        assert_eq!(state.context.unwrap(), b"abc");
+        // The identity page table is the domain's own.
+        assert_eq!(Vec::from_iter(state.ours), [0xfeffc, 0xfefff]);
+    }
+
+    #[test]
+    fn records_are_found_with_their_padding() {
+        let bytes = state();
+        let found = records(&bytes).unwrap();
+        assert_eq!(found[1].kind, RecordType::HVM_CONTEXT);
+        assert_eq!((found[1].body, found[1].whole.len()), (&b"abc"[..], 16));
+        for end in [1, 7, 31, bytes.len() - 1] {
+            assert!(records(&bytes[..end]).is_err(), "{end}");
+        }
+    }
+
+    #[test]
+    fn nothing_but_state_is_noted() {
+        let bytes = [RecordType::VERIFY.0.to_le_bytes(), [0; 4]].concat();
+        let record = records(&bytes).unwrap()[0];
+        assert!(State::default().note(record).is_err());
+    }
+}

@@ -1,0 +1,355 @@
+//! A domain on its way in: `xl migrate-receive`, what it is fed with, and what it says.
+//!
+//! There are two ways.  *Plain*: the toolstack gets the whole stream, and makes the devices after the last
+//! byte, while the guest stands still; with Xen's hotplug scripts that is most of the blackout.  *Early*:
+//! it gets the frames without their contents and a first version of the state, believes that this was
+//! all, and makes the devices while memory still comes, which goes [straight](super::fill) into the
+//! domain's frames from then on.  Either way the toolstack leaves the domain paused, under its final
+//! name, and has done its work when [`Incoming::finish`] returns: nothing but an unpause is left, so no
+//! end of this process can take the domain with it.
+
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, RwLock};
+use unmoved_stream::RecordHeader;
+use unmoved_stream::libxc::{DomainHeader, ImageHeader, RecordType};
+
+use super::canonical::Canonical;
+use super::fill::{Record, State, fill, records};
+use super::handshake::{Answers, BANNER, GO, READY, REPORT};
+use crate::job::{Batch, Error, Result, Sink};
+use crate::save::INCOMING;
+use crate::xen::config;
+use crate::xen::domain::Xen;
+use crate::xen::store::Store;
+use crate::xen::toolstack;
+
+/// Longest time for anything that takes the toolstack a moment.
+const MOMENT: Duration = Duration::from_secs(120);
+/// Longest time for making a domain's devices: scripts have limits of their own.
+const BUILD: Duration = Duration::from_secs(600);
+/// Bytes of what the toolstack says that are kept.
+const SAID: usize = 64 << 10;
+/// The pipe's size: each filling of it wakes the toolstack.
+const PIPE: libc::c_int = 1 << 20;
+
+/// Where the stream stands.
+#[derive(Debug)]
+enum Stage {
+    /// The image header has not come.
+    Headers,
+    /// The toolstack gets everything.
+    Toolstack(State),
+    /// The toolstack has got its end; pages go into the domain.
+    Filling(State),
+    /// All has come, and is where it belongs.
+    Done,
+}
+
+/// `xl migrate-receive` at work.
+pub(super) struct Incoming {
+    xen: Xen,
+    store: Arc<dyn Store>,
+    /// The domain's name while it comes, and its UUID.
+    name: String,
+    uuid: String,
+    is_early: bool,
+    /// If the toolstack has got contents of pages: then it gets all of them.
+    has_contents: AtomicBool,
+    child: Mutex<Child>,
+    said: Arc<Mutex<String>>,
+    answers: Mutex<Answers>,
+    canonical: Canonical<ChildStdin>,
+    stage: RwLock<Stage>,
+    domid: OnceLock<u16>,
+    is_ready: OnceLock<()>,
+}
+
+impl Incoming {
+    /// Starts the toolstack.  `config` is the domain's, with the name that it is to have in the end.
+    pub(super) fn start(
+        xen: Xen,
+        store: Arc<dyn Store>,
+        config: &serde_json::Value,
+        uuid: &str,
+    ) -> Result<Self> {
+        let name = config["c_info"]["name"].as_str().unwrap_or_default();
+        // Paused, so that letting it run is a step of its own.
+        let mut child = Command::new("xl")
+            .args(["migrate-receive", "-p"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(toolstack::cannot_run)?;
+        let (Some(stdin), Some(stdout), Some(stderr)) =
+            (child.stdin.take(), child.stdout.take(), child.stderr.take())
+        else {
+            return Err(Error::Xen("xl has no pipes".to_owned()));
+        };
+        let said = Arc::new(Mutex::new(String::new()));
+        collect(stderr, said.clone())?;
+        enlarge(&stdin);
+        let mut answers = Answers::listen(stdout)?;
+        let banner = answers.expect(BANNER, MOMENT, || Ok(()));
+        banner.map_err(|error| explain(error, &said))?;
+        let canonical = Canonical::begin(stdin, config.to_string().as_bytes())?;
+        Ok(Self {
+            xen,
+            store,
+            name: format!("{name}{INCOMING}"),
+            uuid: uuid.to_owned(),
+            is_early: config::can_be_built_early(config),
+            has_contents: AtomicBool::new(false),
+            child: Mutex::new(child),
+            said,
+            answers: Mutex::new(answers),
+            canonical,
+            stage: RwLock::new(Stage::Headers),
+            domid: OnceLock::new(),
+            is_ready: OnceLock::new(),
+        })
+    }
+
+    /// Waits until the toolstack has built the domain, and makes it end its work.
+    pub(super) fn finish(&self) -> Result<()> {
+        if !matches!(*self.stage.read(), Stage::Done) {
+            return Err(Error::Peer("the stream has not ended".to_owned()));
+        }
+        self.wait_until_ready()?;
+        self.canonical.say(GO)?;
+        let mut answers = self.answers.lock();
+        let explain = |error| explain(error, &self.said);
+        answers.expect(REPORT, MOMENT, || Ok(())).map_err(explain)?;
+        match answers.status(MOMENT).map_err(explain)? {
+            0 => Ok(()),
+            status => Err(explain(Error::Xen(format!(
+                "the toolstack reports status {status}"
+            )))),
+        }
+    }
+
+    /// Ends the toolstack's work, unless it is finished: it destroys what it has built when its input ends.
+    pub(super) fn cancel(&self) {
+        drop(self.canonical.close());
+        let until = Instant::now() + MOMENT;
+        let mut child = self.child.lock();
+        while let Ok(None) = child.try_wait() {
+            if Instant::now() > until {
+                log::warn!("xl migrate-receive does not end: killed");
+                let _ = child.kill();
+                let _ = child.wait();
+                return;
+            }
+            // There is no event for the end of a child that could be waited for with a limit.
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// What the toolstack said, for a log.
+    pub(super) fn said(&self) -> String {
+        self.said.lock().clone()
+    }
+
+    fn wait_until_ready(&self) -> Result<()> {
+        let mut answers = self.answers.lock();
+        if self.is_ready.get().is_none() {
+            answers
+                .expect(READY, BUILD, || Ok(()))
+                .map_err(|error| explain(error, &self.said))?;
+            let _ = self.is_ready.set(());
+        }
+        Ok(())
+    }
+
+    /// The domain's number, as soon as the toolstack does not touch its memory any more: it tells
+    /// xenstore where the domain's ring is when it has read the stream to its end.
+    fn domid(&self) -> Result<u16> {
+        if let Some(domid) = self.domid.get() {
+            return Ok(*domid);
+        }
+        let mut domid = None;
+        let mut look = || {
+            self.is_alive()?;
+            domid = self.find()?;
+            let Some(domid) = domid else {
+                return Ok(false);
+            };
+            let ring = format!("/local/domain/{domid}/store/ring-ref");
+            Ok(self.store.read(&ring)?.is_some())
+        };
+        let found = self
+            .store
+            .wait(&["/local/domain"], Instant::now() + MOMENT, &mut look)?;
+        match domid {
+            Some(domid) if found => Ok(*self.domid.get_or_init(|| domid)),
+            _ => Err(explain(
+                Error::TimedOut("the toolstack's building of the domain".to_owned()),
+                &self.said,
+            )),
+        }
+    }
+
+    fn find(&self) -> Result<Option<u16>> {
+        for domid in self.store.list("/local/domain")? {
+            let name = self.store.read(&format!("/local/domain/{domid}/name"))?;
+            let (Ok(number), true) = (domid.parse(), name.as_ref() == Some(&self.name)) else {
+                continue;
+            };
+            let info = self.xen.domain(number).info()?;
+            if info.is_some_and(|info| config::uuid(&info.handle) == self.uuid) {
+                return Ok(Some(number));
+            }
+        }
+        Ok(None)
+    }
+
+    fn is_alive(&self) -> Result<()> {
+        match self.child.lock().try_wait() {
+            Ok(None) => Ok(()),
+            _ => Err(explain(
+                Error::Xen("the toolstack has ended".to_owned()),
+                &self.said,
+            )),
+        }
+    }
+
+    /// One record, in its place.
+    fn record(&self, stage: &mut Stage, record: Record<'_>) -> Result<()> {
+        match stage {
+            Stage::Headers | Stage::Done => Err(Error::Peer(
+                "a record of the stream stands where none can be".to_owned(),
+            )),
+            Stage::Toolstack(state) => {
+                self.canonical.bytes(record.whole)?;
+                match record.kind {
+                    RecordType::END => {
+                        self.canonical.end()?;
+                        *stage = Stage::Done;
+                    }
+                    RecordType::X86_TSC_INFO | RecordType::HVM_CONTEXT | RecordType::HVM_PARAMS => {
+                        state.note(record)?;
+                        let is_skeleton = !self.has_contents.load(Ordering::Relaxed);
+                        if self.is_early && is_skeleton && state.is_complete() {
+                            self.end_early()?;
+                            *stage = Stage::Filling(std::mem::take(state));
+                        }
+                    }
+                    _ => {}
+                }
+                Ok(())
+            }
+            Stage::Filling(state) if record.kind == RecordType::END => {
+                state.apply(self.xen.domain(self.domid()?))?;
+                *stage = Stage::Done;
+                Ok(())
+            }
+            Stage::Filling(state) => state.note(record),
+        }
+    }
+
+    fn end_early(&self) -> Result<()> {
+        let end = RecordHeader {
+            kind: RecordType::END.0,
+            length: 0,
+        };
+        self.canonical.bytes(&end.encode())?;
+        self.canonical.end()
+    }
+}
+
+impl Sink for Incoming {
+    fn bytes(&self, bytes: &[u8]) -> Result<()> {
+        let mut stage = self.stage.write();
+        let mut rest = bytes;
+        if matches!(*stage, Stage::Headers) {
+            let headers = bytes.split_at_checked(ImageHeader::SIZE + DomainHeader::SIZE);
+            let (headers, records) = headers
+                .ok_or_else(|| Error::Peer("the stream does not begin with headers".to_owned()))?;
+            self.canonical.bytes(headers)?;
+            *stage = Stage::Toolstack(State::default());
+            rest = records;
+        }
+        let taken = records(rest)?
+            .into_iter()
+            .try_for_each(|record| self.record(&mut stage, record));
+        taken.map_err(|error| explain(error, &self.said))
+    }
+
+    fn pages(&self, batch: &mut Batch) -> Result<()> {
+        let stage = self.stage.read();
+        let taken = match &*stage {
+            Stage::Toolstack(_) => {
+                if !batch.data.is_empty() {
+                    self.has_contents.store(true, Ordering::Relaxed);
+                }
+                self.canonical.pages(batch)
+            }
+            Stage::Filling(state) => fill(self.xen.domain(self.domid()?), batch, &state.ours),
+            Stage::Headers | Stage::Done => Err(Error::Peer(
+                "pages of the stream stand where none can be".to_owned(),
+            )),
+        };
+        taken.map_err(|error| explain(error, &self.said))
+    }
+
+    fn barrier(&self) -> Result<()> {
+        // With its devices still being made, the domain is not one to stop the guest for.
+        if matches!(*self.stage.read(), Stage::Filling(_)) {
+            return self.wait_until_ready();
+        }
+        self.canonical.barrier()
+    }
+
+    fn builds_early(&self) -> bool {
+        self.is_early
+    }
+}
+
+/// Adds what the toolstack complained of, for it knows why.
+fn explain(error: Error, said: &Mutex<String>) -> Error {
+    if matches!(error, Error::Aborted) {
+        return error;
+    }
+    let said = said.lock();
+    if !said.contains("rror") {
+        return error;
+    }
+    Error::Xen(format!("{error}; xl said: {}", toolstack::complaint(&said)))
+}
+
+/// Keeps the last of what the toolstack says, and logs it.
+fn collect(mut from: impl Read + Send + 'static, into: Arc<Mutex<String>>) -> Result<()> {
+    let work = move || {
+        let mut piece = [0; 4096];
+        while let Ok(len @ 1..) = from.read(&mut piece) {
+            let text = String::from_utf8_lossy(&piece[..len]);
+            log::debug!("xl: {}", text.trim_end());
+            let mut said = into.lock();
+            said.push_str(&text);
+            if said.len() > 2 * SAID {
+                let keep = said.ceil_char_boundary(said.len() - SAID);
+                said.drain(..keep);
+            }
+        }
+    };
+    thread::Builder::new()
+        .name("xl".to_owned())
+        .spawn(work)
+        .map(drop)
+        .map_err(Error::io("cannot start a thread"))
+}
+
+fn enlarge(pipe: &ChildStdin) {
+    // What cannot be enlarged is merely slower.
+    let result = crate::xen::sys::set_pipe_size(pipe.as_fd(), PIPE);
+    if let Err(error) = result {
+        log::debug!("the pipe to xl stays small: {error}");
+    }
+}

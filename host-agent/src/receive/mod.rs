@@ -1,0 +1,216 @@
+//! A domain's destination: the stock toolstack builds it, fed with the stream that comes from its source.
+//!
+//! | file | is |
+//! |---|---|
+//! | `incoming` | the toolstack at work, and where each part of the stream goes |
+//! | `canonical` | the stream as Xen's own tools write it |
+//! | `fill` | memory and state straight into the domain |
+//! | `handshake` | the words that `xl` says before and after a stream |
+//! | `reservations` | what other jobs on this host may not touch |
+
+pub(crate) mod canonical;
+mod fill;
+pub(crate) mod handshake;
+mod incoming;
+mod reservations;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use self::incoming::Incoming;
+pub(crate) use self::reservations::Reservations;
+use crate::job::{Control, Destination, Error, Needs, Presence, Result, Sink};
+use crate::save::{INCOMING, marker, presence};
+use crate::xen::abi::{DomainInfo, flags};
+use crate::xen::config;
+use crate::xen::domain::{PAGE, Xen};
+use crate::xen::store::Store;
+use crate::xen::toolstack;
+
+/// A place for one domain on this host.
+pub(crate) struct Receiver {
+    xen: Xen,
+    store: Arc<dyn Store>,
+    reservations: Arc<Reservations>,
+    job: Option<String>,
+    needs: Needs,
+    incoming: Option<Arc<Incoming>>,
+}
+
+impl Receiver {
+    /// Nothing is reserved yet.
+    pub(crate) fn new(xen: Xen, store: Arc<dyn Store>, reservations: Arc<Reservations>) -> Self {
+        Self {
+            xen,
+            store,
+            reservations,
+            job: None,
+            needs: Needs::default(),
+            incoming: None,
+        }
+    }
+
+    /// Takes up the place of a job that another run of the agent began.
+    pub(crate) fn again(mut self, job: &str, needs: &Needs) -> Result<Self> {
+        self.reservations.take(job, needs, u64::MAX)?;
+        self.job = Some(job.to_owned());
+        self.needs = needs.clone();
+        Ok(self)
+    }
+
+    /// The copy here: the domain of that UUID which is not the source.
+    fn find(&self) -> Result<Option<(u16, DomainInfo)>> {
+        for domid in self.store.list("/local/domain")? {
+            let Ok(number) = domid.parse::<u16>() else {
+                continue;
+            };
+            if number == 0 || marker::is_source(&*self.store, number, &self.needs.uuid)? {
+                continue;
+            }
+            let info = self.xen.domain(number).info()?;
+            let ours = info.filter(|info| config::uuid(&info.handle) == self.needs.uuid);
+            if let Some(info) = ours {
+                return Ok(Some((number, info)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn name(&self, domid: u16) -> Result<String> {
+        let name = self.store.read(&format!("/local/domain/{domid}/name"))?;
+        Ok(name.unwrap_or_default())
+    }
+
+    fn check_names(&self, needs: &Needs) -> Result<()> {
+        let incoming = format!("{}{INCOMING}", needs.destination_name);
+        for domid in self.store.list("/local/domain")? {
+            let name = self.store.read(&format!("/local/domain/{domid}/name"))?;
+            let name = name.unwrap_or_default();
+            let is_source = match domid.parse() {
+                Ok(domid) => marker::is_source(&*self.store, domid, &needs.uuid)?,
+                Err(_) => false,
+            };
+            if !is_source && (name == needs.destination_name || name == incoming) {
+                return Err(Error::Refused(format!(
+                    "a domain {name} exists on the destination (number {domid})"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_disks(needs: &Needs) -> Result<()> {
+        for disk in needs.disks.iter().filter(|disk| disk.starts_with('/')) {
+            if !Path::new(disk).exists() {
+                return Err(Error::Refused(format!(
+                    "the destination has no disk {disk}"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Destination for Receiver {
+    fn reserve(&mut self, job: &str, needs: &Needs) -> Result<()> {
+        let config = config::arrived(&needs.config)?;
+        config::can_move(&config).map_err(|why| Error::Refused(format!("{} {why}", needs.name)))?;
+        self.check_names(needs)?;
+        Self::check_disks(needs)?;
+        let physinfo = self.xen.physinfo();
+        let physinfo = physinfo
+            .map_err(|error| Error::Xen(format!("Xen does not tell its free memory: {error}")))?;
+        let free = physinfo
+            .free_pages
+            .saturating_sub(physinfo.outstanding_pages)
+            * PAGE;
+        self.reservations.take(job, needs, free)?;
+        self.job = Some(job.to_owned());
+        self.needs = needs.clone();
+        Ok(())
+    }
+
+    fn receive(&mut self, _: &Control) -> Result<Arc<dyn Sink>> {
+        let config = config::arrived(&self.needs.config)?;
+        let config = config::named(config, &self.needs.destination_name);
+        let incoming = Arc::new(Incoming::start(
+            self.xen.clone(),
+            self.store.clone(),
+            &config,
+            &self.needs.uuid,
+        )?);
+        self.incoming = Some(incoming.clone());
+        Ok(incoming)
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        let incoming = self.incoming.as_ref();
+        let incoming =
+            incoming.ok_or_else(|| Error::Xen("nothing has been received".to_owned()))?;
+        incoming.finish()?;
+        log::debug!("xl said: {}", incoming.said());
+        Ok(())
+    }
+
+    fn unpause(&mut self, leave_paused: bool) -> Result<()> {
+        let (domid, info) = self.find()?.ok_or_else(|| {
+            Error::Xen(format!("there is no {} here", self.needs.destination_name))
+        })?;
+        if info.flags & flags::PAUSED != 0 && !leave_paused {
+            // What the toolstack does for domains of this type, without starting it.
+            self.xen.domain(domid).unpause()?;
+            let info = self.xen.domain(domid).live_info()?;
+            if info.flags & flags::PAUSED != 0 {
+                return Err(Error::Xen(format!(
+                    "{} is paused by somebody else too",
+                    self.needs.destination_name
+                )));
+            }
+        }
+        self.release();
+        Ok(())
+    }
+
+    fn discard(&mut self) -> Result<()> {
+        if let Some(incoming) = self.incoming.take() {
+            incoming.cancel();
+        }
+        if let Some((domid, info)) = self.find()?
+            && info.flags & flags::DYING == 0
+        {
+            if presence(info.flags) == Presence::Running {
+                return Err(Error::Xen(format!(
+                    "{} runs here (domain {domid}): it is not thrown away",
+                    self.needs.destination_name
+                )));
+            }
+            toolstack::destroy(domid)?;
+        }
+        self.release();
+        Ok(())
+    }
+
+    fn presence(&mut self) -> Result<Presence> {
+        let Some((domid, info)) = self.find()? else {
+            return Ok(Presence::Absent);
+        };
+        if self.name(domid)? == format!("{}{INCOMING}", self.needs.destination_name) {
+            return Ok(Presence::Partial);
+        }
+        Ok(presence(info.flags))
+    }
+}
+
+impl Receiver {
+    fn release(&mut self) {
+        if let Some(job) = self.job.take() {
+            self.reservations.release(&job);
+        }
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.release();
+    }
+}

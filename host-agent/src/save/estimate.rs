@@ -1,0 +1,116 @@
+//! How a guest behaves, measured in a second of its life.
+
+use std::time::{Duration, Instant};
+
+use event_listener::Listener;
+
+use super::guest::{Bitmap, Memory};
+use super::rounds;
+use crate::job::{Control, Estimate, PAGE_SIZE, Result};
+
+/// How long a guest is watched, twice: what is written in both halves is written always.
+const WATCH: Duration = Duration::from_millis(500);
+/// Frames looked at to learn how many are all zero, at most.
+const SAMPLE: usize = 1024;
+/// Headers, CPU policy, vCPU state of a small guest.
+const CONSTANT_BYTES: u64 = 16 << 10;
+/// Suspend and take-over when nothing is known of this host yet.
+const FIXED_BLACKOUT_MS: f64 = 200.0;
+
+/// What was seen of a guest.
+pub(super) struct Seen {
+    /// For predictions.
+    pub(super) estimate: Estimate,
+    /// Its frames, as words of PAGE_DATA.
+    pub(super) words: Vec<u64>,
+    /// What was written since they were looked for.
+    pub(super) dirty: Bitmap,
+}
+
+/// Watches a guest whose writes are recorded.
+pub(super) fn estimate(guest: &mut dyn Memory, control: &Control) -> Result<Seen> {
+    guest.take_dirty(false)?;
+    let begun = Instant::now();
+    let words = rounds::present(guest, control)?;
+    let zero_share = zero_share(guest, &words)?;
+    pause(WATCH.saturating_sub(begun.elapsed()), control)?;
+    let (mut first, first_time) = (guest.take_dirty(false)?, begun.elapsed());
+    let begun = Instant::now();
+    pause(WATCH, control)?;
+    let (second, second_time) = (guest.take_dirty(false)?, begun.elapsed());
+    let seconds = (first_time + second_time).as_secs_f64().max(0.001);
+    let estimate = Estimate {
+        pages: words.len() as u64,
+        zero_share,
+        dirty_pages_per_second: (first.len() + second.len()) as f64 / seconds,
+        hot_pages: first.common(&second),
+        // The frames themselves are named once.
+        constant_bytes: CONSTANT_BYTES + words.len() as u64 * 8,
+        fixed_blackout_ms: FIXED_BLACKOUT_MS,
+    };
+    first.add(&second);
+    Ok(Seen {
+        estimate,
+        words,
+        dirty: first,
+    })
+}
+
+/// The part of the pages that is all zero, by a sample from all over the memory.
+fn zero_share(guest: &mut dyn Memory, words: &[u64]) -> Result<f64> {
+    let step = words.len().div_ceil(SAMPLE).max(1);
+    let sample = words.iter().step_by(step);
+    let mut frames: Vec<u64> = sample.map(|word| rounds::frame(*word)).collect();
+    let mut data = Vec::new();
+    guest.read(&mut frames, &mut data)?;
+    let pages = data.chunks_exact(PAGE_SIZE);
+    let zero = pages.filter(|page| page.iter().all(|byte| *byte == 0));
+    Ok(zero.count() as f64 / frames.len().max(1) as f64)
+}
+
+/// Lets the guest live for a while; ends at once if the job is aborted.
+fn pause(time: Duration, control: &Control) -> Result<()> {
+    let until = Instant::now() + time;
+    loop {
+        let changed = control.listen();
+        control.check()?;
+        if changed.wait_deadline(until).is_none() {
+            return control.check();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::estimate;
+    use crate::job::{Control, Error, JobOptions};
+    use crate::save::guest::Memory;
+    use crate::save::guest::fake::FakeGuest;
+
+    fn guest() -> FakeGuest {
+        let mut guest = FakeGuest::default();
+        // Every second page is zero.
+        guest
+            .frames
+            .extend((0..4096).map(|frame| (frame, (frame / 4 % 2) as u8)));
+        guest.record_writes(4096).unwrap();
+        guest
+    }
+
+    #[test]
+    fn a_sample_tells_how_much_is_zero() {
+        let control = Control::new(JobOptions::default());
+        let estimate = estimate(&mut guest(), &control).unwrap().estimate;
+        assert_eq!(estimate.pages, 4096);
+        assert_eq!(estimate.zero_share, 0.5);
+        assert_eq!(estimate.hot_pages, 0);
+    }
+
+    #[test]
+    fn an_abort_ends_the_watching() {
+        let control = Control::new(JobOptions::default());
+        control.abort();
+        let result = estimate(&mut guest(), &control);
+        assert!(matches!(result, Err(Error::Aborted)));
+    }
+}

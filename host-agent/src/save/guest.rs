@@ -1,0 +1,351 @@
+//! What the rounds need of a guest: its memory, and which of it was written.
+
+use crate::job::{Error, PAGE_SIZE, Result};
+use crate::xen::abi::flags;
+use crate::xen::domain::{Domain, TYPES_AT_ONCE, Xen};
+use crate::xen::sys::{Buffer, EventChannels};
+
+use super::suspend::Suspendable;
+
+/// A page type that says that there is nothing (`XEN_DOMCTL_PFINFO_XTAB`).
+const ABSENT: u64 = 0xF;
+/// A page that must not be touched (`XEN_DOMCTL_PFINFO_BROKEN`).
+const BROKEN: u64 = 0xD;
+
+/// A guest's memory, alive or still.
+pub(crate) trait Memory: Send {
+    /// The frame number after the last, now.
+    fn end_of_frames(&self) -> Result<u64>;
+
+    /// How many frames have memory of the guest's own, now.
+    fn own_frames(&self) -> Result<u64>;
+
+    /// Replaces frame numbers by words of PAGE_DATA: the type in bits 63–60.  At most
+    /// [`Batch::MOST`](crate::job::Batch::MOST).
+    fn types(&mut self, words: &mut [u64]) -> Result<()>;
+
+    /// Appends the contents of frames.  Those that are gone are taken out of `frames`.
+    fn read(&mut self, frames: &mut Vec<u64>, into: &mut Vec<u8>) -> Result<()>;
+
+    /// Starts recording writes to all frames below `frames`.
+    fn record_writes(&mut self, frames: u64) -> Result<()>;
+
+    /// Stops that.
+    fn stop_recording(&mut self) -> Result<()>;
+
+    /// Which frames were written since it was asked last; `last` if the guest does not run any more.
+    fn take_dirty(&mut self, last: bool) -> Result<Bitmap>;
+}
+
+/// A set of frames.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Bitmap(pub(crate) Vec<u64>);
+
+impl Bitmap {
+    /// The frames, in order.
+    pub(crate) fn frames(&self) -> impl Iterator<Item = u64> + '_ {
+        self.0.iter().zip(0_u64..).flat_map(|(word, index)| {
+            let bits = (0..64).filter(move |bit| word >> bit & 1 == 1);
+            bits.map(move |bit| index * 64 + bit)
+        })
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> u64 {
+        self.0.iter().map(|word| u64::from(word.count_ones())).sum()
+    }
+
+    /// Adds the frames of another one.
+    pub(crate) fn add(&mut self, other: &Self) {
+        if self.0.len() < other.0.len() {
+            self.0.resize(other.0.len(), 0);
+        }
+        for (word, other) in self.0.iter_mut().zip(&other.0) {
+            *word |= other;
+        }
+    }
+
+    /// Takes the frames of another one out.
+    pub(crate) fn remove(&mut self, other: &Self) {
+        for (word, other) in self.0.iter_mut().zip(&other.0) {
+            *word &= !other;
+        }
+    }
+
+    /// How many of them are in another one too.
+    pub(crate) fn common(&self, other: &Self) -> u64 {
+        let words = self.0.iter().zip(&other.0);
+        words
+            .map(|(one, other)| u64::from((one & other).count_ones()))
+            .sum()
+    }
+}
+
+impl FromIterator<u64> for Bitmap {
+    fn from_iter<I: IntoIterator<Item = u64>>(frames: I) -> Self {
+        let mut words = Vec::new();
+        for frame in frames {
+            // A frame number is at most 52 bits wide, and those of a guest far fewer.
+            let index = usize::try_from(frame / 64).unwrap_or(usize::MAX);
+            if words.len() <= index {
+                words.resize(index + 1, 0);
+            }
+            words[index] |= 1 << (frame % 64);
+        }
+        Self(words)
+    }
+}
+
+/// If the frame of a word has memory that can be read.
+pub(crate) fn is_present(word: u64) -> bool {
+    !matches!(word >> 60, ABSENT | BROKEN)
+}
+
+/// A domain of this host.
+#[derive(Debug)]
+pub(crate) struct XenGuest {
+    xen: Xen,
+    domid: u16,
+    /// For frame types.
+    words: Buffer,
+    errors: Vec<i32>,
+    /// While writes are recorded: for how many frames, and where Xen puts the bits.
+    dirty: Option<(u64, Buffer)>,
+}
+
+impl XenGuest {
+    /// Has no effect on the domain.
+    pub(crate) fn new(xen: Xen, domid: u16) -> Result<Self> {
+        let words = xen.buffer(TYPES_AT_ONCE * 8).map_err(no_buffer)?;
+        Ok(Self {
+            xen,
+            domid,
+            words,
+            errors: Vec::new(),
+            dirty: None,
+        })
+    }
+
+    /// The domain in Xen.
+    pub(crate) fn domain(&self) -> Domain<'_> {
+        self.xen.domain(self.domid)
+    }
+
+    /// The way to Xen.
+    pub(crate) fn xen(&self) -> &Xen {
+        &self.xen
+    }
+}
+
+impl Memory for XenGuest {
+    fn end_of_frames(&self) -> Result<u64> {
+        self.domain().end_of_frames()
+    }
+
+    fn own_frames(&self) -> Result<u64> {
+        Ok(self.domain().live_info()?.tot_pages)
+    }
+
+    fn types(&mut self, words: &mut [u64]) -> Result<()> {
+        let frames = words.to_vec();
+        let domain = self.xen.domain(self.domid);
+        domain.frame_types(words, &mut self.words)?;
+        for (word, frame) in words.iter_mut().zip(frames) {
+            *word = (*word & 0xF000_0000) << 32 | frame;
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, frames: &mut Vec<u64>, into: &mut Vec<u8>) -> Result<()> {
+        if frames.is_empty() {
+            return Ok(());
+        }
+        let domain = self.xen.domain(self.domid);
+        let mapping = domain.map(frames, &mut self.errors, false)?;
+        for (index, error) in self.errors.iter().enumerate() {
+            if *error == 0 {
+                mapping.append(index * PAGE_SIZE, PAGE_SIZE, into);
+            }
+        }
+        let mut errors = self.errors.iter();
+        frames.retain(|_| errors.next() == Some(&0));
+        Ok(())
+    }
+
+    fn record_writes(&mut self, frames: u64) -> Result<()> {
+        let bytes = usize::try_from(frames.div_ceil(8)).unwrap_or(usize::MAX);
+        let buffer = self.xen.buffer(bytes).map_err(no_buffer)?;
+        self.domain().enable_log_dirty()?;
+        self.dirty = Some((frames, buffer));
+        Ok(())
+    }
+
+    fn stop_recording(&mut self) -> Result<()> {
+        if self.dirty.take().is_some() {
+            self.domain().disable_log_dirty()?;
+        }
+        Ok(())
+    }
+
+    fn take_dirty(&mut self, last: bool) -> Result<Bitmap> {
+        let Some((frames, buffer)) = &mut self.dirty else {
+            return Err(Error::Xen("writes are not recorded".to_owned()));
+        };
+        let domain = self.xen.domain(self.domid);
+        domain.take_dirty(*frames, buffer, last)?;
+        let words = usize::try_from(frames.div_ceil(64)).unwrap_or(0);
+        let mut bits = vec![0_u64; words];
+        buffer.read(0, zerocopy::IntoBytes::as_mut_bytes(bits.as_mut_slice()));
+        // What is beyond the end is not Xen's.
+        if let Some(last) = bits.last_mut()
+            && *frames % 64 != 0
+        {
+            *last &= (1 << (*frames % 64)) - 1;
+        }
+        Ok(Bitmap(bits))
+    }
+}
+
+impl Drop for XenGuest {
+    fn drop(&mut self) {
+        // A domain that goes on should not pay for what nobody wants to know any more.
+        if let Err(error) = self.stop_recording() {
+            log::debug!("{error}");
+        }
+    }
+}
+
+impl Suspendable for XenGuest {
+    fn is_suspended(&self) -> Result<bool> {
+        let info = self.domain().live_info()?;
+        if info.flags & flags::SHUTDOWN == 0 {
+            return Ok(false);
+        }
+        match info.flags >> flags::SHUTDOWN_SHIFT & flags::SHUTDOWN_MASK {
+            flags::SHUTDOWN_SUSPEND => Ok(true),
+            reason => Err(Error::Xen(format!(
+                "domain {} has shut down for reason {reason} instead of suspending itself",
+                self.domid
+            ))),
+        }
+    }
+
+    fn notify(&self, port: u32) -> Result<()> {
+        let failed = |error| {
+            Error::Xen(format!(
+                "cannot raise event {port} of domain {}: {error}",
+                self.domid
+            ))
+        };
+        let channels = EventChannels::open().map_err(failed)?;
+        let local = channels.bind(u32::from(self.domid), port).map_err(failed)?;
+        channels.notify(local).map_err(failed)
+    }
+}
+
+fn no_buffer(error: std::io::Error) -> Error {
+    Error::Xen(format!("no memory for hypercalls: {error}"))
+}
+
+#[cfg(test)]
+pub(crate) mod fake {
+    //! A guest whose memory is a map, and that writes when it is looked at.
+
+    use std::collections::BTreeMap;
+
+    use super::{ABSENT, Bitmap, Memory};
+    use crate::job::{PAGE_SIZE, Result};
+
+    /// Frames with one byte each: what their page is full of.
+    #[derive(Default)]
+    pub(crate) struct FakeGuest {
+        pub(crate) frames: BTreeMap<u64, u8>,
+        /// What it writes while a batch is read, one list for each.
+        pub(crate) writes: std::collections::VecDeque<Vec<(u64, Option<u8>)>>,
+        pub(crate) dirty: std::collections::BTreeSet<u64>,
+        pub(crate) recording: Option<u64>,
+        /// How many frames it was asked the types of.
+        pub(crate) asked: u64,
+    }
+
+    impl FakeGuest {
+        fn run(&mut self) {
+            for (frame, value) in self.writes.pop_front().unwrap_or_default() {
+                match value {
+                    Some(value) => drop(self.frames.insert(frame, value)),
+                    None => drop(self.frames.remove(&frame)),
+                }
+                self.dirty.insert(frame);
+            }
+        }
+    }
+
+    impl Memory for FakeGuest {
+        fn end_of_frames(&self) -> Result<u64> {
+            Ok(self.frames.keys().last().map_or(0, |last| last + 1))
+        }
+
+        fn own_frames(&self) -> Result<u64> {
+            Ok(self.frames.len() as u64)
+        }
+
+        fn types(&mut self, words: &mut [u64]) -> Result<()> {
+            self.asked += words.len() as u64;
+            for word in words {
+                if !self.frames.contains_key(word) {
+                    *word |= ABSENT << 60;
+                }
+            }
+            Ok(())
+        }
+
+        fn read(&mut self, frames: &mut Vec<u64>, into: &mut Vec<u8>) -> Result<()> {
+            self.run();
+            frames.retain(|frame| self.frames.contains_key(frame));
+            for frame in frames {
+                into.resize(into.len() + PAGE_SIZE, self.frames[frame]);
+            }
+            Ok(())
+        }
+
+        fn record_writes(&mut self, frames: u64) -> Result<()> {
+            self.recording = Some(frames);
+            self.dirty.clear();
+            Ok(())
+        }
+
+        fn stop_recording(&mut self) -> Result<()> {
+            self.recording = None;
+            Ok(())
+        }
+
+        fn take_dirty(&mut self, _: bool) -> Result<Bitmap> {
+            let end = self.recording.unwrap();
+            let mut bits = vec![0; end.div_ceil(64) as usize];
+            for frame in std::mem::take(&mut self.dirty) {
+                if frame < end {
+                    bits[(frame / 64) as usize] |= 1 << (frame % 64);
+                }
+            }
+            Ok(Bitmap(bits))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Bitmap;
+
+    #[test]
+    fn a_bitmap_gives_its_frames_in_order() {
+        let one = Bitmap(vec![0b1001, 0, 1 << 63]);
+        assert_eq!(one.frames().collect::<Vec<_>>(), [0, 3, 191]);
+        assert_eq!(one.len(), 3);
+        assert_eq!(one.common(&Bitmap(vec![0b1110, 7])), 1);
+        let mut sum = Bitmap(vec![0b0010]);
+        sum.add(&one);
+        assert_eq!(sum.frames().collect::<Vec<_>>(), [0, 1, 3, 191]);
+        sum.remove(&Bitmap::from_iter([3, 5]));
+        assert_eq!(sum.frames().collect::<Vec<_>>(), [0, 1, 191]);
+    }
+}

@@ -1,0 +1,434 @@
+//! A live domain as a source: its memory read while it runs, then what is left with the guest suspended,
+//! then its state.
+//!
+//! | file | is |
+//! |---|---|
+//! | `guest` | a domain's memory and which of it was written, through Xen |
+//! | `rounds` | the frames that there are, and one round over some of them |
+//! | `policy` | whether another round pays: pure |
+//! | `estimate` | how a guest behaves, for predictions |
+//! | `suspend` | asks a domain to suspend itself, and takes that back |
+//! | `records` | what is not memory |
+//! | `marker` | says of a domain that it is a source, for whoever looks after a crash |
+//!
+//! All of it is for domains of type `pvh`: shims, whatever runs inside them.  Their frames are the guest's
+//! machine frames, so nothing is rewritten, and no emulator has a state of its own.
+
+mod estimate;
+mod guest;
+pub(crate) mod marker;
+mod policy;
+mod records;
+mod rounds;
+mod suspend;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::Value;
+
+use self::estimate::Seen;
+use self::guest::{Bitmap, Memory, XenGuest};
+use self::policy::{Limits, Progress, Round, Verdict};
+use self::records::Records;
+use self::rounds::{Frames, Sent};
+use self::suspend::{Suspendable, suspend};
+use crate::job::{
+    Batch, Control, Copied, Error, JobOptions, Needs, PAGE_SIZE, Phase, Prepared, Presence, Result,
+    Sink, Source,
+};
+use crate::xen::abi::flags;
+use crate::xen::config;
+use crate::xen::domain::Xen;
+use crate::xen::store::Store;
+use crate::xen::toolstack;
+
+/// What the toolstack puts behind the name of a domain that has moved on.
+const AWAY: &str = "--migratedaway";
+/// What it puts behind the name of one that is coming.
+pub(crate) const INCOMING: &str = "--incoming";
+/// Frames marked in one batch as such that will come.
+const SKELETON: u64 = 0xE;
+
+/// A domain of this host that is to move.
+pub(crate) struct LiveSource {
+    xen: Xen,
+    store: Arc<dyn Store>,
+    domid: u16,
+    name: String,
+    uuid: String,
+    /// Made by the first step that reads the domain.
+    reading: Option<Reading>,
+}
+
+/// What is under way.
+struct Reading {
+    guest: XenGuest,
+    records: Option<Records>,
+    /// Frames below this are recorded.
+    end: u64,
+    /// The frames there are, once somebody has looked, and what was written since.
+    words: Option<Vec<u64>>,
+    /// What was written since it was sent.
+    dirty: Bitmap,
+    copied: Copied,
+}
+
+impl LiveSource {
+    /// The domain of this number, which had this name and UUID when it was looked up.
+    pub(crate) fn new(
+        xen: Xen,
+        store: Arc<dyn Store>,
+        domid: u16,
+        name: String,
+        uuid: String,
+    ) -> Self {
+        Self {
+            xen,
+            store,
+            domid,
+            name,
+            uuid,
+            reading: None,
+        }
+    }
+
+    /// The domain, unless its number is another one's by now.
+    fn info(&self) -> Result<Option<crate::xen::abi::DomainInfo>> {
+        let info = self.xen.domain(self.domid).info()?;
+        Ok(info.filter(|info| config::uuid(&info.handle) == self.uuid))
+    }
+
+    fn is_here(&self) -> Result<crate::xen::abi::DomainInfo> {
+        self.info()?
+            .filter(|info| info.flags & flags::DYING == 0)
+            .ok_or_else(|| Error::Refused(format!("there is no domain {} any more", self.name)))
+    }
+
+    /// Starts recording writes, if that has not been done.
+    fn reading(&mut self) -> Result<&mut Reading> {
+        self.is_here()?;
+        if self.reading.is_none() {
+            let mut guest = XenGuest::new(self.xen.clone(), self.domid)?;
+            let end = guest.end_of_frames()?;
+            guest.record_writes(end)?;
+            self.reading = Some(Reading {
+                guest,
+                records: None,
+                end,
+                words: None,
+                dirty: Bitmap::default(),
+                copied: Copied::default(),
+            });
+        }
+        self.reading
+            .as_mut()
+            .ok_or_else(|| Error::Xen("nothing is read".to_owned()))
+    }
+
+    fn configuration(&self) -> Result<Value> {
+        toolstack::configuration(self.domid)
+    }
+
+    fn can_move(&self, config: &Value) -> Result<()> {
+        let info = self.is_here()?;
+        let refuse = |why: &str| Err(Error::Refused(format!("{} {why}", self.name)));
+        if info.flags & flags::HVM_GUEST == 0 {
+            return refuse(
+                "is a plain PV domain: only one that runs in a shim (type=\"pvh\" pvshim=1) can be moved",
+            );
+        }
+        if info.flags & flags::SHUTDOWN != 0 {
+            return refuse("has shut down");
+        }
+        if info.flags & flags::PAUSED != 0 {
+            return refuse("is paused: it cannot suspend itself");
+        }
+        config::can_move(config).map_err(|why| Error::Refused(format!("{} {why}", self.name)))
+    }
+}
+
+impl Reading {
+    /// The frames to send in the first round, in order.  What was written while they were looked for is
+    /// sent too: frames may have come.
+    fn find_frames(&mut self, control: &Control) -> Result<Vec<u64>> {
+        let Some(mut words) = self.words.take() else {
+            self.guest.take_dirty(false)?;
+            return rounds::present(&mut self.guest, control);
+        };
+        let known: Bitmap = words.iter().map(|word| rounds::frame(*word)).collect();
+        self.dirty.remove(&known);
+        let mut new: Vec<u64> = self.dirty.frames().collect();
+        for new in new.chunks_mut(Batch::MOST) {
+            self.guest.types(new)?;
+            words.extend(new.iter().filter(|word| guest::is_present(**word)));
+        }
+        words.sort_unstable_by_key(|word| rounds::frame(*word));
+        Ok(words)
+    }
+}
+
+impl Source for LiveSource {
+    fn prepare(&mut self, options: &JobOptions, control: &Control) -> Result<Prepared> {
+        let config = self.configuration()?;
+        self.can_move(&config)?;
+        let info = self.is_here()?;
+        let (name, domid) = (self.name.clone(), self.domid);
+        let version = self.xen.version();
+        let uuid = self.uuid.clone();
+        marker::set(&*self.store, domid, &uuid)?;
+        let reading = self.reading()?;
+        let Seen {
+            estimate,
+            words,
+            dirty,
+        } = estimate::estimate(&mut reading.guest, control)?;
+        (reading.words, reading.dirty) = (Some(words), dirty);
+        let destination_name = options.destination_name.clone();
+        Ok(Prepared {
+            needs: Needs {
+                destination_name: destination_name.unwrap_or_else(|| name.clone()),
+                name,
+                uuid,
+                source_domid: u32::from(domid),
+                memory_bytes: config::memory_bytes(&config, info.max_pages, info.max_vcpu_id),
+                vcpus: info.max_vcpu_id.wrapping_add(1),
+                disks: config::writable_disks(&config),
+                xen_version: version,
+                config: config::to_travel(&config),
+            },
+            estimate,
+        })
+    }
+
+    fn copy_live(&mut self, sink: &dyn Sink, control: &Control) -> Result<()> {
+        let begun = Instant::now();
+        marker::set(&*self.store, self.domid, &self.uuid)?;
+        let reading = self.reading()?;
+        let end = reading.guest.end_of_frames()?;
+        if end > reading.end {
+            // Frames that nobody has recorded: all is to be looked for anew.
+            reading.guest.record_writes(end)?;
+            (reading.end, reading.words) = (end, None);
+        }
+        let domain = reading.guest.domain();
+        let mut records = Records::begin(reading.guest.xen(), domain)?;
+        sink.bytes(&records.take())?;
+        control.enter(Phase::Live, "copying memory; the guest runs");
+        let words = reading.find_frames(control)?;
+        if sink.builds_early() {
+            skeleton(&words, sink)?;
+            records.state(reading.guest.domain())?;
+            sink.bytes(&records.take())?;
+        }
+        reading.records = Some(records);
+        let total = words.len() as u64 * PAGE_SIZE as u64;
+        control.update(|figures| {
+            figures.memory_total = total;
+            figures.memory_page_size = PAGE_SIZE as u64;
+            figures.setup_time = u64::try_from(control.elapsed().as_millis()).unwrap_or(u64::MAX);
+        });
+        let mut progress = Progress::default();
+        let mut frames = Frames::Present(&words);
+        let mut count = words.len() as u64;
+        loop {
+            let round = reading.copied.rounds + 1;
+            announce(control, round, count);
+            let sent = rounds::send(&mut reading.guest, &frames, sink, control)?;
+            reading.copied.rounds = round;
+            reading.copied.pages += sent.pages;
+            reading.dirty = reading.guest.take_dirty(false)?;
+            let dirty = reading.dirty.len();
+            let limits = limits(control);
+            let done = Round {
+                pages: sent.pages - sent.zero,
+                time: sent.time,
+            };
+            let verdict = progress.after(done, dirty, begun.elapsed(), &limits);
+            figures(control, &sent, dirty, &progress);
+            match verdict {
+                Verdict::GoOn => (frames, count) = (Frames::Written(&reading.dirty), dirty),
+                Verdict::GiveUp => {
+                    return Err(Error::TimedOut(format!(
+                        "copying the memory of {}",
+                        self.name
+                    )));
+                }
+                Verdict::Stop(reason) => {
+                    control.tell(format!("stopping the guest: {}", reason.text()));
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn copy_rest(&mut self, sink: &dyn Sink, control: &Control) -> Result<Copied> {
+        let (domid, store, name) = (self.domid, self.store.clone(), self.name.clone());
+        let is_here = || is_at_home(&*store, domid, &name);
+        let reading = self.reading()?;
+        let Some(records) = &mut reading.records else {
+            return Err(Error::Xen("the stream has not been begun".to_owned()));
+        };
+        control.enter(Phase::StopAndCopy, "suspending the guest");
+        let asked = Instant::now();
+        suspend(domid, &reading.guest, &*store, control)?;
+        let time = asked.elapsed();
+        reading.copied.suspend_ms = time.as_secs_f64() * 1000.0;
+        control.tell(format!(
+            "the guest is suspended, after {} ms",
+            time.as_millis()
+        ));
+        // Both ends may be on this host; then the destination wants the name.
+        if is_here()? {
+            toolstack::rename(domid, &format!("{name}{AWAY}"))?;
+        }
+        let mut dirty = reading.guest.take_dirty(true)?;
+        // What was written before the last look and has not been sent since.
+        dirty.add(&reading.dirty);
+        announce(control, reading.copied.rounds + 1, dirty.len());
+        let frames = Frames::Written(&dirty);
+        let sent = rounds::send(&mut reading.guest, &frames, sink, control)?;
+        records.state(reading.guest.domain())?;
+        records.end()?;
+        sink.bytes(&records.take())?;
+        sink.barrier()?;
+        reading.copied.rounds += 1;
+        reading.copied.pages += sent.pages;
+        Ok(reading.copied)
+    }
+
+    fn resume_here(&mut self) -> Result<()> {
+        let info = self.is_here()?;
+        if let Some(mut reading) = self.reading.take() {
+            reading.guest.stop_recording()?;
+        } else {
+            // An agent that died may have left it on.
+            self.xen.domain(self.domid).disable_log_dirty()?;
+        }
+        let name = self
+            .store
+            .read(&format!("/local/domain/{}/name", self.domid))?;
+        if name.is_some_and(|name| name == format!("{}{AWAY}", self.name)) {
+            toolstack::rename(self.domid, &self.name)?;
+        }
+        if info.flags & flags::SHUTDOWN == 0 {
+            return marker::clear(&*self.store, self.domid);
+        }
+        let guest = XenGuest::new(self.xen.clone(), self.domid)?;
+        if guest.is_suspended()? {
+            guest.domain().resume()?;
+            self.store.resume(self.domid)?;
+        }
+        match self.presence()? {
+            Presence::Running => marker::clear(&*self.store, self.domid),
+            other => Err(Error::Xen(format!(
+                "{} does not run after it was resumed: it is {other:?}",
+                self.name
+            ))),
+        }
+    }
+
+    fn destroy(&mut self) -> Result<()> {
+        self.reading = None;
+        if self.info()?.is_none() {
+            return Ok(());
+        }
+        toolstack::destroy(self.domid)?;
+        match self.info()? {
+            None => marker::clear(&*self.store, self.domid),
+            Some(info) if info.flags & flags::DYING != 0 => marker::clear(&*self.store, self.domid),
+            Some(_) => Err(Error::Xen(format!("{} is still here", self.name))),
+        }
+    }
+
+    fn presence(&mut self) -> Result<Presence> {
+        Ok(self
+            .info()?
+            .map_or(Presence::Absent, |info| presence(info.flags)))
+    }
+}
+
+impl Drop for LiveSource {
+    fn drop(&mut self) {
+        // Only looked at: nobody will have to tell it from a copy.
+        let reading = self.reading.take();
+        if reading.is_some_and(|reading| reading.records.is_none())
+            && let Err(error) = marker::clear(&*self.store, self.domid)
+        {
+            log::debug!("{error}");
+        }
+    }
+}
+
+/// Where a domain with these flags stands.
+pub(crate) fn presence(domain: u32) -> Presence {
+    if domain & flags::DYING != 0 {
+        Presence::Partial
+    } else if domain & (flags::SHUTDOWN | flags::PAUSED) != 0 {
+        Presence::Paused
+    } else {
+        Presence::Running
+    }
+}
+
+/// Tells which frames there will be, so that the domain can be built while its memory is on the way.
+fn skeleton(words: &[u64], sink: &dyn Sink) -> Result<()> {
+    let mut batch = Batch::default();
+    for words in words.chunks(Batch::MOST) {
+        batch.clear();
+        let frames = words
+            .iter()
+            .map(|word| SKELETON << 60 | rounds::frame(*word));
+        batch.words.extend(frames);
+        sink.pages(&mut batch)?;
+    }
+    Ok(())
+}
+
+/// If a domain with the same name is under construction on this host.
+fn is_at_home(store: &dyn Store, domid: u16, name: &str) -> Result<bool> {
+    let incoming = format!("{name}{INCOMING}");
+    for other in store.list("/local/domain")? {
+        let is_other = other != domid.to_string();
+        if is_other
+            && store.read(&format!("/local/domain/{other}/name"))?.as_ref() == Some(&incoming)
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn limits(control: &Control) -> Limits {
+    let options = control.options();
+    Limits {
+        max_downtime: control.max_downtime(),
+        timeout: options.timeout_ms.map(std::time::Duration::from_millis),
+        on_timeout: options.on_timeout,
+        max_rounds: options.max_rounds,
+    }
+}
+
+fn announce(control: &Control, round: u32, pages: u64) {
+    control.tell(format!("round {round}: {pages} pages"));
+    control.update(|figures| {
+        figures.memory_iteration = round;
+        figures.memory_remaining = pages * PAGE_SIZE as u64;
+    });
+}
+
+#[expect(
+    clippy::cast_sign_loss,
+    clippy::cast_possible_truncation,
+    reason = "rates are small"
+)]
+fn figures(control: &Control, sent: &Sent, dirty: u64, progress: &Progress) {
+    let seconds = sent.time.as_secs_f64().max(0.001);
+    let expected = progress.expected(dirty).as_millis();
+    control.update(|figures| {
+        figures.memory_bps = (progress.rate().unwrap_or(0.0) * PAGE_SIZE as f64) as u64;
+        figures.memory_dirty_rate = (dirty as f64 / seconds) as u64;
+        figures.memory_remaining = dirty * PAGE_SIZE as u64;
+        figures.downtime = u64::try_from(expected).ok();
+    });
+}

@@ -1,0 +1,172 @@
+//! Asks a domain to suspend itself, and takes the request back if it does not.
+//!
+//! Xen has two ways.  A domain may offer an event channel (`device/suspend/event-channel`), whose event
+//! means "suspend now"; that is the fast one, for it needs no watch at either end.  Otherwise the word
+//! `suspend` is written to `control/shutdown`, the domain empties the node to say that it has understood,
+//! and suspends itself after that.  A domain that does neither in time is not moved: the word is taken
+//! back in a transaction, because one that takes it at the last moment must not be resumed as if it had
+//! not (Xen would overwrite a register of a guest that never asked).
+
+use std::time::{Duration, Instant};
+
+use crate::job::{Control, Error, Result};
+use crate::xen::store::Store;
+
+/// Longest time until the domain says that it has understood.
+const UNDERSTAND: Duration = Duration::from_secs(60);
+/// Longest time from there until it is suspended.
+const SUSPEND: Duration = Duration::from_secs(60);
+/// Where xenstored tells of domains that stop.
+const STOPS: &str = "@releaseDomain";
+
+/// What of a domain must be known while it is asked.
+pub(crate) trait Suspendable {
+    /// If it has suspended itself.
+    ///
+    /// # Errors
+    /// If it has ended in another way, or Xen does not answer.
+    fn is_suspended(&self) -> Result<bool>;
+
+    /// Raises the event of a port that the domain has made for this one.
+    ///
+    /// # Errors
+    /// If there is no such port.
+    fn notify(&self, port: u32) -> Result<()>;
+}
+
+/// Makes a domain suspend itself; returns when it has.
+///
+/// # Errors
+/// [`Error::TimedOut`], [`Error::Aborted`]; the domain runs on then, and has no request before it, unless
+/// it took the request: then it may still suspend itself, and is to be resumed.
+pub(crate) fn suspend(
+    domid: u16,
+    domain: &dyn Suspendable,
+    store: &dyn Store,
+    control: &Control,
+) -> Result<()> {
+    if domain.is_suspended()? {
+        return Ok(());
+    }
+    let home = format!("/local/domain/{domid}");
+    let port = store.read(&format!("{home}/device/suspend/event-channel"))?;
+    match port.and_then(|port| port.parse().ok()) {
+        Some(port) => domain.notify(port)?,
+        None => request(&format!("{home}/control/shutdown"), domain, store, control)?,
+    }
+    let mut suspended = || {
+        control.check()?;
+        domain.is_suspended()
+    };
+    if store.wait(&[STOPS], Instant::now() + SUSPEND, &mut suspended)? {
+        return Ok(());
+    }
+    Err(Error::TimedOut("the guest's suspend".to_owned()))
+}
+
+/// Writes the word, and waits until the domain has taken it or is suspended already.
+fn request(
+    node: &str,
+    domain: &dyn Suspendable,
+    store: &dyn Store,
+    control: &Control,
+) -> Result<()> {
+    store.write(node, "suspend")?;
+    let mut understood = || {
+        control.check()?;
+        // Whatever it is now, it is not the request any more.
+        let taken = store.read(node)?.as_deref() != Some("suspend");
+        Ok(taken || domain.is_suspended()?)
+    };
+    let waited = store.wait(&[node, STOPS], Instant::now() + UNDERSTAND, &mut understood);
+    match waited {
+        Ok(true) => Ok(()),
+        Ok(false) if !store.replace(node, "suspend", "")? => Ok(()),
+        Ok(false) => Err(Error::TimedOut(
+            "the guest's answer to the request to suspend itself".to_owned(),
+        )),
+        Err(error) => {
+            store.replace(node, "suspend", "")?;
+            Err(error)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use parking_lot::Mutex;
+
+    use super::{Suspendable, suspend};
+    use crate::job::{Control, Error, JobOptions, Result};
+    use crate::xen::store::fake::FakeStore;
+
+    const NODE: &str = "/local/domain/7/control/shutdown";
+
+    #[derive(Default)]
+    struct Domain {
+        suspended: Arc<AtomicBool>,
+        notified: Mutex<Vec<u32>>,
+        obeys: bool,
+    }
+
+    impl Suspendable for Domain {
+        fn is_suspended(&self) -> Result<bool> {
+            Ok(self.suspended.load(Ordering::Relaxed))
+        }
+
+        fn notify(&self, port: u32) -> Result<()> {
+            self.notified.lock().push(port);
+            self.suspended.store(self.obeys, Ordering::Relaxed);
+            Ok(())
+        }
+    }
+
+    fn control() -> Control {
+        Control::new(JobOptions::default())
+    }
+
+    #[test]
+    fn a_domain_with_an_event_channel_is_asked_through_it() {
+        let store = FakeStore::with(&[("/local/domain/7/device/suspend/event-channel", "12")]);
+        let domain = Domain {
+            obeys: true,
+            ..Domain::default()
+        };
+        suspend(7, &domain, &store, &control()).unwrap();
+        assert_eq!(*domain.notified.lock(), [12]);
+        assert!(!store.nodes.lock().contains_key(NODE));
+    }
+
+    #[test]
+    fn a_domain_that_takes_the_request_is_waited_for() {
+        let store = FakeStore::with(&[("/local/domain/7/device/suspend/event-channel", "")]);
+        let domain = Domain::default();
+        let suspended = domain.suspended.clone();
+        store.later(|nodes| assert_eq!(nodes[NODE], "suspend"));
+        store.later(|nodes| drop(nodes.insert(NODE.to_owned(), String::new())));
+        store.later(move |_| suspended.store(true, Ordering::Relaxed));
+        suspend(7, &domain, &store, &control()).unwrap();
+    }
+
+    #[test]
+    fn the_request_is_taken_back_from_a_domain_that_is_deaf() {
+        let store = FakeStore::default();
+        let error = suspend(7, &Domain::default(), &store, &control()).unwrap_err();
+        assert!(matches!(error, Error::TimedOut(_)), "{error}");
+        assert_eq!(store.nodes.lock()[NODE], "");
+    }
+
+    #[test]
+    fn an_abort_takes_the_request_back() {
+        let store = FakeStore::default();
+        let control = Arc::new(control());
+        let other = control.clone();
+        store.later(move |_| assert!(other.abort()));
+        let error = suspend(7, &Domain::default(), &store, &control).unwrap_err();
+        assert!(matches!(error, Error::Aborted), "{error}");
+        assert_eq!(store.nodes.lock()[NODE], "");
+    }
+}

@@ -1,0 +1,101 @@
+//! Into a file and out of it, as `xl save` and `xl restore` do.
+
+use std::fs::{self, File};
+use std::io::BufWriter;
+use std::path::Path;
+
+use unmoved_stream::{Format, Input, Reader, Reserved};
+
+use super::feed::{feed, needs, unreadable};
+use crate::job::{Control, Copied, Error, Host, Phase, Result, Source};
+use crate::receive::canonical::Canonical;
+
+/// Bytes gathered before they are written.
+const BUFFER: usize = 1 << 20;
+
+/// Saves a running domain to a file, and destroys it, or lets it go on if `keep` is set.  The guest runs
+/// while most of its memory is written.
+///
+/// # Errors
+/// What went wrong; the domain runs on then, and there is no file.
+pub fn save(
+    host: &dyn Host,
+    domain: &str,
+    path: &Path,
+    keep: bool,
+    control: &Control,
+) -> Result<Copied> {
+    let mut source = host.source(domain)?;
+    let saved = write(&mut *source, path, control);
+    let saved = saved.and_then(|copied| {
+        control.close()?;
+        Ok(copied)
+    });
+    match saved {
+        Ok(copied) if keep => {
+            source.resume_here()?;
+            Ok(copied)
+        }
+        Ok(copied) => {
+            source.destroy()?;
+            control.enter(Phase::Ended, "saved");
+            Ok(copied)
+        }
+        Err(error) => {
+            // The file is of no use; if it cannot be removed, it was not made.
+            let _ = fs::remove_file(path);
+            source.resume_here()?;
+            Err(error)
+        }
+    }
+}
+
+fn write(source: &mut dyn Source, path: &Path, control: &Control) -> Result<Copied> {
+    let prepared = source.prepare(control.options(), control)?;
+    let failed = || Error::io(format!("cannot write {}", path.display()));
+    let file = File::create(path).map_err(failed())?;
+    let out = BufWriter::with_capacity(BUFFER, file);
+    let out = Canonical::begin(out, &prepared.needs.config)?;
+    source.copy_live(&out, control)?;
+    let copied = source.copy_rest(&out, control)?;
+    out.end()?;
+    if let Some(out) = out.close() {
+        let file = out
+            .into_inner()
+            .map_err(|error| failed()(error.into_error()))?;
+        // The domain is only destroyed when the file is on the disk.
+        file.sync_all().map_err(failed())?;
+    }
+    Ok(copied)
+}
+
+/// Builds a domain from a file, under its own name or another, and lets it run unless the options say
+/// that it stays paused.
+///
+/// # Errors
+/// What went wrong; there is no domain then.
+pub fn restore(host: &dyn Host, path: &Path, control: &Control) -> Result<()> {
+    let file = File::open(path).map_err(Error::io(format!("cannot read {}", path.display())))?;
+    let mut reader = Reader::new(Input::file(file), Format::Xl, Reserved::Ignore);
+    let options = control.options();
+    let needs = needs(&mut reader, options.destination_name.as_deref())?;
+    let mut destination = host.destination()?;
+    destination.reserve(&format!("restore-{}", std::process::id()), &needs)?;
+    let mut build = || {
+        let sink = destination.receive(control)?;
+        control.enter(Phase::Live, format!("restoring {}", needs.destination_name));
+        feed(&mut reader, &*sink, control)?;
+        reader.expect_end().map_err(unreadable)?;
+        control.enter(Phase::Building, "building the domain");
+        destination.finish()?;
+        control.close()
+    };
+    let built = build();
+    let ended = built.and_then(|()| destination.unpause(options.leave_paused));
+    if let Err(error) = ended {
+        destination.discard()?;
+        return Err(error);
+    }
+    control.enter(Phase::Ended, "restored");
+    Ok(())
+}

@@ -1,0 +1,227 @@
+//! What the toolstack's own configuration of a domain (`libxl_domain_config` as JSON) says that matters
+//! for a move.
+
+use std::fs;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::domain::PAGE;
+use crate::job::{Error, Result};
+
+/// Devices that are a piece of this host's hardware, by the configuration's name for them.
+const OF_THIS_HOST: [(&str, &str); 4] = [
+    ("pcidevs", "a PCI device"),
+    ("dtdevs", "a device"),
+    ("rdms", "reserved device memory"),
+    ("usbdevs", "a USB device"),
+];
+/// Devices whose backends come to life with the domain itself; those that are not among them are only
+/// built when the guest stands still.
+const PLAIN: [&str; 2] = ["disks", "nics"];
+
+/// A UUID in the usual form.
+pub(crate) fn uuid(handle: &[u8; 16]) -> String {
+    let mut text = String::with_capacity(36);
+    for (index, byte) in handle.iter().enumerate() {
+        if matches!(index, 4 | 6 | 8 | 10) {
+            text.push('-');
+        }
+        text += &format!("{byte:02x}");
+    }
+    text
+}
+
+/// If such a domain can be moved at all.
+///
+/// # Errors
+/// Why not, as the end of a sentence that begins with its name.
+pub(crate) fn can_move(config: &Value) -> std::result::Result<(), String> {
+    match config["c_info"]["type"].as_str() {
+        Some("pvh") => {}
+        Some(other) => {
+            return Err(format!(
+                "is of type {other}: only a guest in a shim (type=\"pvh\" pvshim=1) can be moved"
+            ));
+        }
+        None => return Err("has a configuration without a type".to_owned()),
+    }
+    for (key, what) in OF_THIS_HOST {
+        if !list(config, key).is_empty() {
+            return Err(format!("has {what} of this host"));
+        }
+    }
+    if !list(&config["b_info"], "vnuma_nodes").is_empty() {
+        return Err("has virtual NUMA nodes, which no stream carries".to_owned());
+    }
+    Ok(())
+}
+
+/// Most memory that the domain takes, with what Xen needs for its page tables: what the toolstack
+/// reserves, a page for each MiB and a MiB for each vCPU.
+pub(crate) fn memory_bytes(config: &Value, max_pages: u64, max_vcpu: u32) -> u64 {
+    let configured = config["b_info"]["max_memkb"].as_u64().unwrap_or(0) << 10;
+    let own = configured.max(max_pages.saturating_mul(PAGE));
+    let vcpus = u64::from(max_vcpu.wrapping_add(1));
+    own.saturating_add((own >> 20) * PAGE)
+        .saturating_add(vcpus << 20)
+}
+
+/// The disks that the guest may write, by what is behind them.
+pub(crate) fn writable_disks(config: &Value) -> Vec<String> {
+    let disks = list(config, "disks").iter();
+    let writable = disks.filter(|disk| disk["readwrite"].as_i64() != Some(0));
+    writable
+        .filter_map(|disk| disk["pdev_path"].as_str())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The configuration as it travels in an `xl` save header: the number here means nothing elsewhere.
+pub(crate) fn to_travel(config: &Value) -> Vec<u8> {
+    let mut config = config.clone();
+    config["c_info"]["domid"] = json!(0);
+    let mut bytes = config.to_string().into_bytes();
+    bytes.push(0);
+    bytes
+}
+
+/// A configuration that has travelled.
+///
+/// # Errors
+/// [`Error::Refused`] if it is none.
+pub(crate) fn arrived(bytes: &[u8]) -> Result<Value> {
+    let text = bytes.strip_suffix(&[0]).unwrap_or(bytes);
+    let config: Value = serde_json::from_slice(text).map_err(|error| {
+        Error::Refused(format!("the domain's configuration is not JSON: {error}"))
+    })?;
+    if config["c_info"]["name"].is_string() {
+        return Ok(config);
+    }
+    Err(Error::Refused(
+        "the domain's configuration has no name".to_owned(),
+    ))
+}
+
+/// The same with another name.
+pub(crate) fn named(mut config: Value, name: &str) -> Value {
+    config["c_info"]["name"] = json!(name);
+    config
+}
+
+/// If the domain's devices can be made here while it still runs at its source.
+///
+/// What the toolstack makes then opens the disks, but reads and writes nothing until the guest connects.
+/// That holds for block devices, which Xen's backend hands requests to as they are; not for files,
+/// whose content the kernel may keep from then on, nor for scripts, which may do anything (make a
+/// replicated disk writable here).
+pub(crate) fn can_be_built_early(config: &Value) -> bool {
+    let devices = config.as_object().into_iter().flatten();
+    let only_plain = devices
+        .filter(|(_, value)| value.as_array().is_some_and(|list| !list.is_empty()))
+        .all(|(key, _)| PLAIN.contains(&key.as_str()));
+    let disks = list(config, "disks").iter().all(|disk| {
+        let is = |key: &str, wanted: &[&str]| match &disk[key] {
+            Value::Null => true,
+            value => value.as_str().is_some_and(|value| wanted.contains(&value)),
+        };
+        is("backend", &["phy", "unknown"])
+            && is("format", &["raw"])
+            && disk["script"].is_null()
+            && disk["backend_domname"].is_null()
+            && disk["pdev_path"].as_str().is_some_and(is_block_device)
+    });
+    let nics = list(config, "nics").iter();
+    only_plain && disks && nics.into_iter().all(|nic| nic["script"].is_null())
+}
+
+fn is_block_device(path: &str) -> bool {
+    fs::metadata(Path::new(path)).is_ok_and(|meta| meta.file_type().is_block_device())
+}
+
+fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
+    value[key].as_array().map_or(&[], Vec::as_slice)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::{
+        arrived, can_be_built_early, can_move, memory_bytes, to_travel, uuid, writable_disks,
+    };
+
+    fn config() -> Value {
+        json!({
+            "c_info": {"type": "pvh", "name": "g", "domid": 7},
+            "b_info": {"max_memkb": 262144, "avail_vcpus": [0]},
+            "disks": [
+                {"pdev_path": "/dev/x", "readwrite": 1},
+                {"pdev_path": "/dev/y", "readwrite": 0},
+                {"pdev_path": "/dev/z"},
+            ],
+        })
+    }
+
+    #[test]
+    fn a_guest_in_a_shim_can_be_moved() {
+        can_move(&config()).unwrap();
+        let mut other = config();
+        other["c_info"]["type"] = json!("hvm");
+        assert!(can_move(&other).unwrap_err().contains("type hvm"));
+        let mut other = config();
+        other["pcidevs"] = json!([{}]);
+        assert!(can_move(&other).unwrap_err().contains("a PCI device"));
+        let mut other = config();
+        other["b_info"]["vnuma_nodes"] = json!([{}]);
+        assert!(can_move(&other).unwrap_err().contains("NUMA"));
+    }
+
+    #[test]
+    fn read_only_disks_need_no_lock() {
+        assert_eq!(writable_disks(&config()), ["/dev/x", "/dev/z"]);
+    }
+
+    #[test]
+    fn a_configuration_travels_without_its_number() {
+        let bytes = to_travel(&config());
+        assert_eq!(bytes.last(), Some(&0));
+        assert_eq!(arrived(&bytes).unwrap()["c_info"]["domid"], 0);
+        assert!(arrived(b"{}").is_err());
+        assert!(arrived(b"x").is_err());
+    }
+
+    #[test]
+    fn memory_has_room_for_page_tables() {
+        assert_eq!(
+            memory_bytes(&config(), 0, 0),
+            (256 << 20) + (1 << 20) + (1 << 20)
+        );
+        assert_eq!(
+            memory_bytes(&config(), 1 << 17, 1),
+            (512 << 20) + (2 << 20) + (2 << 20)
+        );
+    }
+
+    #[test]
+    fn only_plain_devices_are_made_early() {
+        let mut config = config();
+        // Not there, so no block devices.
+        assert!(!can_be_built_early(&config));
+        config["disks"] = json!([]);
+        config["nics"] = json!([{"mac": "x"}]);
+        assert!(can_be_built_early(&config));
+        config["nics"] = json!([{"script": "vif-route"}]);
+        assert!(!can_be_built_early(&config));
+        config["nics"] = json!([]);
+        config["vfbs"] = json!([{}]);
+        assert!(!can_be_built_early(&config));
+    }
+
+    #[test]
+    fn a_uuid_has_hyphens() {
+        let bytes = std::array::from_fn(|index| index as u8);
+        assert_eq!(uuid(&bytes), "00010203-0405-0607-0809-0a0b0c0d0e0f");
+    }
+}

@@ -1,0 +1,483 @@
+//! What the agent asks Xen about a domain, or tells it to do with one: one method for each hypercall.
+
+use std::io;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use xen_abi::{hypercall, memory, version};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
+
+use super::abi::{
+    self, BODY, DomctlHeader, HvmParam, Interface, SysctlHeader, domctl, flags, shadow,
+};
+use super::sys::{Argument, Buffer, Mapping, Privcmd};
+use crate::job::{Error, PAGE_SIZE, Result};
+
+/// Most frames that Xen gives the types of in one hypercall.
+pub(crate) const TYPES_AT_ONCE: usize = 1024;
+/// Bytes of a page.
+pub(crate) const PAGE: u64 = PAGE_SIZE as u64;
+/// Most vCPU, device and CPUID state that is believed to be such.
+const MOST_STATE: usize = 16 << 20;
+
+/// A way to Xen for one thread at a time; clones share it.
+#[derive(Clone, Debug)]
+pub(crate) struct Xen {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    privcmd: Privcmd,
+    interface: Interface,
+    /// Major and minor release.
+    release: (u32, u32),
+    extra: String,
+    /// Where arguments are put; hypercalls of several threads take turns.
+    arguments: Mutex<Buffer>,
+}
+
+/// A domain, as Xen sees it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Domain<'a> {
+    xen: &'a Xen,
+    domid: u16,
+}
+
+/// How a domain keeps time (`XEN_DOMCTL_gettscinfo`).
+pub(crate) use super::abi::TscInfo;
+
+impl Xen {
+    /// Opens the devices and asks for the release.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if this is no control domain, or its Xen is of a release that is not known.
+    pub(crate) fn open() -> Result<Self> {
+        let privcmd = Privcmd::open().map_err(|error| {
+            Error::Refused(format!(
+                "cannot open /dev/xen/privcmd and /dev/xen/hypercall ({error}): the agent runs as root in the \
+                 control domain of a Xen host"
+            ))
+        })?;
+        let failed = |error| Error::Xen(format!("Xen does not tell its version: {error}"));
+        let mut arguments = privcmd.buffer(PAGE_SIZE).map_err(failed)?;
+        let ask = |op, buffer: &mut Buffer| {
+            let arguments = [Argument::Value(op), Argument::Structure(buffer, &mut [])];
+            privcmd.call(hypercall::XEN_VERSION, arguments)
+        };
+        let number = ask(version::op::VERSION, &mut arguments).map_err(failed)?;
+        ask(version::op::EXTRAVERSION, &mut arguments).map_err(failed)?;
+        let mut extra = [0; 16];
+        arguments.read(0, &mut extra);
+        let end = extra.iter().position(|byte| *byte == 0);
+        let extra = String::from_utf8_lossy(&extra[..end.unwrap_or(extra.len())]).into_owned();
+        let release = ((number >> 16) as u32, (number & 0xffff) as u32);
+        let interface = Interface::of(release.0, release.1)?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                privcmd,
+                interface,
+                release,
+                extra,
+                arguments: Mutex::new(arguments),
+            }),
+        })
+    }
+
+    /// Major and minor release.
+    pub(crate) fn release(&self) -> (u32, u32) {
+        self.shared.release
+    }
+
+    /// The whole version, as `4.17.5`.
+    pub(crate) fn version(&self) -> String {
+        let (major, minor) = self.shared.release;
+        format!("{major}.{minor}{}", self.shared.extra)
+    }
+
+    /// A domain, which may not exist.
+    pub(crate) fn domain(&self, domid: u16) -> Domain<'_> {
+        Domain { xen: self, domid }
+    }
+
+    /// Memory and CPUs of the host.
+    pub(crate) fn physinfo(&self) -> io::Result<abi::PhysInfo> {
+        let mut info = abi::PhysInfo::new_zeroed();
+        let header = SysctlHeader {
+            cmd: abi::sysctl::PHYSINFO,
+            interface_version: self.shared.interface.sysctl(),
+        };
+        self.structure(hypercall::SYSCTL, &header, &mut info, &mut [])?;
+        Ok(info)
+    }
+
+    /// A buffer for a hypercall.
+    pub(crate) fn buffer(&self, bytes: usize) -> io::Result<Buffer> {
+        self.shared.privcmd.buffer(bytes)
+    }
+
+    /// A hypercall on a header with a structure behind it, which comes back changed.  `nested` says where
+    /// in the structure the addresses of buffers belong.
+    fn structure<H, T>(
+        &self,
+        op: u64,
+        header: &H,
+        body: &mut T,
+        nested: &mut [(usize, &mut Buffer)],
+    ) -> io::Result<u64>
+    where
+        H: IntoBytes + Immutable,
+        T: IntoBytes + FromBytes + Immutable + KnownLayout,
+    {
+        let mut buffer = self.shared.arguments.lock();
+        let start = size_of::<H>();
+        buffer.write(0, header.as_bytes());
+        buffer.write(start, &[0; BODY]);
+        buffer.write(start, body.as_bytes());
+        for (offset, _) in nested.iter_mut() {
+            *offset += start;
+        }
+        let argument = Argument::Structure(&mut buffer, nested);
+        let reply = self
+            .shared
+            .privcmd
+            .call(op, [argument, Argument::Value(0)])?;
+        buffer.read(start, body.as_mut_bytes());
+        Ok(reply)
+    }
+
+    fn memory_op<T: IntoBytes + Immutable>(&self, op: u64, argument: &T) -> io::Result<u64> {
+        let mut buffer = self.shared.arguments.lock();
+        buffer.write(0, argument.as_bytes());
+        let arguments = [
+            Argument::Value(op),
+            Argument::Structure(&mut buffer, &mut []),
+        ];
+        self.shared.privcmd.call(hypercall::MEMORY_OP, arguments)
+    }
+}
+
+impl Domain<'_> {
+    /// Its number.
+    pub(crate) fn domid(&self) -> u16 {
+        self.domid
+    }
+
+    /// `None` if there is no such domain.
+    pub(crate) fn info(&self) -> Result<Option<abi::DomainInfo>> {
+        let mut info = abi::DomainInfo::new_zeroed();
+        match self.domctl(domctl::GETDOMAININFO, &mut info, &mut []) {
+            Ok(_) => Ok(Some(info)),
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+            Err(error) => Err(self.failed("tell about", &error)),
+        }
+    }
+
+    /// As [`Domain::info`], of a domain that must be there.
+    pub(crate) fn live_info(&self) -> Result<abi::DomainInfo> {
+        self.info()?
+            .filter(|info| info.flags & flags::DYING == 0)
+            .ok_or_else(|| Error::Xen(format!("domain {} is gone", self.domid)))
+    }
+
+    /// The guest frame number after the last.
+    pub(crate) fn end_of_frames(&self) -> Result<u64> {
+        let last = self
+            .xen
+            .memory_op(memory::op::MAXIMUM_GPFN, &u64::from(self.domid))
+            .map_err(|error| self.failed("tell the last frame of", &error))?;
+        Ok(last + 1)
+    }
+
+    /// Replaces guest frame numbers by the types of the frames (in bits 31–28).
+    ///
+    /// # Panics
+    /// If there are more than [`TYPES_AT_ONCE`].
+    pub(crate) fn frame_types(&self, words: &mut [u64], buffer: &mut Buffer) -> Result<()> {
+        assert!(words.len() <= TYPES_AT_ONCE);
+        buffer.write(0, words.as_bytes());
+        let mut info = abi::PageFrameInfo {
+            num: words.len() as u64,
+            array: 0,
+        };
+        let nested = &mut [(
+            std::mem::offset_of!(abi::PageFrameInfo, array),
+            &mut *buffer,
+        )];
+        self.domctl(domctl::GETPAGEFRAMEINFO3, &mut info, nested)
+            .map_err(|error| self.failed("tell the types of frames of", &error))?;
+        buffer.read(0, words.as_mut_bytes());
+        Ok(())
+    }
+
+    /// Starts recording which frames are written.
+    pub(crate) fn enable_log_dirty(&self) -> Result<()> {
+        let enable = || self.shadow(shadow::ENABLE_LOGDIRTY, 0, 0, None);
+        // It may be on already, from a run of the agent that died.
+        if enable().is_err() {
+            self.disable_log_dirty()?;
+            enable().map_err(|error| self.failed("record the writes of", &error))?;
+        }
+        Ok(())
+    }
+
+    /// Stops recording.
+    pub(crate) fn disable_log_dirty(&self) -> Result<()> {
+        self.shadow(shadow::OFF, 0, 0, None)
+            .map(drop)
+            .map_err(|error| self.failed("stop recording the writes of", &error))
+    }
+
+    /// Takes the bitmap of the frames below `frames` that were written since the last call, and how many
+    /// they are.  `last` when the domain does not run any more.
+    pub(crate) fn take_dirty(&self, frames: u64, bitmap: &mut Buffer, last: bool) -> Result<u64> {
+        let mode = if last { shadow::LOGDIRTY_FINAL } else { 0 };
+        let op = self
+            .shadow(shadow::CLEAN, mode, frames, Some(bitmap))
+            .map_err(|error| self.failed("tell what was written in", &error))?;
+        if op.pages != frames {
+            return Err(Error::Xen(format!(
+                "Xen told of {} instead of {frames} frames of domain {}",
+                op.pages, self.domid
+            )));
+        }
+        Ok(u64::from(op.stats[1]))
+    }
+
+    fn shadow(
+        &self,
+        op: u32,
+        mode: u32,
+        pages: u64,
+        bitmap: Option<&mut Buffer>,
+    ) -> io::Result<abi::ShadowOp> {
+        let mut body = abi::ShadowOp {
+            op,
+            mode,
+            pages,
+            ..abi::ShadowOp::new_zeroed()
+        };
+        let offset = std::mem::offset_of!(abi::ShadowOp, dirty_bitmap);
+        match bitmap {
+            Some(bitmap) => {
+                if (bitmap.len() as u64) < pages.div_ceil(8) {
+                    return Err(io::ErrorKind::InvalidInput.into());
+                }
+                self.domctl(domctl::SHADOW_OP, &mut body, &mut [(offset, bitmap)])?
+            }
+            None => self.domctl(domctl::SHADOW_OP, &mut body, &mut [])?,
+        };
+        Ok(body)
+    }
+
+    /// Maps frames; `errors` says which of them are not there.
+    pub(crate) fn map(
+        &self,
+        frames: &[u64],
+        errors: &mut Vec<i32>,
+        writable: bool,
+    ) -> Result<Mapping> {
+        let privcmd = &self.xen.shared.privcmd;
+        privcmd
+            .map_frames(self.domid, frames, errors, writable)
+            .map_err(|error| self.failed("give access to frames of", &error))
+    }
+
+    /// Gives the domain memory at these frames; how many got some.
+    pub(crate) fn populate(&self, frames: &[u64]) -> Result<usize> {
+        let failed = |error| self.failed("give memory to", &error);
+        let mut list = self.xen.buffer(frames.len() * 8).map_err(failed)?;
+        list.write(0, frames.as_bytes());
+        let reservation = memory::Reservation {
+            nr_extents: frames.len() as u64,
+            domid: self.domid,
+            ..memory::Reservation::default()
+        };
+        let mut arguments = self.xen.shared.arguments.lock();
+        arguments.write(0, reservation.as_bytes());
+        let offset = std::mem::offset_of!(memory::Reservation, extent_start);
+        let nested = &mut [(offset, &mut list)];
+        let op = Argument::Value(memory::op::POPULATE_PHYSMAP);
+        let done = self.xen.shared.privcmd.call(
+            hypercall::MEMORY_OP,
+            [op, Argument::Structure(&mut arguments, nested)],
+        );
+        Ok(usize::try_from(done.map_err(failed)?).unwrap_or(0))
+    }
+
+    /// How the domain keeps time.
+    pub(crate) fn tsc_info(&self) -> Result<TscInfo> {
+        let mut info = TscInfo::new_zeroed();
+        self.domctl(domctl::GETTSCINFO, &mut info, &mut [])
+            .map_err(|error| self.failed("tell the clock of", &error))?;
+        Ok(info)
+    }
+
+    /// Sets how the domain keeps time.
+    pub(crate) fn set_tsc_info(&self, mut info: TscInfo) -> Result<()> {
+        self.domctl(domctl::SETTSCINFO, &mut info, &mut [])
+            .map(drop)
+            .map_err(|error| self.failed("set the clock of", &error))
+    }
+
+    /// The state of its vCPUs and emulated devices, as Xen keeps it.
+    pub(crate) fn hvm_context(&self) -> Result<Vec<u8>> {
+        let failed = |error| self.failed("give the state of", &error);
+        let mut body = abi::HvmContext::new_zeroed();
+        self.domctl(domctl::GETHVMCONTEXT, &mut body, &mut [])
+            .map_err(failed)?;
+        let size = self.bounded(body.size as usize)?;
+        let mut buffer = self.xen.buffer(size).map_err(failed)?;
+        let nested = &mut [(std::mem::offset_of!(abi::HvmContext, buffer), &mut buffer)];
+        self.domctl(domctl::GETHVMCONTEXT, &mut body, nested)
+            .map_err(failed)?;
+        let mut context = vec![0; size.min(body.size as usize)];
+        buffer.read(0, &mut context);
+        Ok(context)
+    }
+
+    /// Puts the vCPUs and emulated devices into a state.
+    pub(crate) fn set_hvm_context(&self, context: &[u8]) -> Result<()> {
+        let failed = |error| self.failed("take the state of", &error);
+        let mut buffer = self
+            .xen
+            .buffer(self.bounded(context.len())?)
+            .map_err(failed)?;
+        buffer.write(0, context);
+        let mut body = abi::HvmContext {
+            size: u32::try_from(context.len()).unwrap_or(0),
+            ..abi::HvmContext::new_zeroed()
+        };
+        let nested = &mut [(std::mem::offset_of!(abi::HvmContext, buffer), &mut buffer)];
+        self.domctl(domctl::SETHVMCONTEXT, &mut body, nested)
+            .map(drop)
+            .map_err(failed)
+    }
+
+    /// Its CPUID leaves and MSRs, serialised as they travel.
+    pub(crate) fn cpu_policy(&self) -> Result<(Vec<u8>, Vec<u8>)> {
+        let failed = |error| self.failed("tell the CPU policy of", &error);
+        let mut body = abi::CpuPolicy::new_zeroed();
+        // Without buffers Xen tells how much there can be.
+        self.domctl(domctl::GET_CPU_POLICY, &mut body, &mut [])
+            .map_err(failed)?;
+        let most_leaves = self.bounded(body.nr_leaves as usize * abi::CPUID_LEAF)?;
+        let most_msrs = self.bounded(body.nr_msrs as usize * abi::MSR_ENTRY)?;
+        let mut leaves = self.xen.buffer(most_leaves).map_err(failed)?;
+        let mut msrs = self.xen.buffer(most_msrs).map_err(failed)?;
+        let nested = &mut [
+            (std::mem::offset_of!(abi::CpuPolicy, leaves), &mut leaves),
+            (std::mem::offset_of!(abi::CpuPolicy, msrs), &mut msrs),
+        ];
+        self.domctl(domctl::GET_CPU_POLICY, &mut body, nested)
+            .map_err(failed)?;
+        let take = |buffer: &Buffer, size: usize, most: usize| {
+            let mut bytes = vec![0; size.min(most)];
+            buffer.read(0, &mut bytes);
+            bytes
+        };
+        Ok((
+            take(
+                &leaves,
+                body.nr_leaves as usize * abi::CPUID_LEAF,
+                most_leaves,
+            ),
+            take(&msrs, body.nr_msrs as usize * abi::MSR_ENTRY, most_msrs),
+        ))
+    }
+
+    /// A parameter (one of [`abi::param`]).
+    pub(crate) fn param(&self, index: u32) -> Result<u64> {
+        let mut param = HvmParam {
+            domid: self.domid,
+            pad: 0,
+            index,
+            value: 0,
+        };
+        let mut buffer = self.xen.shared.arguments.lock();
+        buffer.write(0, param.as_bytes());
+        let arguments = [
+            Argument::Value(abi::HVMOP_GET_PARAM),
+            Argument::Structure(&mut buffer, &mut []),
+        ];
+        self.xen
+            .shared
+            .privcmd
+            .call(hypercall::HVM_OP, arguments)
+            .map_err(|error| self.failed(&format!("tell parameter {index} of"), &error))?;
+        buffer.read(0, param.as_mut_bytes());
+        Ok(param.value)
+    }
+
+    /// Takes back one pause of the toolstack's.
+    pub(crate) fn unpause(&self) -> Result<()> {
+        self.simple(domctl::UNPAUSEDOMAIN, "unpause")
+    }
+
+    /// Lets a domain that has suspended itself go on, and tells it that nothing has changed: its
+    /// hypercall returns 1.
+    pub(crate) fn resume(&self) -> Result<()> {
+        if self.param(abi::param::CALLBACK_IRQ)? != 0 {
+            self.return_one_from_suspend()?;
+        }
+        self.simple(domctl::RESUMEDOMAIN, "resume")
+    }
+
+    fn return_one_from_suspend(&self) -> Result<()> {
+        let failed = |error| self.failed("change the registers of", &error);
+        let mut context = self.xen.buffer(abi::VCPU_GUEST_CONTEXT).map_err(failed)?;
+        let mut body = abi::VcpuContext::new_zeroed();
+        let offset = std::mem::offset_of!(abi::VcpuContext, ctxt);
+        let nested = &mut [(offset, &mut context)];
+        self.domctl(domctl::GETVCPUCONTEXT, &mut body, nested)
+            .map_err(failed)?;
+        context.write(abi::VCPU_GUEST_CONTEXT_RAX, &1_u64.to_ne_bytes());
+        let mut body = abi::VcpuContext::new_zeroed();
+        let nested = &mut [(offset, &mut context)];
+        self.domctl(domctl::SETVCPUCONTEXT, &mut body, nested)
+            .map(drop)
+            .map_err(failed)
+    }
+
+    fn simple(&self, cmd: u32, what: &str) -> Result<()> {
+        self.domctl(cmd, &mut 0_u64, &mut [])
+            .map(drop)
+            .map_err(|error| self.failed(what, &error))
+    }
+
+    fn domctl<T>(
+        &self,
+        cmd: u32,
+        body: &mut T,
+        nested: &mut [(usize, &mut Buffer)],
+    ) -> io::Result<u64>
+    where
+        T: IntoBytes + FromBytes + Immutable + KnownLayout,
+    {
+        let header = DomctlHeader {
+            cmd,
+            interface_version: self.xen.shared.interface.domctl(),
+            domain: self.domid,
+            pad: [0; 3],
+        };
+        self.xen.structure(hypercall::DOMCTL, &header, body, nested)
+    }
+
+    fn bounded(&self, size: usize) -> Result<usize> {
+        if size > MOST_STATE {
+            let what = format!("{size} bytes of state of domain {}", self.domid);
+            return Err(Error::Xen(format!("{what} are more than can be")));
+        }
+        Ok(size)
+    }
+
+    fn failed(&self, what: &str, error: &io::Error) -> Error {
+        let why = match error.raw_os_error() {
+            Some(libc::ESRCH) => "there is no such domain".to_owned(),
+            Some(libc::EACCES) => "its toolstack interface is of another version".to_owned(),
+            Some(libc::EPERM) => "the agent may not".to_owned(),
+            _ => error.to_string(),
+        };
+        Error::Xen(format!("Xen does not {what} domain {}: {why}", self.domid))
+    }
+}

@@ -1,0 +1,8 @@
+//! This host's Xen: hypercalls, xenstore, and the commands of its toolstack.
+
+pub(crate) mod abi;
+pub(crate) mod config;
+pub(crate) mod domain;
+pub(crate) mod store;
+pub(crate) mod sys;
+pub(crate) mod toolstack;

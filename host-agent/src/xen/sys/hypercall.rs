@@ -1,0 +1,173 @@
+//! Hypercalls through `/dev/xen/privcmd`, and the buffers in `/dev/xen/hypercall` that they work on.
+
+// UNSAFETY: the kernel and Xen read and write what the arguments point to.
+#![expect(unsafe_code, reason = "ioctls take addresses")]
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+
+use super::Mapping;
+use crate::job::PAGE_SIZE;
+
+/// `_IOC(_IOC_NONE, 'P', nr, size)`, as `<xen/privcmd.h>` numbers its requests.
+const fn request(nr: u64, size: usize) -> libc::Ioctl {
+    ((size as u64) << 16 | (b'P' as u64) << 8 | nr) as libc::Ioctl
+}
+
+const HYPERCALL: libc::Ioctl = request(0, size_of::<HypercallArg>());
+const MMAPBATCH_V2: libc::Ioctl = request(4, size_of::<MmapBatchV2>());
+
+/// `privcmd_hypercall_t`.
+#[repr(C)]
+struct HypercallArg {
+    op: u64,
+    arg: [u64; 5],
+}
+const _: () = assert!(size_of::<HypercallArg>() == 48);
+
+/// `privcmd_mmapbatch_v2_t`.
+#[repr(C)]
+struct MmapBatchV2 {
+    num: u32,
+    dom: u16,
+    addr: u64,
+    arr: *const u64,
+    err: *mut i32,
+}
+const _: () = assert!(size_of::<MmapBatchV2>() == 32);
+
+/// Memory that a hypercall may work on: the kernel keeps it in place.
+#[derive(Debug)]
+pub(crate) struct Buffer(Mapping);
+
+impl Buffer {
+    /// Its bytes, which may be some more than were asked for.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Copies out.
+    pub(crate) fn read(&self, offset: usize, into: &mut [u8]) {
+        self.0.read(offset, into);
+    }
+
+    /// Copies in.
+    pub(crate) fn write(&mut self, offset: usize, from: &[u8]) {
+        self.0.write(offset, from);
+    }
+}
+
+/// An argument of a hypercall.
+pub(crate) enum Argument<'a, 'b> {
+    /// A number.
+    Value(u64),
+    /// A structure for Xen to read and write.  In it, at the byte offsets given, belong the addresses of
+    /// the other buffers; this is where addresses come from, and the only place.
+    Structure(&'a mut Buffer, &'a mut [(usize, &'b mut Buffer)]),
+}
+
+/// What a hypercall returned; never negative.
+pub(crate) type Reply = u64;
+
+/// The door to Xen.
+#[derive(Debug)]
+pub(crate) struct Privcmd {
+    privcmd: File,
+    buffers: File,
+}
+
+impl Privcmd {
+    /// Opens both devices.
+    pub(crate) fn open() -> io::Result<Self> {
+        let open = |path| OpenOptions::new().read(true).write(true).open(path);
+        Ok(Self {
+            privcmd: open("/dev/xen/privcmd")?,
+            buffers: open("/dev/xen/hypercall")?,
+        })
+    }
+
+    /// A buffer of at least this many bytes, all zero.
+    pub(crate) fn buffer(&self, bytes: usize) -> io::Result<Buffer> {
+        let len = bytes.max(1).next_multiple_of(PAGE_SIZE);
+        Mapping::new(&self.buffers, len, true).map(Buffer)
+    }
+
+    /// Makes a hypercall with up to two arguments.
+    ///
+    /// Who calls this answers for the operation: that Xen takes a structure's numbers for what they are,
+    /// and writes no more to a buffer than it has.
+    ///
+    /// # Errors
+    /// The error number that Xen returned.
+    pub(in crate::xen) fn call(
+        &self,
+        op: u64,
+        arguments: [Argument<'_, '_>; 2],
+    ) -> io::Result<Reply> {
+        let mut call = HypercallArg { op, arg: [0; 5] };
+        for (value, argument) in call.arg.iter_mut().zip(arguments) {
+            *value = match argument {
+                Argument::Value(number) => number,
+                Argument::Structure(structure, nested) => {
+                    for (offset, buffer) in nested {
+                        structure.write(*offset, &buffer.0.address().to_ne_bytes());
+                    }
+                    structure.0.address()
+                }
+            };
+        }
+        // SAFETY: 1. `call` is the structure that the request takes.  2. The addresses in it and in what it
+        // points to are those of mapped buffers, which are borrowed exclusively until Xen is done.
+        let reply = unsafe { libc::ioctl(self.privcmd.as_raw_fd(), HYPERCALL, &raw mut call) };
+        // The kernel gives the hypercall's result as an int: none of those made here is larger.
+        u64::try_from(reply).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Maps frames of a domain, one after the other.  `errors` gets 0 or an error number (negative) for
+    /// each; what is not there is not mapped, and must not be touched.
+    ///
+    /// # Errors
+    /// If none could be mapped at all.
+    pub(crate) fn map_frames(
+        &self,
+        domid: u16,
+        frames: &[u64],
+        errors: &mut Vec<i32>,
+        writable: bool,
+    ) -> io::Result<Mapping> {
+        let mapping = Mapping::new(&self.privcmd, frames.len() * PAGE_SIZE, writable)?;
+        errors.clear();
+        errors.resize(frames.len(), 0);
+        let mut batch = MmapBatchV2 {
+            num: u32::try_from(frames.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
+            dom: domid,
+            addr: mapping.address(),
+            arr: frames.as_ptr(),
+            err: errors.as_mut_ptr(),
+        };
+        // SAFETY: 1. `batch` is the structure that the request takes.  2. `arr` and `err` have `num`
+        // elements, the second borrowed exclusively.  3. The mapping has a page for each of them.
+        let result = unsafe { libc::ioctl(self.privcmd.as_raw_fd(), MMAPBATCH_V2, &raw mut batch) };
+        if result == 0 {
+            return Ok(mapping);
+        }
+        let error = io::Error::last_os_error();
+        // ENOENT: some frames are paged out; each is told in `errors`.
+        if error.raw_os_error() == Some(libc::ENOENT) {
+            return Ok(mapping);
+        }
+        Err(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{HYPERCALL, MMAPBATCH_V2};
+
+    #[test]
+    fn requests_have_the_headers_numbers() {
+        assert_eq!(HYPERCALL, 0x30_5000);
+        assert_eq!(MMAPBATCH_V2, 0x20_5004);
+    }
+}

@@ -1,0 +1,109 @@
+//! Commands of the host's toolstack, `xl`.
+//!
+//! What the toolstack knows and Xen does not (names, configurations, how to take a domain apart) is asked
+//! of it and done by it, so that its own records stay true.
+
+use std::io;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+use crate::job::{Error, Result};
+
+/// Runs `xl` with these words to its end; what it wrote to its standard output.
+///
+/// # Errors
+/// If it cannot be run, or fails: then the first complaint that it wrote.
+pub(crate) fn xl(words: &[&str]) -> Result<String> {
+    let output = Command::new("xl")
+        .args(words)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(cannot_run)?;
+    outcome(words, &output)
+}
+
+/// Why `xl` did not start at all.
+pub(crate) fn cannot_run(error: io::Error) -> Error {
+    Error::Refused(format!("cannot run xl, Xen's toolstack: {error}"))
+}
+
+fn outcome(words: &[&str], output: &Output) -> Result<String> {
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    Err(Error::Xen(format!(
+        "`xl {}` failed: {}",
+        words.join(" "),
+        complaint(&said)
+    )))
+}
+
+/// The first line in which the toolstack complains: what it says after that follows from it.
+pub(crate) fn complaint(said: &str) -> &str {
+    said.lines()
+        .find(|line| line.contains("error") || line.contains("fail") || line.contains("rror:"))
+        .or_else(|| said.lines().rfind(|line| !line.trim().is_empty()))
+        .map_or("it gave no reason", str::trim)
+}
+
+/// The configuration of a running domain as the toolstack keeps it.
+///
+/// # Errors
+/// If `xl` fails, or writes what cannot be understood.
+pub(crate) fn configuration(domid: u16) -> Result<Value> {
+    let text = xl(&["list", "-l", &domid.to_string()])?;
+    only_configuration(&text)
+        .ok_or_else(|| Error::Xen(format!("`xl list -l {domid}` gave no configuration")))
+}
+
+fn only_configuration(text: &str) -> Option<Value> {
+    let list: Vec<Value> = serde_json::from_str(text).ok()?;
+    let [mut entry] = <[Value; 1]>::try_from(list).ok()?;
+    Some(entry["config"].take()).filter(Value::is_object)
+}
+
+/// Destroys a domain and all that the toolstack made for it.
+///
+/// # Errors
+/// If `xl` fails.
+pub(crate) fn destroy(domid: u16) -> Result<()> {
+    xl(&["destroy", &domid.to_string()]).map(drop)
+}
+
+/// Gives a domain another name.
+///
+/// # Errors
+/// If `xl` fails; another domain may have the name.
+pub(crate) fn rename(domid: u16, name: &str) -> Result<()> {
+    xl(&["rename", &domid.to_string(), name]).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{complaint, only_configuration};
+
+    #[test]
+    fn the_first_complaint_is_what_counts() {
+        let said = "Parsing config\nlibxl: error: no such device\nlibxl: error: cannot create\n";
+        assert_eq!(complaint(said), "libxl: error: no such device");
+        assert_eq!(complaint("first\nlast\n\n"), "last");
+        assert_eq!(complaint(""), "it gave no reason");
+    }
+
+    #[test]
+    fn the_configuration_of_one_domain_is_taken_out_of_the_list() {
+        let text = r#"[{"domid": 3, "config": {"c_info": {"name": "g"}}}]"#;
+        assert_eq!(only_configuration(text).unwrap()["c_info"]["name"], "g");
+        for text in [
+            "",
+            "[]",
+            "{}",
+            r#"[{"domid":3}]"#,
+            r#"[{"config":{}},{"config":{}}]"#,
+        ] {
+            assert!(only_configuration(text).is_none(), "{text}");
+        }
+    }
+}
