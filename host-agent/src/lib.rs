@@ -11,6 +11,8 @@
 //! | [`session`] | the protocol between the two ends of a job: pure state machines |
 //! | [`stock`] | moves with an agent at one end only: files, and Xen's own tools |
 //! | `xen`, `save`, `receive` | the half that knows Xen: hypercalls and xenstore, a live domain as a source, the toolstack at the destination; [`XenHost`] is what the other half sees of it |
+//! | [`transport`] | TLS, streams, compression, the limit on bandwidth |
+//! | [`pki`] | the certification authority |
 //!
 //! What touches Xen is behind the traits of [`job`]; what decides is pure and knows neither Xen nor
 //! sockets, so that every order of messages and crashes can be played through in a test.
@@ -18,10 +20,12 @@
 pub mod cli;
 mod host;
 pub mod job;
+pub mod pki;
 mod receive;
 mod save;
 pub mod session;
 pub mod stock;
+pub mod transport;
 mod xen;
 
 pub use host::XenHost;

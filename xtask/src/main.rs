@@ -1,6 +1,7 @@
 //! The project's own commands, run as `cargo xtask …`; each sets up by itself what it needs.
 
 mod bench;
+mod bench_transfer;
 mod demo;
 mod json;
 mod lab;
@@ -27,6 +28,8 @@ enum Command {
     Demo(demo::Demo),
     /// Measure what each way to run a PV kernel costs
     Bench(bench::Bench),
+    /// Measure the host agent's transport over the loopback interface
+    BenchTransfer(bench_transfer::BenchTransfer),
     /// Check everything: format, lints, all tests, with and without hosts
     Test(test::Test),
     /// Use the lab by hand
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         Command::Setup(setup) => setup.run(),
         Command::Demo(demo) => demo.run(),
         Command::Bench(bench) => bench.run(),
+        Command::BenchTransfer(bench) => bench.run(),
         Command::Test(test) => test.run(),
         Command::Lab(command) => command.run(),
     };

@@ -1,0 +1,230 @@
+//! The receiving end: what comes over several connections, put into one sink in an order that is right.
+
+use std::io::{self, Read, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::frame::{Header, Kind, ZERO, check_words, read_growing, wrong};
+use super::{Duplex, Watch};
+use crate::job::{Batch, Error, PAGE_SIZE, Result, Sink, has_content};
+
+/// What has arrived.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Received {
+    /// Bytes and pages, counted as the sender counts them.
+    pub taken: u64,
+    /// Bytes on the wire.
+    pub wire: u64,
+}
+
+#[derive(Default)]
+struct Meeting {
+    waiting: usize,
+    number: u64,
+    failure: Option<String>,
+}
+
+struct Shared<'a> {
+    sink: &'a dyn Sink,
+    watch: &'a Watch,
+    lanes: usize,
+    meeting: Mutex<Meeting>,
+    met: Condvar,
+    taken: AtomicU64,
+    wire: AtomicU64,
+}
+
+/// Receives a whole stream; returns when every connection has brought its end.  `watch` must be that of
+/// the connections: when one fails, it stops the others.
+///
+/// # Errors
+/// If a connection fails, the peer breaks the rules, or the sink fails.
+pub fn receive(
+    connections: Vec<Box<dyn Duplex>>,
+    sink: &dyn Sink,
+    watch: &Watch,
+) -> Result<Received> {
+    let shared = Shared {
+        sink,
+        watch,
+        lanes: connections.len(),
+        meeting: Mutex::default(),
+        met: Condvar::new(),
+        taken: AtomicU64::new(0),
+        wire: AtomicU64::new(0),
+    };
+    thread::scope(|scope| {
+        for (number, connection) in connections.into_iter().enumerate() {
+            let shared = &shared;
+            scope.spawn(move || {
+                let mut lane = Lane {
+                    connection,
+                    batch: Batch::default(),
+                    coded: Vec::new(),
+                    decompressor: None,
+                };
+                if let Err(error) = lane.run(number, shared) {
+                    shared.fail(&error);
+                }
+            });
+        }
+    });
+    if let Some(why) = shared.meeting.into_inner().failure {
+        return Err(Error::Peer(why));
+    }
+    Ok(Received {
+        taken: shared.taken.into_inner(),
+        wire: shared.wire.into_inner(),
+    })
+}
+
+struct Lane {
+    connection: Box<dyn Duplex>,
+    batch: Batch,
+    coded: Vec<u8>,
+    decompressor: Option<zstd::bulk::Decompressor<'static>>,
+}
+
+impl Lane {
+    fn run(&mut self, number: usize, shared: &Shared<'_>) -> io::Result<()> {
+        loop {
+            let mut header = [0; Header::SIZE];
+            self.connection.read_exact(&mut header)?;
+            let header = Header::decode(&header).map_err(wrong)?;
+            match header.kind {
+                Kind::Bytes if number == 0 => {
+                    let bytes = read_growing(&mut self.connection, header.raw as usize)?;
+                    shared.sink.bytes(&bytes).map_err(io::Error::other)?;
+                    shared.count(bytes.len(), bytes.len());
+                }
+                Kind::Pages => {
+                    self.read_pages(&header)?;
+                    let raw = self.batch.data.len() + 8 * self.batch.words.len();
+                    shared.count(raw, header.wire as usize + 8 * self.batch.words.len());
+                    shared
+                        .sink
+                        .pages(&mut self.batch)
+                        .map_err(io::Error::other)?;
+                }
+                Kind::Barrier => {
+                    shared.meet()?;
+                    self.acknowledge()?;
+                }
+                Kind::End => return self.acknowledge(),
+                Kind::Bytes | Kind::Ack => {
+                    return Err(wrong(format!("{:?} does not belong here", header.kind)));
+                }
+            }
+        }
+    }
+
+    /// Reads a batch, straight to where it is to be.
+    fn read_pages(&mut self, header: &Header) -> io::Result<()> {
+        let batch = &mut self.batch;
+        self.coded.resize(8 * usize::from(header.words), 0);
+        self.connection.read_exact(&mut self.coded)?;
+        batch.words.clear();
+        let words = self.coded.chunks_exact(8);
+        batch.words.extend(words.map(|word| {
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(word);
+            u64::from_le_bytes(bytes)
+        }));
+        if check_words(&batch.words).map_err(wrong)? != header.raw as usize {
+            return Err(wrong(
+                "the pages' content is not as long as their words say",
+            ));
+        }
+        batch.data.resize(batch.content_pages() * PAGE_SIZE, 0);
+        if !header.is_zstd {
+            return fill(batch, |pages| self.connection.read_exact(pages));
+        }
+        // At most a megabyte-sized batch, and the header was checked: it is not longer than that.
+        self.coded.resize(header.wire as usize, 0);
+        self.connection.read_exact(&mut self.coded)?;
+        let decompressor = match &mut self.decompressor {
+            Some(decompressor) => decompressor,
+            none => none.insert(zstd::bulk::Decompressor::new()?),
+        };
+        let mut content = decompressor.decompress(&self.coded, header.raw as usize)?;
+        if content.len() != header.raw as usize {
+            return Err(wrong("compressed pages are not as long as announced"));
+        }
+        if content.len() == batch.data.len() {
+            std::mem::swap(&mut content, &mut batch.data);
+            batch.words.iter_mut().for_each(|word| *word &= !ZERO);
+            return Ok(());
+        }
+        let mut rest = &content[..];
+        fill(batch, |pages| rest.read_exact(pages))
+    }
+
+    fn acknowledge(&mut self) -> io::Result<()> {
+        self.connection.write_all(&Header::of(Kind::Ack).encode())?;
+        self.connection.flush()
+    }
+}
+
+/// Fills the batch's data: zeros where the words say so, the rest by `read`, in as few calls as possible.
+fn fill(batch: &mut Batch, mut read: impl FnMut(&mut [u8]) -> io::Result<()>) -> io::Result<()> {
+    let mut at = 0;
+    let mut run = 0;
+    for word in &mut batch.words {
+        if !has_content(*word) {
+            continue;
+        }
+        if *word & ZERO == 0 {
+            run += PAGE_SIZE;
+            continue;
+        }
+        *word &= !ZERO;
+        read(&mut batch.data[at..at + run])?;
+        at += run;
+        run = PAGE_SIZE;
+        batch.data[at..at + run].fill(0);
+        at += run;
+        run = 0;
+    }
+    if run > 0 {
+        read(&mut batch.data[at..at + run])?;
+    }
+    Ok(())
+}
+
+impl Shared<'_> {
+    fn count(&self, raw: usize, wire: usize) {
+        self.taken.fetch_add(raw as u64, Ordering::Relaxed);
+        self.wire
+            .fetch_add((wire + Header::SIZE) as u64, Ordering::Relaxed);
+    }
+
+    /// Waits until all connections stand at the same barrier; the last one tells the sink.
+    fn meet(&self) -> io::Result<()> {
+        let mut meeting = self.meeting.lock();
+        meeting.waiting += 1;
+        if meeting.waiting == self.lanes {
+            self.sink.barrier().map_err(io::Error::other)?;
+            meeting.waiting = 0;
+            meeting.number += 1;
+            self.met.notify_all();
+            return Ok(());
+        }
+        let number = meeting.number;
+        while meeting.number == number && meeting.failure.is_none() {
+            self.met.wait(&mut meeting);
+        }
+        match &meeting.failure {
+            Some(why) => Err(io::Error::other(why.clone())),
+            None => Ok(()),
+        }
+    }
+
+    fn fail(&self, error: &io::Error) {
+        self.watch.stop();
+        let mut meeting = self.meeting.lock();
+        meeting.failure.get_or_insert(error.to_string());
+        self.met.notify_all();
+    }
+}

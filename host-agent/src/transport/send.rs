@@ -1,0 +1,402 @@
+//! The sending end: a sink whose far side is at the peer.
+//!
+//! Each connection has a thread; batches go to whichever is free, so that reading memory and sending it
+//! overlap even with one connection.  What must stay in order goes over the first, with all others
+//! brought to a stop before and after.
+
+use std::io::{self, IoSlice, Read, Write};
+use std::sync::{Arc, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use event_listener::Listener;
+use parking_lot::{Condvar, Mutex};
+
+use super::Duplex;
+use super::bucket::Bucket;
+use super::frame::{BYTES_MOST, CONTENT_MOST, Header, Kind, ZERO};
+use crate::job::{Batch, Compression, Control, Error, PAGE_SIZE, Phase, Result, Sink, has_content};
+
+const ZERO_PAGE: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
+/// Batches that wait for a connection, beyond one for each: enough to never let one wait.
+const QUEUED: usize = 1;
+
+type Connection = Box<dyn Duplex>;
+
+/// A connection, and what it needs to send.
+struct Lane {
+    connection: Connection,
+    compressor: Option<zstd::bulk::Compressor<'static>>,
+    words: Vec<u8>,
+    content: Vec<u8>,
+    compressed: Vec<u8>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Batches handed over and not sent yet.
+    under_way: usize,
+    failure: Option<String>,
+    /// Memory of batches that were sent.
+    spare: Vec<Batch>,
+    /// Pages have been sent since all connections stood at the same point.
+    is_spread: bool,
+    /// Bytes and pages taken, in bytes.
+    taken: u64,
+}
+
+struct Shared {
+    lanes: Vec<Mutex<Lane>>,
+    state: Mutex<State>,
+    sent: Condvar,
+    bucket: Bucket,
+    control: Arc<Control>,
+}
+
+/// The sending end of a stream.
+pub struct Sender {
+    shared: Arc<Shared>,
+    queue: Option<mpsc::SyncSender<Batch>>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+impl Sender {
+    /// Sends over these connections, as the job's options say.
+    ///
+    /// # Errors
+    /// If there is no connection, or a thread or compressor cannot be had.
+    pub fn new(connections: Vec<Connection>, control: Arc<Control>) -> io::Result<Self> {
+        if connections.is_empty() {
+            return Err(io::Error::other("a stream needs a connection"));
+        }
+        let compress = control.options().compress;
+        let lanes = connections
+            .into_iter()
+            .map(|connection| Lane::new(connection, compress).map(Mutex::new))
+            .collect::<io::Result<Vec<_>>>()?;
+        let (queue, batches) = mpsc::sync_channel(QUEUED);
+        let batches = Arc::new(Mutex::new(batches));
+        let shared = Arc::new(Shared {
+            lanes,
+            state: Mutex::default(),
+            sent: Condvar::new(),
+            bucket: Bucket::default(),
+            control,
+        });
+        let workers = (0..shared.lanes.len())
+            .map(|lane| {
+                let (shared, batches) = (shared.clone(), batches.clone());
+                thread::Builder::new()
+                    .name(format!("send-{lane}"))
+                    .spawn(move || shared.work(lane, &batches))
+            })
+            .collect::<io::Result<Vec<_>>>()?;
+        Ok(Self {
+            shared,
+            queue: Some(queue),
+            workers,
+        })
+    }
+
+    /// Ends the stream; returns when the peer has all of it.  Gives what was sent, bytes and pages
+    /// counted in bytes before compression.
+    ///
+    /// # Errors
+    /// If the connection fails.
+    pub fn finish(&self) -> Result<u64> {
+        self.shared.join_lanes()?;
+        for lane in &self.shared.lanes {
+            let mut lane = lane.lock();
+            lane.send_header(Kind::End).map_err(lost)?;
+            lane.wait_for_ack().map_err(lost)?;
+        }
+        Ok(self.shared.state.lock().taken)
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        drop(self.queue.take());
+        for worker in self.workers.drain(..) {
+            // A worker that panicked has left its message already.
+            let _ = worker.join();
+        }
+    }
+}
+
+impl Sink for Sender {
+    fn bytes(&self, bytes: &[u8]) -> Result<()> {
+        if self.shared.state.lock().is_spread {
+            self.shared.join_lanes()?;
+        }
+        for piece in bytes.chunks(BYTES_MOST) {
+            let length = u32::try_from(piece.len()).unwrap_or(u32::MAX);
+            let header = Header {
+                raw: length,
+                wire: length,
+                ..Header::of(Kind::Bytes)
+            };
+            self.shared.pay(piece.len())?;
+            let mut lane = self.shared.lanes[0].lock();
+            lane.write(&[&header.encode(), piece]).map_err(lost)?;
+        }
+        let mut state = self.shared.state.lock();
+        state.taken += bytes.len() as u64;
+        // With one connection, order is kept by itself.
+        state.is_spread |= self.shared.lanes.len() > 1;
+        Ok(())
+    }
+
+    fn pages(&self, batch: &mut Batch) -> Result<()> {
+        if batch.words.is_empty() {
+            return Ok(());
+        }
+        if !batch.is_sound() {
+            return Err(Error::Peer("a batch is not what its words say".to_owned()));
+        }
+        let mut full = {
+            let mut state = self.shared.state.lock();
+            state.check()?;
+            state.under_way += 1;
+            state.taken += (batch.data.len() + 8 * batch.words.len()) as u64;
+            state.spare.pop().unwrap_or_default()
+        };
+        std::mem::swap(batch, &mut full);
+        let gone = || Error::Peer("the connections are closed".to_owned());
+        let queue = self.queue.as_ref().ok_or_else(gone)?;
+        queue.send(full).map_err(|_| gone())
+    }
+
+    fn barrier(&self) -> Result<()> {
+        self.shared.join_lanes()
+    }
+}
+
+impl Shared {
+    fn work(&self, lane: usize, batches: &Mutex<mpsc::Receiver<Batch>>) {
+        loop {
+            let next = batches.lock().recv();
+            let Ok(batch) = next else { return };
+            let result = self.send(lane, &batch);
+            let mut state = self.state.lock();
+            state.under_way -= 1;
+            state.spare.push(batch);
+            if let Err(error) = result {
+                state.failure.get_or_insert(error.to_string());
+            }
+            self.sent.notify_all();
+        }
+    }
+
+    /// Sends one batch over one connection.
+    fn send(&self, lane: usize, batch: &Batch) -> Result<()> {
+        self.state.lock().check()?;
+        let mut lane = self.lanes[lane].lock();
+        let sizes = lane.encode(batch).map_err(lost)?;
+        self.pay(sizes.wire)?;
+        lane.write_pages(batch, &sizes).map_err(lost)?;
+        self.control.update(|statistics| {
+            statistics.wire_bytes += (sizes.wire + Header::SIZE + 8 * batch.words.len()) as u64;
+            statistics.memory_constant += sizes.zeros as u64;
+            if sizes.is_compressed {
+                statistics.compression_bytes += sizes.wire as u64;
+                statistics.compression_pages += (sizes.raw / PAGE_SIZE) as u64;
+            } else if lane.compressor.is_some() {
+                statistics.compression_overflow += (sizes.raw / PAGE_SIZE) as u64;
+            }
+        });
+        Ok(())
+    }
+
+    /// Returns when all that was given has arrived: every connection stands at the same point.
+    fn join_lanes(&self) -> Result<()> {
+        let mut state = self.state.lock();
+        while state.under_way > 0 {
+            self.sent.wait(&mut state);
+        }
+        state.check()?;
+        drop(state);
+        let mut lanes: Vec<_> = self.lanes.iter().map(Mutex::lock).collect();
+        for lane in &mut lanes {
+            lane.send_header(Kind::Barrier).map_err(lost)?;
+        }
+        for lane in &mut lanes {
+            lane.wait_for_ack().map_err(lost)?;
+        }
+        self.state.lock().is_spread = false;
+        Ok(())
+    }
+
+    /// Waits until so many bytes may be sent.  With the guest suspended there is no limit: it would be
+    /// the guest that pays for it.
+    fn pay(&self, bytes: usize) -> Result<()> {
+        self.control.check()?;
+        let Some(rate) = self.control.bandwidth() else {
+            return Ok(());
+        };
+        if self.control.phase() == Phase::StopAndCopy {
+            return Ok(());
+        }
+        let wait = self.bucket.buy(bytes as u64, rate, Instant::now());
+        let until = Instant::now() + wait;
+        while Instant::now() < until {
+            let listener = self.control.listen();
+            self.control.check()?;
+            // Whatever else changes in the job wakes us too; then there is still something to wait.
+            let tick = until.min(Instant::now() + Duration::from_millis(100));
+            listener.wait_deadline(tick);
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    fn check(&self) -> Result<()> {
+        self.failure
+            .clone()
+            .map_or(Ok(()), |why| Err(Error::Peer(why)))
+    }
+}
+
+/// What a batch becomes on the wire.
+struct Sizes {
+    raw: usize,
+    wire: usize,
+    zeros: usize,
+    is_compressed: bool,
+}
+
+impl Lane {
+    fn new(connection: Connection, compress: Compression) -> io::Result<Self> {
+        let compressor = match compress {
+            Compression::None => None,
+            Compression::Zstd(level) => Some(zstd::bulk::Compressor::new(i32::from(level))?),
+        };
+        Ok(Self {
+            connection,
+            compressor,
+            words: Vec::new(),
+            content: Vec::new(),
+            compressed: Vec::new(),
+        })
+    }
+
+    /// Looks for pages of zeros, and compresses the others if that is wanted and helps.
+    fn encode(&mut self, batch: &Batch) -> io::Result<Sizes> {
+        self.words.clear();
+        let mut zeros = 0;
+        let mut pages = batch.data.chunks_exact(PAGE_SIZE);
+        for word in &batch.words {
+            let is_zero = has_content(*word) && pages.next().is_some_and(|page| page == ZERO_PAGE);
+            zeros += usize::from(is_zero);
+            let word = if is_zero { word | ZERO } else { *word };
+            self.words.extend_from_slice(&word.to_le_bytes());
+        }
+        let raw = batch.data.len() - zeros * PAGE_SIZE;
+        let mut sizes = Sizes {
+            raw,
+            wire: raw,
+            zeros,
+            is_compressed: false,
+        };
+        if let Some(compressor) = &mut self.compressor
+            && raw > 0
+        {
+            let content = if zeros == 0 {
+                &batch.data
+            } else {
+                self.content.clear();
+                for run in runs(batch) {
+                    self.content.extend_from_slice(run);
+                }
+                &self.content
+            };
+            self.compressed
+                .resize(zstd::zstd_safe::compress_bound(CONTENT_MOST), 0);
+            let length = compressor.compress_to_buffer(content, &mut self.compressed[..])?;
+            if length < raw {
+                sizes.wire = length;
+                sizes.is_compressed = true;
+            }
+        }
+        Ok(sizes)
+    }
+
+    fn write_pages(&mut self, batch: &Batch, sizes: &Sizes) -> io::Result<()> {
+        let long = |_| io::Error::other("a batch is too long");
+        let header = Header {
+            kind: Kind::Pages,
+            is_zstd: sizes.is_compressed,
+            words: u16::try_from(batch.words.len()).map_err(long)?,
+            raw: u32::try_from(sizes.raw).map_err(long)?,
+            wire: u32::try_from(sizes.wire).map_err(long)?,
+        }
+        .encode();
+        let words = std::mem::take(&mut self.words);
+        let compressed = std::mem::take(&mut self.compressed);
+        let mut slices = vec![&header[..], &words];
+        if sizes.is_compressed {
+            slices.push(&compressed[..sizes.wire]);
+        } else {
+            slices.extend(runs(batch));
+        }
+        let result = self.write(&slices);
+        self.words = words;
+        self.compressed = compressed;
+        result
+    }
+
+    fn send_header(&mut self, kind: Kind) -> io::Result<()> {
+        self.write(&[&Header::of(kind).encode()])
+    }
+
+    fn write(&mut self, slices: &[&[u8]]) -> io::Result<()> {
+        let mut slices: Vec<_> = slices.iter().map(|slice| IoSlice::new(slice)).collect();
+        let mut rest = &mut slices[..];
+        // Skips empty slices, which would look like the end.
+        IoSlice::advance_slices(&mut rest, 0);
+        while !rest.is_empty() {
+            match self.connection.write_vectored(rest)? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                written => IoSlice::advance_slices(&mut rest, written),
+            }
+        }
+        self.connection.flush()
+    }
+
+    fn wait_for_ack(&mut self) -> io::Result<()> {
+        let mut header = [0; Header::SIZE];
+        self.connection.read_exact(&mut header)?;
+        match Header::decode(&header).map_err(super::frame::wrong)?.kind {
+            Kind::Ack => Ok(()),
+            _ => Err(super::frame::wrong("an acknowledgement was expected")),
+        }
+    }
+}
+
+/// The content of a batch without its pages of zeros, in as few pieces as possible.
+fn runs(batch: &Batch) -> impl Iterator<Item = &[u8]> {
+    let mut rest = &batch.data[..];
+    std::iter::from_fn(move || {
+        let page = |data: &[u8], index: usize| {
+            data.get(index * PAGE_SIZE..(index + 1) * PAGE_SIZE)
+                .map(|page| page == ZERO_PAGE)
+        };
+        let skip = (0..)
+            .take_while(|index| page(rest, *index) == Some(true))
+            .count();
+        rest = &rest[skip * PAGE_SIZE..];
+        let length = (0..)
+            .take_while(|index| page(rest, *index) == Some(false))
+            .count();
+        let (run, after) = rest.split_at(length * PAGE_SIZE);
+        rest = after;
+        (length > 0).then_some(run)
+    })
+}
+
+fn lost(error: io::Error) -> Error {
+    Error::Peer(format!(
+        "the connection to the destination is lost: {error}"
+    ))
+}

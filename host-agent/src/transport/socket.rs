@@ -1,0 +1,204 @@
+//! A TCP connection on which nothing blocks for ever.
+//!
+//! The system wakes us a few times a second while nothing arrives; then we look if somebody has aborted
+//! the job, if the connection has been silent for too long, or if what had to be done by a certain time
+//! (a handshake) is not done.  The last is what stops a peer that sends one byte now and then.
+
+use std::io::{self, IoSlice, Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::job::Control;
+
+/// How often we look.
+const TICK: Duration = Duration::from_millis(200);
+/// Longest silence of a peer that has something to do.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// What ends the waiting of all connections that share it.
+#[derive(Debug, Default)]
+pub struct Watch {
+    control: Option<Arc<Control>>,
+    is_stopped: AtomicBool,
+}
+
+impl Watch {
+    /// Ends with a job's abort.
+    #[must_use]
+    pub fn of(control: Arc<Control>) -> Arc<Self> {
+        Arc::new(Self {
+            control: Some(control),
+            is_stopped: AtomicBool::new(false),
+        })
+    }
+
+    /// Ends all waiting, soon.
+    pub fn stop(&self) {
+        self.is_stopped.store(true, Ordering::Release);
+    }
+
+    fn is_over(&self) -> bool {
+        let is_aborted = self.control.as_ref().is_some_and(|job| job.is_aborted());
+        self.is_stopped.load(Ordering::Acquire) || is_aborted
+    }
+}
+
+/// A TCP connection with limits.
+#[derive(Debug)]
+pub struct Socket {
+    stream: TcpStream,
+    watch: Arc<Watch>,
+    deadline: Option<Instant>,
+    silence: Duration,
+}
+
+impl Socket {
+    /// Takes a connection over.
+    ///
+    /// # Errors
+    /// If the system refuses the settings.
+    pub fn new(stream: TcpStream, watch: Arc<Watch>) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        stream.set_nonblocking(false)?;
+        stream.set_read_timeout(Some(TICK))?;
+        stream.set_write_timeout(Some(TICK))?;
+        Ok(Self {
+            stream,
+            watch,
+            deadline: None,
+            silence: SILENCE,
+        })
+    }
+
+    /// Everything must be done by then, whatever arrives meanwhile; `None` lifts it.
+    pub const fn set_deadline(&mut self, deadline: Option<Instant>) {
+        self.deadline = deadline;
+    }
+
+    /// Everything must be done by then, or earlier if that was said before.
+    pub fn set_deadline_within(&mut self, time: Duration) {
+        let deadline = Instant::now() + time;
+        self.deadline = Some(
+            self.deadline
+                .map_or(deadline, |earlier| earlier.min(deadline)),
+        );
+    }
+
+    /// Longest silence.
+    pub const fn set_silence(&mut self, silence: Duration) {
+        self.silence = silence;
+    }
+
+    /// From here on these end the waiting.
+    pub fn set_watch(&mut self, watch: Arc<Watch>) {
+        self.watch = watch;
+    }
+
+    fn patiently<T>(
+        &self,
+        mut attempt: impl FnMut(&mut &TcpStream) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let mut begun = None;
+        loop {
+            if let Some(deadline) = self.deadline
+                && Instant::now() >= deadline
+            {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "the peer did not do its part in time",
+                ));
+            }
+            match attempt(&mut &self.stream) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if self.watch.is_over() {
+                        return Err(io::Error::other("stopped"));
+                    }
+                    let begun = *begun.get_or_insert_with(Instant::now);
+                    if begun.elapsed() >= self.silence {
+                        return Err(io::Error::new(
+                            io::ErrorKind::TimedOut,
+                            "the peer has been silent for too long",
+                        ));
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
+    }
+}
+
+impl Read for Socket {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.patiently(|stream| stream.read(buffer))
+    }
+}
+
+impl Write for Socket {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.patiently(|stream| stream.write(buffer))
+    }
+
+    fn write_vectored(&mut self, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.patiently(|stream| stream.write_vectored(buffers))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Socket, Watch};
+    use std::io::{ErrorKind, Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+    use std::time::{Duration, Instant};
+
+    fn pair() -> (Socket, TcpStream, Arc<Watch>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let watch = Arc::new(Watch::default());
+        let socket = Socket::new(listener.accept().unwrap().0, watch.clone()).unwrap();
+        (socket, peer, watch)
+    }
+
+    #[test]
+    fn a_deadline_holds_against_a_peer_that_drips() {
+        let (mut socket, mut peer, _watch) = pair();
+        socket.set_deadline(Some(Instant::now() + Duration::from_millis(300)));
+        let over = Arc::new(AtomicBool::new(false));
+        let is_over = over.clone();
+        let dripping = thread::spawn(move || {
+            while !is_over.load(Ordering::Relaxed) && peer.write_all(b"x").is_ok() {
+                thread::yield_now();
+            }
+        });
+        let mut byte = [0];
+        let error = loop {
+            if let Err(error) = socket.read_exact(&mut byte) {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        over.store(true, Ordering::Relaxed);
+        drop(socket);
+        dripping.join().unwrap();
+    }
+
+    #[test]
+    fn silence_and_a_stop_end_the_waiting() {
+        let (mut socket, _peer, watch) = pair();
+        socket.set_silence(Duration::from_millis(1));
+        let error = socket.read(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        socket.set_silence(Duration::from_secs(3600));
+        watch.stop();
+        assert_eq!(socket.read(&mut [0]).unwrap_err().to_string(), "stopped");
+    }
+}

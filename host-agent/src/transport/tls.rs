@@ -1,0 +1,148 @@
+//! Mutual TLS 1.3 between agents, and nothing else.
+//!
+//! The only root is the installation's own certification authority ([`crate::pki`]).  Both ends show a
+//! certificate; each must be of a host that the configuration names.  No tickets, no early data: nothing
+//! of a connection can be used in another.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::client::{Resumption, verify_server_name};
+use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::version::TLS13;
+use rustls::{
+    ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
+};
+
+use super::Socket;
+
+/// Longest time for a handshake and the first message, together.
+pub const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// What this host shows to others, and whom it trusts.
+#[derive(Clone)]
+pub struct Identity {
+    server: Arc<ServerConfig>,
+    client: Arc<ClientConfig>,
+}
+
+/// An accepted connection.
+pub type Accepted = StreamOwned<ServerConnection, Socket>;
+/// A connection that was made.
+pub type Connected = StreamOwned<ClientConnection, Socket>;
+
+impl Identity {
+    /// Reads the authority's certificate, and this host's with its key.
+    ///
+    /// # Errors
+    /// If a file cannot be read or is not what it should be; says which.
+    pub fn load(authority: &Path, certificate: &Path, key: &Path) -> io::Result<Self> {
+        let read = |path: &Path| {
+            CertificateDer::pem_file_iter(path)
+                .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+                .map_err(|error| bad(path, error))
+        };
+        let mut roots = RootCertStore::empty();
+        for root in read(authority)? {
+            roots.add(root).map_err(|error| bad(authority, error))?;
+        }
+        let chain = read(certificate)?;
+        let private = PrivateKeyDer::from_pem_file(key).map_err(|error| bad(key, error))?;
+        let provider = Arc::new(ring::default_provider());
+        let roots = Arc::new(roots);
+
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
+            .build()
+            .map_err(|error| bad(authority, error))?;
+        let mut server = ServerConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(&[&TLS13])
+            .and_then(|builder| {
+                builder
+                    .with_client_cert_verifier(verifier)
+                    .with_single_cert(chain.clone(), private.clone_key())
+            })
+            .map_err(|error| bad(certificate, error))?;
+        server.send_tls13_tickets = 0;
+
+        let mut client = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&TLS13])
+            .and_then(|builder| {
+                builder
+                    .with_root_certificates(roots)
+                    .with_client_auth_cert(chain, private)
+            })
+            .map_err(|error| bad(certificate, error))?;
+        client.resumption = Resumption::disabled();
+        Ok(Self {
+            server: Arc::new(server),
+            client: Arc::new(client),
+        })
+    }
+
+    /// Takes a connection from one of these hosts, and tells which one it is.  The socket's deadline
+    /// stays set: the first message has to come in the same time.
+    ///
+    /// # Errors
+    /// If it is not TLS 1.3, the certificate is not from our authority, or is of none of these hosts.
+    pub fn accept<'a>(
+        &self,
+        mut socket: Socket,
+        hosts: impl IntoIterator<Item = &'a str>,
+    ) -> io::Result<(Accepted, String)> {
+        socket.set_deadline_within(HANDSHAKE);
+        let mut connection = ServerConnection::new(self.server.clone()).map_err(refused)?;
+        while connection.is_handshaking() {
+            connection.complete_io(&mut socket)?;
+        }
+        let certificate = connection
+            .peer_certificates()
+            .and_then(|chain| chain.first())
+            .ok_or_else(|| refused("no certificate"))?;
+        let certificate = ParsedCertificate::try_from(certificate).map_err(refused)?;
+        let is_of = |host: &&str| {
+            ServerName::try_from(*host)
+                .is_ok_and(|name| verify_server_name(&certificate, &name).is_ok())
+        };
+        let host = hosts
+            .into_iter()
+            .find(is_of)
+            .ok_or_else(|| refused("the certificate is of no host that is a peer here"))?
+            .to_owned();
+        Ok((StreamOwned::new(connection, socket), host))
+    }
+
+    /// Makes a connection to this host.  The socket's deadline stays set.
+    ///
+    /// # Errors
+    /// If it does not speak TLS 1.3, its certificate is not from our authority or of another host, or it
+    /// does not want us.
+    pub fn connect(&self, mut socket: Socket, host: &str) -> io::Result<Connected> {
+        socket.set_deadline_within(HANDSHAKE);
+        let name = ServerName::try_from(host.to_owned()).map_err(refused)?;
+        let mut connection = ClientConnection::new(self.client.clone(), name).map_err(refused)?;
+        while connection.is_handshaking() {
+            connection.complete_io(&mut socket)?;
+        }
+        Ok(StreamOwned::new(connection, socket))
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Identity")
+    }
+}
+
+fn bad(path: &Path, error: impl fmt::Display) -> io::Error {
+    io::Error::other(format!("{}: {error}", path.display()))
+}
+
+fn refused(error: impl fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::PermissionDenied, error.to_string())
+}

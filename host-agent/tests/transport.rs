@@ -1,0 +1,321 @@
+//! Streams over real connections on the loopback interface: what goes in comes out, and who is refused.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where something does not work")]
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use unmoved::job::{Batch, Compression, Control, JobOptions, PAGE_SIZE, Result, Sink};
+use unmoved::pki;
+use unmoved::transport::tls::Identity;
+use unmoved::transport::{Duplex, Sender, Socket, Watch, receive};
+
+/// What arrived, in order; batches up to the next call of another kind are sorted.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Arrived {
+    Bytes(Vec<u8>),
+    Pages(Vec<u64>, Vec<u8>),
+    Barrier,
+}
+
+#[derive(Default)]
+struct Record(Mutex<Vec<Arrived>>);
+
+impl Sink for Record {
+    fn bytes(&self, bytes: &[u8]) -> Result<()> {
+        self.0.lock().push(Arrived::Bytes(bytes.to_vec()));
+        Ok(())
+    }
+
+    fn pages(&self, batch: &mut Batch) -> Result<()> {
+        let pages = Arrived::Pages(batch.words.clone(), batch.data.clone());
+        self.0.lock().push(pages);
+        Ok(())
+    }
+
+    fn barrier(&self) -> Result<()> {
+        self.0.lock().push(Arrived::Barrier);
+        Ok(())
+    }
+}
+
+impl Record {
+    /// In an order that does not depend on which connection was faster; barriers left out.
+    fn sorted(self) -> Vec<Arrived> {
+        let mut all = self.0.into_inner();
+        for run in
+            all.chunk_by_mut(|a, b| matches!((a, b), (Arrived::Pages(..), Arrived::Pages(..))))
+        {
+            run.sort();
+        }
+        all.retain(|arrived| *arrived != Arrived::Barrier);
+        all
+    }
+}
+
+fn tcp() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let there = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    (there, listener.accept().unwrap().0)
+}
+
+/// A page that is zero now and then, else hardly compressible if `noise`.
+fn page(number: u64, noise: bool) -> Vec<u8> {
+    if number.is_multiple_of(3) {
+        return vec![0; PAGE_SIZE];
+    }
+    let mut state = number + 1;
+    (0..PAGE_SIZE)
+        .map(|_| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            if noise {
+                (state >> 56) as u8
+            } else {
+                number as u8
+            }
+        })
+        .collect()
+}
+
+fn zero_pages(arrived: &Arrived) -> usize {
+    let Arrived::Pages(_, data) = arrived else {
+        return 0;
+    };
+    let pages = data.chunks(PAGE_SIZE);
+    pages
+        .filter(|page| page.iter().all(|byte| *byte == 0))
+        .count()
+}
+
+fn give(sink: &dyn Sink, noise: bool) {
+    sink.bytes(b"header").unwrap();
+    sink.bytes(b"static data").unwrap();
+    let mut batch = Batch::default();
+    for round in 0..3 {
+        for first in (0..40).step_by(5) {
+            batch.clear();
+            for number in first..first + 5 {
+                let number = number + 100 * round;
+                if number % 4 == 1 {
+                    batch.words.push(0xF << 60 | number);
+                } else {
+                    batch.words.push(number);
+                    batch.data.extend(page(number, noise));
+                }
+            }
+            sink.pages(&mut batch).unwrap();
+        }
+        if round != 1 {
+            sink.barrier().unwrap();
+        }
+    }
+    sink.bytes(b"tail").unwrap();
+    sink.barrier().unwrap();
+}
+
+#[test]
+fn what_goes_in_comes_out_over_any_number_of_connections() {
+    for noise in [false, true] {
+        let expected = Record::default();
+        give(&expected, noise);
+        let expected = expected.sorted();
+        let zeros = expected.iter().map(zero_pages).sum::<usize>() as u64;
+        for parallel in [1, 2, 4] {
+            for compress in [Compression::None, Compression::Zstd(1)] {
+                let options = JobOptions {
+                    compress,
+                    ..JobOptions::default()
+                };
+                let control = Arc::new(Control::new(options));
+                let watch = Watch::of(control.clone());
+                let (mut near, mut far) = (Vec::new(), Vec::new());
+                for _ in 0..parallel {
+                    let (a, b) = tcp();
+                    let near_end: Box<dyn Duplex> =
+                        Box::new(Socket::new(a, watch.clone()).unwrap());
+                    let far_end: Box<dyn Duplex> = Box::new(Socket::new(b, watch.clone()).unwrap());
+                    near.push(near_end);
+                    far.push(far_end);
+                }
+                let record = Record::default();
+                let (sent, received) = thread::scope(|scope| {
+                    let receiving = scope.spawn(|| receive(far, &record, &watch).unwrap());
+                    let sender = Sender::new(near, control.clone()).unwrap();
+                    give(&sender, noise);
+                    (sender.finish().unwrap(), receiving.join().unwrap())
+                });
+                assert_eq!(received.taken, sent);
+                assert_eq!(record.sorted(), expected, "{parallel} {compress} {noise}");
+                let statistics = control.statistics();
+                assert_eq!(statistics.memory_constant, zeros);
+                let packed = compress != Compression::None && !noise;
+                assert_eq!(statistics.compression_pages > 0, packed);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_connection_that_breaks_ends_both_ends() {
+    let control = Arc::new(Control::new(JobOptions::default()));
+    let watch = Watch::of(control.clone());
+    let (a, b) = tcp();
+    let breaker = a.try_clone().unwrap();
+    let near: Vec<Box<dyn Duplex>> = vec![Box::new(Socket::new(a, watch.clone()).unwrap())];
+    let far: Vec<Box<dyn Duplex>> = vec![Box::new(Socket::new(b, watch.clone()).unwrap())];
+    thread::scope(|scope| {
+        let watch = &watch;
+        let receiving = scope.spawn(move || receive(far, &Record::default(), watch));
+        let sender = Sender::new(near, control).unwrap();
+        sender.bytes(b"header").unwrap();
+        breaker.shutdown(std::net::Shutdown::Both).unwrap();
+        assert!(sender.barrier().is_err());
+        assert!(receiving.join().unwrap().is_err());
+    });
+}
+
+#[test]
+fn a_peer_that_breaks_the_rules_is_refused() {
+    let frame = |bytes: &[u8]| bytes.to_vec();
+    let cases = [
+        frame(&[9; 16]),
+        // Pages that claim more content than their words have.
+        frame(&[
+            2, 0, 1, 0, 0, 0x10, 0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xF0,
+        ]),
+        // Four gigabytes of something.
+        frame(&[
+            1, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0,
+        ]),
+    ];
+    for case in cases {
+        let watch = Arc::new(Watch::default());
+        let (mut near, far) = tcp();
+        let far: Vec<Box<dyn Duplex>> = vec![Box::new(Socket::new(far, watch.clone()).unwrap())];
+        near.write_all(&case).unwrap();
+        assert!(receive(far, &Record::default(), &watch).is_err());
+    }
+}
+
+#[test]
+fn an_abort_ends_the_waiting_for_a_peer_that_does_not_read() {
+    let control = Arc::new(Control::new(JobOptions::default()));
+    let watch = Watch::of(control.clone());
+    let (a, _deaf) = tcp();
+    let near: Vec<Box<dyn Duplex>> = vec![Box::new(Socket::new(a, watch).unwrap())];
+    let sender = Sender::new(near, control.clone()).unwrap();
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| sender.barrier());
+        control.abort();
+        assert!(waiting.join().unwrap().is_err());
+    });
+}
+
+fn identity(folder: &Path, authority: &str, host: &str) -> Identity {
+    let folder = folder.join(authority);
+    Identity::load(
+        &folder.join(pki::AUTHORITY),
+        &folder.join(format!("{host}.pem")),
+        &folder.join(format!("{host}.key")),
+    )
+    .unwrap()
+}
+
+/// Two authorities; hosts `a`, `b` and `c` under each.
+fn authorities() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for authority in ["ours", "theirs"] {
+        let folder = folder.path().join(authority);
+        pki::init(&folder).unwrap();
+        for host in ["a", "b", "c"] {
+            pki::issue(&folder, &[host.to_owned()]).unwrap();
+        }
+    }
+    folder
+}
+
+/// `b` accepts a connection with a limit; gives whom it took it for, or why it did not.
+fn accepted_from(near: impl FnOnce(TcpStream) + Send, limit: Duration) -> std::io::Result<String> {
+    let folder = authorities();
+    let b = identity(folder.path(), "ours", "b");
+    let (there, here) = tcp();
+    thread::scope(|scope| {
+        scope.spawn(move || near(there));
+        let mut socket = Socket::new(here, Arc::new(Watch::default())).unwrap();
+        socket.set_deadline(Some(Instant::now() + limit));
+        let (mut stream, host) = b.accept(socket, ["a", "b"])?;
+        stream.write_all(b"welcome")?;
+        Ok(host)
+    })
+}
+
+const LONG: Duration = Duration::from_secs(60);
+
+/// A host of this authority connects to whom it takes for `to`.
+fn connecting(authority: &'static str, host: &'static str, to: &'static str) -> impl Fn(TcpStream) {
+    move |stream| {
+        let folder = authorities();
+        let identity = identity(folder.path(), authority, host);
+        let socket = Socket::new(stream, Arc::new(Watch::default())).unwrap();
+        if let Ok(mut stream) = identity.connect(socket, to) {
+            let _ = stream.read(&mut [0; 7]);
+        }
+    }
+}
+
+#[test]
+fn strangers_are_refused() {
+    // An authority that is made anew is another one, whatever its name: so is each folder's.
+    let error = accepted_from(connecting("ours", "a", "b"), LONG).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidData, "{error}");
+    let plain = |mut stream: TcpStream| {
+        let _ = stream.write_all(b"GET / HTTP/1.0\r\n\r\n");
+        let _ = stream.read(&mut [0; 64]);
+    };
+    let error = accepted_from(plain, LONG).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidData, "{error}");
+}
+
+#[test]
+fn a_peer_that_says_nothing_is_not_waited_for() {
+    let silent = |mut stream: TcpStream| {
+        let _ = stream.read(&mut [0; 64]);
+    };
+    let error = accepted_from(silent, Duration::from_millis(1)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
+}
+
+#[test]
+fn only_hosts_that_are_peers_here_are_let_in() {
+    let folder = authorities();
+    let connect = |host: &str, to: &str| {
+        let b = identity(folder.path(), "ours", "b");
+        let other = identity(folder.path(), "ours", host);
+        let (there, here) = tcp();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                let socket = Socket::new(there, Arc::new(Watch::default())).unwrap();
+                if let Ok(mut stream) = other.connect(socket, to) {
+                    let _ = stream.read(&mut [0; 7]);
+                }
+            });
+            let socket = Socket::new(here, Arc::new(Watch::default())).unwrap();
+            b.accept(socket, ["a"]).map(|(_, host)| host)
+        })
+    };
+    assert_eq!(connect("a", "b").unwrap(), "a");
+    let error = connect("c", "b").unwrap_err();
+    assert!(
+        error.to_string().contains("no host that is a peer"),
+        "{error}"
+    );
+    // Who wanted to reach somebody else goes away.
+    assert!(connect("a", "c").is_err());
+}
