@@ -1,6 +1,9 @@
 //! Streams over real connections on the loopback interface: what goes in comes out, and who is refused.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where something does not work")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test ends where something does not work"
+)]
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
