@@ -12,6 +12,9 @@ use crate::debian::{self, Suite};
 use crate::images::KernelFiles;
 use crate::programs::Program;
 
+/// What the kernel runs when the host asks for the guest's end.
+const POWER: [&str; 2] = ["sbin/poweroff", "sbin/reboot"];
+
 const INIT: &[u8] = include_bytes!("../../images/guest/init");
 
 /// A guest of busybox that boots, counts seconds and answers pings: the smallest thing that is alive.
@@ -49,10 +52,17 @@ pub fn busybox(kernel: &KernelFiles) -> Result<PathBuf> {
 pub fn workload(kernel: &KernelFiles) -> Result<PathBuf> {
     let program = Program::Workload.build()?;
     let (hash, kernel_key) = (cache::sha256(&program)?, kernel.key());
-    let key = cache::key([hash.as_bytes(), kernel_key.as_bytes()]);
+    let key = cache::key([
+        hash.as_bytes(),
+        kernel_key.as_bytes(),
+        POWER.concat().as_bytes(),
+    ]);
     let folder = cache::entry("guest-workload", &key, |folder| {
         let mut archive = start(&folder.join("initrd"))?;
         archive.file("init", 0o755, &fs::read(&program)?)?;
+        for name in POWER {
+            archive.link(name, "/init")?;
+        }
         add_modules(&mut archive, &kernel.modules())?;
         archive.finish().map(drop)
     })?;

@@ -100,6 +100,11 @@ impl Bus {
         self.devices.is_empty()
     }
 
+    /// Number of real ports that the devices have.
+    pub fn ports(&self) -> usize {
+        self.ports.len()
+    }
+
     /// Names of the classes that the host has given the guest and the shim does not carry.
     pub fn hidden(&self) -> impl Iterator<Item = &str> {
         self.hidden.iter().map(String::as_str)

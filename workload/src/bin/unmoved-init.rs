@@ -1,12 +1,33 @@
 //! The guest's program: process 1 of a test guest's initramfs.
 //!
 //! Without arguments as process 1 it boots the guest; `--worker` carries out orders from standard
-//! input (also as an ordinary process, for trying things out); `--helper` is for its own use.
+//! input (also as an ordinary process, for trying things out); `--helper` is for its own use.  As
+//! `/sbin/poweroff` and `/sbin/reboot`, which the kernel runs when the host asks for that, it ends
+//! the machine.
+
+use std::path::Path;
 
 use unmoved_workload::init::{boot, helper, worker::Worker};
 use unmoved_workload::report::Reporter;
+use unmoved_workload::sys::system::{Power, power};
+
+/// How the program that was called by this name ends the machine.
+fn power_program() -> Option<Power> {
+    match Path::new(&std::env::args_os().next()?)
+        .file_name()?
+        .to_str()?
+    {
+        "poweroff" => Some(Power::Off),
+        "reboot" => Some(Power::Restart),
+        _ => None,
+    }
+}
 
 fn main() {
+    if let Some(how) = power_program() {
+        eprintln!("unmoved-init: {}", power(how));
+        std::process::exit(1);
+    }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
         Some(helper::MARK) => std::process::exit(helper::main(&arguments[1..])),

@@ -7,6 +7,7 @@
 //! | `suspend` | the host's request to suspend: through the store, or by an event |
 //! | `grant_op` | `grant_table_op`, with the guest's argument lists |
 //! | `devices` | makes devices |
+//! | `usage` | tells the host what devices take of it |
 //! | `start` | connects to the host before the guest runs |
 //!
 //! Nothing here waits, but for `start` and the end of the guest's last words.
@@ -17,6 +18,7 @@ mod grant_op;
 mod sides;
 mod start;
 mod suspend;
+mod usage;
 
 use alloc::boxed::Box;
 use alloc::format;
@@ -29,6 +31,7 @@ use self::exchange::Stage;
 use self::sides::Sides;
 pub use self::start::StartError;
 use self::suspend::SuspendPort;
+use self::usage::Usage;
 use super::bus::Bus;
 use super::console::Console;
 use super::evtchn::Peer;
@@ -74,6 +77,7 @@ pub struct AllPoints {
     store_port: Port,
     mirror: Mirror,
     suspend: SuspendPort,
+    usage: Usage,
     request: Option<Request>,
     /// When devices are asked again that wait for something without an event, in host time.
     retry_at: Option<u64>,
@@ -100,6 +104,7 @@ impl AllPoints {
             mirror: Mirror::new(path::domain_dir(parts.domid)),
             sides: Sides::new(parts, host.ring(Ring::Store)?),
             suspend: SuspendPort::default(),
+            usage: Usage::default(),
             request: None,
             retry_at: None,
             has_more: false,
@@ -116,7 +121,10 @@ impl AllPoints {
         if self.has_more {
             return Some(0);
         }
-        self.retry_at
+        [self.retry_at, self.usage.due()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn relay_console<M: Machine, H: Host>(&mut self, outside: &mut Outside<'_, M, H>) {
@@ -139,13 +147,19 @@ impl AllPoints {
         let bus = &mut self.bus;
         let result = self.sides.with_cx(outside, |cx| act(bus, cx));
         self.exchange_if_needed(outside);
-        self.note_retry(outside);
+        self.note_deadlines(outside);
         result
     }
 
-    fn note_retry<M: Machine, H: Host>(&mut self, outside: &Outside<'_, M, H>) {
-        if self.retry_at.is_none() && self.bus.wants_retry() {
-            self.retry_at = Some(outside.host.now_ns().saturating_add(RETRY_NS));
+    /// Takes note of what devices wait for, and whether there are others than before.
+    fn note_deadlines<M: Machine, H: Host>(&mut self, outside: &Outside<'_, M, H>) {
+        let wants_retry = self.retry_at.is_none() && self.bus.wants_retry();
+        if wants_retry || self.usage.is_outdated(self.bus.len()) {
+            let now = outside.host.now_ns();
+            if wants_retry {
+                self.retry_at = Some(now.saturating_add(RETRY_NS));
+            }
+            self.usage.note(self.bus.len(), now);
         }
     }
 }
@@ -157,7 +171,7 @@ impl<M: Machine, H: Host> Points<M, H> for AllPoints {
             HostEvent::Console => self.relay_console(outside),
             HostEvent::Store => {
                 self.exchange(outside);
-                self.note_retry(outside);
+                self.note_deadlines(outside);
             }
             HostEvent::Port(port) if self.suspend.is(port) => {
                 self.request = Some(Request::Suspend);
@@ -171,7 +185,7 @@ impl<M: Machine, H: Host> Points<M, H> for AllPoints {
             Peer::Console => self.relay_console(outside),
             Peer::Store => {
                 self.exchange(outside);
-                self.note_retry(outside);
+                self.note_deadlines(outside);
             }
             Peer::Device(id) => self.on_bus(outside, |bus, cx| bus.guest_kick(cx, id, port)),
             Peer::Own(_) => {}
@@ -186,10 +200,18 @@ impl<M: Machine, H: Host> Points<M, H> for AllPoints {
         if self.has_more {
             self.exchange(outside);
         }
-        if self.retry_at.is_some_and(|at| outside.host.now_ns() >= at) {
-            self.retry_at = None;
+        let Some(due) = self.next_deadline() else {
+            return;
+        };
+        let now = outside.host.now_ns();
+        if now < due {
+            return;
+        }
+        if self.retry_at.take_if(|at| *at <= now).is_some() {
             self.on_bus(outside, Bus::retry);
         }
+        self.tell_usage(now);
+        self.exchange_if_needed(outside);
     }
 
     fn flush(&mut self, outside: &mut Outside<'_, M, H>) {
@@ -259,6 +281,7 @@ impl<M: Machine, H: Host> Points<M, H> for AllPoints {
 
     fn resume(&mut self, outside: &mut Outside<'_, M, H>, _: bool) {
         self.on_bus(outside, Bus::resume);
+        self.usage.restart(outside.host.now_ns());
         self.relay_console(outside);
         self.exchange(outside);
     }

@@ -1,0 +1,65 @@
+//! What the guest's devices take of the host, told to it a moment after devices came or went.
+//!
+//! An operator sees by it that a device that is gone has left nothing behind.
+
+use alloc::string::ToString as _;
+use alloc::vec::Vec;
+
+use super::AllPoints;
+
+/// How long after a change the figures have settled.
+const SETTLED_NS: u64 = 1_000_000_000;
+
+/// When to tell what.
+#[derive(Debug, Default)]
+pub struct Usage {
+    /// Devices when it was last looked.
+    devices: usize,
+    /// When the figures are due, in host time.
+    due: Option<u64>,
+}
+
+impl Usage {
+    /// Whether there are other devices than there were.
+    pub fn is_outdated(&self, devices: usize) -> bool {
+        devices != self.devices
+    }
+
+    /// Notes how many devices there are.
+    pub fn note(&mut self, devices: usize, now_ns: u64) {
+        if devices != self.devices {
+            self.devices = devices;
+            self.due = Some(now_ns.saturating_add(SETTLED_NS));
+        }
+    }
+
+    /// The figures may be of no use any more: says them again in a new domain.
+    pub fn restart(&mut self, now_ns: u64) {
+        self.due = Some(now_ns.saturating_add(SETTLED_NS));
+    }
+
+    /// When the figures are due.
+    pub fn due(&self) -> Option<u64> {
+        self.due
+    }
+}
+
+impl AllPoints {
+    /// Publishes the figures if they are due.
+    pub(super) fn tell_usage(&mut self, now_ns: u64) {
+        if self.usage.due.take_if(|due| *due <= now_ns).is_none() {
+            return;
+        }
+        let figures = [
+            ("usage/devices", self.bus.len()),
+            ("usage/host-ports", self.bus.ports()),
+            ("usage/grants", self.sides.host_grants.outstanding()),
+            ("usage/free-frames", self.sides.pool.available()),
+        ];
+        for (key, figure) in figures {
+            self.publish(key, &figure.to_string());
+        }
+        let hidden: Vec<&str> = self.bus.hidden().collect();
+        self.publish("not-carried", &hidden.join(" "));
+    }
+}

@@ -1,0 +1,296 @@
+//! Devices and the store of a guest under our shim: that they work, that they come and go, that the
+//! toolstack rules the guest as usual, and that nothing the guest sees is a name of the host's.
+//!
+//! What is not about the shim is done with a plain PV guest as well, so that a fault of the lab is
+//! not taken for one of the shim's.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use unmoved_lab::images::{GuestKernel, Xen};
+use unmoved_lab::programs::{self, Program};
+use unmoved_lab::tools::Tools;
+use unmoved_lab::{Config, Guest, GuestPlan, Host, Lab, System, initramfs};
+
+const BOOT: Duration = Duration::from_secs(300);
+const MOMENT: Duration = Duration::from_secs(120);
+/// The guest's address.
+const GUEST: &str = "192.0.2.100";
+/// The guest's workload's partner, in dom0.
+const PEER: &str = "/root/unmoved-peer";
+/// Puts a disk of 16 MiB behind a second loop device.
+const SECOND_DISK: &str =
+    "dd if=/dev/zero of=/root/second bs=1M count=16 2>/dev/null; losetup /dev/loop1 /root/second";
+/// How often devices come and go.
+const PLUGS: usize = 5;
+
+fn ours() -> Result<System> {
+    Ok(System::Shim(programs::shim()?))
+}
+
+fn plan(system: System) -> Result<GuestPlan> {
+    let files = GuestKernel::Debian12.get(&Tools::get()?)?;
+    let mut plan = GuestPlan::new("guest", system, files.unpacked());
+    plan.initrd = Some(initramfs::workload(&files)?);
+    plan.arguments += " quiet unmoved.mode=net unmoved.net=ip=192.0.2.100/24 unmoved.heartbeat=2";
+    plan.disks.push("phy:/dev/vda,xvda,w".to_owned());
+    plan.nics.push("mac=02:00:00:00:01:01".to_owned());
+    // So that two guests of this plan have nothing that tells them apart.
+    plan.lines
+        .push("uuid = \"00112233-4455-6677-8899-aabbccddeeff\"".to_owned());
+    Ok(plan)
+}
+
+/// Runs `job` with a guest that is up, on one host.
+fn with_guest(
+    name: &str,
+    xen: Xen,
+    system: System,
+    job: impl FnOnce(&Host, &Guest) -> Result<()>,
+) -> Result<()> {
+    let config = Config {
+        hosts: vec![xen],
+        ..Config::hosts(1)
+    };
+    Lab::run(name, &config, |lab| {
+        let host = lab.host(0);
+        host.copy_in(&Program::Peer.build()?, PEER)?;
+        let guest = plan(system)?.create(host)?;
+        guest.ready(BOOT)?;
+        job(host, &guest)
+    })
+}
+
+/// The last report of a program in dom0 that must succeed.
+fn peer(host: &Host, words: &[&str]) -> Result<String> {
+    host.ok(&[&[PEER], words].concat())
+}
+
+/// Disk requests of all sizes with checksums, 32 at a time, and TCP and UDP streams beside it.
+fn carries(host: &Host, guest: &Guest) -> Result<()> {
+    guest.order(
+        host,
+        "disk start dev=/dev/xvda area=64M depth=32 min=4k max=1M flush=20 pause=20000",
+        MOMENT,
+    )?;
+    host.ok(&["ping", "-c", "1", "-w", "60", GUEST])?;
+    peer(
+        host,
+        &["tcp", "to=192.0.2.100:7007", "connections=2", "seconds=10"],
+    )?;
+    let counted = peer(host, &["udp", "to=192.0.2.100:7008", "seconds=10"])?;
+    ensure!(counted.contains("\"corrupt\":0"), "{counted}");
+    let stopped = guest.order(host, "disk stop", MOMENT)?;
+    let disk = &stopped["disks"][0];
+    ensure!(
+        disk["errors"] == 0 && disk["mismatches"] == 0,
+        "a disk lies: {disk}"
+    );
+    ensure!(disk["checked_blocks"].as_u64() > Some(0), "{disk}");
+    let requests = |kind: &str| disk[kind]["requests"].as_u64();
+    println!(
+        "{:?} reads, {:?} writes, {:?} flushes",
+        requests("read"),
+        requests("write"),
+        requests("flush")
+    );
+    Ok(())
+}
+
+#[test]
+fn a_plain_guest_carries_data() {
+    with_guest("pv-carries", Xen::V4_17, System::Native, carries).unwrap();
+}
+
+#[test]
+fn a_guest_under_the_shim_carries_data() {
+    with_guest("carries", Xen::V4_17, ours().unwrap(), carries).unwrap();
+}
+
+#[test]
+fn a_guest_under_the_shim_carries_data_on_the_newer_xen() {
+    with_guest("carries-4.20", Xen::V4_20, ours().unwrap(), carries).unwrap();
+}
+
+/// What the shim says about itself to the host.
+fn figure(host: &Host, key: &str) -> Result<String> {
+    let domid = domid(host)?;
+    let path = format!("/local/domain/{domid}/data/unmoved/usage/{key}");
+    Ok(host.ok(&["xenstore-read", &path])?.trim().to_owned())
+}
+
+fn domid(host: &Host) -> Result<String> {
+    Ok(host.ok(&["xl", "domid", "guest"])?.trim().to_owned())
+}
+
+/// Waits until something in dom0 is true, which a shell can tell.
+fn until(host: &Host, condition: &str) -> Result<()> {
+    let script =
+        format!("i=0; until {condition}; do i=$((i+1)); [ $i -lt 600 ] || exit 1; sleep 0.2; done");
+    host.sh(&script)
+        .with_context(|| format!("waited in vain for: {condition}"))
+        .map(drop)
+}
+
+fn number_of_devices(host: &Host, expected: usize) -> Result<()> {
+    let path = format!("/local/domain/{}/data/unmoved/usage/devices", domid(host)?);
+    until(
+        host,
+        &format!("[ \"$(xenstore-read {path} 2>/dev/null)\" = {expected} ]"),
+    )
+}
+
+#[test]
+fn devices_come_and_go_and_leave_nothing_behind() {
+    let job = |host: &Host, guest: &Guest| -> Result<()> {
+        host.sh(SECOND_DISK)?;
+        guest.order(
+            host,
+            "disk start dev=/dev/xvda area=16M depth=8 pause=2000",
+            MOMENT,
+        )?;
+        number_of_devices(host, 2)?;
+        let figures = |host: &Host| -> Result<Vec<String>> {
+            ["host-ports", "grants", "free-frames"]
+                .iter()
+                .map(|key| figure(host, key))
+                .collect()
+        };
+        let mut after = Vec::new();
+        for round in 0..PLUGS {
+            host.ok(&["xl", "block-attach", "guest", "phy:/dev/loop1,xvdb,w"])?;
+            host.ok(&["xl", "network-attach", "guest", "mac=02:00:00:00:01:02"])?;
+            number_of_devices(host, 4)?;
+            guest.order(
+                host,
+                "disk start dev=/dev/xvdb depth=8 max=128k wait=60",
+                MOMENT,
+            )?;
+            let write = |report: &Value| {
+                report["ev"] == "alive" && report["disk_verified"].as_u64() > Some(0)
+            };
+            guest.report(guest.console.mark(), MOMENT, write)?;
+            let stopped = guest.order(host, "disk stop dev=/dev/xvdb", MOMENT)?;
+            ensure!(stopped["disks"][0]["errors"] == 0, "{stopped}");
+            host.ok(&["xl", "block-detach", "guest", "xvdb"])?;
+            host.ok(&["xl", "network-detach", "guest", "1"])?;
+            number_of_devices(host, 2)?;
+            println!("round {round}: {:?}", figures(host)?);
+            after.push(figures(host)?);
+        }
+        // The first round may have made lists longer for good.
+        ensure!(
+            after[1..].iter().all(|figures| *figures == after[0]),
+            "something leaks: {after:?}"
+        );
+        Ok(())
+    };
+    with_guest("plug", Xen::V4_17, ours().unwrap(), job).unwrap();
+}
+
+#[test]
+fn the_toolstack_rules_the_guest() {
+    let job = |host: &Host, guest: &Guest| -> Result<()> {
+        let domid = domid(host)?;
+        // Memory, down and up again.
+        let before = guest.order(host, "balloon", MOMENT)?;
+        let current = |report: &Value| report["current_kib"].as_u64();
+        let at = before["current_kib"].as_u64().context("no balloon")?;
+        for (mib, less) in [("192", 64 << 10), ("256", 0)] {
+            host.ok(&["xl", "mem-set", "guest", mib])?;
+            let mut report = Value::Null;
+            for _ in 0..200 {
+                report = guest.order(host, "balloon", MOMENT)?;
+                if current(&report) == Some(at - less) {
+                    break;
+                }
+            }
+            ensure!(
+                current(&report) == Some(at - less),
+                "at {mib} MiB, from {at}: {report}"
+            );
+        }
+        // What either side writes where both may look.
+        host.ok(&[
+            "xenstore-write",
+            &format!("/local/domain/{domid}/data/note"),
+            "hello",
+        ])?;
+        let mut seen = Value::Null;
+        for _ in 0..200 {
+            seen = guest.order(host, "xenstore read data/note", MOMENT)?;
+            if seen["found"] == "hello" {
+                break;
+            }
+        }
+        ensure!(seen["found"] == "hello", "{seen}");
+        guest.order(host, "xenstore write attr/answer 42", MOMENT)?;
+        let path = format!("/local/domain/{domid}/attr/answer");
+        until(
+            host,
+            &format!("[ \"$(xenstore-read {path} 2>/dev/null)\" = 42 ]"),
+        )?;
+        // A key for the kernel, and the end.
+        let mark = guest.console.mark();
+        host.ok(&["xl", "sysrq", "guest", "h"])?;
+        guest
+            .console
+            .wait_for_after(mark, "sysrq: HELP|SysRq : HELP", MOMENT)?;
+        host.ok(&["xl", "shutdown", "-w", "guest"])?;
+        Ok(())
+    };
+    with_guest("rules", Xen::V4_17, ours().unwrap(), job).unwrap();
+}
+
+#[test]
+fn a_guest_sees_no_name_of_its_host() {
+    let print = |host: &Host, to: &str| -> Result<()> {
+        peer(
+            host,
+            &["fingerprint", "to=192.0.2.100:7009", &format!("file={to}")],
+        )
+        .map(drop)
+    };
+    Lab::run("names", &Config::hosts(1), |lab| {
+        let host = lab.host(0);
+        host.copy_in(&Program::Peer.build()?, PEER)?;
+        let plan = plan(ours()?)?;
+        let mut domids = Vec::new();
+        for file in ["/root/one", "/root/two"] {
+            let guest = plan.create(host)?;
+            guest.ready(BOOT)?;
+            host.ok(&["ping", "-c", "1", "-w", "60", GUEST])?;
+            print(host, file)?;
+            domids.push(domid(host)?);
+            host.ok(&["xl", "destroy", "guest"])?;
+            host.sh("rm -f /var/log/xen/console/guest-guest*")?;
+            // Each domain that was takes a number, and a port and a frame here and there.
+            for _ in 0..3 {
+                host.ok(&["xl", "create", "-p", &plan.path("cfg")])?;
+                host.ok(&["xl", "destroy", "guest"])?;
+            }
+            host.sh("rm -f /var/log/xen/console/guest-guest*")?;
+        }
+        ensure!(domids[0] != domids[1], "{domids:?}");
+        let differences = host.run(&[PEER, "diff", "before=/root/one", "after=/root/two"])?;
+        ensure!(differences.code == 0, "{}", differences.stdout);
+        let copy = lab.folder().join("fingerprint");
+        host.copy_out("/root/two", &copy)?;
+        let text = fs::read_to_string(&copy)?;
+        for name in [
+            format!("/local/domain/{}", domids[1]),
+            format!("/vbd/{}/", domids[1]),
+            format!("/vif/{}/", domids[1]),
+        ] {
+            ensure!(!text.contains(&name), "the guest sees {name}");
+        }
+        println!(
+            "{} lines, the same as domain {domids:?}",
+            text.lines().count()
+        );
+        Ok(())
+    })
+    .unwrap();
+}
