@@ -255,6 +255,12 @@ pub(crate) fn map(mem: &dyn Frames, reference: u32, write: bool) -> Mfn {
     Mfn(u64::from(mem.load32(frame, at + 4)))
 }
 
+/// Whether a reference grants anything, which one that was withdrawn does not.
+pub(crate) fn is_granted(mem: &dyn Frames, reference: u32) -> bool {
+    let (frame, at) = host_entry(reference);
+    mem.load16(frame, at) & 3 == 1
+}
+
 /// Ends the backend's mappings.
 pub(crate) fn unmap(mem: &dyn Frames, references: &[u32]) {
     for &reference in references {

@@ -34,8 +34,12 @@ mod features;
 mod guest;
 mod host;
 mod loose;
+#[cfg(any(test, feature = "testing"))]
+pub mod model;
 mod packet;
 mod rx;
+#[cfg(test)]
+mod tests;
 mod tx;
 
 use alloc::string::String;

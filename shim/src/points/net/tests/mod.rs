@@ -1,0 +1,5 @@
+//! Tests of whole interfaces, against models of both their sides.
+
+mod cases;
+mod guest;
+mod properties;
