@@ -153,6 +153,18 @@ fn what_cannot_be_converted_is_named() {
 }
 
 #[test]
+fn a_length_near_the_end_of_numbers_is_refused() {
+    let sample = LegacySample::new(Width::Bits32, Guest::Pv(PvInfo::Bits64));
+    let mut bytes = sample.write(Vec::new()).unwrap();
+    // The XSAVE state's mask and size.
+    let head = [7u64, 836].map(u64::to_le_bytes).concat();
+    let at = bytes.windows(16).position(|w| w == head).unwrap();
+    bytes[at + 8..at + 16].copy_from_slice(&[0xff; 8]);
+    let error = converted(&bytes, Target::Libxl).unwrap_err().to_string();
+    assert!(error.contains("XSAVE") && error.contains("must be 836"), "{error}");
+}
+
+#[test]
 fn a_stream_of_a_newer_version_is_not_converted() {
     let sample = unmoved_stream::testing::Sample::new(Guest::Hvm);
     for bytes in [

@@ -168,8 +168,10 @@ pub(super) fn tail<R: Read, W: Write>(
 fn read_xsave<R: Read>(source: &mut Source<R>, total: u32) -> Result<Vec<u8>, Defect> {
     let _mask = source.u64()?;
     let size = source.u64()?;
-    if size + 16 != total.into() {
-        return Err(Defect::length(size, format!("{}", total - 16)));
+    // Not the other way round: `size` may be anything.
+    let expected = total - 16;
+    if size != expected.into() {
+        return Err(Defect::length(size, expected.to_string()));
     }
-    source.bytes((total - 16) as usize)
+    source.bytes(expected as usize)
 }
