@@ -1,6 +1,7 @@
 //! The project's own commands, run as `cargo xtask …`; each sets up by itself what it needs.
 
 mod bench;
+mod bench_stream;
 mod bench_transfer;
 mod demo;
 mod json;
@@ -30,6 +31,8 @@ enum Command {
     Bench(bench::Bench),
     /// Measure the host agent's transport over the loopback interface
     BenchTransfer(bench_transfer::BenchTransfer),
+    /// Measure our stream tools beside Xen's own
+    BenchStream(bench_stream::BenchStream),
     /// Check everything: format, lints, all tests, with and without hosts
     Test(test::Test),
     /// Use the lab by hand
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Command::Demo(demo) => demo.run(),
         Command::Bench(bench) => bench.run(),
         Command::BenchTransfer(bench) => bench.run(),
+        Command::BenchStream(bench) => bench.run(),
         Command::Test(test) => test.run(),
         Command::Lab(command) => command.run(),
     };
