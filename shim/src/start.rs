@@ -32,6 +32,12 @@ use crate::machine::{Bare, cpu, globals, heap, instructions, layout, paging, tab
 
 /// Frames that the shim keeps for rings, tables and stacks.
 const POOL_FRAMES: u64 = 320;
+/// Frames that are neither the guest's nor among those counted above: the image, the hole below 1
+/// MiB, what the toolstack keeps for its own use, and some more, so that the guest has the same
+/// memory whatever release of the toolstack starts it.
+const OTHER_FRAMES: u64 = 320;
+/// Memory is configured in MiB.
+const FRAMES_PER_MIB: u64 = (1 << 20) / PAGE_SIZE as u64;
 /// What the guest is told of the highest machine address, whatever the host has: a constant, and
 /// small enough for version 1 of the grant table.
 const MACHINE_ADDRESS_WIDTH: u8 = 40;
@@ -147,9 +153,9 @@ type Vec2 = [Option<ModlistEntry>; 2];
 
 /// Takes the machine over and builds the guest.  Returns it with the registers of its first vCPU.
 pub fn start(start_info: u64) -> (&'static mut Hosted, Regs) {
-    let Some(xen_leaves) = xen::detect() else {
-        refuse("hypervisor", "not Xen")
-    };
+    if !xen::detect() {
+        refuse("hypervisor", "not Xen");
+    }
     let mut handed = read_start_info(start_info);
     let memory = &mut handed.memory;
 
@@ -216,7 +222,13 @@ pub fn start(start_info: u64) -> (&'static mut Hosted, Regs) {
         console,
         console_port,
     };
-    let guest_frames = guest_frames(memory, image, handed.ramdisk.as_ref());
+    let mut guest_frames = guest_frames(memory, image, handed.ramdisk.as_ref());
+    let of_ram: u64 = ram.iter().map(|&(_, count)| count).sum();
+    let own = heap_frames + POOL_FRAMES + m2p_frames + OTHER_FRAMES;
+    let planned = of_ram.next_multiple_of(FRAMES_PER_MIB).saturating_sub(own);
+    let given = guest_frames.image.len() + guest_frames.ramdisk.len();
+    let spare = guest_frames.free.split_off(planned.saturating_sub(given));
+    spare.iter().for_each(|frame| pool.give_back(frame));
     let cmd_line = physical_string(handed.kernel.cmdline_paddr);
     for list in [
         &guest_frames.image,
@@ -268,7 +280,7 @@ pub fn start(start_info: u64) -> (&'static mut Hosted, Regs) {
     // The guest counts from its own start: how long the host has been up is not its business.
     time.rebase(now, 0);
     time.publish_wall_clock(&frames, shared_info, host.wall_clock_ns());
-    let (cpuid, msrs) = policies(&m, &identity, xen_leaves);
+    let (cpuid, msrs) = policies(&m, &identity);
     info!(
         "guest of {} pages, {} frames left to the shim, entry {:#x}",
         built.nr_pages,
@@ -364,22 +376,20 @@ fn identity() -> Identity {
     }
 }
 
-fn policies(m: &Bare, identity: &Identity, xen_leaves: u32) -> (FrozenCpuid, MsrPolicy) {
+fn policies(m: &Bare, identity: &Identity) -> (FrozenCpuid, MsrPolicy) {
     use instructions::msr;
-    let [tsc_flags, ..] = instructions::cpuid(xen_leaves + 3, 0);
     let leaves = HypervisorLeaves {
         version: ((identity.version >> 16) as u16, identity.version as u16),
-        tsc_flags,
         machine_address_width: MACHINE_ADDRESS_WIDTH,
     };
-    // A host that emulates the TSC makes RDTSCP as slow as RDTSC, and there are emulated machines
-    // whose SVM reports the former as the latter, which the host can not handle.
-    const TSC_EMULATED: u32 = 1 << 0;
+    // Whether a host emulates the TSC, it decides for itself each time that it starts.  One that does
+    // makes RDTSCP as slow as RDTSC, and there are emulated machines whose SVM reports the former as
+    // the latter, which the host can not handle.  So no guest is told of it.
     const RDTSCP: u32 = 1 << 27;
     let cpuid = FrozenCpuid::freeze(
         |leaf, subleaf| {
             let mut regs = instructions::cpuid(leaf, subleaf);
-            if leaf == 0x8000_0001 && tsc_flags & TSC_EMULATED != 0 {
+            if leaf == 0x8000_0001 {
                 regs[3] &= !RDTSCP;
             }
             regs

@@ -161,7 +161,10 @@ fn a_length_near_the_end_of_numbers_is_refused() {
     let at = bytes.windows(16).position(|w| w == head).unwrap();
     bytes[at + 8..at + 16].copy_from_slice(&[0xff; 8]);
     let error = converted(&bytes, Target::Libxl).unwrap_err().to_string();
-    assert!(error.contains("XSAVE") && error.contains("must be 836"), "{error}");
+    assert!(
+        error.contains("XSAVE") && error.contains("must be 836"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -12,6 +12,7 @@ use unmoved_lab::images::KernelFiles;
 use unmoved_lab::migrate;
 use unmoved_lab::programs::{self, Program};
 use unmoved_lab::{Guest, GuestPlan, Host, Lab, System, initramfs, progress};
+use unmoved_workload::fingerprint::{self, Fingerprint};
 use unmoved_workload::report::parse_line;
 
 /// Longest time from creation to a running user space, on a loaded machine.
@@ -127,7 +128,7 @@ pub fn plan(kernel: &KernelFiles) -> Result<GuestPlan> {
 pub fn run(lab: &Lab, kernel: &KernelFiles, mover: Mover<'_>, rounds: usize) -> Result<Unnoticed> {
     let (a, b) = (lab.host(0), lab.host(1));
     let plan = plan(kernel)?;
-    a.copy_in(&Program::Peer.build()?, PEER)?;
+    install_peer(a)?;
     let step =
         progress::step("host a: Debian 12's kernel boots under the shim, unfriendly, and works");
     let guest = plan.create(a)?;
@@ -136,11 +137,7 @@ pub fn run(lab: &Lab, kernel: &KernelFiles, mover: Mover<'_>, rounds: usize) -> 
         report["ev"] == "alive" && report["disk_verified"].as_u64() > Some(0)
     })?;
     step.done(&format!("{} KiB of RAM", ready["mem_total_kib"]));
-    let fingerprint = |file: &str| {
-        let to = format!("to={ADDRESS}:7009");
-        a.ok(&[PEER, "fingerprint", &to, &format!("file=/root/{file}")])
-    };
-    fingerprint("before")?;
+    let before = fingerprint(a)?;
     let tcp = a.start(&[PEER, "tcp", &format!("to={ADDRESS}:7007")])?;
     let mut moves = Vec::new();
     let mut at_home = guest;
@@ -164,14 +161,7 @@ pub fn run(lab: &Lab, kernel: &KernelFiles, mover: Mover<'_>, rounds: usize) -> 
         moves.push(this);
         at_home = arrived;
     }
-    fingerprint("after")?;
-    let changes = a.run(&[PEER, "diff", "before=/root/before", "after=/root/after"])?;
-    let fingerprint_changes = changes
-        .stdout
-        .lines()
-        .filter(|line| line.contains("\"difference\""))
-        .map(str::to_owned)
-        .collect();
+    let fingerprint_changes = differences(&before, &fingerprint(a)?);
     let wall = a.ok(&[PEER, "wall", &format!("to={ADDRESS}:7009")])?;
     let clock = at_home.order(a, "clock report", MOMENT)?;
     let disks = at_home.order(a, "disk stop", BOOT)?;
@@ -196,6 +186,35 @@ pub fn run(lab: &Lab, kernel: &KernelFiles, mover: Mover<'_>, rounds: usize) -> 
             .context("no wall clock error")?
             / 1e6,
     })
+}
+
+/// All that the guest can see, taken over its network from `host`, which has its peer program.
+///
+/// # Errors
+/// If the guest can not be reached.
+pub fn fingerprint(host: &Host) -> Result<Fingerprint> {
+    let to = format!("to={ADDRESS}:7009");
+    host.ok(&[PEER, "fingerprint", &to, "file=/root/fingerprint"])?;
+    Ok(Fingerprint::from_text(
+        &host.ok(&["cat", "/root/fingerprint"])?,
+    ))
+}
+
+/// Copy the peer program to a host.
+///
+/// # Errors
+/// If it can not be built or copied.
+pub fn install_peer(host: &Host) -> Result<()> {
+    host.copy_in(&Program::Peer.build()?, PEER)
+}
+
+/// What differs between two fingerprints, a sentence each.
+#[must_use]
+pub fn differences(before: &Fingerprint, after: &Fingerprint) -> Vec<String> {
+    fingerprint::diff(before, after)
+        .into_iter()
+        .map(|one| format!("{}: {:?} became {:?}", one.key, one.before, one.after))
+        .collect()
 }
 
 /// What the shim says of its last move, in the store of the host that it is on now.

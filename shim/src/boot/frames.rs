@@ -62,6 +62,22 @@ impl FrameList {
         self.len += run.count;
     }
 
+    /// Keeps the first `len` frames and returns the others.
+    pub fn split_off(&mut self, len: u64) -> Self {
+        let mut kept = Self::new();
+        let mut rest = Self::new();
+        for run in self.runs() {
+            let here = run.count.min(len.saturating_sub(kept.len));
+            kept.push_run(FrameRun { count: here, ..run });
+            rest.push_run(FrameRun {
+                first: Mfn(run.first.0 + here),
+                count: run.count - here,
+            });
+        }
+        *self = kept;
+        rest
+    }
+
     /// Returns the frame at `index`, or `None` beyond the end.
     pub fn get(&self, index: u64) -> Option<Mfn> {
         let behind = self.runs.partition_point(|&(start, _)| start <= index);
@@ -152,6 +168,15 @@ mod tests {
                 prop_assert_eq!(list.get(index as u64), Some(Mfn(frame)));
             }
             prop_assert_eq!(list.get(list.len()), None);
+        }
+
+        #[test]
+        fn a_list_in_two_parts_is_still_the_list(frames in vec(0u64..50, 0..30), at in 0u64..40) {
+            let mut list: FrameList = frames.iter().copied().map(Mfn).collect();
+            let rest = list.split_off(at);
+            prop_assert_eq!(list.len(), at.min(frames.len() as u64));
+            let both: Vec<u64> = list.iter().chain(rest.iter()).map(|mfn| mfn.0).collect();
+            prop_assert_eq!(both, frames);
         }
     }
 }

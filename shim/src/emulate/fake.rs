@@ -128,7 +128,6 @@ impl FakeVcpu {
     pub fn new(raw: fn(u32, u32) -> Leaf) -> Self {
         let hypervisor = HypervisorLeaves {
             version: (4, 17),
-            tsc_flags: 0,
             machine_address_width: 40,
         };
         let cpuid = FrozenCpuid::freeze(raw, &hypervisor);

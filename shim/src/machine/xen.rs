@@ -54,16 +54,16 @@ fn op<T: FromBytes + IntoBytes>(number: u64, command: u64, arg: &mut T) -> Resul
     unsafe { hypercall(number, [command, core::ptr::from_mut(arg) as u64, 0]) }
 }
 
-/// Finds the CPUID leaves of Xen; `None` when this is another hypervisor.
-pub fn detect() -> Option<u32> {
-    let base = (0x4000_0000..0x4001_0000).step_by(0x100).find(|&base| {
+/// Finds Xen, and how hypercalls are made; `false` when this is another hypervisor.
+pub fn detect() -> bool {
+    let is_xen = (0x4000_0000..0x4001_0000).step_by(0x100).any(|base| {
         let [_, b, c, d] = instructions::cpuid(base, 0);
         [b, c, d].as_bytes() == b"XenVMMXenVMM"
-    })?;
+    });
     let [_, b, c, d] = instructions::cpuid(0, 0);
     let is_amd = matches!([b, d, c].as_bytes(), b"AuthenticAMD" | b"HygonGenuine");
     USE_VMMCALL.store(is_amd, Ordering::Relaxed);
-    Some(base)
+    is_xen
 }
 
 /// Reads one of the domain's parameters.

@@ -16,8 +16,6 @@ const INCARNATION: u32 = 1;
 pub struct HypervisorLeaves {
     /// Major and minor version, as the `xen_version` hypercall reports them.
     pub version: (u16, u16),
-    /// Leaf +3 `eax`: 1 TSC emulated, 2 reliable on the host, 4 RDTSCP available.
-    pub tsc_flags: u32,
     /// Bits in the highest machine address, from which a guest chooses its grant table version.
     pub machine_address_width: u8,
 }
@@ -34,9 +32,10 @@ pub fn fill(table: &mut FrozenCpuid, leaves: &HypervisorLeaves) {
         [u32::from(major) << 16 | u32::from(minor), 0, 0, 0],
     );
     table.add(BASE + 2, 0, true, [1, HYPERCALL_MSR, PRESERVE_AD, 0]);
-    table.add(BASE + 3, 0, false, [leaves.tsc_flags, 0, 0, INCARNATION]);
-    // No frequency: each host measures its own when it starts, and a guest that moves would be left
-    // with that of a host long gone.  The time info in `vcpu_info` is always that of the present one.
+    table.add(BASE + 3, 0, false, [0, 0, 0, INCARNATION]);
+    // No flags and no frequency: each host decides by itself whether to emulate the TSC, and measures
+    // its frequency anew when it starts, so a guest that moves would be left with what held on a host
+    // long gone.  The time info in `vcpu_info` is always that of the present one.
     table.add(BASE + 3, 1, false, [0; 4]);
     table.add(BASE + 3, 2, false, [0; 4]);
     // Leaf +4 describes HVM guests only.
