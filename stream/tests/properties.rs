@@ -105,7 +105,7 @@ fn apply(bytes: &mut Vec<u8>, damage: &Damage) {
             bytes[at..end].copy_from_slice(&word.to_le_bytes()[..end - at]);
         }
         Damage::Remove(at, count) => {
-            drop(bytes.drain(at % length..length.min(at % length + count)))
+            drop(bytes.drain(at % length..length.min(at % length + count)));
         }
         Damage::Repeat(at, count) => {
             let at = at % length;
