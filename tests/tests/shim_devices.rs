@@ -13,6 +13,7 @@ use unmoved_lab::images::{GuestKernel, Xen};
 use unmoved_lab::programs::{self, Program};
 use unmoved_lab::tools::Tools;
 use unmoved_lab::{Config, Guest, GuestPlan, Host, Lab, System, initramfs};
+use unmoved_workload::report::parse_line;
 
 const BOOT: Duration = Duration::from_secs(300);
 const MOMENT: Duration = Duration::from_secs(120);
@@ -290,6 +291,53 @@ fn a_guest_sees_no_name_of_its_host() {
             "{} lines, the same as domain {domids:?}",
             text.lines().count()
         );
+        Ok(())
+    })
+    .unwrap();
+}
+
+/// Plays random requests in a guest and returns every request with its answer.
+fn store_answers(host: &Host, system: System) -> Result<Vec<String>> {
+    let guest = plan(system)?.create(host)?;
+    guest.ready(BOOT)?;
+    host.ok(&["ping", "-c", "1", "-w", "60", GUEST])?;
+    let order = "line=store-script seed=20 rounds=6 steps=250";
+    let reports = peer(host, &["order", "to=192.0.2.100:7009", order])?;
+    let lines = reports
+        .lines()
+        .filter_map(parse_line)
+        .filter_map(Result::ok)
+        .filter_map(|report| report["lines"].as_array().cloned())
+        .flatten()
+        .filter_map(|line| Some(line.as_str()?.to_owned()))
+        .collect();
+    host.ok(&["xl", "destroy", "guest"])?;
+    host.sh("rm -f /var/log/xen/console/guest-guest*")?;
+    Ok(lines)
+}
+
+#[test]
+fn the_guests_store_answers_like_the_real_one() {
+    Lab::run("store", &Config::hosts(1), |lab| {
+        let host = lab.host(0);
+        host.copy_in(&Program::Peer.build()?, PEER)?;
+        // The first guest is domain 1, which every guest under the shim believes to be.
+        let real = store_answers(host, System::Native)?;
+        let ours = store_answers(host, ours()?)?;
+        for (index, (one, other)) in real.iter().zip(&ours).enumerate() {
+            ensure!(
+                one == other,
+                "line {index}:\n real {one}\n ours {other}\n after {}",
+                ours[index.saturating_sub(12)..index].join("\n       ")
+            );
+        }
+        ensure!(
+            real.len() == ours.len() && real.len() > 500,
+            "{} lines",
+            real.len()
+        );
+        let errors = real.iter().filter(|line| line.contains(" ! ")).count();
+        println!("{} lines, {errors} of them errors", real.len());
         Ok(())
     })
     .unwrap();

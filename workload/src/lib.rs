@@ -17,6 +17,7 @@ pub mod net;
 pub mod orders;
 pub mod peer;
 pub mod report;
+pub mod store_script;
 pub mod storm;
 pub mod sys;
 pub mod unfriendly;

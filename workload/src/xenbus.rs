@@ -8,7 +8,7 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 
 /// Where the kernel offers the store: the device, and the older file of xenfs.
-const DOORS: [&str; 2] = ["/dev/xen/xenbus", "/proc/xen/xenbus"];
+pub(crate) const DOORS: [&str; 2] = ["/dev/xen/xenbus", "/proc/xen/xenbus"];
 
 /// The largest payload (`XENSTORE_PAYLOAD_MAX`).
 const PAYLOAD_MAX: usize = 4096;

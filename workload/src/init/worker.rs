@@ -17,7 +17,7 @@ use crate::orders::{BootOrders, Order, OrderError};
 use crate::report::Reporter;
 use crate::sys::system::Power;
 use crate::unfriendly::{self, Held};
-use crate::{bench, storm};
+use crate::{bench, store_script, storm};
 
 /// Orders being carried out at once; more are refused.
 const MOST_ORDERS: u64 = 32;
@@ -145,6 +145,7 @@ impl Worker {
                 Ok(Value::Null)
             }
             "bench" => bench::run(order),
+            "store-script" => store_script::play(order, reporter),
             "storm" => storm::run(order),
             "xenstore" => tools::xenstore(order),
             "file" => tools::file(order),
