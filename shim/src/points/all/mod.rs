@@ -18,6 +18,8 @@ mod grant_op;
 mod sides;
 mod start;
 mod suspend;
+#[cfg(test)]
+mod tests;
 mod usage;
 
 use alloc::boxed::Box;

@@ -45,12 +45,7 @@ impl AllPoints {
         &mut self,
         outside: &mut Outside<'_, M, H>,
     ) -> Result<(), StartError> {
-        self.sides
-            .create_guest_table(outside)
-            .map_err(StartError::NoMemory)?;
-        self.begin_seeding();
-        self.relay_console(outside);
-        self.exchange(outside);
+        self.begin(outside)?;
         self.wait_while(outside, STORE_NS, |points| {
             !points.is_seeded() && !points.sides.real.is_broken()
         });
@@ -61,6 +56,20 @@ impl AllPoints {
         if !self.bus.is_settled() {
             log::warn!("not all devices are connected; the guest starts without them");
         }
+        Ok(())
+    }
+
+    /// Makes the guest's grant table and asks the host's store.
+    pub(super) fn begin<M: Machine, H: Host>(
+        &mut self,
+        outside: &mut Outside<'_, M, H>,
+    ) -> Result<(), StartError> {
+        self.sides
+            .create_guest_table(outside)
+            .map_err(StartError::NoMemory)?;
+        self.begin_seeding();
+        self.relay_console(outside);
+        self.exchange(outside);
         Ok(())
     }
 
