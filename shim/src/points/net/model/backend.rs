@@ -56,6 +56,8 @@ pub(crate) struct Backend {
     gso: [bool; 2],
     /// Stopped within a packet.
     is_cut: bool,
+    /// Waits to be told of buffers.
+    is_starved: bool,
 }
 
 impl Backend {
@@ -130,7 +132,7 @@ impl Backend {
     /// Drops everything, as a backend does whose frontend closes.
     fn disconnect(&mut self, mem: &FakeFrames) {
         (self.tx, self.rx) = (None, None);
-        self.is_cut = false;
+        (self.is_cut, self.is_starved) = (false, false);
         let taken = self.taken.drain(..).map(|taken| taken.gref);
         let all: Vec<u32> = taken
             .chain(self.rings.drain(..))
@@ -238,6 +240,11 @@ impl Backend {
         ring.push(mem)
     }
 
+    /// The frontend has notified it.
+    pub fn wake(&mut self) {
+        self.is_starved = false;
+    }
+
     /// Unmaps what was kept beyond its answer.
     pub fn let_go(&mut self, mem: &FakeFrames) {
         unmap(mem, &core::mem::take(&mut self.lingering));
@@ -260,8 +267,13 @@ impl Backend {
         let Some(ring) = &mut self.rx else {
             return false;
         };
-        if self.is_cut || ring.pending(mem).unwrap() < needed {
-            let _ = ring.final_check(mem);
+        let pending = ring.pending(mem).unwrap();
+        if pending < needed && !self.is_starved {
+            // The next buffer is to be told of; one that came just now is seen at the next try.
+            ring.ignore_next(mem, pending);
+            self.is_starved = ring.pending(mem).unwrap() == pending;
+        }
+        if self.is_cut || self.is_starved || pending < needed {
             return false;
         }
         let mut at = 0;

@@ -276,8 +276,28 @@ impl Machine {
 
     /// Who was woken: one that was not sleeps, so that a lost notification shows.
     fn hear(&mut self) {
-        self.backend_awake |= core::mem::take(&mut self.world.xen.notified);
+        if core::mem::take(&mut self.world.xen.notified) {
+            self.backend_awake = true;
+            self.world.backend.wake();
+        }
         self.guest_awake |= core::mem::take(&mut self.world.ports.raised);
+    }
+
+    /// Packets still come through, whatever has happened.
+    fn prove_alive(&mut self) {
+        let before = self.guest.received.len();
+        // Buffers that were spoiled may stand in front.
+        for _ in 0..500 {
+            self.guest.post(&self.world, 1, false);
+            self.guest.push(&mut self.world);
+            self.hear();
+            self.deliver(1, 100, 0, usize::MAX, false);
+            self.guest_reaps();
+            if self.guest.received.len() > before {
+                return;
+            }
+        }
+        panic!("nothing is received any more: {:?}", self.world.vif);
     }
 
     fn backend_takes(&mut self) {
@@ -446,6 +466,7 @@ proptest! {
             machine.happen(event);
         }
         machine.settle();
+        machine.prove_alive();
         machine.check();
         prop_assert_eq!(machine.world.backend.announced > 0, machine.moves > 0);
         prop_assert!(machine.world.backend.announced <= 5 * machine.moves);
