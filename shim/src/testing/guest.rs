@@ -10,6 +10,7 @@ use xen_abi::trap::{FLAT_RING3_CS64, FLAT_RING3_DS, IretContext, TrapInfo, rflag
 use xen_abi::{DomId, Errno, GuestVa, Mfn, PAGE_SIZE, Port, hypercall as nr};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use super::census::Census;
 use super::host::{Clock, Ended, FakeHost};
 use super::machine::FakeMachine;
 use super::points::FakePoints;
@@ -42,6 +43,8 @@ pub struct Bench {
     pub regs: Regs,
     /// Where the builder put things.
     pub layout: Layout,
+    /// The frames by PFN, whatever becomes of the guest's own list.
+    known: Rc<[Mfn]>,
 }
 
 impl Bench {
@@ -75,7 +78,12 @@ impl Bench {
 
     /// The same, with options.
     pub fn with(options: Options) -> Self {
-        let (frames, m2p, start) = built();
+        let Built {
+            frames,
+            m2p,
+            start,
+            known,
+        } = built();
         let frames = Rc::new(frames);
         let clock = Clock::new(77_000_000_000);
         let m = FakeMachine::new(frames.clone(), clock.clone(), m2p);
@@ -153,6 +161,7 @@ impl Bench {
             guest,
             regs,
             layout: start.layout,
+            known,
         }
     }
 
@@ -178,6 +187,21 @@ impl Bench {
     /// Returns the frame of PFN `pfn`, as the guest's P2M list has it.
     pub fn mfn(&self, pfn: u64) -> Mfn {
         Mfn(self.get(self.layout.p2m_va + pfn * 8))
+    }
+
+    /// Returns the frame that was behind [`page`](Self::page) at first.
+    pub fn mfn_of_page(&self, index: u64) -> Mfn {
+        self.known[(self.layout.stack + 1 + index) as usize]
+    }
+
+    /// Returns the frames of the guest's first tables, the top level first.
+    pub fn tables(&self) -> &[Mfn] {
+        &self.known[self.layout.tables.start as usize..self.layout.tables.end as usize]
+    }
+
+    /// Returns one of the frames that were mapped nowhere at first.
+    pub fn spare(&self, index: u64) -> Mfn {
+        self.known[(Self::UNMAPPED + index) as usize]
     }
 
     /// Returns a view of the guest's memory.
@@ -231,13 +255,13 @@ impl Bench {
         for (register, &value) in registers.iter_mut().zip(args) {
             **register = value;
         }
-        regs.rip += 2;
+        regs.rip = regs.rip.wrapping_add(2);
         self.enter_as(Regs::SYSCALL, 0)
     }
 
     /// Executes SYSCALL again with the registers as they are, as a continuation does.
     pub fn syscall_again(&mut self) -> bool {
-        self.regs.rip += 2;
+        self.regs.rip = self.regs.rip.wrapping_add(2);
         self.enter_as(Regs::SYSCALL, 0)
     }
 
@@ -452,57 +476,21 @@ impl Bench {
     }
 
     /// Checks what must hold between any two instructions of the guest: tables lead to nothing of
-    /// the shim's and are writable nowhere, by what stands in them and by what a CPU may remember.
-    pub fn check(&mut self) {
-        for frame in (0..Self::END.0).map(Mfn) {
-            let info = self.guest.ledger.info(frame).expect("in range");
-            if info.owner == Owner::Nobody {
-                assert_eq!((info.typed, info.plain), (0, 0), "{frame:?}");
-            }
-            match info.used_as.level() {
-                Some(level) => self.check_table(frame, level),
-                None if info.used_as == FrameUse::Descriptors => self.check_descriptors(frame),
-                None => {}
-            }
-        }
+    /// the shim's and are writable nowhere, by what stands in them and by what a CPU may remember,
+    /// and the ledger has counted exactly what there is.
+    pub fn check(&self) {
+        Census::take(&self.guest).compare();
         self.guest.m.check_cache(&self.guest.ledger);
         let root = self.guest.m.root;
         assert_eq!(self.guest.ledger.used_as(root), FrameUse::L4);
-    }
-
-    fn check_table(&self, table: Mfn, level: Level) {
-        let ledger = &self.guest.ledger;
-        for index in 0..512 {
-            let entry = Pte(self.guest.m.load64(table, index * 8));
-            if level == Level::L4 && !xen_abi::mmu::is_guest_l4_slot(index) {
-                let own = self.guest.slots.0[index - 256];
-                let ad = Pte::ACCESSED | Pte::DIRTY;
-                assert_eq!(entry.0 & !ad, own, "slot {index} of {table:?}");
-                continue;
-            }
-            if !entry.is_present() {
-                continue;
-            }
-            let (target, kind) = (entry.frame(), ledger.used_as(entry.frame()));
-            let place = (level, table, index, entry);
-            assert!(entry.has(Pte::USER) && !entry.has(Pte::PSE), "{place:?}");
-            match level.child() {
-                Some(child) => assert_eq!(kind, FrameUse::from(child), "{place:?}"),
-                None if entry.is_writable() => assert!(
-                    kind == FrameUse::Writable && ledger.is_plain_data(target),
-                    "{place:?}"
-                ),
-                None => assert!(ledger.is_readable(target), "{place:?}"),
-            }
-        }
-    }
-
-    fn check_descriptors(&self, frame: Mfn) {
-        for index in 0..512 {
-            let raw = self.guest.m.load64(frame, index * 8);
-            let checked = crate::mm::check_descriptor(raw);
-            assert_eq!(checked, Ok(raw), "descriptor {index} of {frame:?}");
-        }
+        let vcpu = &self.guest.vcpus[0];
+        let spaces = vcpu.spaces.as_ref().expect("it has tables");
+        let expected = if vcpu.in_kernel {
+            Some(spaces.kernel())
+        } else {
+            spaces.user()
+        };
+        assert_eq!(Some(root), expected, "the table of the mode is loaded");
     }
 }
 
@@ -512,15 +500,24 @@ impl Default for Bench {
     }
 }
 
+/// What building the guest leaves.
+#[derive(Clone)]
+struct Built {
+    frames: FakeFrames,
+    m2p: Vec<u64>,
+    start: Start,
+    known: Rc<[Mfn]>,
+}
+
 /// Builds the guest; it is the same each time, so it is built once and copied.
-fn built() -> (FakeFrames, Vec<u64>, Start) {
+fn built() -> Built {
     thread_local! {
-        static BUILT: (FakeFrames, Vec<u64>, Start) = build_guest();
+        static BUILT: Built = build_guest();
     }
     BUILT.with(Clone::clone)
 }
 
-fn build_guest() -> (FakeFrames, Vec<u64>, Start) {
+fn build_guest() -> Built {
     let frames = FakeFrames::new(Bench::END.0 - 1);
     let segment = Segment {
         offset: 0,
@@ -563,5 +560,16 @@ fn build_guest() -> (FakeFrames, Vec<u64>, Start) {
     });
     let start = start.expect("it fits");
     assert_eq!(start.layout.mapped, Bench::UNMAPPED);
-    (frames, m2p, start)
+    let mut known = vec![Mfn(0); start.nr_pages as usize];
+    for (mfn, &pfn) in m2p.iter().enumerate() {
+        if let Some(frame) = known.get_mut(pfn as usize) {
+            *frame = Mfn(mfn as u64);
+        }
+    }
+    Built {
+        frames,
+        m2p,
+        start,
+        known: known.into(),
+    }
 }

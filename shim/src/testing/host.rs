@@ -78,6 +78,9 @@ pub struct FakeHost {
     pub yields: usize,
     /// How often somebody waited.
     pub waits: usize,
+    /// Whether waiting for what never comes ends the domain, as somebody would in the end; in a test
+    /// it is a mistake.
+    pub ends_idle: bool,
     /// How many more frames can be populated.
     pub spare: usize,
     /// Whether frames are not taken back.
@@ -109,6 +112,7 @@ impl FakeHost {
             refusals: 0,
             yields: 0,
             waits: 0,
+            ends_idle: false,
             spare: usize::MAX,
             keeps_frames: false,
             ports: BTreeSet::new(),
@@ -199,12 +203,18 @@ impl Host for FakeHost {
     }
     fn wait(&mut self, until_ns: Option<u64>) {
         self.waits += 1;
+        if self.ends_idle && self.waits > 1000 {
+            resume_unwind(Box::new(Ended(ShutdownReason::POWEROFF)));
+        }
         assert!(self.waits < 1_000_000, "waits for ever without waiting");
         if !self.events.is_empty() {
             return;
         }
         let scheduled = self.schedule.keys().next().copied();
         let next = scheduled.into_iter().chain(until_ns).min();
+        if self.ends_idle && next.is_none() {
+            resume_unwind(Box::new(Ended(ShutdownReason::POWEROFF)));
+        }
         let next = next.expect("nothing will ever happen");
         self.clock.pass(next.saturating_sub(self.now_ns()));
         self.announce();

@@ -4,6 +4,7 @@
 //!
 //! [`Bench`] puts them together with a guest that [`crate::boot::build`] made, ready to run.
 
+mod census;
 mod guest;
 mod host;
 mod machine;
