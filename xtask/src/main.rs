@@ -4,6 +4,7 @@ mod bench;
 mod bench_stream;
 mod bench_transfer;
 mod demo;
+mod fuzz;
 mod json;
 mod lab;
 mod setup;
@@ -35,6 +36,8 @@ enum Command {
     BenchStream(bench_stream::BenchStream),
     /// Check everything: format, lints, all tests, with and without hosts
     Test(test::Test),
+    /// Feed one of the fuzz targets for a while
+    Fuzz(fuzz::Fuzz),
     /// Use the lab by hand
     #[command(subcommand)]
     Lab(lab::Command),
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Command::BenchTransfer(bench) => bench.run(),
         Command::BenchStream(bench) => bench.run(),
         Command::Test(test) => test.run(),
+        Command::Fuzz(fuzz) => fuzz.run(),
         Command::Lab(command) => command.run(),
     };
     match result {
