@@ -264,8 +264,10 @@ impl Xen for HostXen {
     }
 
     fn now_ns(&self) -> u64 {
-        let tsc = instructions::rdtsc();
-        self.time().at(tsc)
+        // In this order: the host may update its time between the two, and a TSC from before an
+        // update lies before its time stamp, which makes the difference all but 2^64.
+        let time = self.time();
+        time.at(instructions::rdtsc())
     }
 }
 
