@@ -3,6 +3,7 @@
 //! Each does its work through the library and prints for people, or JSON with `--json`; a failure is one
 //! line on standard error and exit status 1.
 
+mod direct;
 mod stream;
 
 use std::process::ExitCode;
@@ -25,6 +26,9 @@ enum Command {
     /// Verify, list and convert save files and migration streams
     #[command(subcommand)]
     Stream(stream::Command),
+    /// Move a domain with no agent at the other end: a file, or Xen's own tools
+    #[command(subcommand)]
+    Direct(direct::Command),
 }
 
 /// Runs the command with the process's arguments.
@@ -33,6 +37,7 @@ pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match arguments.command {
         Command::Stream(command) => command.run(arguments.json),
+        Command::Direct(command) => command.run(arguments.json),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,143 @@
+//! `unmoved direct …`: moves with an agent at one end only, and without the daemon.
+
+use std::io;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use crate::job::{Compression, Control, JobOptions, OnTimeout, Statistics};
+use crate::{XenHost, stock};
+
+/// What is at the other end.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Save a running domain to a file that `xl restore` reads
+    Save(Save),
+    /// Restore a domain from a file that `xl save` or this command wrote
+    Restore(Restore),
+    /// Move a running domain to a host that has only Xen's tools
+    Send(Send),
+    /// Receive a domain on standard input: `xl migrate -s '' DOMAIN 'ssh HOST unmoved direct receive'`
+    Receive(Arrival),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Save {
+    /// Name or number of the domain
+    domain: String,
+    /// File to write
+    file: PathBuf,
+    /// Let the domain go on afterwards
+    #[arg(long)]
+    keep: bool,
+    #[command(flatten)]
+    live: Live,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Restore {
+    /// File to read
+    file: PathBuf,
+    #[command(flatten)]
+    arrival: Arrival,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Send {
+    /// Name or number of the domain
+    domain: String,
+    /// Shell command that leads to the receiver, such as 'ssh HOST xl migrate-receive'
+    via: String,
+    #[command(flatten)]
+    live: Live,
+}
+
+/// How a domain is copied that runs.
+#[derive(Debug, Args)]
+struct Live {
+    /// Longest blackout aimed at, milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 300)]
+    max_downtime: u64,
+    /// Longest time that memory is copied with the guest running, seconds
+    #[arg(long, value_name = "S")]
+    timeout: Option<u64>,
+    /// After that time stop the guest and copy the rest, instead of giving up
+    #[arg(long, requires = "timeout")]
+    stop_on_timeout: bool,
+}
+
+/// How a domain arrives.
+#[derive(Debug, Args)]
+pub(super) struct Arrival {
+    /// Another name for the domain
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Leave the domain paused
+    #[arg(long)]
+    paused: bool,
+}
+
+impl Command {
+    /// Does it.
+    ///
+    /// # Errors
+    /// What went wrong, and so where the domain is.
+    pub(super) fn run(self, json: bool) -> Result<()> {
+        let control = Control::new(match &self {
+            Self::Save(Save { live, .. }) | Self::Send(Send { live, .. }) => live.options(),
+            Self::Restore(Restore { arrival, .. }) | Self::Receive(arrival) => arrival.options(),
+        });
+        let host = XenHost::open()?;
+        let copied = match self {
+            Self::Save(save) => {
+                stock::save(&host, &save.domain, &save.file, save.keep, &control).map(Some)
+            }
+            Self::Send(send) => stock::send(&host, &send.domain, &send.via, &control).map(Some),
+            Self::Restore(restore) => stock::restore(&host, &restore.file, &control).map(|()| None),
+            Self::Receive(_) => {
+                stock::receive(&host, io::stdin().lock(), io::stdout().lock(), &control)
+                    .map(|()| None)
+            }
+        }?;
+        let Statistics { time_elapsed, .. } = control.statistics();
+        if json {
+            let report = json!({
+                "total_ms": time_elapsed,
+                "rounds": copied.map(|copied| copied.rounds),
+                "pages": copied.map(|copied| copied.pages),
+                "suspend_ms": copied.map(|copied| copied.suspend_ms),
+            });
+            // Standard output may be the way to a sender.
+            eprintln!("{report}");
+        }
+        Ok(())
+    }
+}
+
+impl Live {
+    fn options(&self) -> JobOptions {
+        JobOptions {
+            max_downtime_ms: self.max_downtime,
+            timeout_ms: self.timeout.map(|seconds| seconds.saturating_mul(1000)),
+            on_timeout: if self.stop_on_timeout {
+                OnTimeout::StopAndCopy
+            } else {
+                OnTimeout::Abort
+            },
+            compress: Compression::None,
+            ..JobOptions::default()
+        }
+    }
+}
+
+impl Arrival {
+    fn options(&self) -> JobOptions {
+        JobOptions {
+            destination_name: self.name.clone(),
+            leave_paused: self.paused,
+            ..JobOptions::default()
+        }
+    }
+}
