@@ -3,21 +3,24 @@
 //! Names and numbers are those of Xen's `docs/specs/libxc-migration-stream.pandoc` and
 //! `tools/libs/guest/xg_sr_stream_format.h`.
 
-mod body;
+mod content;
 mod header;
 mod order;
 mod page;
+mod parse;
+mod sink;
 mod writer;
 
 use std::fmt;
 
-pub use body::{Content, HvmParam, P2mFrames, PvInfo, TscInfo, VcpuPart};
+pub use content::{Content, HvmParam, P2mFrames, PvInfo, TscInfo, VcpuPart};
 pub use header::{DomainHeader, DomainType, ImageHeader};
 pub use page::{MAX_BATCH, PageEntry, PageType};
-pub use writer::{PageSink, Writer};
+pub use sink::PageSink;
+pub use writer::Writer;
 
-pub(crate) use body::{PREFIX, parse};
 pub(crate) use order::Order;
+pub(crate) use parse::{PREFIX, parse};
 
 /// The type of a record; any number, since new optional ones may be invented.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

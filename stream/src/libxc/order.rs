@@ -6,7 +6,6 @@
 //! streams) both are accepted.  What a receiver cannot do without is mandatory: see `docs/stream.md`.
 
 use crate::error::Defect;
-use crate::libxc::body::belongs_to;
 use crate::libxc::{Content, DomainHeader, DomainType, ImageHeader, PageEntry, PvInfo, VcpuPart};
 
 /// What has come since the start, or since the last checkpoint.
@@ -68,7 +67,7 @@ impl Order {
         if self.ended {
             return Err(Defect::Order("END was the last record"));
         }
-        match belongs_to(content) {
+        match content.domain() {
             Some(DomainType::Pv) if self.kind == DomainType::Hvm => {
                 return Err(Defect::Order("this is the stream of an HVM guest"));
             }

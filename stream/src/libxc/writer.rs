@@ -9,8 +9,8 @@ use xen_abi::PAGE_SIZE;
 
 use crate::error::{Defect, Error, Part};
 use crate::libxc::{
-    Content, DomainHeader, HvmParam, ImageHeader, MAX_BATCH, Order, P2mFrames, PageEntry, PvInfo,
-    RecordType, TscInfo, VcpuPart, parse,
+    Content, DomainHeader, HvmParam, ImageHeader, MAX_BATCH, Order, P2mFrames, PageEntry, PageSink,
+    PvInfo, RecordType, TscInfo, VcpuPart, parse,
 };
 use crate::record::{MAX_LENGTH, RecordHeader};
 
@@ -19,11 +19,12 @@ const ZEROES: [u8; 8] = [0; 8];
 /// The writer.  Every method writes one record; the order is checked like a verifier would.
 #[derive(Debug)]
 pub struct Writer<W> {
-    out: W,
+    pub(super) out: W,
     order: Order,
-    offset: u64,
-    records: u64,
-    head: Vec<u8>,
+    pub(super) offset: u64,
+    pub(super) records: u64,
+    /// What comes before the next contents: the head of a record.
+    pub(super) head: Vec<u8>,
 }
 
 impl<W: Write> Writer<W> {
@@ -313,89 +314,16 @@ impl<W: Write> Writer<W> {
         Ok(pages * PAGE_SIZE)
     }
 
-    fn located<T>(&self, kind: RecordType, result: Result<T, Defect>) -> Result<T, Error> {
+    pub(super) fn located<T>(
+        &self,
+        kind: RecordType,
+        result: Result<T, Defect>,
+    ) -> Result<T, Error> {
         let part = Part::LibxcRecord {
             index: self.records,
             kind,
         };
         result.map_err(|defect| Error::new(self.offset, part, defect))
-    }
-}
-
-/// Takes the contents of a PAGE_DATA record that was begun.
-///
-/// A record that is dropped before [`Self::finish`] leaves a stream that nobody can read.
-#[derive(Debug)]
-#[must_use = "a record must be finished"]
-pub struct PageSink<'a, W> {
-    writer: &'a mut Writer<W>,
-    left: usize,
-}
-
-impl<W: Write> PageSink<'_, W> {
-    /// Bytes of contents that are still to come.
-    #[must_use]
-    pub fn left(&self) -> usize {
-        self.left
-    }
-
-    /// Writes the next contents.
-    ///
-    /// # Errors
-    /// If there are more than announced or the output cannot be written.
-    pub fn write(&mut self, contents: &[&[u8]]) -> Result<(), Error> {
-        let length: usize = contents.iter().map(|part| part.len()).sum();
-        let result = if length > self.left {
-            Err(Defect::length(
-                length as u64,
-                format!("at most {}", self.left),
-            ))
-        } else {
-            let mut slices = Vec::with_capacity(contents.len() + 1);
-            slices.push(IoSlice::new(&self.writer.head));
-            slices.extend(contents.iter().map(|part| IoSlice::new(part)));
-            write_slices(&mut self.writer.out, &mut slices).map_err(Defect::Output)
-        };
-        self.writer.offset += self.writer.located(RecordType::PAGE_DATA, result)?;
-        self.writer.head.clear();
-        self.left -= length;
-        Ok(())
-    }
-
-    /// Ends the record.
-    ///
-    /// # Errors
-    /// If contents are missing.
-    pub fn finish(mut self) -> Result<(), Error> {
-        // Entries without contents may not have been written yet.
-        self.write(&[])?;
-        let result = match self.left {
-            0 => Ok(()),
-            left => Err(Defect::Truncated {
-                missing: left as u64,
-            }),
-        };
-        self.writer.located(RecordType::PAGE_DATA, result)?;
-        self.writer.records += 1;
-        Ok(())
-    }
-}
-
-/// For copies from elsewhere; what is more than announced is refused.
-impl<W: Write> Write for PageSink<'_, W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match PageSink::write(self, &[bytes]) {
-            Ok(()) => Ok(bytes.len()),
-            Err(Error {
-                defect: Defect::Output(error),
-                ..
-            }) => Err(error),
-            Err(error) => Err(io::Error::other(error)),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.writer.out.flush()
     }
 }
 
@@ -413,7 +341,7 @@ fn header(kind: RecordType, length: usize) -> Result<RecordHeader, Defect> {
 }
 
 /// Writes all of the slices with as few system calls as possible; returns the number of bytes.
-fn write_slices(out: &mut impl Write, slices: &mut [IoSlice<'_>]) -> io::Result<u64> {
+pub(super) fn write_slices(out: &mut impl Write, slices: &mut [IoSlice<'_>]) -> io::Result<u64> {
     let mut rest = slices;
     let mut written = 0;
     IoSlice::advance_slices(&mut rest, 0);

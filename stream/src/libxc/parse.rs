@@ -1,10 +1,7 @@
 //! Fields of libxc records, checked against their length.
-//!
-//! Only the first bytes of a body are looked at: blobs (vCPU contexts, HVM context, policies) belong
-//! to the hypervisor and pass through.
 
 use crate::error::Defect;
-use crate::libxc::{DomainType, RecordType};
+use crate::libxc::{Content, P2mFrames, PvInfo, RecordType, TscInfo, VcpuPart};
 use crate::record::{Fields, RecordHeader};
 
 /// As many bytes of a body are needed to check it (those of X86_TSC_INFO).
@@ -12,191 +9,8 @@ pub(crate) const PREFIX: usize = 24;
 
 /// Bytes of a vCPU record's own header.
 const VCPU_HEADER: u32 = 8;
-/// Size of `vcpu_guest_context` of a 64-bit guest.
-pub(crate) const VCPU_BASIC_64: u32 = 0x1430;
-/// Size of `vcpu_guest_context` of a 32-bit guest.
-pub(crate) const VCPU_BASIC_32: u32 = 0xaf0;
-/// Size of the largest extended context.
-pub(crate) const VCPU_EXTENDED: u32 = 128;
-
-/// Width of a PV guest; page-table levels follow from it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum PvInfo {
-    /// 32 bits, three levels.
-    Bits32,
-    /// 64 bits, four levels.
-    Bits64,
-}
-
-impl PvInfo {
-    /// Bytes of a word of the guest.
-    #[must_use]
-    pub fn width(self) -> u32 {
-        match self {
-            Self::Bits32 => 4,
-            Self::Bits64 => 8,
-        }
-    }
-
-    /// Frame numbers in one page of the guest's P2M table.
-    #[must_use]
-    pub fn frames_per_page(self) -> u32 {
-        4096 / self.width()
-    }
-
-    /// Bytes of the guest's `vcpu_guest_context`.
-    #[must_use]
-    pub fn vcpu_context(self) -> u32 {
-        match self {
-            Self::Bits32 => VCPU_BASIC_32,
-            Self::Bits64 => VCPU_BASIC_64,
-        }
-    }
-
-    /// The body of X86_PV_INFO.
-    #[must_use]
-    pub fn encode(self) -> [u8; 8] {
-        match self {
-            Self::Bits32 => [4, 3, 0, 0, 0, 0, 0, 0],
-            Self::Bits64 => [8, 4, 0, 0, 0, 0, 0, 0],
-        }
-    }
-}
-
-/// The range of frames that an X86_PV_P2M_FRAMES record speaks of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct P2mFrames {
-    /// The first.
-    pub first: u32,
-    /// The last.
-    pub last: u32,
-}
-
-impl P2mFrames {
-    /// Pages of the P2M table that hold the range.
-    #[must_use]
-    pub fn pages(self, guest: PvInfo) -> u64 {
-        let per_page = guest.frames_per_page();
-        u64::from(self.last / per_page).saturating_sub((self.first / per_page).into()) + 1
-    }
-}
-
-/// Which part of a vCPU's state a record holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum VcpuPart {
-    /// Registers (X86_PV_VCPU_BASIC).
-    Basic,
-    /// System call entry points and the like (X86_PV_VCPU_EXTENDED).
-    Extended,
-    /// FPU and vector registers (X86_PV_VCPU_XSAVE).
-    Xsave,
-    /// Model-specific registers (X86_PV_VCPU_MSRS).
-    Msrs,
-}
-
-impl VcpuPart {
-    /// The type of the record.
-    #[must_use]
-    pub fn record(self) -> RecordType {
-        match self {
-            Self::Basic => RecordType::X86_PV_VCPU_BASIC,
-            Self::Extended => RecordType::X86_PV_VCPU_EXTENDED,
-            Self::Xsave => RecordType::X86_PV_VCPU_XSAVE,
-            Self::Msrs => RecordType::X86_PV_VCPU_MSRS,
-        }
-    }
-}
-
-/// X86_TSC_INFO (`XEN_DOMCTL_gettscinfo`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TscInfo {
-    /// `TSC_MODE_*`.
-    pub mode: u32,
-    /// Frequency.
-    pub khz: u32,
-    /// Elapsed time of the guest.
-    pub elapsed_ns: u64,
-    /// How often the guest has been moved while it uses the `pvrdtscp` mode.
-    pub incarnation: u32,
-}
-
-impl TscInfo {
-    /// The body of X86_TSC_INFO.
-    #[must_use]
-    pub fn encode(self) -> [u8; 24] {
-        let mut bytes = [0; 24];
-        bytes[..4].copy_from_slice(&self.mode.to_le_bytes());
-        bytes[4..8].copy_from_slice(&self.khz.to_le_bytes());
-        bytes[8..16].copy_from_slice(&self.elapsed_ns.to_le_bytes());
-        bytes[16..20].copy_from_slice(&self.incarnation.to_le_bytes());
-        bytes
-    }
-}
-
-/// One pair of HVM_PARAMS.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HvmParam {
-    /// `HVM_PARAM_*`.
-    pub index: u64,
-    /// Its value.
-    pub value: u64,
-}
-
-/// What a record says, as far as it is understood here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Content {
-    /// The end.
-    End,
-    /// This many frames, of which so many have contents.
-    PageData {
-        /// Frames.
-        count: u32,
-        /// Frames with contents.
-        pages: u32,
-    },
-    /// Width of the guest.
-    PvInfo(PvInfo),
-    /// Where the P2M is.
-    P2mFrames(P2mFrames),
-    /// A part of a vCPU's state.
-    Vcpu {
-        /// Which part.
-        part: VcpuPart,
-        /// Which vCPU.
-        id: u32,
-        /// Bytes of the state; senders up to Xen 4.8 wrote records without any.
-        size: u32,
-    },
-    /// The shared info page.
-    SharedInfo,
-    /// Time stamp counter.
-    TscInfo(TscInfo),
-    /// Xen's blob.
-    HvmContext,
-    /// So many parameters; senders up to Xen 4.8 wrote records without any.
-    HvmParams {
-        /// How many.
-        count: u32,
-    },
-    /// Compare from here on.
-    Verify,
-    /// A consistent state.
-    Checkpoint,
-    /// All static data has come.
-    StaticDataEnd,
-    /// So many CPUID leaves.
-    CpuidPolicy {
-        /// How many.
-        leaves: u32,
-    },
-    /// So many MSRs.
-    MsrPolicy {
-        /// How many.
-        entries: u32,
-    },
-    /// An optional record that is not known here.
-    Optional,
-}
+/// Size of the largest extended vCPU context.
+const VCPU_EXTENDED: u32 = 128;
 
 /// Reads a record's fields from the first bytes of its body and checks its length against them.
 ///
@@ -384,13 +198,85 @@ fn reserved(value: u32, field: &'static str, strict: bool) -> Result<(), Defect>
     Ok(())
 }
 
-/// The types that only one kind of domain has.
-pub(crate) fn belongs_to(content: &Content) -> Option<DomainType> {
-    match content {
-        Content::PvInfo(_) | Content::P2mFrames(_) | Content::Vcpu { .. } | Content::SharedInfo => {
-            Some(DomainType::Pv)
+#[cfg(test)]
+mod tests {
+    use super::{PREFIX, parse};
+    use crate::libxc::{Content, P2mFrames, PvInfo, TscInfo, VcpuPart};
+    use crate::record::RecordHeader;
+
+    /// Parses a body, for a 32-bit PV guest where that matters.
+    fn body(kind: u32, bytes: &[u8]) -> Result<Content, String> {
+        let header = RecordHeader {
+            kind,
+            length: u32::try_from(bytes.len()).unwrap(),
+        };
+        let prefix = &bytes[..bytes.len().min(PREFIX)];
+        parse(header, prefix, Some(PvInfo::Bits32), true).map_err(|defect| defect.to_string())
+    }
+
+    #[test]
+    fn literal_bytes() {
+        let tsc = b"\x01\0\0\0\x02\0\0\0\x03\0\0\0\0\0\0\0\x04\0\0\0\0\0\0\0";
+        let info = TscInfo {
+            mode: 1,
+            khz: 2,
+            elapsed_ns: 3,
+            incarnation: 4,
+        };
+        assert_eq!(body(0x08, tsc), Ok(Content::TscInfo(info)));
+        assert_eq!(&info.encode(), tsc);
+        for (bytes, info) in [
+            (b"\x04\x03\0\0\0\0\0\0", PvInfo::Bits32),
+            (b"\x08\x04\0\0\0\0\0\0", PvInfo::Bits64),
+        ] {
+            assert_eq!(body(0x02, bytes), Ok(Content::PvInfo(info)));
+            assert_eq!(&info.encode(), bytes);
         }
-        Content::HvmContext | Content::HvmParams { .. } => Some(DomainType::Hvm),
-        _ => None,
+        // Frames 1023 and 1024 of a 32-bit guest are in two pages of the P2M.
+        let mut p2m = b"\xff\x03\0\0\0\x04\0\0".to_vec();
+        p2m.extend([0; 16]);
+        let range = P2mFrames {
+            first: 1023,
+            last: 1024,
+        };
+        assert_eq!(body(0x03, &p2m), Ok(Content::P2mFrames(range)));
+        assert!(body(0x03, &p2m[..16]).unwrap_err().contains("must be 24"));
+        let vcpu = [&[9, 0, 0, 0, 0, 0, 0, 0][..], &[0; 0xaf0]].concat();
+        let content = Content::Vcpu {
+            part: VcpuPart::Basic,
+            id: 9,
+            size: 0xaf0,
+        };
+        assert_eq!(body(0x04, &vcpu), Ok(content));
+        assert_eq!(body(0x0a, &[0; 8]), Ok(Content::HvmParams { count: 0 }));
+        assert_eq!(body(0x8000_0001, &[1, 2, 3]), Ok(Content::Optional));
+    }
+
+    #[test]
+    fn wrong_lengths_and_fields_are_named() {
+        let wrong = |kind, bytes: &[u8]| body(kind, bytes).unwrap_err();
+        for kind in [0x00, 0x0d, 0x0e, 0x10] {
+            assert!(wrong(kind, &[0]).contains("must be 0"));
+        }
+        assert!(wrong(0x01, &[0; 15]).contains("at least 16"));
+        assert!(wrong(0x01, &[0; 16]).contains("number of pages"));
+        assert!(wrong(0x01, &[9; 24]).contains("reserved"));
+        assert!(wrong(0x02, &[8, 3, 0, 0, 0, 0, 0, 0]).contains("0x803"));
+        assert!(wrong(0x02, &[8, 4, 0, 0, 0, 0, 0, 1]).contains("reserved"));
+        assert!(wrong(0x04, &[0; 0x1438]).contains("that of the guest's registers"));
+        assert!(wrong(0x05, &[0; 137]).contains("at most 136"));
+        assert!(wrong(0x06, &[0; 23]).contains("at least 24"));
+        assert!(wrong(0x0c, &[0; 25]).contains("multiple of 16"));
+        assert!(wrong(0x07, &[0; 4095]).contains("must be 4096"));
+        assert!(wrong(0x08, &[0; 23]).contains("must be 24"));
+        assert!(wrong(0x09, &[]).contains("at least 1"));
+        assert!(wrong(0x0a, &[1, 0, 0, 0, 0, 0, 0, 0]).contains("must be 24"));
+        assert!(wrong(0x0b, &[]).contains("no release"));
+        assert!(wrong(0x0f, &[0; 8]).contains("COLO"));
+        assert!(wrong(0x11, &[0; 25]).contains("multiple of 24"));
+        assert!(wrong(0x12, &[]).contains("multiple of 16"));
+        assert!(wrong(0x13, &[]).contains("type 0x00000013"));
+        let count = [0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
+        assert!(wrong(0x0a, &count).contains("must be 68719476728"));
     }
 }
