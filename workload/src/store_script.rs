@@ -75,6 +75,7 @@ fn play_round(seed: u64, length: usize) -> Result<String, String> {
         .into_iter()
         // The kernel's own watches would go, too.
         .filter(|step| step.client == Client::Guest && step.kind != MsgType::RESET_WATCHES)
+        .filter(|step| !is_answered_by_chance(step))
         .map(|step| moved(step, id))
         .collect();
     let outcomes = run(&steps, &mut guest);
@@ -109,6 +110,18 @@ fn describe(text: &mut String, outcome: &Outcome) {
     };
     let inside = transaction.map_or(String::new(), |number| format!(" in {number}"));
     let _ = writeln!(text, "{kind:?}{inside} {} {answer}", payload.escape_ascii());
+}
+
+/// Whether the real daemon's answer says nothing: where it expects one string and gets something
+/// else, the C daemon of Xen 4.17 answers with the error of some request before, or, if there was
+/// none, not at all.
+fn is_answered_by_chance(step: &Step) -> bool {
+    let takes_one = matches!(
+        step.kind,
+        MsgType::READ | MsgType::DIRECTORY | MsgType::GET_PERMS | MsgType::MKDIR | MsgType::RM
+    );
+    let end = step.payload.iter().position(|byte| *byte == 0);
+    takes_one && end.is_none_or(|end| end + 1 != step.payload.len())
 }
 
 /// The same step at another place: scripts name nodes by relative and by absolute paths.
