@@ -51,7 +51,9 @@ impl<'a> Census<'a> {
         for (index, counted) in self.typed.iter().zip(&self.plain).enumerate() {
             let frame = Mfn(index as u64);
             let info = self.guest.ledger.info(frame).expect("in range");
-            assert_eq!((&info.typed, &info.plain), counted, "{frame:?}: {info:?}");
+            // The points hold frames besides, which only they can count.
+            let is_covered = info.typed >= *counted.0 && info.plain >= *counted.1;
+            assert!(is_covered, "{frame:?}: {info:?}, and counted {counted:?}");
             assert_eq!(info.typed == 0, info.used_as == FrameUse::None);
             let is_guests = matches!(info.owner, Owner::Guest | Owner::Shared);
             assert!(info.typed == 0 || is_guests, "{frame:?}: {info:?}");
