@@ -13,8 +13,8 @@ use crate::receive::canonical::Canonical;
 /// Bytes gathered before they are written.
 const BUFFER: usize = 1 << 20;
 
-/// Saves a running domain to a file, and destroys it, or lets it go on if `keep` is set.  The guest runs
-/// while most of its memory is written.
+/// Saves a running domain to a new file, and destroys it, or lets it go on if `keep` is set.  The guest
+/// runs while most of its memory is written.
 ///
 /// # Errors
 /// What went wrong; the domain runs on then, and there is no file.
@@ -26,7 +26,12 @@ pub fn save(
     control: &Control,
 ) -> Result<Copied> {
     let mut source = host.source(domain)?;
-    let saved = write(&mut *source, path, control);
+    // Not over another file: that one may be all that is left of a domain.
+    let file = File::create_new(path).map_err(Error::io(format!(
+        "cannot make the file {}",
+        path.display()
+    )))?;
+    let saved = write(&mut *source, path, file, control);
     let saved = saved.and_then(|copied| {
         control.close()?;
         Ok(copied)
@@ -42,18 +47,17 @@ pub fn save(
             Ok(copied)
         }
         Err(error) => {
-            // The file is of no use; if it cannot be removed, it was not made.
-            let _ = fs::remove_file(path);
-            source.resume_here()?;
-            Err(error)
+            if let Err(error) = fs::remove_file(path) {
+                log::warn!("{} is of no use, but stays: {error}", path.display());
+            }
+            Err(super::back(&mut *source, error))
         }
     }
 }
 
-fn write(source: &mut dyn Source, path: &Path, control: &Control) -> Result<Copied> {
+fn write(source: &mut dyn Source, path: &Path, file: File, control: &Control) -> Result<Copied> {
     let prepared = source.prepare(control.options(), control)?;
     let failed = || Error::io(format!("cannot write {}", path.display()));
-    let file = File::create(path).map_err(failed())?;
     let out = BufWriter::with_capacity(BUFFER, file);
     let out = Canonical::begin(out, &prepared.needs.config)?;
     source.copy_live(&out, control)?;

@@ -11,6 +11,16 @@ mod file;
 mod receive;
 mod send;
 
+use crate::job::{Error, Source};
+
 pub use file::{restore, save};
 pub use receive::receive;
 pub use send::send;
+
+/// Lets a guest go on after `error`; what there is to say of both.
+fn back(source: &mut dyn Source, error: Error) -> Error {
+    match source.resume_here() {
+        Ok(()) => error,
+        Err(other) => Error::Xen(format!("{error}; and the guest does not go on: {other}")),
+    }
+}

@@ -26,10 +26,7 @@ pub fn send(host: &dyn Host, domain: &str, via: &str, control: &Control) -> Resu
     let sent = transfer(&mut *source, &mut child, &prepared.needs.config, control);
     let (answers, out, copied) = match sent {
         Ok(sent) => sent,
-        Err(error) => {
-            source.resume_here()?;
-            return Err(error);
-        }
+        Err(error) => return Err(super::back(&mut *source, error)),
     };
     hand_over(&mut *source, answers, &out, control)?;
     drop(out);
@@ -90,7 +87,7 @@ fn hand_over(
 fn unknown(error: Error) -> Error {
     Error::Peer(format!(
         "{error}; the receiver had permission to start the domain, so it may run there: it stays suspended \
-         here.  Look there first; if it does not run, `unmoved resume` lets it go on here"
+         here.  Look there first; only if it does not run, and will not, may this copy go on"
     ))
 }
 
