@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{cache, paths};
+use crate::paths;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
@@ -63,7 +63,6 @@ pub fn shim() -> Result<PathBuf> {
 
 /// Build with optimisation into a folder of its own below the target folder, which is given back.
 fn cargo(what: &str, folder: &str, flags: &str, arguments: &[&str]) -> Result<PathBuf> {
-    let _lock = cache::lock("cargo")?;
     let folder = paths::target().join(folder);
     let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .current_dir(paths::workspace())
