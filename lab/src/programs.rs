@@ -19,6 +19,8 @@ pub enum Program {
     Workload,
     /// The workload's partner on a host.
     Peer,
+    /// The command `unmoved`.
+    Unmoved,
 }
 
 impl Program {
@@ -26,6 +28,7 @@ impl Program {
         match self {
             Self::Agent => "unmoved-lab-agent",
             Self::Workload | Self::Peer => "unmoved-workload",
+            Self::Unmoved => "unmoved",
         }
     }
 
@@ -34,6 +37,7 @@ impl Program {
             Self::Agent => "unmoved-lab-agent",
             Self::Workload => "unmoved-init",
             Self::Peer => "unmoved-peer",
+            Self::Unmoved => "unmoved",
         }
     }
 

@@ -4,5 +4,6 @@
 //! behind the feature `lab`, which `cargo xtask test` switches on.
 
 pub mod baseline;
+pub mod direct;
 pub mod unnoticed;
 pub mod within;
