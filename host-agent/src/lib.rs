@@ -12,15 +12,24 @@
 //! | [`stock`] | moves with an agent at one end only: files, and Xen's own tools |
 //! | `xen`, `save`, `receive` | the half that knows Xen: hypercalls and xenstore, a live domain as a source, the toolstack at the destination; [`XenHost`] is what the other half sees of it |
 //! | [`transport`] | TLS, streams, compression, the limit on bandwidth |
-//! | [`pki`] | the certification authority |
+//! | [`daemon`] | carries out what the sessions decide: jobs, peers, the local socket |
+//! | [`journal`], [`audit`] | what must be on the disk, and who did what |
+//! | [`capabilities`], [`predict`] | what both ends can do, and what is to be expected |
+//! | [`config`], [`pki`] | the configuration, and the certification authority |
 //!
 //! What touches Xen is behind the traits of [`job`]; what decides is pure and knows neither Xen nor
 //! sockets, so that every order of messages and crashes can be played through in a test.
 
+pub mod audit;
+pub mod capabilities;
 pub mod cli;
+pub mod config;
+pub mod daemon;
 mod host;
 pub mod job;
+pub mod journal;
 pub mod pki;
+pub mod predict;
 mod receive;
 mod save;
 pub mod session;

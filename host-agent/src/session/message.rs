@@ -12,6 +12,8 @@ pub struct Request {
     pub needs: Needs,
     /// The guest is to stay paused after it was taken over.
     pub leave_paused: bool,
+    /// Connections that will carry the stream, from 1 to 64.
+    pub parallel: u8,
     /// By which the destination will know the token.
     pub seal: Seal,
 }
@@ -35,6 +37,11 @@ pub enum Order {
     Failed(String),
 }
 
+impl Request {
+    /// Most connections of one session.
+    pub const CONNECTIONS_MOST: u8 = 64;
+}
+
 impl Order {
     /// The number of its step; a failure belongs to none.
     #[must_use]
@@ -51,7 +58,7 @@ impl Order {
 
 /// What the destination answers.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case", tag = "answer", content = "reason")]
 pub enum Answer {
     /// *Complete*: what was asked is done, and there is nothing more to do.
     Complete,
@@ -67,6 +74,30 @@ pub enum Answer {
     Unknown,
     /// *Failed*: this order does not belong here now; it had no effect.
     Refused(String),
+}
+
+/// The three answers of the protocol.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Status {
+    /// Nothing is left to do.
+    Complete,
+    /// There is a next step.
+    Continue,
+    /// It will not work.
+    Failed,
+}
+
+impl Answer {
+    /// Which of the three it is.
+    #[must_use]
+    pub const fn status(&self) -> Status {
+        match self {
+            Self::Complete => Status::Complete,
+            Self::Continue | Self::NotYet(_) => Status::Continue,
+            Self::Discarded(_) | Self::Lost(_) | Self::Unknown | Self::Refused(_) => Status::Failed,
+        }
+    }
 }
 
 /// Why something that was to be done with the guest did not work.

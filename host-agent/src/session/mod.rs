@@ -35,7 +35,7 @@ mod token;
 
 pub use destination::{DestinationEffect, DestinationEvent, DestinationSession};
 pub use locks::{Locks, Resources};
-pub use message::{Answer, Order, Request, Trouble};
+pub use message::{Answer, Order, Request, Status, Trouble};
 pub use record::{DestinationRecord, SourceRecord};
 pub use source::{Operator, SourceEffect, SourceEvent, SourceSession};
 pub use token::{Seal, SessionId, Token};

@@ -58,6 +58,7 @@ pub struct Sender {
     shared: Arc<Shared>,
     queue: Option<mpsc::SyncSender<Batch>>,
     workers: Vec<JoinHandle<()>>,
+    builds_early: bool,
 }
 
 impl Sender {
@@ -95,7 +96,13 @@ impl Sender {
             shared,
             queue: Some(queue),
             workers,
+            builds_early: false,
         })
+    }
+
+    /// Whether the sink at the peer builds early.
+    pub const fn set_builds_early(&mut self, builds_early: bool) {
+        self.builds_early = builds_early;
     }
 
     /// Ends the stream; returns when the peer has all of it.  Gives what was sent, bytes and pages
@@ -169,6 +176,10 @@ impl Sink for Sender {
 
     fn barrier(&self) -> Result<()> {
         self.shared.join_lanes()
+    }
+
+    fn builds_early(&self) -> bool {
+        self.builds_early
     }
 }
 

@@ -121,6 +121,7 @@ impl<'a> World<'a> {
         let request = Request {
             needs: Needs::default(),
             leave_paused: false,
+            parallel: 1,
             seal: token.seal(),
         };
         let mut session = SourceSession::new(Box::new(request), token, "b".to_owned());
@@ -381,6 +382,7 @@ impl<'a> World<'a> {
             let request = Request {
                 needs: Needs::default(),
                 leave_paused: false,
+                parallel: 1,
                 seal: token.seal(),
             };
             self.source.session =

@@ -1,0 +1,55 @@
+//! The daemon `unmovedd`; everything it does is in [`unmoved::daemon`].
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use unmoved::XenHost;
+use unmoved::config::{self, Config};
+use unmoved::daemon::{Daemon, local};
+
+/// The host agent's daemon.
+#[derive(Debug, Parser)]
+#[command(name = "unmovedd", version)]
+struct Arguments {
+    /// The configuration
+    #[arg(long, value_name = "FILE", default_value = config::PATH)]
+    config: PathBuf,
+    /// Read the configuration, say whether it is right, and end
+    #[arg(long)]
+    check: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"))
+        .format_timestamp_millis()
+        .init();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    let config = Config::load(&arguments.config)?;
+    if arguments.check {
+        return Ok(());
+    }
+    let host = XenHost::open().context("this is no control domain that can be used")?;
+    let daemon = Daemon::new(config, Arc::new(host))?;
+    let address = daemon.start()?;
+    local::serve(&daemon)?;
+    log::info!("ready; agents connect to {address}");
+    // Nobody listens when it was not started by systemd.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    // A daemon may be killed at any moment: there is nothing to do in the end.
+    loop {
+        std::thread::park();
+    }
+}

@@ -1,0 +1,288 @@
+//! What an agent can do, as XML in libvirt's form, exchanged before every session.
+//!
+//! `<host><migration_features>` with `<live/>` and `<uri_transports>` is libvirt's; what is ours stands
+//! beside it.  The intersection of both ends is used.  What an agent does not know it keeps and passes
+//! on, so that a newer one finds it again.
+
+use std::collections::BTreeSet;
+
+use quick_xml::events::attributes::Attribute;
+use quick_xml::events::{BytesEnd, BytesStart, BytesText, Event};
+use quick_xml::name::QName;
+use quick_xml::{Reader, Writer};
+
+/// Longest document.
+const MOST: usize = 64 << 10;
+/// Deepest nesting.
+const DEEPEST: usize = 16;
+
+/// An XML element.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Element {
+    name: String,
+    attributes: Vec<(String, String)>,
+    text: String,
+    children: Vec<Element>,
+}
+
+/// What an agent, or a pair of them, can do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    features: Element,
+}
+
+impl Capabilities {
+    /// This agent's.
+    #[must_use]
+    pub fn ours() -> Self {
+        let features = Element::new("migration_features")
+            .with(Element::new("live"))
+            .with(
+                Element::new("uri_transports")
+                    .with(Element::new("uri_transport").saying("unmoved+tls")),
+            )
+            .with(Element::new("abort"))
+            .with(Element::new("max_downtime"))
+            .with(Element::new("bandwidth"))
+            .with(Element::new("zero_pages"))
+            .with(Element::new("parallel").saying("64"))
+            .with(Element::new("compression").saying("zstd"))
+            .with(Element::new("journal").saying("1"))
+            .with(Element::new("libxc_stream").saying("3"));
+        Self { features }
+    }
+
+    /// As XML.
+    #[must_use]
+    pub fn to_xml(&self) -> String {
+        let host = Element::new("host").with(self.features.clone());
+        let capabilities = Element::new("capabilities").with(host);
+        let mut writer = Writer::new(Vec::new());
+        // A buffer in memory takes everything.
+        let _ = capabilities.write(&mut writer);
+        String::from_utf8_lossy(&writer.into_inner()).into_owned()
+    }
+
+    /// Reads what another agent sent.
+    ///
+    /// # Errors
+    /// If it is too long, too deep, no XML, or has no migration features.
+    pub fn from_xml(xml: &str) -> Result<Self, String> {
+        if xml.len() > MOST {
+            return Err(format!("capabilities of {} bytes are too long", xml.len()));
+        }
+        let root = Element::parse(xml)?;
+        let found = root.find("migration_features");
+        let features = found.ok_or("capabilities without migration_features")?;
+        Ok(Self {
+            features: features.clone(),
+        })
+    }
+
+    /// What both can do.  Elements that only one has are left out, known or not; of a number, the
+    /// smaller.
+    #[must_use]
+    pub fn intersection(&self, other: &Self) -> Self {
+        Self {
+            features: self.features.intersection(&other.features),
+        }
+    }
+
+    /// If there is such a feature.
+    #[must_use]
+    pub fn has(&self, feature: &str) -> bool {
+        self.features.child(feature).is_some()
+    }
+
+    /// The feature's value, if it is a number.
+    #[must_use]
+    pub fn number(&self, feature: &str) -> Option<u64> {
+        self.features.child(feature)?.text.parse().ok()
+    }
+
+    /// The names of the ways to reach the agent.
+    #[must_use]
+    pub fn transports(&self) -> BTreeSet<String> {
+        let transports = self.features.child("uri_transports");
+        let names = transports.into_iter().flat_map(|all| &all.children);
+        names.map(|transport| transport.text.clone()).collect()
+    }
+}
+
+impl Element {
+    fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            ..Self::default()
+        }
+    }
+
+    fn with(mut self, child: Self) -> Self {
+        self.children.push(child);
+        self
+    }
+
+    fn saying(mut self, text: &str) -> Self {
+        text.clone_into(&mut self.text);
+        self
+    }
+
+    fn child(&self, name: &str) -> Option<&Self> {
+        self.children.iter().find(|child| child.name == name)
+    }
+
+    fn find(&self, name: &str) -> Option<&Self> {
+        if self.name == name {
+            return Some(self);
+        }
+        self.children.iter().find_map(|child| child.find(name))
+    }
+
+    fn intersection(&self, other: &Self) -> Self {
+        let mut common = Self::new(&self.name);
+        common.attributes.clone_from(&self.attributes);
+        common.text = match (self.text.parse::<u64>(), other.text.parse::<u64>()) {
+            (Ok(ours), Ok(theirs)) => ours.min(theirs).to_string(),
+            _ => self.text.clone(),
+        };
+        for child in &self.children {
+            // Of a list, such as transports, the entries that say the same; else the same name is enough.
+            let is_same = |theirs: &&Self| {
+                let is_number = |element: &Self| element.text.parse::<u64>().is_ok();
+                theirs.name == child.name
+                    && (theirs.text == child.text || (is_number(theirs) && is_number(child)))
+            };
+            if let Some(theirs) = other.children.iter().find(is_same) {
+                common.children.push(child.intersection(theirs));
+            }
+        }
+        common
+    }
+
+    fn parse(xml: &str) -> Result<Self, String> {
+        let mut reader = Reader::from_str(xml);
+        let mut open = vec![Self::new("")];
+        loop {
+            let event = reader.read_event().map_err(|error| error.to_string())?;
+            match event {
+                Event::Start(start) => {
+                    if open.len() > DEEPEST {
+                        return Err("capabilities are nested too deeply".to_owned());
+                    }
+                    open.push(Self::started(&start)?);
+                }
+                Event::Empty(start) => {
+                    let element = Self::started(&start)?;
+                    open.last_mut().ok_or("no root")?.children.push(element);
+                }
+                Event::End(_) => {
+                    let element = open.pop().ok_or("no root")?;
+                    open.last_mut().ok_or("no root")?.children.push(element);
+                }
+                Event::Text(text) => {
+                    open.last_mut().ok_or("no root")?.text += text.trim();
+                }
+                Event::Eof => break,
+                Event::DocType(_) => return Err("capabilities need no document type".to_owned()),
+                _ => {}
+            }
+        }
+        open.pop()
+            .filter(|_| open.is_empty())
+            .ok_or_else(|| "elements are left open".to_owned())
+    }
+
+    fn started(start: &BytesStart<'_>) -> Result<Self, String> {
+        let mut element = Self::new(start.name().as_ref());
+        for attribute in start.attributes() {
+            let attribute = attribute.map_err(|error| error.to_string())?;
+            // The value stays as it is written, escaped.
+            let name = attribute.key.as_ref().to_owned();
+            element
+                .attributes
+                .push((name, attribute.value.into_owned()));
+        }
+        Ok(element)
+    }
+
+    fn write(&self, writer: &mut Writer<Vec<u8>>) -> std::io::Result<()> {
+        let mut start = BytesStart::new(&*self.name);
+        for (name, value) in &self.attributes {
+            start.push_attribute(Attribute {
+                key: QName(name),
+                value: value.into(),
+            });
+        }
+        if self.text.is_empty() && self.children.is_empty() {
+            return writer.write_event(Event::Empty(start));
+        }
+        writer.write_event(Event::Start(start))?;
+        writer.write_event(Event::Text(BytesText::new(&self.text)))?;
+        for child in &self.children {
+            child.write(writer)?;
+        }
+        writer.write_event(Event::End(BytesEnd::new(&*self.name)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Capabilities;
+
+    fn document(features: &str) -> String {
+        format!(
+            "<capabilities><host><cpu/><migration_features>{features}</migration_features></host>\
+             </capabilities>"
+        )
+    }
+
+    #[test]
+    fn ours_are_read_as_they_are_written() {
+        let xml = Capabilities::ours().to_xml();
+        assert!(xml.starts_with("<capabilities><host><migration_features><live/><uri_transports>"));
+        assert_eq!(Capabilities::from_xml(&xml), Ok(Capabilities::ours()));
+    }
+
+    #[test]
+    fn what_is_not_known_is_kept() {
+        let future = document("<live/><warp factor=\"9\"><core>x</core></warp>");
+        let known = Capabilities::from_xml(&future).unwrap();
+        assert!(known.has("warp"));
+        let again = Capabilities::from_xml(&known.to_xml()).unwrap();
+        assert_eq!(again, known);
+        assert!(known.intersection(&known).has("warp"));
+    }
+
+    #[test]
+    fn only_what_both_can_do_is_used() {
+        let other = document(
+            "<live/><parallel>8</parallel><compression>lz4</compression><uri_transports>\
+             <uri_transport>tcp</uri_transport><uri_transport>unmoved+tls</uri_transport>\
+             </uri_transports>",
+        );
+        let other = Capabilities::from_xml(&other).unwrap();
+        let both = Capabilities::ours().intersection(&other);
+        assert!(both.has("live") && !both.has("abort") && !both.has("compression"));
+        assert_eq!(both.number("parallel"), Some(8));
+        assert_eq!(
+            both.transports().into_iter().collect::<Vec<_>>(),
+            ["unmoved+tls"]
+        );
+    }
+
+    #[test]
+    fn what_is_no_such_document_is_refused() {
+        let deep = "<a>".repeat(100);
+        let long = document(&" ".repeat(super::MOST));
+        for wrong in [
+            "",
+            "<host/>",
+            "<a><b></a>",
+            "<!DOCTYPE x><a/>",
+            &deep,
+            &long,
+        ] {
+            assert!(Capabilities::from_xml(wrong).is_err());
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! Commands that ask the daemon on this host.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::Value;
+
+use super::show;
+use crate::config;
+use crate::daemon::JobStatus;
+use crate::daemon::local::{Ask, Told};
+use crate::job::{Compression, JobOptions, OnTimeout};
+use crate::transport::frame::{MESSAGE_MOST, read_message, write_message};
+
+/// Where the daemon listens.
+#[derive(Debug, Args)]
+pub(super) struct Socket {
+    /// Socket of the daemon
+    #[arg(long, global = true, value_name = "FILE", default_value = config::SOCKET, env = "UNMOVED_SOCKET")]
+    socket: PathBuf,
+}
+
+/// What to ask.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Move a guest to another host, and show how it goes
+    Migrate(Migrate),
+    /// Do all of a migration that has no effect, and predict the rest
+    Check(Guest),
+    /// List the guests of this host
+    List,
+    /// Show jobs: running, waiting, and lately ended
+    Status {
+        /// The job, or the beginning of its name
+        job: Option<String>,
+        /// Show it until it is over
+        #[arg(long, requires = "job")]
+        watch: bool,
+    },
+    /// Stop a job; the guest goes on at its source
+    Abort {
+        /// The job, or the beginning of its name
+        job: String,
+    },
+    /// Decide what becomes of a guest that stands paused
+    Recover {
+        /// The job, or the beginning of its name
+        job: String,
+        /// Where it is to run; you vouch that the other copy does not
+        #[arg(long, value_enum)]
+        run: Side,
+    },
+    /// Write a guest to a file that `xl restore` reads, too
+    Save {
+        /// Name or number
+        domain: String,
+        /// The file
+        file: PathBuf,
+        /// The guest goes on afterwards
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Read a guest from a file that `xl save` or `unmoved save` wrote
+    Restore {
+        /// The file
+        file: PathBuf,
+        /// Leave it paused
+        #[arg(long)]
+        paused: bool,
+    },
+    /// Show what this agent can do, as XML in libvirt's form
+    Capabilities,
+    /// Show the other hosts, and whether they answer
+    Hosts,
+    /// Look for what is wrong with this host
+    Doctor,
+}
+
+/// Where a guest is to run.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum Side {
+    /// At the source
+    Here,
+    /// At the destination
+    There,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Migrate {
+    #[command(flatten)]
+    guest: Guest,
+    /// Only begin; `unmoved status` shows how it goes
+    #[arg(long)]
+    detach: bool,
+}
+
+/// Which guest, where to, and how.
+#[derive(Debug, Args)]
+pub(super) struct Guest {
+    /// Name or number
+    domain: String,
+    /// The other host's name in the configuration
+    host: String,
+    /// Name at the destination, if another one
+    #[arg(long, value_name = "NAME")]
+    dname: Option<String>,
+    /// Longest blackout to aim at
+    #[arg(long, value_name = "MS", default_value_t = 300)]
+    max_downtime: u64,
+    /// Longest time to copy with the guest running
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
+    /// What happens then
+    #[arg(long, value_enum, default_value = "abort")]
+    on_timeout: Late,
+    /// Most rounds with the guest running
+    #[arg(long, value_name = "N", default_value_t = 30)]
+    max_rounds: u32,
+    /// Most bytes per second; with k, M or G
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    bandwidth: Option<u64>,
+    /// Connections
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    parallel: u8,
+    /// none, zstd or zstd:LEVEL
+    #[arg(long, value_name = "HOW", default_value = "none")]
+    compress: Compression,
+    /// Leave it paused at the destination
+    #[arg(long)]
+    paused: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Late {
+    Abort,
+    StopAndCopy,
+}
+
+impl Guest {
+    fn options(&self) -> JobOptions {
+        JobOptions {
+            destination_name: self.dname.clone(),
+            max_downtime_ms: self.max_downtime,
+            timeout_ms: self.timeout.map(|seconds| seconds.saturating_mul(1000)),
+            on_timeout: match self.on_timeout {
+                Late::Abort => OnTimeout::Abort,
+                Late::StopAndCopy => OnTimeout::StopAndCopy,
+            },
+            max_rounds: self.max_rounds,
+            bandwidth: self.bandwidth,
+            parallel: self.parallel,
+            compress: self.compress,
+            leave_paused: self.paused,
+        }
+    }
+}
+
+impl Command {
+    pub(super) fn run(self, socket: &Socket, json: bool) -> Result<()> {
+        let ask = match self {
+            Self::Migrate(migrate) => return migrate.run(socket, json),
+            Self::Status {
+                job: Some(job),
+                watch: true,
+            } => return watch(socket, &job, json),
+            Self::Check(guest) => Ask::Check {
+                options: guest.options(),
+                domain: guest.domain,
+                host: guest.host,
+            },
+            Self::List => Ask::List,
+            Self::Status { job, .. } => Ask::Status { job },
+            Self::Abort { job } => Ask::Abort { job },
+            Self::Recover { job, run } => Ask::Recover {
+                job,
+                run_here: matches!(run, Side::Here),
+            },
+            Self::Save { domain, file, keep } => Ask::Save {
+                domain,
+                file: absolute(&file)?,
+                keep_running: keep,
+            },
+            Self::Restore { file, paused } => Ask::Restore {
+                file: absolute(&file)?,
+                leave_paused: paused,
+            },
+            Self::Capabilities => Ask::Capabilities,
+            Self::Hosts => Ask::Hosts,
+            Self::Doctor => Ask::Doctor,
+        };
+        let answer = one(socket, &ask)?;
+        if json {
+            println!("{}", serde_json::to_string_pretty(&answer)?);
+        } else {
+            show::answer(&ask, &answer);
+        }
+        let is_wrong = |check: &Value| check["ok"] == false;
+        if matches!(ask, Ask::Doctor)
+            && answer
+                .as_array()
+                .is_some_and(|all| all.iter().any(is_wrong))
+        {
+            bail!("there are problems");
+        }
+        Ok(())
+    }
+}
+
+impl Migrate {
+    fn run(self, socket: &Socket, json: bool) -> Result<()> {
+        let ask = Ask::Migrate {
+            options: self.guest.options(),
+            domain: self.guest.domain,
+            host: self.guest.host,
+        };
+        let begun = one(socket, &ask)?;
+        let job = begun["job"].as_str().context("the daemon gave no job")?;
+        if self.detach {
+            if json {
+                println!("{begun}");
+            } else {
+                println!("{job}");
+            }
+            return Ok(());
+        }
+        watch(socket, job, json)
+    }
+}
+
+/// Shows a job until it is over.  With JSON, its last status is printed, and nothing else.
+fn watch(socket: &Socket, job: &str, json: bool) -> Result<()> {
+    let mut stream = connect(socket)?;
+    let ask = Ask::Watch {
+        job: job.to_owned(),
+    };
+    send(&mut stream, &ask);
+    let mut progress = (!json).then(show::Progress::new);
+    loop {
+        let told = read_message(&mut stream, MESSAGE_MOST);
+        let status: JobStatus = serde_json::from_value(answer(told)?)?;
+        if let Some(progress) = &mut progress {
+            progress.update(&status);
+        }
+        if !status.is_over {
+            continue;
+        }
+        if json {
+            println!("{}", serde_json::to_string_pretty(&status)?);
+        }
+        if let Some(why) = status.statistics.errmsg {
+            bail!("{}: {why}", status.domain);
+        }
+        return Ok(());
+    }
+}
+
+fn one(socket: &Socket, ask: &Ask) -> Result<Value> {
+    let mut stream = connect(socket)?;
+    send(&mut stream, ask);
+    answer(read_message(&mut stream, MESSAGE_MOST))
+}
+
+/// Asks.  Somebody who may not ask gets the answer before the question is read, and then sending fails:
+/// what counts is what is to be read.
+fn send(stream: &mut UnixStream, ask: &Ask) {
+    if let Err(error) = write_message(stream, ask) {
+        log::debug!("the daemon: {error}");
+    }
+}
+
+fn answer(told: io::Result<Told>) -> Result<Value> {
+    match told
+        .context("the daemon has gone away; `unmoved status` tells more once it runs again")?
+    {
+        Told::Answer(value) => Ok(value),
+        Told::Error(why) => bail!(why),
+    }
+}
+
+fn connect(socket: &Socket) -> Result<UnixStream> {
+    let path = &socket.socket;
+    UnixStream::connect(path)
+        .with_context(|| format!("cannot reach unmovedd at {} (does it run?)", path.display()))
+}
+
+/// The daemon has another working directory.
+fn absolute(file: &Path) -> Result<PathBuf> {
+    Ok(std::path::absolute(file)?)
+}
+
+/// A number of bytes, as `20M`.
+fn bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(['k', 'K', 'M', 'G']);
+    let factor = match &text[digits.len()..] {
+        "" => 1,
+        "k" | "K" => 1 << 10,
+        "M" => 1 << 20,
+        "G" => 1 << 30,
+        _ => return Err("only one of k, M and G".to_owned()),
+    };
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| "not a number of bytes".to_owned())?;
+    number
+        .checked_mul(factor)
+        .filter(|bytes| *bytes > 0)
+        .ok_or_else(|| "out of range".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bytes;
+
+    #[test]
+    fn bandwidth_is_read_with_its_unit() {
+        assert_eq!(bytes("1500"), Ok(1500));
+        assert_eq!(bytes("20M"), Ok(20 << 20));
+        for wrong in [
+            "",
+            "M",
+            "0",
+            "1MM",
+            "-1",
+            "99999999999999999999",
+            "99999999999G",
+        ] {
+            assert!(bytes(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! Commands that need no daemon: certificates, completions, manual pages.
+
+use std::io;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::{CommandFactory, Subcommand};
+use clap_complete::Shell;
+use serde_json::json;
+
+use crate::pki;
+
+/// Certificates.
+#[derive(Debug, Subcommand)]
+pub(super) enum Pki {
+    /// Make a certification authority; keep its folder safe
+    Init {
+        /// Where to
+        #[arg(long, value_name = "FOLDER", default_value = "pki")]
+        folder: PathBuf,
+    },
+    /// Issue a host its certificate and key
+    Issue {
+        /// The host's name, and other names and addresses under which it is reached
+        #[arg(required = true)]
+        names: Vec<String>,
+        /// The authority's folder
+        #[arg(long, value_name = "FOLDER", default_value = "pki")]
+        folder: PathBuf,
+    },
+}
+
+impl Pki {
+    pub(super) fn run(self, json: bool) -> Result<()> {
+        let files = match self {
+            Self::Init { folder } => pki::init(&folder),
+            Self::Issue { names, folder } => pki::issue(&folder, &names),
+        };
+        let files = files.context("certificates")?;
+        if json {
+            println!("{}", json!({ "files": files }));
+            return Ok(());
+        }
+        for file in files {
+            println!("{}", file.display());
+        }
+        Ok(())
+    }
+}
+
+/// Prints what a shell needs to complete our commands.
+pub(super) fn completions<C: CommandFactory>(shell: Shell) {
+    let mut command = C::command();
+    clap_complete::generate(shell, &mut command, "unmoved", &mut io::stdout());
+}
+
+/// Writes a manual page for each command.
+pub(super) fn man<C: CommandFactory>(folder: &PathBuf) -> Result<()> {
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    clap_mangen::generate_to(C::command(), folder)
+        .with_context(|| format!("cannot write to {}", folder.display()))
+}

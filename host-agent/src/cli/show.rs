@@ -1,0 +1,210 @@
+//! Answers of the daemon, for people.
+
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use serde_json::Value;
+
+use crate::daemon::local::Ask;
+use crate::daemon::{Checked, JobStatus};
+use crate::job::{DomainEntry, PAGE_SIZE, Phase};
+
+/// How a job goes: a bar on a terminal, else a line for each event.
+pub(super) struct Progress {
+    bar: ProgressBar,
+}
+
+impl Progress {
+    pub(super) fn new() -> Self {
+        let bar = ProgressBar::new(0);
+        let style = ProgressStyle::with_template("{bar:30} {percent:>3} %  {msg}");
+        if let Ok(style) = style {
+            bar.set_style(style);
+        }
+        Self { bar }
+    }
+
+    pub(super) fn update(&mut self, status: &JobStatus) {
+        for event in &status.events {
+            let line = format!("{:>9.3} s  {}", event.at_ms as f64 / 1000.0, event.message);
+            if self.bar.is_hidden() {
+                eprintln!("{line}");
+            } else {
+                self.bar.println(line);
+            }
+        }
+        let now = &status.statistics;
+        let done = now
+            .memory_processed
+            .min(now.data_total.max(now.memory_total));
+        self.bar.set_length((done + now.memory_remaining).max(1));
+        self.bar.set_position(done);
+        let mut message = format!(
+            "round {}, {}/s, {} remain, dirty {}/s",
+            now.memory_iteration,
+            HumanBytes(now.memory_bps),
+            HumanBytes(now.memory_remaining),
+            HumanBytes(now.memory_dirty_rate.saturating_mul(PAGE_SIZE as u64)),
+        );
+        if let Some(left) = left(status) {
+            message += &format!(", ETA {left:.0} s");
+        }
+        self.bar.set_message(message);
+        if !status.is_over {
+            return;
+        }
+        self.bar.finish_and_clear();
+        if let Some(report) = &status.report {
+            println!("{} runs at {}", status.domain, status.peer);
+            println!("                 outcome      expected");
+            let row = |what: &str, value: f64, expected: Option<f64>| {
+                let expected = expected.map_or("-".to_owned(), |ms| format!("{ms:.0} ms"));
+                println!("  {what:12}{value:>9.0} ms{expected:>14}");
+            };
+            row("total", report.total_ms, report.predicted_total_ms);
+            row("blackout", report.blackout_ms, report.predicted_blackout_ms);
+            println!(
+                "  {} rounds, {} of memory, {} on the wire",
+                report.rounds,
+                HumanBytes(report.bytes_total),
+                HumanBytes(report.bytes_on_wire)
+            );
+        }
+    }
+}
+
+/// Seconds left: of this round, or of what was expected of the whole, whichever is more.
+fn left(status: &JobStatus) -> Option<f64> {
+    if status.phase != Phase::Live {
+        return None;
+    }
+    let now = &status.statistics;
+    let round = (now.memory_bps > 0).then(|| now.memory_remaining as f64 / now.memory_bps as f64);
+    let whole = status
+        .prediction
+        .map(|expected| ((expected.total_ms - now.time_elapsed as f64) / 1000.0).max(0.0));
+    match (round, whole) {
+        (Some(round), Some(whole)) => Some(round.max(whole)),
+        (either, None) | (None, either) => either,
+    }
+}
+
+/// Prints an answer.
+pub(super) fn answer(ask: &Ask, answer: &Value) {
+    match ask {
+        Ask::List => {
+            println!(
+                "{:24}{:>6}{:>10}{:>7}  state",
+                "name", "domid", "MiB", "vcpus"
+            );
+            for domain in each::<DomainEntry>(answer) {
+                println!(
+                    "{:24}{:>6}{:>10}{:>7}  {}",
+                    domain.name,
+                    domain.domid,
+                    domain.memory_bytes >> 20,
+                    domain.vcpus,
+                    domain.state
+                );
+            }
+        }
+        Ask::Status { job: None } => each::<JobStatus>(answer).iter().for_each(job),
+        Ask::Status { .. } => {
+            if let Ok(status) = serde_json::from_value::<JobStatus>(answer.clone()) {
+                job(&status);
+                for event in &status.events {
+                    println!(
+                        "  {:>9.3} s  {}",
+                        event.at_ms as f64 / 1000.0,
+                        event.message
+                    );
+                }
+            }
+        }
+        Ask::Check { .. } => {
+            if let Ok(found) = serde_json::from_value::<Checked>(answer.clone()) {
+                checked(&found);
+            }
+        }
+        Ask::Hosts => {
+            for host in answer.as_array().into_iter().flatten() {
+                let text = |name: &str| host[name].as_str().unwrap_or_default().to_owned();
+                let state = if host["reachable"] == true {
+                    format!(
+                        "Xen {}, {} free, {}/s",
+                        text("xen_version"),
+                        HumanBytes(host["free_memory_bytes"].as_u64().unwrap_or_default()),
+                        HumanBytes(host["bytes_per_second"].as_f64().unwrap_or_default() as u64)
+                    )
+                } else {
+                    text("error")
+                };
+                println!("{:16}{:24}{state}", text("name"), text("address"));
+            }
+        }
+        Ask::Doctor => {
+            for check in answer.as_array().into_iter().flatten() {
+                let what = check["check"].as_str().unwrap_or_default();
+                match check["problem"].as_str() {
+                    None => println!("ok       {what}"),
+                    Some(problem) => println!("PROBLEM  {what}: {problem}"),
+                }
+            }
+        }
+        Ask::Capabilities => println!("{}", answer["xml"].as_str().unwrap_or_default()),
+        _ => println!("done"),
+    }
+}
+
+fn each<T: serde::de::DeserializeOwned>(answer: &Value) -> Vec<T> {
+    serde_json::from_value(answer.clone()).unwrap_or_default()
+}
+
+fn job(status: &JobStatus) {
+    let arrow = match status.direction {
+        crate::daemon::Direction::Outgoing => "to",
+        crate::daemon::Direction::Incoming => "from",
+    };
+    let state = match (&status.statistics.success, &status.waiting) {
+        (Some(true), _) => "done".to_owned(),
+        (Some(false), _) => {
+            let why = status.statistics.errmsg.as_deref();
+            format!("failed: {}", why.unwrap_or("no reason is known"))
+        }
+        (None, Some(waiting)) if status.is_held => {
+            format!(
+                "HELD: {waiting}; decide with `unmoved recover {}`",
+                status.id
+            )
+        }
+        (None, Some(waiting)) => waiting.clone(),
+        (None, None) => format!(
+            "{:?}, round {}",
+            status.phase, status.statistics.memory_iteration
+        ),
+    };
+    println!(
+        "{:.8}  {} {arrow} {}  {state}",
+        status.id, status.domain, status.peer
+    );
+}
+
+fn checked(found: &Checked) {
+    let estimate = &found.estimate;
+    println!("{} can be moved to {}", found.domain, found.host);
+    println!(
+        "  memory     {} in use, {:.0} % of it zero, {} dirtied per second",
+        HumanBytes(estimate.pages * PAGE_SIZE as u64),
+        estimate.zero_share * 100.0,
+        HumanBytes((estimate.dirty_pages_per_second * PAGE_SIZE as f64) as u64),
+    );
+    println!(
+        "  way        {}/s",
+        HumanBytes(found.prediction.bytes_per_second as u64)
+    );
+    println!(
+        "  expected   {} rounds, {}, {:.1} s in all, blackout {:.0} ms",
+        found.prediction.rounds,
+        HumanBytes(found.prediction.bytes),
+        found.prediction.total_ms / 1000.0,
+        found.prediction.blackout_ms
+    );
+}

@@ -1,0 +1,221 @@
+//! A job as it is shown: what it does, how it stands, how it ended.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use crate::job::{Control, Event, Phase, Statistics};
+use crate::predict::Prediction;
+use crate::session::Operator;
+
+/// Which end of a job this host is.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Direction {
+    /// The guest leaves.
+    Outgoing,
+    /// The guest comes.
+    Incoming,
+}
+
+/// A job.
+#[derive(Debug)]
+pub struct Job {
+    /// The session's name.
+    pub id: String,
+    /// Which end this is.
+    pub direction: Direction,
+    /// The other host.
+    pub peer: String,
+    /// The handle.
+    pub control: Arc<Control>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    domain: String,
+    waiting: Option<String>,
+    is_held: bool,
+    result: Option<Result<(), String>>,
+    prediction: Option<Prediction>,
+    report: Option<Report>,
+    decision: Option<Operator>,
+}
+
+/// What was predicted, and what came of it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
+pub struct Report {
+    /// Always `unmoved`.
+    pub tool: String,
+    /// From the order until the guest ran at the destination.
+    pub total_ms: f64,
+    /// From when the guest was suspended until it ran again, as the source saw it.
+    pub blackout_ms: f64,
+    /// Rounds over the memory, the last with the guest suspended.
+    pub rounds: u32,
+    /// Framing included.
+    pub bytes_on_wire: u64,
+    /// Of memory, every repetition counted, pages of zeros too.
+    pub bytes_total: u64,
+    /// What was expected of `blackout_ms` before it began.
+    pub predicted_blackout_ms: Option<f64>,
+    /// What was expected of `total_ms`.
+    pub predicted_total_ms: Option<f64>,
+}
+
+/// A job as others see it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JobStatus {
+    /// The session's name.
+    pub id: String,
+    /// Which end this is.
+    pub direction: Direction,
+    /// The guest's name.
+    pub domain: String,
+    /// The other host.
+    pub peer: String,
+    /// What it does.
+    pub phase: Phase,
+    /// What it waits for, if anything.
+    pub waiting: Option<String>,
+    /// Only an operator can help: `unmoved recover`.
+    pub is_held: bool,
+    /// It is over.
+    pub is_over: bool,
+    /// Figures, under libvirt's names.
+    pub statistics: Statistics,
+    /// What was expected.
+    pub prediction: Option<Prediction>,
+    /// What came of it.
+    pub report: Option<Report>,
+    /// What happened, from the number on that was asked for.
+    pub events: Vec<Event>,
+}
+
+impl Job {
+    pub(super) fn new(
+        id: String,
+        direction: Direction,
+        domain: String,
+        peer: String,
+        control: Arc<Control>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            direction,
+            peer,
+            control,
+            state: Mutex::new(State {
+                domain,
+                ..State::default()
+            }),
+        })
+    }
+
+    /// How it stands, with events from this number on.
+    #[must_use]
+    pub fn status(&self, from: u64) -> JobStatus {
+        let events = self.control.events(from);
+        let mut statistics = self.control.statistics();
+        let state = self.state.lock();
+        if let Some(result) = &state.result {
+            statistics.success = Some(result.is_ok());
+            statistics.errmsg = result.as_ref().err().cloned();
+        }
+        JobStatus {
+            id: self.id.clone(),
+            direction: self.direction,
+            domain: state.domain.clone(),
+            peer: self.peer.clone(),
+            phase: self.control.phase(),
+            waiting: state.waiting.clone(),
+            is_held: state.is_held,
+            is_over: state.result.is_some(),
+            statistics,
+            prediction: state.prediction,
+            report: state.report.clone(),
+            events,
+        }
+    }
+
+    /// If it is over, how.
+    #[must_use]
+    pub fn result(&self) -> Option<Result<(), String>> {
+        self.state.lock().result.clone()
+    }
+
+    /// The guest's name becomes known.
+    pub(super) fn rename(&self, domain: &str) {
+        domain.clone_into(&mut self.state.lock().domain);
+    }
+
+    pub(super) fn wait(&self, reason: &str, is_held: bool) {
+        let mut state = self.state.lock();
+        let is_new = state.waiting.as_deref() != Some(reason);
+        state.waiting = Some(reason.to_owned());
+        state.is_held = is_held;
+        drop(state);
+        if is_new {
+            self.control.tell(reason);
+        }
+    }
+
+    pub(super) fn go_on(&self) {
+        let mut state = self.state.lock();
+        state.waiting = None;
+        state.is_held = false;
+    }
+
+    pub(super) fn predict(&self, prediction: Prediction) {
+        self.state.lock().prediction = Some(prediction);
+    }
+
+    pub(super) fn prediction(&self) -> Option<Prediction> {
+        self.state.lock().prediction
+    }
+
+    pub(super) fn report(&self, report: Report) {
+        self.state.lock().report = Some(report);
+    }
+
+    /// The job is over.  The first word counts.
+    pub(super) fn end(&self, result: Result<(), String>) {
+        let mut state = self.state.lock();
+        if state.result.is_some() {
+            return;
+        }
+        let elapsed = self.control.statistics().time_elapsed;
+        let message = match &result {
+            Ok(()) => "done".to_owned(),
+            Err(why) => format!("failed: {why}"),
+        };
+        let success = result.is_ok();
+        state.waiting = None;
+        state.is_held = false;
+        state.result = Some(result);
+        drop(state);
+        self.control.update(|statistics| {
+            statistics.time_elapsed = elapsed;
+            statistics.success = Some(success);
+        });
+        self.control.enter(Phase::Ended, message);
+    }
+
+    /// An operator decides; `false` if that is not asked for.
+    pub fn decide(&self, decision: Operator) -> bool {
+        let mut state = self.state.lock();
+        if !state.is_held {
+            return false;
+        }
+        state.decision = Some(decision);
+        drop(state);
+        self.control.update(|_| {});
+        true
+    }
+
+    pub(super) fn take_decision(&self) -> Option<Operator> {
+        self.state.lock().decision.take()
+    }
+}

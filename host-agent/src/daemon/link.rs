@@ -1,0 +1,179 @@
+//! A control connection to a peer's agent, from the source's side, and the data connections beside it.
+
+use std::io::{self, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::wire::{FromPeer, Hello, PROBE_MOST, Parameters, Ticket, ToPeer, VERSION};
+use crate::capabilities::Capabilities;
+use crate::config::Peer;
+use crate::job::{Error, HostFacts, JobOptions, Needs, Result};
+use crate::session::{Answer, Order, SessionId};
+use crate::transport::frame::{MESSAGE_MOST, read_message, write_message};
+use crate::transport::tls::{Connected, Identity};
+use crate::transport::{Socket, Watch};
+
+/// Longest time to make a TCP connection.
+const CONNECT: Duration = Duration::from_secs(5);
+/// Longest time for an answer: the destination's toolstack may have to build for a while.
+const ANSWER: Duration = Duration::from_secs(300);
+/// Bytes sent to see how fast the way is, and how they are handed over.
+const PROBE: u64 = PROBE_MOST / 4;
+const PROBE_PIECE: usize = 1 << 20;
+
+/// A control connection.
+pub(super) struct Link {
+    stream: Connected,
+    calls: u64,
+}
+
+impl Link {
+    /// Connects to a peer.
+    pub(super) fn connect(identity: &Identity, peer: &Peer) -> Result<Self> {
+        let hello = Hello::Control { version: VERSION };
+        let mut stream = open(identity, peer, Arc::new(Watch::default()), &hello)
+            .map_err(|error| unreachable(peer, &error))?;
+        stream.sock.set_silence(ANSWER);
+        Ok(Self { stream, calls: 0 })
+    }
+
+    /// Step 0: what both can do, and what the host is.
+    pub(super) fn meet(&mut self, options: &JobOptions) -> Result<(Capabilities, HostFacts)> {
+        let ours = Capabilities::ours();
+        let answer = self.ask(&ToPeer::Meet {
+            capabilities: ours.to_xml(),
+            parameters: Parameters {
+                uri: None,
+                dname: options.destination_name.clone(),
+                resource: options.bandwidth,
+                flags: 1,
+            },
+        })?;
+        let FromPeer::Met {
+            capabilities,
+            facts,
+        } = answer
+        else {
+            return Err(senseless(&answer));
+        };
+        let theirs = Capabilities::from_xml(&capabilities).map_err(Error::Peer)?;
+        Ok((ours.intersection(&theirs), facts))
+    }
+
+    /// Whether the destination could reserve this.
+    pub(super) fn check(&mut self, needs: &Needs) -> Result<()> {
+        match self.ask(&ToPeer::Check(Box::new(needs.clone())))? {
+            FromPeer::Checked => Ok(()),
+            answer => Err(senseless(&answer)),
+        }
+    }
+
+    /// Bytes per second on the way, as one connection has it.
+    pub(super) fn probe(&mut self) -> Result<f64> {
+        write_message(&mut self.stream, &ToPeer::Probe { bytes: PROBE }).map_err(lost)?;
+        let piece = vec![0xA5; PROBE_PIECE];
+        let begun = Instant::now();
+        for _ in 0..PROBE / PROBE_PIECE as u64 {
+            self.stream.write_all(&piece).map_err(lost)?;
+        }
+        self.stream.flush().map_err(lost)?;
+        match self.answer()? {
+            FromPeer::Probed => Ok(PROBE as f64 / begun.elapsed().as_secs_f64().max(1e-6)),
+            answer => Err(senseless(&answer)),
+        }
+    }
+
+    /// Calls the destination's method.
+    pub(super) fn call(
+        &mut self,
+        session: SessionId,
+        order: &Order,
+    ) -> Result<(Answer, Option<Ticket>)> {
+        self.calls += 1;
+        let answer = self.ask(&ToPeer::Call {
+            session,
+            call: self.calls,
+            order: order.clone(),
+        })?;
+        match answer {
+            FromPeer::Reply {
+                call,
+                status,
+                cookie,
+                stream,
+            } if call == self.calls && status == cookie.status() => Ok((cookie, stream)),
+            answer => Err(senseless(&answer)),
+        }
+    }
+
+    fn ask(&mut self, question: &ToPeer) -> Result<FromPeer> {
+        write_message(&mut self.stream, question).map_err(lost)?;
+        self.answer()
+    }
+
+    fn answer(&mut self) -> Result<FromPeer> {
+        match read_message(&mut self.stream, MESSAGE_MOST).map_err(lost)? {
+            FromPeer::Refused(why) => Err(Error::Refused(format!("the destination: {why}"))),
+            answer => Ok(answer),
+        }
+    }
+}
+
+/// Makes one data connection of a session.
+pub(super) fn lane(
+    identity: &Identity,
+    peer: &Peer,
+    watch: Arc<Watch>,
+    hello: &Hello,
+) -> Result<Connected> {
+    open(identity, peer, watch, hello).map_err(|error| unreachable(peer, &error))
+}
+
+fn open(
+    identity: &Identity,
+    peer: &Peer,
+    watch: Arc<Watch>,
+    hello: &Hello,
+) -> io::Result<Connected> {
+    let socket = Socket::new(tcp(&peer.address)?, watch)?;
+    let mut stream = identity.connect(socket, &peer.name)?;
+    write_message(&mut stream, hello)?;
+    match read_message(&mut stream, MESSAGE_MOST)? {
+        FromPeer::Welcome => {
+            stream.sock.set_deadline(None);
+            Ok(stream)
+        }
+        FromPeer::Refused(why) => Err(io::Error::new(io::ErrorKind::PermissionDenied, why)),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "no welcome")),
+    }
+}
+
+/// Connects to the first address that answers.
+fn tcp(address: &str) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in address.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, CONNECT) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+fn unreachable(peer: &Peer, error: &io::Error) -> Error {
+    Error::Peer(format!(
+        "cannot connect to {} at {}: {error}",
+        peer.name, peer.address
+    ))
+}
+
+fn lost(error: io::Error) -> Error {
+    Error::Peer(format!("the connection is lost: {error}"))
+}
+
+fn senseless(answer: &FromPeer) -> Error {
+    Error::Peer(format!(
+        "the destination's answer makes no sense: {answer:?}"
+    ))
+}

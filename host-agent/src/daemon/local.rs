@@ -1,0 +1,342 @@
+//! Takes orders from the command on this host, over a UNIX socket.
+//!
+//! The system tells who is at the other end (`SO_PEERCRED`): root, and whom the configuration names.
+//! A request and its answer are one frame of JSON each ([`crate::transport::frame`]); only a watched job
+//! is answered by a row of them, until it is over.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use event_listener::Listener;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{Daemon, spawn};
+use crate::capabilities::Capabilities;
+use crate::job::{Control, Error, JobOptions, Result};
+use crate::session::Operator;
+use crate::stock;
+use crate::transport::frame::{read_message, write_message};
+
+/// Longest request.
+const REQUEST_MOST: usize = 64 << 10;
+/// A watched job is told at most so often.
+const PAUSE: Duration = Duration::from_millis(200);
+/// Longest silence of a client in the middle of a request.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the command asks for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "ask")]
+pub enum Ask {
+    /// Move a guest.
+    Migrate {
+        /// Name or number.
+        domain: String,
+        /// The peer's name.
+        host: String,
+        /// How.
+        options: JobOptions,
+    },
+    /// Only look.
+    Check {
+        /// Name or number.
+        domain: String,
+        /// The peer's name.
+        host: String,
+        /// How.
+        options: JobOptions,
+    },
+    /// Write a guest to a file.
+    Save {
+        /// Name or number.
+        domain: String,
+        /// Absolute path.
+        file: PathBuf,
+        /// The guest goes on afterwards.
+        keep_running: bool,
+    },
+    /// Read a guest from a file.
+    Restore {
+        /// Absolute path.
+        file: PathBuf,
+        /// It stays paused.
+        leave_paused: bool,
+    },
+    /// The guests here.
+    List,
+    /// One job, or all.
+    Status {
+        /// The beginning of its name.
+        job: Option<String>,
+    },
+    /// One job, again and again until it is over.
+    Watch {
+        /// The beginning of its name.
+        job: String,
+    },
+    /// Stop a job.
+    Abort {
+        /// The beginning of its name.
+        job: String,
+    },
+    /// Decide a job that is held.
+    Recover {
+        /// The beginning of its name.
+        job: String,
+        /// Run it here; else hand it over.
+        run_here: bool,
+    },
+    /// What this agent can do.
+    Capabilities,
+    /// The peers, and whether they answer.
+    Hosts,
+    /// What is wrong with this host.
+    Doctor,
+}
+
+/// What the daemon answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Told {
+    /// The answer.
+    Answer(Value),
+    /// Why not.
+    Error(String),
+}
+
+/// Listens, and serves until the program ends.
+///
+/// # Errors
+/// If the socket cannot be made.
+pub fn serve(daemon: &Arc<Daemon>) -> Result<()> {
+    let path = &daemon.config().socket;
+    let what = || format!("cannot listen at {}", path.display());
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(Error::io(what()))?;
+    }
+    if UnixStream::connect(path).is_ok() {
+        return Err(Error::Refused(format!(
+            "another unmovedd listens at {}",
+            path.display()
+        )));
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(Error::io(what())(error));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).map_err(Error::io(what()))?;
+    // Who may use it is decided by who it is, not by who may open it.
+    let mode = fs::Permissions::from_mode(0o666);
+    fs::set_permissions(path, mode).map_err(Error::io(what()))?;
+    let daemon = daemon.clone();
+    spawn("local", move || {
+        for stream in listener.incoming().flatten() {
+            let serving = daemon.clone();
+            let served = spawn("client", move || {
+                if let Err(error) = client(&serving, stream) {
+                    log::debug!("a client: {error}");
+                }
+            });
+            if let Err(error) = served {
+                log::error!("{error}");
+            }
+        }
+    })?;
+    Ok(())
+}
+
+fn client(daemon: &Arc<Daemon>, mut stream: UnixStream) -> io::Result<()> {
+    let uid = rustix::net::sockopt::socket_peercred(&stream)?.uid.as_raw();
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let who = format!("uid {uid}");
+    if uid != 0 && !daemon.config().allow_uids.contains(&uid) {
+        log::warn!("{who} has no permission");
+        daemon
+            .audit
+            .write(&who, "refused", &json!({ "why": "no permission" }));
+        let why = format!("user {uid} has no permission (allow_uids in the configuration)");
+        return write_message(&mut stream, &Told::Error(why));
+    }
+    let ask: Ask = read_message(&mut stream, REQUEST_MOST)?;
+    if let Ask::Watch { job } = &ask {
+        return match daemon.job(job) {
+            Ok(job) => watch(&job, &mut stream),
+            Err(error) => write_message(&mut stream, &Told::Error(error.to_string())),
+        };
+    }
+    let told = match answer(daemon, &who, ask) {
+        Ok(value) => Told::Answer(value),
+        Err(error) => Told::Error(error.to_string()),
+    };
+    write_message(&mut stream, &told)
+}
+
+fn watch(job: &super::Job, stream: &mut UnixStream) -> io::Result<()> {
+    let mut from = 0;
+    loop {
+        let listener = job.control.listen();
+        let status = job.status(from);
+        from = status.events.last().map_or(from, |last| last.number + 1);
+        let is_over = status.is_over;
+        let told = Told::Answer(serde_json::to_value(status)?);
+        write_message(stream, &told)?;
+        if is_over {
+            return Ok(());
+        }
+        // Figures change with every batch; a person needs them less often, an end at once.
+        let until = Instant::now() + PAUSE;
+        listener.wait_deadline(until);
+        while job.result().is_none() && Instant::now() < until {
+            let listener = job.control.listen();
+            if job.result().is_none() {
+                listener.wait_deadline(until);
+            }
+        }
+    }
+}
+
+fn answer(daemon: &Arc<Daemon>, who: &str, ask: Ask) -> Result<Value> {
+    Ok(match ask {
+        Ask::Migrate {
+            domain,
+            host,
+            options,
+        } => {
+            let job = daemon.migrate(who, &domain, &host, options)?;
+            json!({ "job": job.id })
+        }
+        Ask::Check {
+            domain,
+            host,
+            options,
+        } => value(&daemon.check(&domain, &host, options)?)?,
+        Ask::Save {
+            domain,
+            file,
+            keep_running,
+        } => {
+            daemon
+                .audit
+                .write(who, "save", &json!({ "domain": domain, "file": file }));
+            let control = Control::new(JobOptions::default());
+            let saved = stock::save(&*daemon.host, &domain, &file, keep_running, &control);
+            json!({ "file": file, "rounds": saved?.rounds })
+        }
+        Ask::Restore { file, leave_paused } => {
+            daemon.audit.write(who, "restore", &json!({ "file": file }));
+            let control = Control::new(JobOptions {
+                leave_paused,
+                ..JobOptions::default()
+            });
+            stock::restore(&*daemon.host, &file, &control)?;
+            json!({ "file": file })
+        }
+        Ask::List => value(&daemon.host.domains()?)?,
+        Ask::Status { job: None } => {
+            let all: Vec<_> = daemon.jobs().iter().map(|job| job.status(0)).collect();
+            value(&all)?
+        }
+        Ask::Status { job: Some(job) } | Ask::Watch { job } => value(&daemon.job(&job)?.status(0))?,
+        Ask::Abort { job } => {
+            let job = daemon.job(&job)?;
+            daemon.audit.write(who, "abort", &json!({ "job": job.id }));
+            if job.result().is_some() {
+                return Err(Error::Refused("the job is over".to_owned()));
+            }
+            if job.direction == super::Direction::Incoming {
+                return Err(Error::Refused(
+                    "a job is aborted at its source, or by the loss of the source".to_owned(),
+                ));
+            }
+            if !job.control.abort() {
+                return Err(Error::Refused(
+                    "the guest has been handed over: too late for that".to_owned(),
+                ));
+            }
+            json!({ "job": job.id, "aborting": true })
+        }
+        Ask::Recover { job, run_here } => {
+            let job = daemon.job(&job)?;
+            let decision = if run_here {
+                Operator::RunHere
+            } else {
+                Operator::HandOver
+            };
+            daemon.audit.write(
+                who,
+                "recover",
+                &json!({ "job": job.id, "run_here": run_here }),
+            );
+            if !job.decide(decision) {
+                return Err(Error::Refused(
+                    "the job does not ask for a decision".to_owned(),
+                ));
+            }
+            json!({ "job": job.id })
+        }
+        Ask::Capabilities => json!({ "xml": Capabilities::ours().to_xml() }),
+        Ask::Hosts => hosts(daemon),
+        Ask::Doctor => doctor(daemon),
+    })
+}
+
+fn hosts(daemon: &Daemon) -> Value {
+    let peers = daemon.config().peers.iter().map(|peer| {
+        let met = super::link::Link::connect(&daemon.identity, peer)
+            .and_then(|mut link| Ok((link.meet(&JobOptions::default())?, link.probe()?)));
+        match met {
+            Ok(((both, facts), way)) => json!({
+                "name": peer.name, "address": peer.address, "reachable": true,
+                "xen_version": facts.xen_version, "free_memory_bytes": facts.free_memory_bytes,
+                "bytes_per_second": way.round(), "problems": facts.problems,
+                "migration_features": both.to_xml(),
+            }),
+            Err(error) => json!({
+                "name": peer.name, "address": peer.address, "reachable": false,
+                "error": error.to_string(),
+            }),
+        }
+    });
+    Value::Array(peers.collect())
+}
+
+fn doctor(daemon: &Daemon) -> Value {
+    let mut checks = Vec::new();
+    let mut check = |what: &str, problem: Option<String>| {
+        checks.push(json!({ "check": what, "ok": problem.is_none(), "problem": problem }));
+    };
+    match daemon.host.facts() {
+        Ok(facts) => {
+            check(&format!("Xen {}", facts.xen_version), None);
+            for problem in facts.problems {
+                check("toolstack", Some(problem));
+            }
+        }
+        Err(error) => check("Xen", Some(error.to_string())),
+    }
+    for host in hosts(daemon).as_array().into_iter().flatten() {
+        let name = host["name"].as_str().unwrap_or_default();
+        let problem = host["error"].as_str().map(str::to_owned);
+        check(&format!("peer {name}"), problem);
+    }
+    for job in daemon.jobs() {
+        let status = job.status(u64::MAX);
+        if status.is_held {
+            check(&format!("job {}", job.id), status.waiting);
+        }
+    }
+    Value::Array(checks)
+}
+
+fn value(of: &impl Serialize) -> Result<Value> {
+    serde_json::to_value(of).map_err(|error| Error::Refused(error.to_string()))
+}

@@ -1,0 +1,262 @@
+//! The daemon: carries out what the sessions' machines decide.
+//!
+//! | file | is |
+//! |---|---|
+//! | `outgoing` | a guest that leaves: runs the source's machine |
+//! | `incoming` | a guest that comes: runs the destination's machine |
+//! | `peers` | takes connections from other agents |
+//! | `link` | makes connections to them |
+//! | [`local`] | takes orders from the command on this host |
+//! | `metrics` | tells Prometheus |
+//!
+//! Threads and blocking calls: there are few connections, and what they wait for is a disk, the toolstack
+//! or a network.  Killing the daemon is safe at any moment; it needs no orderly end.
+
+mod incoming;
+mod job;
+mod link;
+pub mod local;
+mod metrics;
+mod outgoing;
+mod peers;
+mod wire;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+
+use parking_lot::Mutex;
+use serde_json::json;
+
+use crate::audit::Audit;
+use crate::config::Config;
+use crate::job::{Control, Error, Host, JobOptions, Result};
+use crate::journal;
+use crate::predict::Prediction;
+use crate::session::{Locks, SessionId};
+use crate::transport::tls::Identity;
+
+pub use job::{Direction, Job, JobStatus, Report};
+
+use incoming::Incoming;
+
+/// Jobs that are over are remembered so long as there are not more than this.
+const REMEMBERED: usize = 100;
+
+/// The daemon of a host.
+pub struct Daemon {
+    config: Config,
+    identity: Identity,
+    host: Arc<dyn Host>,
+    audit: Audit,
+    locks: Mutex<Locks>,
+    jobs: Mutex<Vec<Arc<Job>>>,
+    incoming: Mutex<BTreeMap<SessionId, Arc<Incoming>>>,
+    /// UUIDs of guests that are leaving.
+    leaving: Mutex<Vec<String>>,
+}
+
+/// What `check` found.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub struct Checked {
+    /// The guest.
+    pub domain: String,
+    /// Where to.
+    pub host: String,
+    /// What it needs there.
+    pub memory_bytes: u64,
+    /// How it behaves.
+    pub estimate: crate::job::Estimate,
+    /// What is to be expected.
+    pub prediction: Prediction,
+}
+
+impl Daemon {
+    /// Reads certificates, opens the audit log; nothing is done yet.
+    ///
+    /// # Errors
+    /// If a file is missing or wrong; says which.
+    pub fn new(config: Config, host: Arc<dyn Host>) -> Result<Arc<Self>> {
+        let tls = &config.tls;
+        let identity = Identity::load(&tls.authority, &tls.certificate, &tls.key)
+            .map_err(Error::io("certificates"))?;
+        for folder in ["source", "destination"] {
+            let folder = config.state.join(folder);
+            fs::create_dir_all(&folder)
+                .map_err(Error::io(format!("cannot make {}", folder.display())))?;
+        }
+        let audit = Audit::open(&config.state).map_err(Error::io("the audit log"))?;
+        Ok(Arc::new(Self {
+            config,
+            identity,
+            host,
+            audit,
+            locks: Mutex::default(),
+            jobs: Mutex::default(),
+            incoming: Mutex::default(),
+            leaving: Mutex::default(),
+        }))
+    }
+
+    /// Takes up what another run of the daemon left, then listens for other agents; gives the address.
+    ///
+    /// # Errors
+    /// If a journal is damaged, or the address cannot be used.
+    pub fn start(self: &Arc<Self>) -> Result<SocketAddr> {
+        self.recover()?;
+        let listener = TcpListener::bind(self.config.listen).map_err(Error::io(format!(
+            "cannot listen at {}",
+            self.config.listen
+        )))?;
+        let address = listener.local_addr().map_err(Error::io("listening"))?;
+        let daemon = self.clone();
+        spawn("peers", move || peers::serve(&daemon, &listener))?;
+        if let Some(address) = self.config.metrics {
+            let listener = TcpListener::bind(address)
+                .map_err(Error::io(format!("cannot serve metrics at {address}")))?;
+            let daemon = self.clone();
+            spawn("metrics", move || metrics::serve(&daemon, &listener))?;
+        }
+        Ok(address)
+    }
+
+    /// The configuration.
+    #[must_use]
+    pub const fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Begins a migration; gives the job.
+    ///
+    /// # Errors
+    /// If there is no such domain or peer, or the guest is leaving already.
+    pub fn migrate(
+        self: &Arc<Self>,
+        who: &str,
+        domain: &str,
+        host: &str,
+        options: JobOptions,
+    ) -> Result<Arc<Job>> {
+        let peer = self.config.peer(host)?.clone();
+        let source = self.host.source(domain)?;
+        let session = SessionId::new(random()?);
+        let control = Arc::new(Control::new(options));
+        let job = Job::new(
+            session.to_string(),
+            Direction::Outgoing,
+            domain.to_owned(),
+            peer.name.clone(),
+            control,
+        );
+        self.audit.write(
+            who,
+            "migrate",
+            &json!({ "job": job.id, "domain": domain, "to": host }),
+        );
+        self.add(&job);
+        let (daemon, running) = (self.clone(), job.clone());
+        spawn("migrate", move || {
+            outgoing::run(&daemon, &running, session, source, &peer);
+        })?;
+        Ok(job)
+    }
+
+    /// Does what a migration does up to where it would have an effect, and predicts the rest.
+    ///
+    /// # Errors
+    /// What stands in the way.
+    pub fn check(
+        self: &Arc<Self>,
+        domain: &str,
+        host: &str,
+        options: JobOptions,
+    ) -> Result<Checked> {
+        let peer = self.config.peer(host)?.clone();
+        let mut source = self.host.source(domain)?;
+        let control = Arc::new(Control::new(options));
+        let result = outgoing::check(self, &mut *source, &peer, &control);
+        // Whatever was switched on to watch the guest is switched off.
+        source.resume_here()?;
+        let (prepared, prediction) = result?;
+        Ok(Checked {
+            domain: domain.to_owned(),
+            host: host.to_owned(),
+            memory_bytes: prepared.needs.memory_bytes,
+            estimate: prepared.estimate,
+            prediction,
+        })
+    }
+
+    /// All jobs, the oldest first.
+    #[must_use]
+    pub fn jobs(&self) -> Vec<Arc<Job>> {
+        self.jobs.lock().clone()
+    }
+
+    /// The job whose name begins so.
+    ///
+    /// # Errors
+    /// If there is none, or more than one.
+    pub fn job(&self, id: &str) -> Result<Arc<Job>> {
+        let jobs = self.jobs.lock();
+        let mut found = jobs.iter().filter(|job| job.id.starts_with(id));
+        match (found.next(), found.next()) {
+            (Some(job), None) => Ok(job.clone()),
+            (None, _) => Err(Error::Refused(format!("there is no job {id}"))),
+            (Some(_), Some(_)) => Err(Error::Refused(format!(
+                "more than one job begins with {id}"
+            ))),
+        }
+    }
+
+    fn add(&self, job: &Arc<Job>) {
+        let mut jobs = self.jobs.lock();
+        if jobs.len() >= REMEMBERED
+            && let Some(oldest) = jobs.iter().position(|job| job.result().is_some())
+        {
+            jobs.remove(oldest);
+        }
+        jobs.push(job.clone());
+    }
+
+    fn folder(&self, end: &str) -> PathBuf {
+        self.config.state.join(end)
+    }
+
+    fn recover(self: &Arc<Self>) -> Result<()> {
+        let read = |folder: &PathBuf| {
+            journal::sessions(folder)
+                .map_err(Error::io(format!("cannot read {}", folder.display())))
+        };
+        for session in read(&self.folder("destination"))? {
+            Incoming::recover(self, session)?;
+        }
+        for session in read(&self.folder("source"))? {
+            outgoing::recover(self, session)?;
+        }
+        Ok(())
+    }
+}
+
+/// Random bytes from the system.
+fn random<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
+    let read = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| Error::Refused(format!("the system gives no random numbers: {error}")))?;
+    if read < N {
+        return Err(Error::Refused(
+            "the system gives too few random numbers".to_owned(),
+        ));
+    }
+    Ok(bytes)
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<thread::JoinHandle<()>> {
+    thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(body)
+        .map_err(Error::io("cannot start a thread"))
+}

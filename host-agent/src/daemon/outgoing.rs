@@ -1,0 +1,480 @@
+//! A guest that leaves: carries out what the source's machine decides.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use event_listener::Listener;
+use serde_json::json;
+
+use super::job::{Direction, Job, Report};
+use super::link::{self, Link};
+use super::wire::{Hello, Ticket};
+use super::{Daemon, random, spawn};
+use crate::config::Peer;
+use crate::job::{
+    Control, Copied, Error, Estimate, Phase, Prepared, Presence, Result, Sink, Source,
+};
+use crate::journal::Journal;
+use crate::predict::{Prediction, predict};
+use crate::session::{
+    Answer, Operator, Order, Request, SessionId, SourceEffect, SourceEvent, SourceRecord,
+    SourceSession, Token, Trouble,
+};
+use crate::transport::{Duplex, Sender, Watch};
+
+/// How long to wait before the destination is asked again: at first, and at most.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
+
+/// What is known before a session begins.
+struct Met {
+    link: Link,
+    prepared: Prepared,
+    prediction: Prediction,
+    parallel: u8,
+}
+
+struct Outgoing<'a> {
+    daemon: &'a Arc<Daemon>,
+    job: &'a Arc<Job>,
+    session: SessionId,
+    peer: &'a Peer,
+    machine: SourceSession,
+    journal: Journal<SourceRecord>,
+    source: Box<dyn Source>,
+    link: Option<Link>,
+    sender: Option<Sender>,
+    /// What went wrong with the data connections, told when they are needed.
+    lanes: Result<()>,
+    retry: Duration,
+    copied: Copied,
+    suspended: Option<Instant>,
+}
+
+/// Runs a job from its beginning to its end.
+pub(super) fn run(
+    daemon: &Arc<Daemon>,
+    job: &Arc<Job>,
+    session: SessionId,
+    mut source: Box<dyn Source>,
+    peer: &Peer,
+) {
+    let met = match meet(daemon, &mut *source, peer, &job.control) {
+        Ok(met) => met,
+        Err(error) => {
+            // Nothing has happened but that the guest was watched.
+            if let Err(error) = source.resume_here() {
+                log::warn!("{}: {error}", job.id);
+            }
+            return job.end(Err(error.to_string()));
+        }
+    };
+    job.predict(met.prediction);
+    job.control.tell(format!(
+        "expected: {:.1} s in {} rounds, blackout {:.0} ms",
+        met.prediction.total_ms / 1000.0,
+        met.prediction.rounds,
+        met.prediction.blackout_ms
+    ));
+    let uuid = met.prepared.needs.uuid.clone();
+    if daemon.leaving.lock().contains(&uuid) {
+        return job.end(Err("this guest is leaving already".to_owned()));
+    }
+    daemon.leaving.lock().push(uuid.clone());
+    let ended = begin(daemon, job, session, source, peer, met);
+    daemon.leaving.lock().retain(|other| *other != uuid);
+    if let Err(error) = ended {
+        job.end(Err(error.to_string()));
+    }
+}
+
+/// Takes up a job that another run of the daemon began.
+pub(super) fn recover(daemon: &Arc<Daemon>, session: SessionId) -> Result<()> {
+    let (mut journal, records) =
+        Journal::open(&daemon.folder("source"), session).map_err(Error::io("the journal"))?;
+    if records.last().is_none_or(SourceRecord::is_final) {
+        return journal.retire().map_err(Error::io("the journal"));
+    }
+    let Some(machine) = SourceSession::recover(records) else {
+        return Err(Error::Refused(format!(
+            "the journal of session {session} has no beginning"
+        )));
+    };
+    let request = machine.request();
+    let control = Arc::new(Control::new(crate::job::JobOptions {
+        leave_paused: request.leave_paused,
+        ..crate::job::JobOptions::default()
+    }));
+    let job = Job::new(
+        session.to_string(),
+        Direction::Outgoing,
+        request.needs.name.clone(),
+        machine.peer().to_owned(),
+        control,
+    );
+    let mut source = daemon.host.find_source(&request.needs)?;
+    let presence = source.presence()?;
+    job.control.tell(format!(
+        "the agent was restarted; the journal says {}, the guest is {presence:?}",
+        machine.record().map_or("nothing", state_name),
+    ));
+    daemon.add(&job);
+    let uuid = request.needs.uuid.clone();
+    daemon.leaving.lock().push(uuid.clone());
+    // A peer that was taken out of the configuration meanwhile cannot be reached, but the rest goes on.
+    let peer = daemon.config.peer(machine.peer()).cloned();
+    let peer = peer.unwrap_or_else(|_| Peer {
+        name: machine.peer().to_owned(),
+        address: String::new(),
+    });
+    let daemon = daemon.clone();
+    spawn("recover", move || {
+        let mut outgoing = Outgoing {
+            daemon: &daemon,
+            job: &job,
+            session,
+            peer: &peer,
+            machine,
+            journal,
+            source,
+            link: None,
+            sender: None,
+            lanes: Ok(()),
+            retry: RETRY.0,
+            copied: Copied::default(),
+            suspended: None,
+        };
+        outgoing.run(SourceEvent::Restarted(presence));
+        daemon.leaving.lock().retain(|other| *other != uuid);
+    })?;
+    Ok(())
+}
+
+/// Everything up to where it would have an effect.
+pub(super) fn check(
+    daemon: &Arc<Daemon>,
+    source: &mut dyn Source,
+    peer: &Peer,
+    control: &Arc<Control>,
+) -> Result<(Prepared, Prediction)> {
+    let mut met = meet(daemon, source, peer, control)?;
+    met.link.check(&met.prepared.needs)?;
+    Ok((met.prepared, met.prediction))
+}
+
+/// Step 0, at both ends.
+fn meet(
+    daemon: &Arc<Daemon>,
+    source: &mut dyn Source,
+    peer: &Peer,
+    control: &Arc<Control>,
+) -> Result<Met> {
+    let options = control.options();
+    let mut link = Link::connect(&daemon.identity, peer)?;
+    let (both, there) = link.meet(options)?;
+    if !both.has("live") || !both.has("journal") {
+        return Err(Error::Refused(format!(
+            "{} cannot take part in a live migration that is safe at every step",
+            peer.name
+        )));
+    }
+    let most = both.number("parallel").unwrap_or(1).clamp(1, 64);
+    let parallel = u64::from(options.parallel.max(1)).min(most);
+    let here = daemon.host.facts()?;
+    if release(&there.xen_version) < release(&here.xen_version) {
+        return Err(Error::Refused(format!(
+            "Xen {} at {} is older than Xen {} here",
+            there.xen_version, peer.name, here.xen_version
+        )));
+    }
+    let mut prepared = source.prepare(options, control)?;
+    if let Some(name) = &options.destination_name {
+        prepared.needs.destination_name.clone_from(name);
+    }
+    let way = link.probe()?;
+    let estimate: &Estimate = &prepared.estimate;
+    let prediction = predict(estimate, way, options);
+    Ok(Met {
+        link,
+        prediction,
+        prepared,
+        parallel: u8::try_from(parallel).unwrap_or(1),
+    })
+}
+
+/// Major and minor of a version of Xen.
+fn release(version: &str) -> (u32, u32) {
+    let mut numbers = version.split('.').map(|part| part.parse().unwrap_or(0));
+    (
+        numbers.next().unwrap_or_default(),
+        numbers.next().unwrap_or_default(),
+    )
+}
+
+fn begin(
+    daemon: &Arc<Daemon>,
+    job: &Arc<Job>,
+    session: SessionId,
+    source: Box<dyn Source>,
+    peer: &Peer,
+    met: Met,
+) -> Result<()> {
+    let token = Token::new(random()?);
+    let request = Request {
+        needs: met.prepared.needs,
+        leave_paused: job.control.options().leave_paused,
+        parallel: met.parallel,
+        seal: token.seal(),
+    };
+    let mut outgoing = Outgoing {
+        daemon,
+        job,
+        session,
+        peer,
+        machine: SourceSession::new(Box::new(request), token, peer.name.clone()),
+        journal: Journal::new(&daemon.folder("source"), session),
+        source,
+        link: Some(met.link),
+        sender: None,
+        lanes: Ok(()),
+        retry: RETRY.0,
+        copied: Copied::default(),
+        suspended: None,
+    };
+    outgoing.run(SourceEvent::Begin);
+    Ok(())
+}
+
+impl Outgoing<'_> {
+    fn run(&mut self, event: SourceEvent) {
+        let mut next = self.machine.step(event);
+        while let Some(effect) = next {
+            log::debug!("session {}: {effect:?}", self.session);
+            if !matches!(effect, SourceEffect::Wait { .. }) {
+                self.job.go_on();
+            }
+            let event = match effect {
+                SourceEffect::Journal(record) => SourceEvent::Journaled(self.journal(&record)),
+                SourceEffect::Call(order) => self.call(&order),
+                SourceEffect::CopyLive => SourceEvent::LiveCopied(self.copy_live().map_err(said)),
+                SourceEffect::CopyRest => SourceEvent::RestCopied(self.copy_rest().map_err(said)),
+                SourceEffect::Seal => SourceEvent::Sealed(self.job.control.close().map_err(said)),
+                SourceEffect::Resume => {
+                    self.hang_up();
+                    let resumed = self.source.resume_here();
+                    SourceEvent::Resumed(self.troubled(resumed))
+                }
+                SourceEffect::Destroy => {
+                    self.hang_up();
+                    let destroyed = self.source.destroy();
+                    SourceEvent::Destroyed(self.troubled(destroyed))
+                }
+                SourceEffect::Wait { reason, is_held } => self.wait(&reason, is_held),
+                SourceEffect::End(result) => {
+                    let more = json!({ "job": self.job.id, "failed": result.as_ref().err() });
+                    self.daemon.audit.write("agent", "ended", &more);
+                    if self.machine.record().is_some()
+                        && let Err(error) = self.journal.retire()
+                    {
+                        log::warn!("session {}: the journal stays: {error}", self.session);
+                    }
+                    return self.job.end(result);
+                }
+            };
+            next = self.machine.step(event);
+        }
+    }
+
+    fn journal(&mut self, record: &SourceRecord) -> std::result::Result<(), String> {
+        let more = json!({ "job": self.job.id, "state": state_name(record) });
+        self.daemon.audit.write("agent", "journal", &more);
+        self.journal
+            .append(record)
+            .map_err(|error| error.to_string())?;
+        match record {
+            SourceRecord::HandedOver => {
+                let message = "handed over: from here on the destination decides";
+                self.job.control.enter(Phase::HandedOver, message);
+            }
+            SourceRecord::Aborting { reason } => {
+                self.job.control.tell(format!("aborting: {reason}"));
+            }
+            SourceRecord::Released => self.report(),
+            // It is over for who waits, even if the destination has not heard so yet.
+            SourceRecord::Done => self.job.end(Ok(())),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn call(&mut self, order: &Order) -> SourceEvent {
+        let called = self
+            .linked()
+            .and_then(|(session, link)| link.call(session, order));
+        match called {
+            Ok((answer, ticket)) => {
+                self.retry = RETRY.0;
+                if let (Order::Reserve(request), Answer::Continue) = (order, &answer) {
+                    self.lanes = self.open_lanes(ticket, request.parallel);
+                }
+                SourceEvent::Answered(answer)
+            }
+            Err(error) => {
+                // Whatever is still under way on it must not be taken for the next answer.
+                self.link = None;
+                SourceEvent::NotAnswered(error.to_string())
+            }
+        }
+    }
+
+    fn linked(&mut self) -> Result<(SessionId, &mut Link)> {
+        let link = match self.link.take() {
+            Some(link) => link,
+            None => Link::connect(&self.daemon.identity, self.peer)?,
+        };
+        Ok((self.session, self.link.insert(link)))
+    }
+
+    fn open_lanes(&mut self, stream: Option<Ticket>, parallel: u8) -> Result<()> {
+        let missing = || Error::Peer("no ticket for the stream".to_owned());
+        let Ticket {
+            ticket,
+            builds_early,
+        } = stream.ok_or_else(missing)?;
+        let watch = Watch::of(self.job.control.clone());
+        let mut lanes: Vec<Box<dyn Duplex>> = Vec::new();
+        for lane in 0..parallel {
+            let hello = Hello::Data {
+                session: self.session,
+                ticket,
+                lane,
+            };
+            let identity = &self.daemon.identity;
+            lanes.push(Box::new(link::lane(
+                identity,
+                self.peer,
+                watch.clone(),
+                &hello,
+            )?));
+        }
+        let sender = Sender::new(lanes, self.job.control.clone());
+        let mut sender = sender.map_err(Error::io("the stream"))?;
+        sender.set_builds_early(builds_early);
+        self.sender = Some(sender);
+        Ok(())
+    }
+
+    fn copy_live(&mut self) -> Result<()> {
+        std::mem::replace(&mut self.lanes, Ok(()))?;
+        let control = &self.job.control;
+        let setup = control.elapsed();
+        control.update(|statistics| {
+            statistics.operation = "migration".to_owned();
+            statistics.setup_time = u64::try_from(setup.as_millis()).unwrap_or(u64::MAX);
+        });
+        control.enter(Phase::Live, "memory is copied while the guest runs");
+        let sink: &dyn Sink = stream(self.sender.as_ref())?;
+        self.source.copy_live(sink, control)
+    }
+
+    fn copy_rest(&mut self) -> Result<u64> {
+        let control = &self.job.control;
+        control.enter(
+            Phase::StopAndCopy,
+            "the guest is suspended and the rest is copied",
+        );
+        let sender = stream(self.sender.as_ref())?;
+        let begun = Instant::now();
+        self.copied = self.source.copy_rest(sender, control)?;
+        let suspend = Duration::try_from_secs_f64(self.copied.suspend_ms / 1000.0);
+        self.suspended = Some(begun + suspend.unwrap_or_default());
+        let sent = sender.finish()?;
+        control.enter(
+            Phase::Building,
+            "everything is sent; the destination builds the domain",
+        );
+        Ok(sent)
+    }
+
+    /// Closes the stream; a guest that goes on, or is gone, is not copied any more.
+    fn hang_up(&mut self) {
+        self.sender = None;
+    }
+
+    fn troubled(&mut self, result: Result<()>) -> std::result::Result<(), Trouble> {
+        result.map_err(|error| Trouble {
+            reason: error.to_string(),
+            is_gone: matches!(self.source.presence(), Ok(Presence::Absent)),
+        })
+    }
+
+    /// Waits until it is time to try again, or an operator has decided.
+    fn wait(&mut self, reason: &str, is_held: bool) -> SourceEvent {
+        self.job.wait(reason, is_held);
+        let until = Instant::now() + self.retry;
+        self.retry = (self.retry * 2).min(RETRY.1);
+        loop {
+            let listener = self.job.control.listen();
+            if let Some(decision) = self.job.take_decision() {
+                let what = match decision {
+                    Operator::RunHere => "run-here",
+                    Operator::HandOver => "hand-over",
+                };
+                let more = json!({ "job": self.job.id, "decision": what });
+                self.daemon.audit.write("operator", "recover", &more);
+                return SourceEvent::Decided(decision);
+            }
+            if is_held {
+                listener.wait();
+            } else if listener.wait_deadline(until).is_none() && Instant::now() >= until {
+                return SourceEvent::Retry;
+            }
+        }
+    }
+
+    /// The guest runs at the destination.
+    fn report(&self) {
+        let total = self.job.control.elapsed();
+        let blackout = self
+            .suspended
+            .map(|since| since.elapsed())
+            .unwrap_or_default();
+        self.job.control.update(|statistics| {
+            let ms = u64::try_from(blackout.as_millis()).unwrap_or(u64::MAX);
+            statistics.downtime = Some(ms);
+        });
+        let statistics = self.job.control.statistics();
+        let prediction = self.job.prediction();
+        self.job.report(Report {
+            tool: "unmoved".to_owned(),
+            total_ms: total.as_secs_f64() * 1000.0,
+            blackout_ms: blackout.as_secs_f64() * 1000.0,
+            rounds: self.copied.rounds,
+            bytes_on_wire: statistics.wire_bytes,
+            bytes_total: self.copied.pages * crate::job::PAGE_SIZE as u64,
+            predicted_blackout_ms: prediction.map(|expected| expected.blackout_ms),
+            predicted_total_ms: prediction.map(|expected| expected.total_ms),
+        });
+    }
+}
+
+fn stream(sender: Option<&Sender>) -> Result<&Sender> {
+    sender.ok_or_else(|| Error::Peer("there is no stream".to_owned()))
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it is what map_err gives")]
+fn said(error: Error) -> String {
+    error.to_string()
+}
+
+fn state_name(record: &SourceRecord) -> &'static str {
+    match record {
+        SourceRecord::Begun { .. } => "begun",
+        SourceRecord::Suspending => "suspending",
+        SourceRecord::HandedOver => "handed over",
+        SourceRecord::Released => "released",
+        SourceRecord::Done => "done",
+        SourceRecord::Aborting { .. } => "aborting",
+        SourceRecord::Aborted { .. } => "aborted",
+        SourceRecord::Held { .. } => "held",
+    }
+}

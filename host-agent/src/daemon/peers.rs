@@ -1,0 +1,236 @@
+//! Takes connections from other agents.
+//!
+//! Whoever connects has ten seconds to say who it is and what it wants; only so many may be at that at a
+//! time.  Everything refused is logged with where it came from, and has no effect on anything else.
+
+use std::io::{self, Read};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::incoming::Incoming;
+use super::wire::{FromPeer, Hello, PROBE_MOST, ToPeer, VERSION};
+use super::{Daemon, random, spawn};
+use crate::capabilities::Capabilities;
+use crate::job::{Needs, Result};
+use crate::session::{Answer, Order, SessionId};
+use crate::transport::frame::{MESSAGE_MOST, read_message, write_message, wrong};
+use crate::transport::tls::Accepted;
+use crate::transport::{Socket, Watch};
+
+/// Most connections that have not said yet who they are.
+const STRANGERS: usize = 64;
+/// Longest first message: it comes from somebody who is not known to be sensible.
+const HELLO_MOST: usize = 1 << 10;
+/// Longest silence on a control connection: a transfer may last long.  A host that is gone is found out
+/// by the system's own probes, much earlier.
+const SILENCE: Duration = Duration::from_secs(24 * 3600);
+
+/// Serves until the program ends.
+pub(super) fn serve(daemon: &Arc<Daemon>, listener: &TcpListener) {
+    let strangers = Arc::new(AtomicUsize::new(0));
+    for stream in listener.incoming() {
+        let Ok(stream) = stream else { continue };
+        let Ok(from) = stream.peer_addr() else {
+            continue;
+        };
+        if strangers.fetch_add(1, Ordering::AcqRel) >= STRANGERS {
+            strangers.fetch_sub(1, Ordering::AcqRel);
+            refused(daemon, from, "too many connections at a time");
+            continue;
+        }
+        let (daemon, count) = (daemon.clone(), strangers.clone());
+        let served = spawn("peer", move || {
+            let greeted = greet(&daemon, stream);
+            count.fetch_sub(1, Ordering::AcqRel);
+            match greeted {
+                Ok((stream, host, hello)) => talk(&daemon, from, stream, &host, hello),
+                Err(error) => refused(&daemon, from, &error.to_string()),
+            }
+        });
+        if let Err(error) = served {
+            strangers.fetch_sub(1, Ordering::AcqRel);
+            log::error!("{from}: {error}");
+        }
+    }
+}
+
+fn refused(daemon: &Daemon, from: SocketAddr, why: &str) {
+    log::warn!("{from}: refused: {why}");
+    daemon
+        .audit
+        .write(&from.to_string(), "refused", &json!({ "why": why }));
+}
+
+/// Who it is and what it wants.
+fn greet(daemon: &Daemon, stream: TcpStream) -> io::Result<(Accepted, String, Hello)> {
+    let socket = Socket::new(stream, Arc::new(Watch::default()))?;
+    let peers = daemon.config.peers.iter().map(|peer| peer.name.as_str());
+    let (mut stream, host) = daemon.identity.accept(socket, peers)?;
+    let hello = read_message(&mut stream, HELLO_MOST)?;
+    Ok((stream, host, hello))
+}
+
+fn talk(daemon: &Arc<Daemon>, from: SocketAddr, stream: Accepted, host: &str, hello: Hello) {
+    let result = match hello {
+        Hello::Control { version: VERSION } => control(daemon, stream, host),
+        Hello::Control { version } => {
+            let why = format!("version {version} of the protocol is not known here");
+            refuse(stream, why)
+        }
+        Hello::Data {
+            session,
+            ticket,
+            lane,
+        } => data(daemon, stream, host, session, ticket, lane),
+    };
+    if let Err(error) = result {
+        match error.kind() {
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {}
+            _ => refused(daemon, from, &format!("{host}: {error}")),
+        }
+    }
+}
+
+/// Says no, and gives the reason to be logged.
+fn refuse(mut stream: Accepted, why: String) -> io::Result<()> {
+    write_message(&mut stream, &FromPeer::Refused(why.clone()))?;
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
+}
+
+fn data(
+    daemon: &Daemon,
+    mut stream: Accepted,
+    host: &str,
+    session: SessionId,
+    ticket: SessionId,
+    lane: u8,
+) -> io::Result<()> {
+    let found = daemon.incoming.lock().get(&session).cloned();
+    let place = found.ok_or("there is no such session").and_then(|session| {
+        let watch = session.take_lane(host, ticket, lane)?;
+        Ok((session, watch))
+    });
+    match place {
+        Ok((session, watch)) => {
+            stream.sock.set_watch(watch);
+            stream.sock.set_deadline(None);
+            write_message(&mut stream, &FromPeer::Welcome)?;
+            session.add_lane(ticket, lane, Box::new(stream));
+            Ok(())
+        }
+        Err(why) => refuse(stream, why.to_owned()),
+    }
+}
+
+fn control(daemon: &Arc<Daemon>, mut stream: Accepted, host: &str) -> io::Result<()> {
+    write_message(&mut stream, &FromPeer::Welcome)?;
+    stream.sock.set_deadline(None);
+    stream.sock.set_silence(SILENCE);
+    let mut sessions = Vec::new();
+    let result = calls(daemon, &mut stream, host, &mut sessions);
+    // Whoever has begun something here and goes away has given it up, if it still can.
+    for session in sessions {
+        let found = daemon.incoming.lock().get(&session).cloned();
+        if let Some(session) = found {
+            session.silent();
+        }
+    }
+    result
+}
+
+fn calls(
+    daemon: &Arc<Daemon>,
+    connection: &mut Accepted,
+    host: &str,
+    sessions: &mut Vec<SessionId>,
+) -> io::Result<()> {
+    let mut last_call = 0;
+    loop {
+        let answer = match read_message(connection, MESSAGE_MOST)? {
+            ToPeer::Meet {
+                capabilities,
+                parameters,
+            } => {
+                Capabilities::from_xml(&capabilities).map_err(wrong)?;
+                log::debug!("{host} wants {parameters:?}");
+                met(daemon)
+            }
+            ToPeer::Check(needs) => match check(daemon, &needs) {
+                Ok(()) => FromPeer::Checked,
+                Err(error) => FromPeer::Refused(error.to_string()),
+            },
+            ToPeer::Probe { bytes } if bytes <= PROBE_MOST => {
+                let read = io::copy(&mut connection.take(bytes), &mut io::sink())?;
+                if read < bytes {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                FromPeer::Probed
+            }
+            ToPeer::Probe { .. } => return Err(wrong("a probe that is too long")),
+            // A call that was made before, on this connection: somebody plays it again.
+            ToPeer::Call { call, .. } if call <= last_call => {
+                return Err(wrong(format!("call {call} came again after {last_call}")));
+            }
+            ToPeer::Call {
+                session,
+                call,
+                order,
+            } => {
+                last_call = call;
+                let is_reserve = matches!(order, Order::Reserve(_));
+                let found = Incoming::of(daemon, session, host);
+                let called = found.and_then(|session| session.called(host, order));
+                let (cookie, stream) =
+                    called.unwrap_or_else(|error| (Answer::Refused(error.to_string()), None));
+                if is_reserve && cookie == Answer::Continue {
+                    // The lease hangs on the connection that began the session, and on no other.
+                    sessions.push(session);
+                }
+                if let Answer::Refused(why) = &cookie {
+                    log::warn!("session {session} of {host}: refused: {why}");
+                    let more = json!({ "session": session, "why": why });
+                    daemon
+                        .audit
+                        .write(&format!("peer {host}"), "refused", &more);
+                }
+                FromPeer::Reply {
+                    call,
+                    status: cookie.status(),
+                    cookie,
+                    stream,
+                }
+            }
+        };
+        write_message(connection, &answer)?;
+    }
+}
+
+fn met(daemon: &Daemon) -> FromPeer {
+    match daemon.host.facts() {
+        Ok(facts) => FromPeer::Met {
+            capabilities: Capabilities::ours().to_xml(),
+            facts,
+        },
+        Err(error) => FromPeer::Refused(error.to_string()),
+    }
+}
+
+/// The same as reserving, and undone at once.
+fn check(daemon: &Daemon, needs: &Needs) -> Result<()> {
+    let session = SessionId::new(random()?);
+    let free = daemon.host.facts()?.free_memory_bytes;
+    let mut locks = daemon.locks.lock();
+    locks
+        .take(session, needs.into(), free)
+        .map_err(crate::job::Error::Refused)?;
+    locks.give_up(session);
+    drop(locks);
+    let mut destination = daemon.host.destination()?;
+    let reserved = destination.reserve(&session.to_string(), needs);
+    destination.discard()?;
+    reserved
+}
