@@ -10,10 +10,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt;
+
 use crate::job::Control;
 
 /// How often we look.
 const TICK: Duration = Duration::from_millis(200);
+/// After so long a silence the system asks whether the peer's host is still there, so often, so many times.
+const PROBE_AFTER: Duration = Duration::from_secs(10);
+const PROBE_EVERY: Duration = Duration::from_secs(5);
+const PROBES: u32 = 4;
 /// Longest silence of a peer that has something to do.
 const SILENCE: Duration = Duration::from_secs(60);
 
@@ -61,6 +67,11 @@ impl Socket {
     /// If the system refuses the settings.
     pub fn new(stream: TcpStream, watch: Arc<Watch>) -> io::Result<Self> {
         stream.set_nodelay(true)?;
+        // A host that is switched off does not say goodbye: the system asks it now and then.
+        sockopt::set_socket_keepalive(&stream, true)?;
+        sockopt::set_tcp_keepidle(&stream, PROBE_AFTER)?;
+        sockopt::set_tcp_keepintvl(&stream, PROBE_EVERY)?;
+        sockopt::set_tcp_keepcnt(&stream, PROBES)?;
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(TICK))?;
         stream.set_write_timeout(Some(TICK))?;
