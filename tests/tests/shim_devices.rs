@@ -301,9 +301,12 @@ fn store_answers(host: &Host, system: System) -> Result<Vec<String>> {
     let guest = plan(system)?.create(host)?;
     guest.ready(BOOT)?;
     host.ok(&["ping", "-c", "1", "-w", "60", GUEST])?;
-    let order = "line=store-script seed=20 rounds=6 steps=250";
-    let reports = peer(host, &["order", "to=192.0.2.100:7009", order])?;
-    let lines = reports
+    let order = "line=store-script seed=20 rounds=3 steps=250";
+    let played = host.run(&[PEER, "order", "to=192.0.2.100:7009", order])?;
+    let last = played.stdout.lines().last().unwrap_or_default();
+    ensure!(played.code == 0, "{last} {}", played.stderr);
+    let lines = played
+        .stdout
         .lines()
         .filter_map(parse_line)
         .filter_map(Result::ok)
