@@ -231,9 +231,8 @@ impl Mirror {
         match path {
             SHUTDOWN => return self.shutdown(sides, value.unwrap_or_default()),
             SYSRQ => self.show(sides, 1, value.unwrap_or_default()),
-            _ if self.outward.is_under_way(path) => {
-                // What was read is older than what the guest has written since.
-            }
+            // What was read is older than what the guest has done since: looks again afterwards.
+            _ if self.outward.is_under_way(path) => self.inward.want(path),
             _ => self
                 .inward
                 .apply(path, value.as_deref(), &self.guest_dir, sides.guest),

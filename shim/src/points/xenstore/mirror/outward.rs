@@ -152,9 +152,11 @@ impl Outward {
         }
     }
 
-    /// Whether the guest's value of a node has not reached the host for certain.
+    /// Whether what the host says of a node may be older than what the guest has done to it: to
+    /// the node itself, to one below, which made it, or to one above, with which it went.
     pub fn is_under_way(&self, path: &str) -> bool {
-        self.waiting.contains(path) || self.in_flight.iter().any(|name| name == path)
+        let mut names = self.waiting.iter().chain(&self.in_flight);
+        names.any(|name| is_within(name, path) || is_within(path, name))
     }
 
     /// Names that wait, for tests.

@@ -533,3 +533,28 @@ fn the_mirror_s_tags_are_nobody_else_s() {
         }
     }
 }
+
+/// What the host says of a directory that the guest has removed and made again is old news.
+#[test]
+fn a_directory_made_again_is_not_removed_by_its_own_echo() {
+    // However far the exchange has come when the guest makes it again.
+    for steps in 0..60u32 {
+        for order in 0..64u32 {
+            let mut world = World::new();
+            world.ask(MsgType::MKDIR, "data/t/own\0");
+            world.write("data/t/own/a", "1");
+            world.settle();
+            world.ask(MsgType::RM, "data/t\0");
+            for step in 0..steps {
+                let _ = match order >> (step % 6) & 1 {
+                    0 => world.host.step() || world.deliver(),
+                    _ => world.deliver() || world.host.step(),
+                };
+            }
+            world.ask(MsgType::MKDIR, "data/t/own\0");
+            world.settle();
+            assert!(world.guest_has("data/t/own").is_some(), "{steps} {order:b}");
+            assert!(world.host.get("data/t/own").is_some(), "{steps} {order:b}");
+        }
+    }
+}
