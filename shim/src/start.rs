@@ -43,6 +43,8 @@ const FRAMES_PER_MIB: u64 = (1 << 20) / PAGE_SIZE as u64;
 const MACHINE_ADDRESS_WIDTH: u8 = 40;
 /// Bytes of heap besides what scales with memory.
 const HEAP_BYTES: u64 = 2 << 20;
+/// Bytes of the heap for unpacking beyond a quarter more than was asked for.
+const HEAP_SLACK: usize = 1 << 20;
 
 const CR4_FSGSBASE: u64 = 1 << 16;
 const CR4_OSXSAVE: u64 = 1 << 18;
@@ -52,6 +54,7 @@ const CR4_SMAP: u64 = 1 << 21;
 /// Ends the domain because it can not be started, saying why.
 fn refuse(what: &str, why: impl Display) -> ! {
     error!("{what}: {why}");
+    xen::say_on_console(format_args!("unmoved: {what}: {why}\r\n"));
     xen::crash()
 }
 
@@ -433,7 +436,9 @@ fn unpack(memory: &mut FreeMemory, module: &ModlistEntry) -> (FrameList, Kernel)
             let (to, frames) = destination(memory, packed.unpacked_len());
             let first = Mfn::of(to.as_ptr() as u64 - layout::DIRECT).0;
             let (from, end) = memory.longest();
-            let bytes = (end.saturating_sub(from) << 12) as usize;
+            // The need is an estimate.
+            let wanted = (packed.heap_needed() / 4 * 5 + HEAP_SLACK) & !(PAGE_SIZE - 1);
+            let bytes = ((end.saturating_sub(from) << 12) as usize).min(wanted);
             if bytes < packed.heap_needed() {
                 refuse(
                     "kernel",
@@ -447,6 +452,8 @@ fn unpack(memory: &mut FreeMemory, module: &ModlistEntry) -> (FrameList, Kernel)
                     packed.unpack(to).map(|image| &*image)
                 })
             };
+            // SAFETY: as above; the guest gets it clear.
+            unsafe { direct(Mfn(from)).write_bytes(0, bytes) };
             (
                 result.unwrap_or_else(|error| refuse("kernel", error)),
                 first,
@@ -459,6 +466,8 @@ fn unpack(memory: &mut FreeMemory, module: &ModlistEntry) -> (FrameList, Kernel)
     let (from, to) = frames_of(module.paddr, module.size);
     for frame in from..to {
         if !(first..first + frames).contains(&frame) {
+            // SAFETY: the file was read for the last time, and the image lies elsewhere.
+            unsafe { direct(Mfn(frame)).write_bytes(0, PAGE_SIZE) };
             memory.add_frame(frame);
         }
     }

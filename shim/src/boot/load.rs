@@ -46,6 +46,8 @@ pub(super) fn load<F: Frames, M: FnMut(Mfn, Pfn)>(
         }
     }
     for (frame, _) in image.iter().zip(&in_use).filter(|(_, in_use)| !**in_use) {
+        // Unused memory comes clear, as from Xen.
+        memory.frames.clear(frame);
         memory.release(frame);
     }
     for pfn in 0..pages {

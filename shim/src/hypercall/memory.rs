@@ -16,6 +16,8 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
     pub(super) fn memory_op(&mut self, [command, arg, ..]: Args) -> Answer {
         let start = command >> op::EXTENT_SHIFT;
         match command & ((1 << op::EXTENT_SHIFT) - 1) {
+            // Frames beyond those that the guest was built with: there are none.
+            op::INCREASE_RESERVATION => Ok(start),
             op::DECREASE_RESERVATION => self.decrease_reservation(arg, start),
             op::POPULATE_PHYSMAP => self.populate_physmap(arg, start),
             op::MAXIMUM_RAM_PAGE => Ok(self.ledger.end().0 - 1),

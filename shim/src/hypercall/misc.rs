@@ -5,7 +5,7 @@ use xen_abi::physdev::{SetIobitmap, op as physdev};
 use xen_abi::{Errno, GuestVa};
 
 use super::segments::is_canonical;
-use super::{Answer, Args, read};
+use super::{Answer, Args, is_guests, read};
 use crate::cpu::{Assist, Machine};
 use crate::guest::Guest;
 use crate::host::Host;
@@ -114,7 +114,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             }
             physdev::SET_IOBITMAP => {
                 let set: SetIobitmap = read(&self.m, arg)?;
-                if set.nr_ports > 65536 {
+                if set.nr_ports > 65536 || !is_guests(set.bitmap, u64::from(set.nr_ports) / 8) {
                     return Err(Errno::EINVAL);
                 }
                 self.vcpus[v].io_bitmap = (GuestVa(set.bitmap), set.nr_ports);

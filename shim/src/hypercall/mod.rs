@@ -64,6 +64,15 @@ pub fn element<T>(base: u64, index: u64) -> Result<u64, Errno> {
         .ok_or(Errno::EFAULT)
 }
 
+/// Whether `len` bytes at `va` lie in the parts of the address space that a guest may use; what is
+/// mapped there shows when they are used.
+pub fn is_guests(va: u64, len: u64) -> bool {
+    use xen_abi::mmu::{HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START};
+    va.checked_add(len)
+        .is_some_and(|end| end <= 1 << 47 || va >= HYPERVISOR_VIRT_END)
+        && !(HYPERVISOR_VIRT_START..HYPERVISOR_VIRT_END).contains(&va)
+}
+
 impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
     /// Carries out the hypercall that the guest's kernel on vCPU `v` made.
     pub fn hypercall(&mut self, v: usize, regs: &mut Regs) -> Result<(), Doomed> {

@@ -1,10 +1,10 @@
 //! `vcpu_op`: vCPUs, their info pages and their timers.
 
 use xen_abi::shared_info::{VCPU_INFO_SIZE, vcpu_info};
-use xen_abi::vcpu::{RegisterVcpuInfo, op, runstate};
+use xen_abi::vcpu::{RegisterVcpuInfo, RunstateInfo, op, runstate};
 use xen_abi::{Errno, GuestVa, Mfn, PAGE_SIZE};
 
-use super::{Answer, Args, read, write};
+use super::{Answer, Args, is_guests, read, write};
 use crate::cpu::{InfoPage, Machine};
 use crate::guest::Guest;
 use crate::host::Host;
@@ -32,6 +32,9 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             }
             op::REGISTER_RUNSTATE_MEMORY_AREA => {
                 let area: u64 = read(&self.m, arg)?;
+                if !is_guests(area, size_of::<RunstateInfo>() as u64) {
+                    return Err(Errno::EFAULT);
+                }
                 self.vcpus[target].runstate_area = (area != 0).then_some(GuestVa(area));
                 if is_self {
                     let now = self.now();
