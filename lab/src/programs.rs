@@ -65,6 +65,18 @@ pub fn shim() -> Result<PathBuf> {
         .join(name))
 }
 
+/// Build the hostile PV kernel, unless it is up to date, and give its image back.
+///
+/// # Errors
+/// If cargo cannot.
+pub fn hostile() -> Result<PathBuf> {
+    let name = "unmoved-hostile";
+    let arguments = ["--package", name, "--features", "image"];
+    Ok(cargo(name, "image", "", &arguments)?
+        .join("release")
+        .join(name))
+}
+
 /// Build with optimisation into a folder of its own below the target folder, which is given back.
 fn cargo(what: &str, folder: &str, flags: &str, arguments: &[&str]) -> Result<PathBuf> {
     let folder = paths::target().join(folder);

@@ -5,5 +5,6 @@
 
 pub mod baseline;
 pub mod direct;
+pub mod hostile;
 pub mod unnoticed;
 pub mod within;

@@ -1,5 +1,6 @@
 //! `cargo xtask lab …`: the lab by hand.
 
+mod hostile;
 mod lan;
 mod moves;
 mod run;
@@ -20,6 +21,8 @@ pub enum Command {
     Soak(soak::Soak),
     /// Move a guest many times, and see that nothing grows
     Moves(moves::Moves),
+    /// Attack the shim with a hostile guest kernel
+    Hostile(hostile::Hostile),
     /// Measure the LAN between two hosts
     Lan(lan::Lan),
 }
@@ -35,6 +38,7 @@ impl Command {
             Self::Shell(shell) => shell.run(),
             Self::Soak(soak) => soak.run(),
             Self::Moves(moves) => moves.run(),
+            Self::Hostile(hostile) => hostile.run(),
             Self::Lan(lan) => lan.run(),
         }
     }

@@ -1,0 +1,146 @@
+//! The hostile kernel's verdicts: runs it, and tells its own end from the shim's.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+use unmoved_lab::{GuestPlan, Host, Log, System, programs};
+
+/// Longest silence of a run that is well: the kernel says something every few seconds.
+const SILENCE: Duration = Duration::from_secs(180);
+/// What a shim says when it fails, as opposed to its guest.
+const SHIM_FAULT: [&str; 3] = [
+    "unmoved E panic",
+    "unmoved E fault in the shim",
+    "triple fault",
+];
+/// What it says when it ends its guest for the guest's own fault.
+const GUEST_FAULT: &str = "unmoved E guest crashed: ";
+
+/// What to run.
+#[derive(Clone, Copy, Debug)]
+pub struct Attack {
+    /// Of the random attacks.
+    pub seed: u64,
+    /// How many random attacks.
+    pub count: u64,
+    /// Whether to make the fixed attacks as well.
+    pub fixed: bool,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// Name and answer of every fixed attack.
+    pub answers: Vec<(String, String)>,
+    /// The lines that say what was wrong.
+    pub wrong: Vec<String>,
+    /// How many random attacks were made.
+    pub made: u64,
+    /// The last line of figures.
+    pub figures: String,
+    /// Why the kernel died before its end, if it did so by its own fault.
+    pub own_fault: Option<String>,
+}
+
+/// Run the kernel once.
+///
+/// # Errors
+/// If the lab fails, or the guest ends by anything but its own doing.
+pub fn run(host: &Host, system: System, attack: Attack) -> Result<Outcome> {
+    let mut plan = GuestPlan::new("hostile", system, programs::hostile()?);
+    plan.arguments = format!(
+        "hostile.seed={} hostile.count={} hostile.fixed={}",
+        attack.seed,
+        attack.count,
+        u8::from(attack.fixed)
+    );
+    let mark = host.serial().mark();
+    // The console's file of an earlier run would be taken for this one's.
+    host.run(&["rm", "-f", "/var/log/xen/console/guest-hostile.log"])?;
+    let guest = plan.create(host)?;
+    let end = wait(&guest.console, host.serial(), mark);
+    let outcome = read(&guest.console.text(), end?);
+    host.run(&["xl", "destroy", "hostile"])?;
+    Ok(outcome)
+}
+
+/// Wait for the kernel's last line, or for the shim's word that it crashed.
+fn wait(console: &Log, serial: &Log, mark: usize) -> Result<Option<String>> {
+    let (mut seen, mut heard) = (0, Instant::now());
+    loop {
+        if console.more(seen, Duration::from_secs(2)).is_some() {
+            (seen, heard) = (console.mark(), Instant::now());
+        }
+        let text = console.text();
+        if let Some(line) = find(&text, "hostile: BROKEN") {
+            return Ok(Some(line));
+        }
+        if find(&text, "hostile: done").is_some() {
+            return Ok(None);
+        }
+        let said = String::from_utf8_lossy(&serial.bytes()[mark..]).into_owned();
+        if let Some(line) = SHIM_FAULT.iter().find_map(|fault| find(&said, fault)) {
+            bail!("the shim failed: {line}");
+        }
+        if let Some(line) = find(&said, GUEST_FAULT) {
+            return Ok(Some(line));
+        }
+        let last = text.lines().last().unwrap_or("nothing");
+        ensure!(
+            heard.elapsed() < SILENCE,
+            "the hostile guest fell silent; it last said: {last}"
+        );
+    }
+}
+
+fn find(text: &str, what: &str) -> Option<String> {
+    let line = text.lines().find(|line| line.contains(what))?;
+    Some(line.trim_end().to_owned())
+}
+
+fn read(console: &str, own_fault: Option<String>) -> Outcome {
+    let mut outcome = Outcome {
+        own_fault,
+        ..Outcome::default()
+    };
+    for line in console.lines() {
+        let line = line.trim_end();
+        if let Some(attack) = line.strip_prefix("attack ") {
+            let (what, verdict) = attack.rsplit_once(' ').unwrap_or((attack, ""));
+            if verdict != "ok" {
+                outcome.wrong.push(line.to_owned());
+            }
+            if let Some((name, answer)) = what.split_once(": ") {
+                outcome.answers.push((name.to_owned(), answer.to_owned()));
+            }
+        } else if line.starts_with("leak: ") || line.starts_with("oracle: ") {
+            outcome.wrong.push(line.to_owned());
+        } else if let Some(figures) = line.strip_prefix("hostile: ") {
+            let made = figures
+                .split_once(" of ")
+                .and_then(|(made, _)| made.parse().ok());
+            if let Some(made) = made {
+                outcome.made = made;
+                outcome.figures = figures.to_owned();
+            }
+        }
+    }
+    outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use super::read;
+
+    #[test]
+    fn verdicts_are_read() {
+        let outcome = read(
+            "hostile: 64238 pages, seed 1\r\nattack map.x.rw: EINVAL ok\r\nattack map.y.ro: 0x0 WRONG\r\n\
+             hostile: 20000 of 30000, 5 calls, 1 refused\r\n",
+            None,
+        );
+        assert_eq!(outcome.answers.len(), 2);
+        assert_eq!(outcome.wrong, ["attack map.y.ro: 0x0 WRONG"]);
+        assert_eq!(outcome.made, 20_000);
+    }
+}

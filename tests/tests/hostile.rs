@@ -1,0 +1,23 @@
+//! A guest kernel that attacks the shim gets nothing out of it and does it no harm.
+
+use unmoved_lab::{Config, Lab, System, programs};
+use unmoved_tests::hostile::{self, Attack};
+
+#[test]
+fn a_hostile_kernel_gets_nothing() {
+    Lab::run("hostile", &Config::hosts(1), |lab| {
+        let attack = Attack {
+            seed: 1,
+            count: 30_000,
+            fixed: true,
+        };
+        let outcome = hostile::run(lab.host(0), System::Shim(programs::shim()?), attack)?;
+        assert_eq!(outcome.own_fault, None);
+        assert_eq!(outcome.wrong, [""; 0]);
+        assert_eq!(outcome.made, attack.count);
+        // A kernel that stopped attacking would be right about everything.
+        assert!(outcome.answers.len() > 1000, "{}", outcome.answers.len());
+        Ok(())
+    })
+    .unwrap();
+}
