@@ -72,7 +72,7 @@ fn what_can_not_be_started_says_why() {
         other[4] = 1;
         let other = file(folder, "elf32", &other)?;
         refused(host, "elf32", "kernel: the kernel[^\\r\\n]+", |plan| {
-            plan.kernel = other
+            plan.kernel = other;
         })?;
 
         // The notes' owner, wherever it stands, is somebody else.
@@ -84,7 +84,7 @@ fn what_can_not_be_started_says_why() {
         }
         let foreign = file(folder, "no-notes", &foreign)?;
         refused(host, "no-notes", "kernel: the kernel[^\\r\\n]+", |plan| {
-            plan.kernel = foreign
+            plan.kernel = foreign;
         })?;
 
         let payload = payload(&packed);
@@ -102,7 +102,7 @@ fn what_can_not_be_started_says_why() {
 
         let short = file(folder, "short", &packed[..packed.len() / 2])?;
         refused(host, "short", "the bzImage is truncated", |plan| {
-            plan.kernel = short
+            plan.kernel = short;
         })?;
 
         // The toolstack has room for the file, the shim has none for what is in it.
@@ -128,7 +128,7 @@ fn what_can_not_be_started_says_why() {
 /// Where the compressed image lies in a bzImage (`payload_offset` counts from the 32-bit part).
 fn payload(image: &[u8]) -> usize {
     let sectors = usize::from(image[0x1f1]);
-    let offset = u32::from_le_bytes(image[0x248..0x24c].try_into().unwrap());
+    let offset = u32::from_le_bytes([0, 1, 2, 3].map(|byte| image[0x248 + byte]));
     (sectors + 1) * 512 + offset as usize
 }
 
