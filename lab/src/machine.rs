@@ -26,8 +26,9 @@ pub const SHARED_DISK_BYTES: u64 = 1 << 30;
 /// Size of the disk that each host has to itself.
 pub const PRIVATE_DISK_BYTES: u64 = 2 << 30;
 
-/// `EPYC` because Xen inside the guest refuses QEMU's own models; MWAIT and SMAP are emulated wrongly.
-const CPU: &str = "EPYC,-monitor,-smap";
+/// `EPYC` because Xen inside the guest refuses QEMU's own models; MWAIT and SMAP are emulated wrongly,
+/// and XCR0 of a nested guest is lost when it has any bit that Xen does not set by itself (AVX).
+const CPU: &str = "EPYC,-monitor,-smap,-avx,-avx2,-fma,-f16c";
 /// `eager-fpu` because a nested guest's first SSE instruction does not trap in QEMU 7.2 when CR0.TS is
 /// set: with Xen's lazy switching, guests overwrite the XMM registers of dom0's processes.
 const XEN_ARGUMENTS: &str = "dom0_mem=640M,max:640M dom0_max_vcpus=1 loglvl=all guest_loglvl=all/all \
