@@ -16,19 +16,30 @@ const DPL: u64 = 3 << 45;
 /// Code or data, as opposed to system.
 const SEGMENT: u64 = 1 << 44;
 const TYPE: u64 = 15 << 40;
+/// Within [`TYPE`]: code, as opposed to data.
+const CODE: u64 = 1 << 43;
+/// 64-bit code, and 32-bit operands.
+const LONG: u64 = 1 << 53;
+const BIG: u64 = 1 << 54;
 
 /// Checks a descriptor and returns it as it has to stand in memory.
 ///
 /// A system descriptor of type 0 is harmless, since loading it faults.
 ///
 /// # Errors
-/// `EINVAL` for a gate or a system segment.
+/// `EINVAL` for a gate or a system segment, and for code that claims to be 64-bit and 32-bit at once:
+/// not every CPU refuses to load that, and VMRUN takes no such state (AMD64 APM vol. 2 §15.5.1), so
+/// the host could never run the vCPU again, nor move it.
 #[inline]
 pub const fn check_descriptor(raw: u64) -> Result<u64, Errno> {
     if raw & PRESENT == 0 {
         return Ok(raw);
     }
     if raw & SEGMENT == 0 && raw & TYPE != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let both = CODE | LONG | BIG;
+    if raw & SEGMENT != 0 && raw & both == both {
         return Err(Errno::EINVAL);
     }
     Ok(raw | DPL)

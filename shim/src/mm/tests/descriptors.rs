@@ -20,6 +20,10 @@ fn segments_get_ring_3_and_gates_are_refused() {
     assert_eq!(check_descriptor(DATA_RING3), Ok(DATA_RING3));
     assert_eq!(check_descriptor(TSS), Err(Errno::EINVAL));
     assert_eq!(check_descriptor(CALL_GATE), Err(Errno::EINVAL));
+    // 64-bit and 32-bit code at once; as data the bits mean something else.
+    let both = CODE64_RING0 | 1 << 54;
+    assert_eq!(check_descriptor(both), Err(Errno::EINVAL));
+    assert!(check_descriptor(both & !(1 << 43)).is_ok());
     let absent = CALL_GATE & !(1 << 47);
     assert_eq!(check_descriptor(absent), Ok(absent));
     for kind in 1..16 {
