@@ -482,7 +482,7 @@ impl Random {
         match command as u32 {
             ext::NEW_BASEPTR => {
                 // Whatever became of a victim is not what this kernel could run on.
-                arg1 = self.of(&[memory::root().0, self.foreign, GDT.mfn(0).0, 0]);
+                arg1 = self.of(&[memory::root().0, self.foreign, 0xfe000, 0]);
             }
             ext::SET_LDT => {
                 arg1 = self.pointer() & !0xfff;
