@@ -35,7 +35,9 @@ fn plan(system: System) -> Result<GuestPlan> {
     let files = GuestKernel::Debian12.get(&Tools::get()?)?;
     let mut plan = GuestPlan::new("guest", system, files.unpacked());
     plan.initrd = Some(initramfs::workload(&files)?);
-    plan.arguments += " quiet unmoved.mode=net unmoved.net=ip=192.0.2.100/24 unmoved.heartbeat=2";
+    // An emulated TSC may be distrusted by the guest's kernel in one boot and not in another.
+    plan.arguments += " quiet tsc=nowatchdog unmoved.mode=net unmoved.net=ip=192.0.2.100/24 \
+                       unmoved.heartbeat=2";
     plan.disks.push("phy:/dev/vda,xvda,w".to_owned());
     plan.nics.push("mac=02:00:00:00:01:01".to_owned());
     // So that two guests of this plan have nothing that tells them apart.
