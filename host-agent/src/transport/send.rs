@@ -32,6 +32,15 @@ struct Lane {
     compressed: Vec<u8>,
 }
 
+/// What of a stream was given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Given {
+    #[default]
+    Nothing,
+    Bytes,
+    Pages,
+}
+
 #[derive(Default)]
 struct State {
     /// Batches handed over and not sent yet.
@@ -39,8 +48,9 @@ struct State {
     failure: Option<String>,
     /// Memory of batches that were sent.
     spare: Vec<Batch>,
-    /// Pages have been sent since all connections stood at the same point.
-    is_spread: bool,
+    /// What was given last, and may still be under way: bytes travel over the first connection and
+    /// pages over any, so one must have arrived before the other follows.
+    last: Given,
     /// Bytes and pages taken, in bytes.
     taken: u64,
 }
@@ -133,9 +143,7 @@ impl Drop for Sender {
 
 impl Sink for Sender {
     fn bytes(&self, bytes: &[u8]) -> Result<()> {
-        if self.shared.state.lock().is_spread {
-            self.shared.join_lanes()?;
-        }
+        self.shared.follow(Given::Bytes)?;
         for piece in bytes.chunks(BYTES_MOST) {
             let length = u32::try_from(piece.len()).unwrap_or(u32::MAX);
             let header = Header {
@@ -149,8 +157,6 @@ impl Sink for Sender {
         }
         let mut state = self.shared.state.lock();
         state.taken += bytes.len() as u64;
-        // With one connection, order is kept by itself.
-        state.is_spread |= self.shared.lanes.len() > 1;
         Ok(())
     }
 
@@ -161,6 +167,7 @@ impl Sink for Sender {
         if !batch.is_sound() {
             return Err(Error::Peer("a batch is not what its words say".to_owned()));
         }
+        self.shared.follow(Given::Pages)?;
         let mut full = {
             let mut state = self.shared.state.lock();
             state.check()?;
@@ -219,6 +226,17 @@ impl Shared {
         Ok(())
     }
 
+    /// Sees to it that what is given next does not overtake what was given last.
+    fn follow(&self, next: Given) -> Result<()> {
+        let last = self.state.lock().last;
+        // With one connection, order is kept by itself.
+        if self.lanes.len() > 1 && last != Given::Nothing && last != next {
+            self.join_lanes()?;
+        }
+        self.state.lock().last = next;
+        Ok(())
+    }
+
     /// Returns when all that was given has arrived: every connection stands at the same point.
     fn join_lanes(&self) -> Result<()> {
         let mut state = self.state.lock();
@@ -234,7 +252,7 @@ impl Shared {
         for lane in &mut lanes {
             lane.wait_for_ack().map_err(lost)?;
         }
-        self.state.lock().is_spread = false;
+        self.state.lock().last = Given::Nothing;
         Ok(())
     }
 
