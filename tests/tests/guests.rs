@@ -36,7 +36,7 @@ fn works(name: &str, xen: Xen, kernel: GuestKernel, packed: bool) -> anyhow::Res
         guest.report(0, BOOT, busy)?;
         host.ok(&["ping", "-c", "1", "-w", "60", "192.0.2.100"])?;
         let disks = guest.order(host, "disk stop", MOMENT)?;
-        assert_eq!(disks["value"][0]["errors"], 0, "{disks}");
+        assert_eq!(disks["disks"][0]["errors"], 0, "{disks}");
         host.ok(&["xl", "destroy", "guest"])?;
         Ok(())
     })
