@@ -92,8 +92,10 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
         info!("suspend: vcpu {v} is parked");
         self.tell(key::STATE, "draining");
         // One vCPU, and it is here: parking takes no time.
-        if self.fault(Phase::Park).is_some() {
-            self.stall();
+        if let Some(way) = self.fault(Phase::Park) {
+            if way == Way::Stall {
+                self.stall();
+            }
             return self.refuse("park", "a fault was asked for");
         }
         let parked = Moment::now(&self.host);

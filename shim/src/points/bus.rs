@@ -316,7 +316,9 @@ impl Bus {
     fn devices_listed(&mut self, cx: &mut Cx<'_>, class: DeviceClass, listed: &BTreeSet<DeviceId>) {
         for &id in listed {
             if let Some(slot) = self.devices.get_mut(&id) {
-                slot.was_listed = true;
+                if !core::mem::replace(&mut slot.was_listed, true) {
+                    self.with(cx, id, |device, cx| device.listed(cx, &host_frontend(id)));
+                }
             } else if self.devices.len() < MAX_DEVICES {
                 let device = self.factory.make(cx, id, &host_frontend(id));
                 let slot = Slot {

@@ -302,7 +302,10 @@ pub trait Device {
     /// The host-facing half is gone (a new domain): begins to build it anew at `host_frontend`,
     /// the device's frontend directory in the real store.
     fn reattach(&mut self, cx: &mut Cx<'_>, host_frontend: &str);
-    /// Whether the host-facing half is connected (again), or the reason why it never will be.
+    /// The device was missing from the host's list at `host_frontend`'s place, and is there now.
+    fn listed(&mut self, cx: &mut Cx<'_>, host_frontend: &str);
+    /// Whether the host-facing half is connected (again), or the reason why it is not and will not
+    /// be before somebody does something about it on the host.
     fn attached(&self) -> Result<Progress, String>;
     /// Takes work again.  After a [`reattach`](Self::reattach) the guest's ports are raised once,
     /// so that no notification is lost.

@@ -22,6 +22,14 @@ use crate::host::{StoreClient, StoreEvent, StoreOp};
 /// Values longer than this are not taken from anybody: no node of a device is.
 const MAX_VALUE: usize = 1024;
 
+/// Says why a node could not be read.
+pub fn why_failed(path: &str, error: Errno) -> String {
+    match error {
+        Errno::ENOENT => format!("this host has no {path}"),
+        _ => format!("{path}: {error}"),
+    }
+}
+
 /// Turns a node's value into text, without the NUL that some write behind it.
 pub fn text(value: &[u8]) -> Option<&str> {
     if value.len() > MAX_VALUE {

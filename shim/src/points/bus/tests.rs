@@ -53,6 +53,9 @@ impl Device for Noting {
         self.note(&format!("reattach {host_frontend}"));
         self.port = HostPort(Port(self.port.0.0 + 100));
     }
+    fn listed(&mut self, _: &mut Cx<'_>, host_frontend: &str) {
+        self.note(&format!("listed {host_frontend}"));
+    }
     fn attached(&self) -> Result<Progress, String> {
         Ok(Progress::Done)
     }

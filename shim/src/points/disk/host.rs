@@ -15,7 +15,7 @@ use super::features::{DETAIL_KEYS, Offer, Shown, parse_sectors};
 use super::guest::FRONT_KEYS;
 use crate::host::{Access, HostPort, HostRef};
 use crate::points::ring::FrontRing;
-use crate::points::xenbus::{HostLink, LinkEvent, Nodes};
+use crate::points::xenbus::{HostLink, LinkEvent, Nodes, why_failed};
 use crate::points::{Cx, Device, DeviceId};
 
 /// log2 of the frames of our ring: 16 frames hold 512 requests.
@@ -44,6 +44,8 @@ pub(super) enum Stage {
     Describing,
     /// Requests flow.
     Connected,
+    /// Where the guest came to there is none, or none that works; requests wait until there is.
+    Absent(String),
     /// What it offers can not stand behind what the guest was told; requests wait.
     Refused(String),
     /// It lied or went away; requests fail.
@@ -225,8 +227,8 @@ impl Vbd {
             LinkEvent::Nodes { what, nodes } => self.backend_nodes(cx, what, &nodes),
             LinkEvent::Failed { path, error } => match self.host.stage {
                 // The directory goes before we do when the device is removed by force.
-                Stage::Closed | Stage::Broken(_) => {}
-                _ => self.break_host(cx, &format!("{path}: {error}")),
+                Stage::Closed | Stage::Broken(_) | Stage::Absent(_) => {}
+                _ => self.break_host(cx, &why_failed(&path, error)),
             },
         }
     }
@@ -234,7 +236,10 @@ impl Vbd {
     fn backend_state(&mut self, cx: &mut Cx<'_>, state: XenbusState) {
         match (&self.host.stage, state) {
             (Stage::Closed, _) => {}
-            (Stage::Waiting, XenbusState::INIT_WAIT | XenbusState::INITIALISED) => {
+            (
+                Stage::Waiting | Stage::Absent(_),
+                XenbusState::INIT_WAIT | XenbusState::INITIALISED,
+            ) => {
                 self.host.stage = Stage::Negotiating;
                 let keys = &["max-ring-page-order"];
                 self.host.link.collect(cx.host_store, what::RING, keys);
@@ -262,7 +267,12 @@ impl Vbd {
                 let link = &mut self.host.link;
                 link.collect(cx.host_store, what::SIZE, &["sectors"]);
             }
-            (Stage::Waiting, _) => {}
+            (Stage::Waiting | Stage::Absent(_), _) => {}
+            (_, XenbusState::CLOSING | XenbusState::CLOSED | XenbusState::UNKNOWN)
+                if self.can_wait_for_another() =>
+            {
+                self.wait_for_another(cx, "the backend is gone");
+            }
             (_, XenbusState::CLOSING) => self.unplug(cx),
             (_, XenbusState::CLOSED | XenbusState::UNKNOWN) => {
                 self.break_host(cx, "the backend is gone");
@@ -319,6 +329,9 @@ impl Vbd {
         if matches!(self.host.stage, Stage::Broken(_) | Stage::Closed) {
             return;
         }
+        if self.can_wait_for_another() {
+            return self.wait_for_another(cx, why);
+        }
         log::error!("vbd/{}: {why}", self.id.index);
         self.host.stage = Stage::Broken(why.to_owned());
         self.host.drop_ring(cx);
@@ -326,5 +339,30 @@ impl Vbd {
         link.set_state(cx.host_store, XenbusState::CLOSING);
         self.fail_all(cx);
         self.pump(cx);
+    }
+    /// Whether the guest has come to another host and not run there yet, so that it need not learn
+    /// what its new backend does before it works.
+    fn can_wait_for_another(&self) -> bool {
+        self.was_reattached && self.host.stage != Stage::Connected
+    }
+
+    /// There is no backend that works where the guest came to: gives up what was offered to it, and
+    /// begins anew when one appears, or when the host lists the device again.
+    fn wait_for_another(&mut self, cx: &mut Cx<'_>, why: &str) {
+        log::error!("vbd/{}: {why}; waiting for another backend", self.id.index);
+        let had_rings = self.host.ring.is_some();
+        self.host.stage = Stage::Absent(why.to_owned());
+        self.host.drop_ring(cx);
+        if had_rings {
+            let link = &self.host.link;
+            link.set_state(cx.host_store, XenbusState::INITIALISING);
+        }
+    }
+
+    /// The host lists the device, which it may not have done before.
+    pub(super) fn host_lists_it(&mut self, cx: &mut Cx<'_>, frontend: &str) {
+        if matches!(self.host.stage, Stage::Absent(_)) {
+            self.host.start(cx, frontend);
+        }
     }
 }

@@ -16,7 +16,7 @@ use super::guest::FRONT_KEYS;
 use super::loose::{Held, Loose};
 use crate::host::{Access, HostPort, HostRef};
 use crate::points::ring::FrontRing;
-use crate::points::xenbus::{HostLink, LinkEvent, Nodes};
+use crate::points::xenbus::{HostLink, LinkEvent, Nodes, why_failed};
 use crate::points::{Cx, Device, DeviceId};
 
 /// The collection that is asked for: what the backend offers.
@@ -37,6 +37,8 @@ pub(super) enum Stage {
     Connected,
     /// We closed the connection to open another.
     Reopening,
+    /// Where the guest came to there is none, or none that works; packets wait until there is.
+    Absent(String),
     /// What it offers can not stand behind what the guest was told; packets wait.
     Refused(String),
     /// It lied or went away; packets are lost.
@@ -234,8 +236,8 @@ impl Vif {
             LinkEvent::Nodes { what, nodes } => self.backend_nodes(cx, what, &nodes),
             LinkEvent::Failed { path, error } => match self.host.stage {
                 // The directory goes before we do when the device is removed by force.
-                Stage::Closed | Stage::Broken(_) => {}
-                _ => self.break_host(cx, &format!("{path}: {error}")),
+                Stage::Closed | Stage::Broken(_) | Stage::Absent(_) => {}
+                _ => self.break_host(cx, &why_failed(&path, error)),
             },
         }
     }
@@ -244,7 +246,10 @@ impl Vif {
         let link = &self.host.link;
         match (&self.host.stage, state) {
             (Stage::Closed, _) => {}
-            (Stage::Waiting, XenbusState::INIT_WAIT | XenbusState::INITIALISED) => {
+            (
+                Stage::Waiting | Stage::Absent(_),
+                XenbusState::INIT_WAIT | XenbusState::INITIALISED,
+            ) => {
                 self.host.stage = Stage::Negotiating;
                 let link = &mut self.host.link;
                 link.collect(cx.host_store, OFFER, OFFER_KEYS);
@@ -267,7 +272,12 @@ impl Vif {
                 self.announce(cx);
                 self.pump(cx);
             }
-            (Stage::Waiting, _) | (Stage::Broken(_), XenbusState::CLOSED) => {}
+            (Stage::Waiting | Stage::Absent(_), _) | (Stage::Broken(_), XenbusState::CLOSED) => {}
+            (_, XenbusState::CLOSING | XenbusState::CLOSED | XenbusState::UNKNOWN)
+                if self.can_wait_for_another() =>
+            {
+                self.wait_for_another(cx, "the backend is gone");
+            }
             (_, XenbusState::CLOSING) => self.unplug(cx),
             (_, XenbusState::CLOSED | XenbusState::UNKNOWN) => {
                 self.break_host(cx, "the backend is gone");
@@ -324,6 +334,9 @@ impl Vif {
         if matches!(self.host.stage, Stage::Broken(_) | Stage::Closed) {
             return;
         }
+        if self.can_wait_for_another() {
+            return self.wait_for_another(cx, why);
+        }
         log::error!("vif/{}: {why}", self.id.index);
         self.host.stage = Stage::Broken(why.to_owned());
         self.host.drop_rings(cx);
@@ -332,5 +345,31 @@ impl Vif {
         self.fail_sent(cx);
         self.withdraw_buffers(cx);
         self.pump(cx);
+    }
+    /// Whether the guest has come to another host and not run there yet, so that it need not learn
+    /// what its new backend does before it works.
+    fn can_wait_for_another(&self) -> bool {
+        self.was_reattached && self.host.stage != Stage::Connected
+    }
+
+    /// There is no backend that works where the guest came to: gives up what was offered to it, and
+    /// begins anew when one appears, or when the host lists the device again.
+    fn wait_for_another(&mut self, cx: &mut Cx<'_>, why: &str) {
+        log::error!("vif/{}: {why}; waiting for another backend", self.id.index);
+        let had_rings = self.host.rings.is_some();
+        self.host.stage = Stage::Absent(why.to_owned());
+        self.host.drop_rings(cx);
+        self.withdraw_buffers(cx);
+        if had_rings {
+            let link = &self.host.link;
+            link.set_state(cx.host_store, XenbusState::INITIALISING);
+        }
+    }
+
+    /// The host lists the device, which it may not have done before.
+    pub(super) fn host_lists_it(&mut self, cx: &mut Cx<'_>, frontend: &str) {
+        if matches!(self.host.stage, Stage::Absent(_)) {
+            self.host.start(cx, frontend);
+        }
     }
 }

@@ -201,9 +201,13 @@ impl Device for Vif {
         self.guest_drained(cx);
     }
 
+    fn listed(&mut self, cx: &mut Cx<'_>, host_frontend: &str) {
+        self.host_lists_it(cx, host_frontend);
+    }
+
     fn attached(&self) -> Result<Progress, String> {
         match &self.host.stage {
-            Stage::Refused(why) | Stage::Broken(why) => Err(why.clone()),
+            Stage::Refused(why) | Stage::Broken(why) | Stage::Absent(why) => Err(why.clone()),
             Stage::Connected | Stage::Closed => Ok(Progress::Done),
             Stage::Offered if self.guest.driver.is_none() => Ok(Progress::Done),
             _ => Ok(Progress::Waiting),

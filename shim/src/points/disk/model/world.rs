@@ -134,6 +134,45 @@ impl World {
 
     /// Moves the machine to another host, whose backend is `next`.
     pub fn migrate(&mut self, next: Backend) {
+        self.leave(next);
+        self.backend.announce(&mut self.real);
+        call!(self, |vbd, cx| vbd.reattach(cx, HOST_FRONT));
+        self.handshake();
+    }
+
+    /// Moves the machine to a host that has no such disk.
+    pub fn migrate_to_nothing(&mut self, next: Backend) {
+        self.leave(next);
+        call!(self, |vbd, cx| vbd.reattach(cx, HOST_FRONT));
+        self.handshake();
+    }
+
+    /// The host gets the disk that was missing.
+    pub fn appear(&mut self) {
+        self.backend.announce(&mut self.real);
+        call!(self, |vbd, cx| vbd.listed(cx, HOST_FRONT));
+        self.handshake();
+    }
+
+    /// Moves the machine to a host whose backend dies before it sees what it is offered.
+    pub fn migrate_to_dying(&mut self, next: Backend) {
+        self.leave(next);
+        self.backend.announce(&mut self.real);
+        call!(self, |vbd, cx| vbd.reattach(cx, HOST_FRONT));
+        while let Some((tag, event, _)) = self.real.step() {
+            self.store_event(tag, event);
+        }
+        self.backend.set_state(&mut self.real, 6);
+        self.handshake();
+    }
+
+    /// The backend is there again.
+    pub fn backend_returns(&mut self) {
+        self.backend.set_state(&mut self.real, 2);
+        self.handshake();
+    }
+
+    fn leave(&mut self, next: Backend) {
         let old = core::mem::replace(&mut self.backend, next);
         self.backend.disk = old.disk;
         self.host_table.reset();
@@ -142,9 +181,6 @@ impl World {
         });
         self.xen = FakeXen::default();
         self.real = RealStore::default();
-        self.backend.announce(&mut self.real);
-        call!(self, |vbd, cx| vbd.reattach(cx, HOST_FRONT));
-        self.handshake();
     }
 
     pub fn attached(&self) -> Result<crate::points::Progress, String> {

@@ -125,6 +125,37 @@ fn the_guest_sees_the_same_disk_on_every_host() {
 }
 
 #[test]
+fn a_disk_that_is_missing_after_a_move_is_waited_for() {
+    let (mut world, mut guest) = connected(GOOD, 1);
+    let before = world.guest_view();
+    for dies in [false, true] {
+        guest.ask(&world, op::WRITE, 100, 40);
+        settle(&mut world, &mut guest);
+        assert_eq!(world.quiesce(), Progress::Done);
+        // Asked for while nobody is there to take it.
+        guest.ask(&world, op::WRITE, 300, 7);
+        guest.push(&mut world);
+        if dies {
+            world.migrate_to_dying(Backend::new(2, POOR));
+            assert_eq!(world.attached(), Err("the backend is gone".to_owned()));
+            world.backend_returns();
+        } else {
+            world.migrate_to_nothing(Backend::new(2, POOR));
+            let why = world.attached().expect_err("there is none");
+            assert!(why.starts_with("this host has no device/vbd/"), "{why}");
+            world.appear();
+        }
+        assert_eq!(world.attached(), Ok(Progress::Done));
+        world.resume();
+        settle(&mut world, &mut guest);
+        assert_eq!(world.guest_view(), before, "the guest learned of it");
+    }
+    assert!(guest.answers.iter().all(|answer| *answer == status::OKAY));
+    guest.check_disk(&world);
+    tear_down(world);
+}
+
+#[test]
 fn a_barrier_becomes_flush_write_flush_with_nothing_beside_it() {
     let (mut world, mut guest) = connected(GOOD, 0);
     world.quiesce();

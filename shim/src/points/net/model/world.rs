@@ -128,6 +128,27 @@ impl World {
 
     /// Moves the machine to another host, whose backend is `next`.
     pub fn migrate(&mut self, next: Backend) {
+        self.leave(next);
+        self.backend.announce(&mut self.real);
+        self.with(|vif, cx| vif.reattach(cx, HOST_FRONT));
+        self.handshake();
+    }
+
+    /// Moves the machine to a host that has no such interface.
+    pub fn migrate_to_nothing(&mut self, next: Backend) {
+        self.leave(next);
+        self.with(|vif, cx| vif.reattach(cx, HOST_FRONT));
+        self.handshake();
+    }
+
+    /// The host gets the interface that was missing.
+    pub fn appear(&mut self) {
+        self.backend.announce(&mut self.real);
+        self.with(|vif, cx| vif.listed(cx, HOST_FRONT));
+        self.handshake();
+    }
+
+    fn leave(&mut self, next: Backend) {
         self.backend.succeed(next);
         self.host_table.reset();
         (0..self.allowed.0 as u64).for_each(|index| self.mem.clear(Mfn(HOST_TABLE + index)));
@@ -135,9 +156,6 @@ impl World {
         self.xen = FakeXen::default();
         self.xen.now = now;
         self.real = RealStore::default();
-        self.backend.announce(&mut self.real);
-        self.with(|vif, cx| vif.reattach(cx, HOST_FRONT));
-        self.handshake();
     }
 
     pub fn host_kick(&mut self) {

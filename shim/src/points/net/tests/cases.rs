@@ -117,6 +117,31 @@ fn a_host_that_offers_too_little_is_refused_and_a_better_one_taken() {
 }
 
 #[test]
+fn an_interface_that_is_missing_after_a_move_is_waited_for() {
+    let (mut world, mut guest) = connected();
+    let view = world.guest_view();
+    assert_eq!(world.quiesce(), Progress::Done);
+    guest.send(&world, &[60], None, false, false);
+    guest.push(&mut world);
+    world.migrate_to_nothing(Backend::new(FULL));
+    let why = world.vif.attached().expect_err("there is none");
+    assert!(why.starts_with("this host has no device/vif/"), "{why}");
+    world.appear();
+    assert_eq!(world.vif.attached(), Ok(Progress::Done));
+    world.resume();
+    assert_eq!(world.guest_view(), view, "the guest learned of it");
+    world.backend.take(&world.mem);
+    assert!(world.backend.waiting() > 0, "what waited is sent");
+    while world.backend.waiting() > 0 {
+        world.backend.answer(&world.mem, 0, status::OKAY, false);
+    }
+    world.host_kick();
+    guest.reap(&world);
+    assert_eq!(guest.unanswered(), 0);
+    world.tear_down();
+}
+
+#[test]
 fn a_move_is_announced_a_few_times() {
     let (mut world, _guest) = connected();
     world.migrate(Backend::new(FULL));
