@@ -232,7 +232,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
                 let why = match (fault, attached) {
                     (Some(_), _) => "a fault was asked for".to_string(),
                     (None, Err(why)) => why,
-                    (None, Ok(_)) => "backends that are connecting".to_string(),
+                    (None, Ok(_)) => self.points.awaited(),
                 };
                 self.tell(key::WAITS_FOR, &why);
             }

@@ -22,6 +22,8 @@ const ATTEMPTS: usize = 3;
 #[derive(Debug)]
 pub struct Baseline {
     friendly: Migration,
+    /// How long the friendly guest's kernel was busy with suspending and resuming.
+    cooperation: Option<Duration>,
     unfriendly: Migration,
 }
 
@@ -34,26 +36,28 @@ pub struct Baseline {
 pub fn run(lab: &Lab, kernel: &KernelFiles) -> Result<Baseline> {
     let mut plan = GuestPlan::new("debian", System::XenShim, kernel.unpacked());
     plan.initrd = Some(initramfs::workload(kernel)?);
-    plan.arguments +=
-        " quiet unmoved.mode=clock,net unmoved.net=ip=192.0.2.100/24 unmoved.heartbeat=2";
+    plan.arguments += " quiet unmoved.loglevel=7 unmoved.mode=clock,net unmoved.net=ip=192.0.2.100/24 unmoved.heartbeat=2";
     plan.nics.push("mac=02:00:00:00:01:01".to_owned());
     plan.disks.push("phy:/dev/vda,xvda,w".to_owned());
+    let (friendly, cooperation) = persist(lab, &plan, friendly)?;
+    let (unfriendly, ()) = persist(lab, &plan, unfriendly)?;
     Ok(Baseline {
-        friendly: persist(lab, &plan, friendly)?,
-        unfriendly: persist(lab, &plan, unfriendly)?,
+        friendly,
+        cooperation,
+        unfriendly,
     })
 }
 
 /// Play a part until the guest does not stall in it.
-fn persist(lab: &Lab, plan: &GuestPlan, part: Part) -> Result<Migration> {
+fn persist<T>(lab: &Lab, plan: &GuestPlan, part: Part<T>) -> Result<T> {
     for attempt in 1..=ATTEMPTS {
-        let migration = part(lab, plan)?;
+        let seen = part(lab, plan)?;
         for host in [lab.host(0), lab.host(1)] {
             host.run(&["xl", "destroy", &plan.name])?;
             host.sh("rm -f /var/log/xen/console/guest-debian*")?;
         }
-        if let Some(migration) = migration {
-            return Ok(migration);
+        if let Some(seen) = seen {
+            return Ok(seen);
         }
         eprintln!("    stock xen-shim stalled in attempt {attempt} of {ATTEMPTS}");
     }
@@ -61,9 +65,9 @@ fn persist(lab: &Lab, plan: &GuestPlan, part: Part) -> Result<Migration> {
 }
 
 /// One attempt; `None` if the guest stalled, which only its silence tells.
-type Part = fn(&Lab, &GuestPlan) -> Result<Option<Migration>>;
+type Part<T> = fn(&Lab, &GuestPlan) -> Result<Option<T>>;
 
-fn friendly(lab: &Lab, plan: &GuestPlan) -> Result<Option<Migration>> {
+fn friendly(lab: &Lab, plan: &GuestPlan) -> Result<Option<(Migration, Option<Duration>)>> {
     let (a, b) = (lab.host(0), lab.host(1));
     let Some(guest) = boot(lab, plan)? else {
         return Ok(None);
@@ -83,10 +87,23 @@ fn friendly(lab: &Lab, plan: &GuestPlan) -> Result<Option<Migration>> {
         return Ok(None);
     }
     step.done("moved, and it runs");
-    Ok(Some(migration))
+    let log = guest.console.text() + &moved.console.text();
+    Ok(Some((migration, cooperation(&log))))
 }
 
-fn unfriendly(lab: &Lab, plan: &GuestPlan) -> Result<Option<Migration>> {
+/// From the first to the last word of the kernel's about a suspend, by the kernel's own clock, which
+/// stands still while the toolstack has the guest.
+fn cooperation(log: &str) -> Option<Duration> {
+    let stamp = |what: &str| {
+        let line = log.lines().find(|line| line.contains(what))?;
+        let stamp = line.split_once('[')?.1.split_once(']')?.0;
+        stamp.trim().parse::<f64>().ok()
+    };
+    let (begin, end) = (stamp("Freezing user space")?, stamp("Restarting tasks")?);
+    Duration::try_from_secs_f64(end - begin).ok()
+}
+
+fn unfriendly(lab: &Lab, plan: &GuestPlan) -> Result<Option<(Migration, ())>> {
     let (a, b) = (lab.host(0), lab.host(1));
     let Some(guest) = boot(lab, plan)? else {
         return Ok(None);
@@ -105,7 +122,7 @@ fn unfriendly(lab: &Lab, plan: &GuestPlan) -> Result<Option<Migration>> {
         return Ok(None);
     }
     step.done("not moved; it lives on where it was");
-    Ok(Some(migration))
+    Ok(Some((migration, ())))
 }
 
 fn boot(lab: &Lab, plan: &GuestPlan) -> Result<Option<Guest>> {
@@ -126,6 +143,7 @@ impl Baseline {
             "friendly": {
                 "migrated": self.friendly.migrated,
                 "total_ms": millis(self.friendly.total),
+                "cooperation_ms": self.cooperation.map(|time| time.as_secs_f64() * 1e3),
             },
             "unfriendly": {
                 "migrated": self.unfriendly.migrated,
@@ -142,6 +160,12 @@ impl Baseline {
             "  friendly    moved in {:.1} s",
             self.friendly.total.as_secs_f32()
         );
+        if let Some(time) = self.cooperation {
+            println!(
+                "              its kernel was busy with suspending and resuming for {:.1} ms of that",
+                time.as_secs_f64() * 1e3
+            );
+        }
         println!(
             "  unfriendly  not moved: given up after {:.1} s; the guest lives on, where it was",
             self.unfriendly.total.as_secs_f32()
@@ -152,4 +176,17 @@ impl Baseline {
 
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::cooperation;
+
+    #[test]
+    fn the_time_of_cooperation_is_read_from_the_kernels_words() {
+        let log = "x\r\n[   12.500000] Freezing user space processes\r\n[   12.6] suspending xenstore...\r\n\
+                   [   13.250000] Restarting tasks ... done.\r\n";
+        assert_eq!(cooperation(log).map(|time| time.as_millis()), Some(750));
+        assert_eq!(cooperation("Freezing user space processes"), None);
+    }
 }

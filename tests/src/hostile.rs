@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail, ensure};
 use unmoved_lab::{GuestPlan, Host, Log, System, programs};
 
+use crate::within::Way;
+
 /// Longest silence of a run that is well: the kernel says something every few seconds.
 const SILENCE: Duration = Duration::from_secs(180);
 /// What a shim says when it fails, as opposed to its guest.
@@ -47,6 +49,14 @@ pub struct Outcome {
 /// # Errors
 /// If the lab fails, or the guest ends by anything but its own doing.
 pub fn run(host: &Host, system: System, attack: Attack) -> Result<Outcome> {
+    run_moved(host, system, attack, &[])
+}
+
+/// Run the kernel once, and move it in each of these ways while it makes its random attacks.
+///
+/// # Errors
+/// As of [`run`], and if it ends or is not moved before the last move.
+pub fn run_moved(host: &Host, system: System, attack: Attack, ways: &[Way]) -> Result<Outcome> {
     let mut plan = GuestPlan::new("hostile", system, programs::hostile()?);
     plan.arguments = format!(
         "hostile.seed={} hostile.count={} hostile.fixed={}",
@@ -57,9 +67,19 @@ pub fn run(host: &Host, system: System, attack: Attack) -> Result<Outcome> {
     let mark = host.serial().mark();
     // The console's file of an earlier run would be taken for this one's.
     host.run(&["rm", "-f", "/var/log/xen/console/guest-hostile.log"])?;
-    let guest = plan.create(host)?;
+    let mut guest = plan.create(host)?;
+    let mut said = String::new();
+    for way in ways {
+        guest.wait_for(r"hostile: \d+ of \d+", SILENCE)?;
+        let before = guest.console.clone();
+        guest = way.go(guest, host)?;
+        said += &before.text();
+        // What is cut off there is no line of its own.
+        said.push('\n');
+    }
     let end = wait(&guest.console, host.serial(), mark);
-    let outcome = read(&guest.console.text(), end?);
+    said += &guest.console.text();
+    let outcome = read(&said, end?);
     host.run(&["xl", "destroy", "hostile"])?;
     Ok(outcome)
 }
@@ -119,6 +139,13 @@ fn read(console: &str, own_fault: Option<String>) -> Outcome {
             let made = figures
                 .split_once(" of ")
                 .and_then(|(made, _)| made.parse().ok());
+            let wrong = figures
+                .strip_prefix("done, ")
+                .and_then(|rest| rest.strip_suffix(" wrong"));
+            if wrong.is_some_and(|wrong| wrong != "0") && outcome.wrong.is_empty() {
+                // It said what while its console was read by nobody.
+                outcome.wrong.push(line.to_owned());
+            }
             if let Some(made) = made {
                 outcome.made = made;
                 outcome.figures = figures.to_owned();

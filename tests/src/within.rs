@@ -12,7 +12,7 @@ pub const MOVE: Duration = Duration::from_secs(300);
 /// Longest time of anything that takes a moment in the guest.
 pub const MOMENT: Duration = Duration::from_secs(120);
 /// Where saved guests are put: the host's own disk, larger than its memory.
-const FILE: &str = "/dev/vdb";
+pub const FILE: &str = "/dev/vdb";
 
 /// A way to move a guest within its host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

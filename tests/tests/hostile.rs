@@ -2,6 +2,7 @@
 
 use unmoved_lab::{Config, Lab, System, programs};
 use unmoved_tests::hostile::{self, Attack};
+use unmoved_tests::within::Way;
 
 #[test]
 fn a_hostile_kernel_gets_nothing() {
@@ -17,6 +18,25 @@ fn a_hostile_kernel_gets_nothing() {
         assert_eq!(outcome.made, attack.count);
         // A kernel that stopped attacking would be right about everything.
         assert!(outcome.answers.len() > 1000, "{}", outcome.answers.len());
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_hostile_kernel_is_moved_while_it_attacks() {
+    Lab::run("hostile-moved", &Config::hosts(1), |lab| {
+        let attack = Attack {
+            seed: 1,
+            count: 600_000,
+            fixed: false,
+        };
+        let shim = System::Shim(programs::shim()?);
+        let ways = [Way::SaveRestore, Way::Migrate];
+        let outcome = hostile::run_moved(lab.host(0), shim, attack, &ways)?;
+        assert_eq!(outcome.own_fault, None);
+        assert_eq!(outcome.wrong, [""; 0]);
+        assert_eq!(outcome.made, attack.count);
         Ok(())
     })
     .unwrap();

@@ -12,12 +12,10 @@ use unmoved_tests::within::{MOMENT, Way, reported};
 
 const BOOT: Duration = Duration::from_secs(300);
 
-/// The unfriendly guest of the demo, with options of its shim.
-fn plan(options: &str) -> Result<GuestPlan> {
+/// The unfriendly guest of the demo.
+fn plan() -> Result<GuestPlan> {
     let kernel = GuestKernel::Debian12.get(&Tools::get()?)?;
-    let mut plan = unnoticed::plan(&kernel)?;
-    plan.lines.push(format!("pvshim_extra = \"{options}\""));
-    Ok(plan)
+    unnoticed::plan(&kernel)
 }
 
 fn moves(host: &Host, guest: &str) -> Result<u64> {
@@ -28,7 +26,7 @@ fn moves(host: &Host, guest: &str) -> Result<u64> {
 fn every_way_of_the_toolstack_is_unnoticed() {
     Lab::run("ways", &Config::hosts(1), |lab| {
         let host = lab.host(0);
-        let mut guest = plan("")?.create(host)?;
+        let mut guest = plan()?.create(host)?;
         guest.ready(BOOT)?;
         guest.alive(MOMENT)?;
         let before = guest.order(host, "fingerprint hash", BOOT)?["sha256"].clone();
@@ -54,7 +52,7 @@ fn every_way_of_the_toolstack_is_unnoticed() {
 }
 
 #[test]
-fn a_boot_loader_and_a_panicked_kernel_move_like_any_other() {
+fn a_boot_loader_a_kernel_that_spins_and_one_that_panicked_move_like_any_other() {
     Lab::run("odd", &Config::hosts(1), |lab| {
         let host = lab.host(0);
         let loader = GuestKernel::Grub.get(&Tools::get()?)?.unpacked();
@@ -71,7 +69,21 @@ fn a_boot_loader_and_a_panicked_kernel_move_like_any_other() {
         }
         host.ok(&["xl", "destroy", "grub"])?;
 
-        let mut plan = self::plan("")?;
+        let mut plan = GuestPlan::new(
+            "spins",
+            System::Shim(programs::shim()?),
+            programs::hostile()?,
+        );
+        plan.arguments = "hostile.spin=1".to_owned();
+        let mut guest = plan.create(host)?;
+        guest.wait_for("spins, turn 2", BOOT)?;
+        for way in [Way::SaveRestore, Way::Migrate] {
+            guest = way.go(guest, host)?;
+            guest.wait_for(r"spins, turn \d+", MOMENT)?;
+        }
+        host.ok(&["xl", "destroy", "spins"])?;
+
+        let mut plan = self::plan()?;
         // It stays where it panicked, for longer than anybody waits.
         plan.arguments += " panic=3600";
         let guest = plan.create(host)?;
@@ -86,125 +98,4 @@ fn a_boot_loader_and_a_panicked_kernel_move_like_any_other() {
         Ok(())
     })
     .expect("they move");
-}
-
-/// Where a move is made to go wrong, what becomes of it, and what the host reads of that.
-struct Cut {
-    fault: &'static str,
-    /// Whether the guest is in its old domain afterwards.
-    stays: bool,
-    /// Whether it runs.
-    runs: bool,
-    /// The node that names the reason, and a part of it.
-    reason: Option<(&'static str, &'static str)>,
-}
-
-const CUTS: [Cut; 9] = [
-    Cut {
-        fault: "park:fail",
-        stays: true,
-        runs: true,
-        reason: Some(("refusal", "park: ")),
-    },
-    Cut {
-        fault: "drain:fail",
-        stays: true,
-        runs: true,
-        reason: Some(("refusal", "drain: ")),
-    },
-    Cut {
-        fault: "drain:stall",
-        stays: true,
-        runs: true,
-        reason: Some(("refusal", "drain: ")),
-    },
-    Cut {
-        fault: "suspend:fail",
-        stays: true,
-        runs: true,
-        reason: Some(("refusal", "suspend: ")),
-    },
-    Cut {
-        fault: "suspend:stall",
-        stays: false,
-        runs: true,
-        reason: None,
-    },
-    Cut {
-        fault: "reattach:stall",
-        stays: false,
-        runs: true,
-        reason: None,
-    },
-    Cut {
-        fault: "connect:stall",
-        stays: false,
-        runs: true,
-        reason: None,
-    },
-    Cut {
-        fault: "resume:stall",
-        stays: false,
-        runs: true,
-        reason: None,
-    },
-    Cut {
-        fault: "connect:fail",
-        stays: false,
-        runs: false,
-        reason: Some(("waits-for", "a fault was asked for")),
-    },
-];
-
-#[test]
-fn every_phase_may_go_wrong() {
-    Lab::run("cuts", &Config::hosts(1), |lab| {
-        let host = lab.host(0);
-        println!("{:16} {:28} reason", "cut", "outcome");
-        for cut in CUTS {
-            let plan = plan(&format!("unmoved.fault={} unmoved.drain=2", cut.fault))?;
-            host.sh("rm -f /var/log/xen/console/guest-web1*.log")?;
-            let guest = plan.create(host)?;
-            guest.ready(BOOT)?;
-            guest.alive(MOMENT)?;
-            let domid = host.ok(&["xl", "domid", "web1"])?;
-            let moved = match cut.stays {
-                // The toolstack waits for a minute; that it gave up is seen before that.
-                true => {
-                    let save = host.start(&["xl", "save", "web1", "/dev/vdb"])?;
-                    let (key, _) = cut.reason.unwrap_or(("refusal", ""));
-                    reported(host, "web1", key, MOMENT, |value| !value.is_empty())?;
-                    save.signal(15)?;
-                    save.wait(MOMENT)?;
-                    guest
-                }
-                false => Way::SaveRestore.go(guest, host)?,
-            };
-            let stayed = host.ok(&["xl", "domid", "web1"])? == domid;
-            ensure!(stayed == cut.stays, "{}: in domain {domid}", cut.fault);
-            let reason = match cut.reason {
-                Some((key, part)) => {
-                    reported(host, "web1", key, MOMENT, |value| value.contains(part))?
-                }
-                None => String::new(),
-            };
-            if cut.runs {
-                moved.alive(MOMENT)?;
-                let disks = moved.order(host, "disk stop", BOOT)?;
-                ensure!(disks["disks"][0]["errors"] == 0, "{}: {disks}", cut.fault);
-            } else {
-                let state = reported(host, "web1", "state", MOMENT, |_| true)?;
-                ensure!(state == "connecting", "{}: {state}", cut.fault);
-            }
-            let outcome = match (cut.stays, cut.runs) {
-                (true, _) => "goes on at the source",
-                (false, true) => "runs at the destination",
-                (false, false) => "paused at the destination",
-            };
-            println!("{:16} {outcome:28} {reason}", cut.fault);
-            host.ok(&["xl", "destroy", "web1"])?;
-        }
-        Ok(())
-    })
-    .expect("every cut ends well");
 }

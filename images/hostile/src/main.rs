@@ -8,6 +8,8 @@
 //!   seed `hostile.seed=S`, with arguments drawn from what is interesting, and a look at its own
 //!   page tables after every `hostile.check=N` of them.
 //!
+//! Or it does nothing but spin with events masked, for ever: `hostile.spin=1`.
+//!
 //! `leak.rs` looks at every byte that it was given, and `oracle.rs` at its own page tables: none may
 //! hold what the guest must not have.  At the end stands one line, `hostile: done, N wrong`, and the
 //! kernel powers off.  It never means to die; where it does, that is its runner's or its own fault,
@@ -37,6 +39,7 @@ struct Options {
     count: u64,
     fixed: bool,
     check: u64,
+    spin: bool,
 }
 
 impl Options {
@@ -46,6 +49,7 @@ impl Options {
             count: 0,
             fixed: true,
             check: 4096,
+            spin: false,
         };
         let end = line.iter().position(|&byte| byte == 0);
         let line = core::str::from_utf8(&line[..end.unwrap_or(line.len())]).unwrap_or("");
@@ -57,6 +61,7 @@ impl Options {
                     options.check = value.parse().unwrap_or(4096).max(1);
                 }
                 Some(("hostile.fixed", value)) => options.fixed = value != "0",
+                Some(("hostile.spin", value)) => options.spin = value != "0",
                 _ => {}
             }
         }
@@ -75,6 +80,9 @@ extern "C" fn kernel_main(start_info: *const StartInfo) -> ! {
     memory::protect();
     let options = Options::read(&info.cmd_line);
     say!("hostile: {} pages, seed {}", info.nr_pages, options.seed);
+    if options.spin {
+        spin();
+    }
     let mut verdicts = Verdicts::default();
     if options.fixed {
         // Xen does not clear what a guest gives back by itself, so only the first of several guests
@@ -91,6 +99,22 @@ extern "C" fn kernel_main(start_info: *const StartInfo) -> ! {
     console::drain();
     trap::shutdown(xen_abi::sched::ShutdownReason::POWEROFF)
 }
+
+/// Counts for ever like a kernel that is stuck in a loop: events are masked everywhere but in attempts,
+/// so it never hears of anything.
+fn spin() -> ! {
+    let mut turns = 0u64;
+    loop {
+        for n in 0..TURN {
+            core::hint::black_box(n);
+        }
+        turns += 1;
+        say!("hostile: spins, turn {turns}");
+    }
+}
+
+/// Steps of a turn, which takes about a second in an emulated machine.
+const TURN: u64 = 1 << 27;
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {

@@ -212,6 +212,21 @@ impl Bus {
         Ok(all)
     }
 
+    /// The devices whose backends are not ready yet, in words.
+    pub fn awaited(&self) -> String {
+        let waiting = |slot: &Slot| slot.device.attached() == Ok(Progress::Waiting);
+        let names: Vec<String> = self
+            .devices
+            .iter()
+            .filter(|(_, slot)| !slot.is_leaving && waiting(slot))
+            .map(|(id, _)| format!("{}/{}", id.class.name(), id.index))
+            .collect();
+        match names.is_empty() {
+            true => String::from("xenstore has not listed the devices yet"),
+            false => format!("{}: the backend is not ready yet", names.join(", ")),
+        }
+    }
+
     /// Whether nothing is known to be on its way to being connected: of each device it is known
     /// whether it is.
     pub fn is_settled(&self) -> bool {

@@ -95,6 +95,8 @@ pub trait Points<M: Machine, H: Host>: Sized {
     fn reattach(&mut self, outside: &mut Outside<'_, M, H>, arrival: Arrival);
     /// How far the reattachment has come, or why it will not come further by itself.
     fn attached(&mut self, outside: &mut Outside<'_, M, H>) -> Result<Progress, String>;
+    /// What is waited for while [`attached`](Self::attached) is still waiting, in words.
+    fn awaited(&self) -> String;
     /// Takes work again; `moved` when the domain is a new one.
     fn resume(&mut self, outside: &mut Outside<'_, M, H>, moved: bool);
     /// Tells the host about the life of the shim, below `data/unmoved/`.

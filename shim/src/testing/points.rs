@@ -141,6 +141,9 @@ impl<M: Machine, H: Host> Points<M, H> for FakePoints {
             Some(why) => Err(why.clone()),
         }
     }
+    fn awaited(&self) -> String {
+        "backends that are connecting".to_owned()
+    }
     fn resume(&mut self, _: &mut Outside<'_, M, H>, moved: bool) {
         self.calls.push(Call::Resume(moved));
     }

@@ -281,6 +281,13 @@ impl<M: Machine, H: Host> Points<M, H> for AllPoints {
         }
     }
 
+    fn awaited(&self) -> String {
+        match self.stage {
+            Stage::Running => self.bus.awaited(),
+            Stage::Seeding { .. } => String::from("xenstore has not answered yet"),
+        }
+    }
+
     fn resume(&mut self, outside: &mut Outside<'_, M, H>, _: bool) {
         self.on_bus(outside, Bus::resume);
         self.usage.restart(outside.host.now_ns());
