@@ -260,7 +260,7 @@ fn no_memory(host: &Host) -> Result<()> {
     ensure!(host.ok(&["xl", "domid", "web1"])? == domid, "it moved");
     is_well(&guest, host)?;
     let why = refused.stderr + &refused.stdout;
-    let why = why.lines().find(|line| line.contains("memory"));
+    let why = why.lines().find(|line| line.contains("error"));
     tell(
         "no memory",
         "goes on at the source",
