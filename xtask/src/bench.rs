@@ -33,7 +33,7 @@ const LONG: Duration = Duration::from_secs(600);
 /// Stock xen-shim's boot stalls now and then under emulation (`lab/README.md`).
 const BOOTS: usize = 3;
 /// The figures, in the order of the table, with the better direction (`true`: more is better).
-const FIGURES: [(&str, bool); 11] = [
+const FIGURES: [(&str, bool); 13] = [
     ("boot_ms", false),
     ("mem_total_kib", true),
     ("null_syscall_ns", false),
@@ -43,8 +43,10 @@ const FIGURES: [(&str, bool); 11] = [
     ("mmap_ns", false),
     ("disk_seq_mib_s", true),
     ("disk_rand_iops", true),
+    ("disk_latency_us", false),
     ("net_tx_mib_s", true),
     ("net_rx_mib_s", true),
+    ("net_rtt_us", false),
 ];
 
 /// One way to run the kernel, and what was measured of it.

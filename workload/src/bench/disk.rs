@@ -1,4 +1,5 @@
-//! Disk throughput: large reads in order and small ones at random, past the page cache.
+//! Disk throughput: large reads in order and small ones at random, past the page cache; and how long
+//! a small one takes that is alone.
 
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -42,7 +43,7 @@ pub fn run(order: &Order) -> Result<Value, OrderError> {
     };
     let direct = order.flag("direct", true)?;
     let failed = |error: io::Error| OrderError(format!("bench: {}: {error}", device.display()));
-    let (mut in_order, mut at_random) = (Vec::new(), Vec::new());
+    let (mut in_order, mut at_random, mut alone) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..reps {
         let (bytes, time) = measure(device, direct, load).map_err(failed)?;
         in_order.push(bytes as f64 / f64::from(1 << 20) / time);
@@ -52,10 +53,13 @@ pub fn run(order: &Order) -> Result<Value, OrderError> {
         };
         let (bytes, time) = measure(device, direct, load).map_err(failed)?;
         at_random.push((bytes / SMALL as u64) as f64 / time);
+        let (bytes, time) = measure(device, direct, Load { depth: 1, ..load }).map_err(failed)?;
+        alone.push(time * 1e6 / (bytes / SMALL as u64) as f64);
     }
     let mut results = Results::default();
     results.add("disk_seq_mib_s", &in_order);
     results.add("disk_rand_iops", &at_random);
+    results.add("disk_latency_us", &alone);
     Ok(results.into_json())
 }
 
@@ -120,5 +124,6 @@ mod tests {
         let found = run(&order).expect("measured");
         assert!(found["disk_seq_mib_s"].as_f64() > Some(0.0), "{found}");
         assert!(found["disk_rand_iops"].as_f64() > Some(0.0), "{found}");
+        assert!(found["disk_latency_us"].as_f64() > Some(0.0), "{found}");
     }
 }

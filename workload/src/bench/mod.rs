@@ -76,14 +76,16 @@ pub fn run(order: &Order) -> Result<Value, OrderError> {
                 .map_err(|_| OrderError(format!("bench: to={to} is no ADDRESS:PORT")))?;
             let reps = order.number("reps", 5, 5..=1000)?;
             let time = Duration::from_millis(order.number("ms", 1000, 10..=60_000)?);
-            let (mut sent, mut received) = (Vec::new(), Vec::new());
+            let (mut sent, mut received, mut trips) = (Vec::new(), Vec::new(), Vec::new());
             for _ in 0..reps {
                 sent.push(bulk::measure_send(to, time).map_err(failed)?);
                 received.push(bulk::measure_receive(to, time).map_err(failed)?);
+                trips.push(bulk::measure_round_trip(to, time).map_err(failed)?);
             }
             let mut results = Results::default();
             results.add("net_tx_mib_s", &sent);
             results.add("net_rx_mib_s", &received);
+            results.add("net_rtt_us", &trips);
             Ok(results.into_json())
         }
         other => Err(OrderError(format!(
@@ -111,6 +113,7 @@ mod tests {
         let to = format!("to={server}");
         let found = run(&Order::new("bench", ["net", &to, "ms=20"])).expect("measured");
         assert!(found["net_tx_mib_s"].as_f64() > Some(0.0), "{found}");
+        assert!(found["net_rtt_us"].as_f64() > Some(0.0), "{found}");
         assert_eq!(
             found["all"]["net_rx_mib_s"].as_array().map(Vec::len),
             Some(5)

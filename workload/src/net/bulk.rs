@@ -1,7 +1,8 @@
-//! Bulk data for throughput: a server that swallows or pours, and the measuring client.
+//! Throughput and round trips: a server that swallows, pours or echoes, and the measuring client.
 //!
 //! A connection begins with one byte: `S` and the server swallows until the end of the stream and
-//! answers the number of bytes (8 bytes, little-endian); `R` and it pours until the other hangs up.
+//! answers the number of bytes (8 bytes, little-endian); `R` and it pours until the other hangs up; `E`
+//! and it sends every byte back.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -45,6 +46,13 @@ fn answer(mut connection: TcpStream) -> io::Result<()> {
                 }
             }
             connection.write_all(&total.to_le_bytes())
+        }
+        b'E' => {
+            connection.set_nodelay(true)?;
+            loop {
+                connection.read_exact(&mut wish)?;
+                connection.write_all(&wish)?;
+            }
         }
         b'R' => loop {
             connection.write_all(&buffer)?;
@@ -108,9 +116,27 @@ pub fn measure_receive(server: SocketAddr, time: Duration) -> io::Result<f64> {
     Ok(mib_per_second(total, start.elapsed()))
 }
 
+/// Sends one byte to and fro for `time`; microseconds of a round trip.
+///
+/// # Errors
+/// If the connection fails.
+pub fn measure_round_trip(server: SocketAddr, time: Duration) -> io::Result<f64> {
+    let mut connection = connect(server, b'E')?;
+    connection.set_nodelay(true)?;
+    let mut byte = [0x33];
+    let start = Instant::now();
+    let mut trips = 0_u32;
+    while trips == 0 || start.elapsed() < time {
+        connection.write_all(&byte)?;
+        connection.read_exact(&mut byte)?;
+        trips += 1;
+    }
+    Ok(start.elapsed().as_secs_f64() * 1e6 / f64::from(trips))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{measure_receive, measure_send, serve};
+    use super::{measure_receive, measure_round_trip, measure_send, serve};
     use std::time::Duration;
 
     #[test]
@@ -119,5 +145,6 @@ mod tests {
         let time = Duration::from_millis(50);
         assert!(measure_send(server, time).expect("sends") > 0.1);
         assert!(measure_receive(server, time).expect("receives") > 0.1);
+        assert!(measure_round_trip(server, time).expect("echoes") > 0.1);
     }
 }
