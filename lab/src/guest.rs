@@ -45,8 +45,32 @@ pub struct GuestPlan {
     pub disks: Vec<String>,
     /// Its network cards, each in xl's notation (`mac=…`).
     pub nics: Vec<String>,
+    /// How its TSC is presented (`tsc_mode` in xl.cfg).
+    pub tsc: Tsc,
     /// Further lines of its configuration.
     pub lines: Vec<String>,
+}
+
+/// How a guest's TSC is presented.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tsc {
+    /// As the host's own, as any host does by default whose TSC is invariant.  QEMU's is, but does not
+    /// say so in CPUID, and then Xen would emulate each RDTSC of a guest in a PVH container: half of
+    /// its boot under emulation would be that.
+    #[default]
+    Native,
+    /// As Xen decides.
+    Default,
+}
+
+impl Tsc {
+    /// As in xl.cfg.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Default => "default",
+        }
+    }
 }
 
 impl GuestPlan {
@@ -63,6 +87,7 @@ impl GuestPlan {
             vcpus: 1,
             disks: Vec::new(),
             nics: Vec::new(),
+            tsc: Tsc::default(),
             lines: Vec::new(),
         }
     }
@@ -140,6 +165,7 @@ impl GuestPlan {
         }
         let _ = writeln!(text, "extra = {}", quote(&self.arguments));
         let _ = writeln!(text, "memory = {}\nvcpus = {}", self.memory_mib, self.vcpus);
+        let _ = writeln!(text, "tsc_mode = {}", quote(self.tsc.name()));
         for (key, values) in [("disk", &self.disks), ("vif", &self.nics)] {
             let values: Vec<String> = values.iter().map(|value| quote(value)).collect();
             let _ = writeln!(text, "{key} = [{}]", values.join(", "));

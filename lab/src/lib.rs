@@ -42,7 +42,7 @@ pub mod stream_tools;
 pub mod tools;
 
 pub use channel::{Output, Task};
-pub use guest::{Guest, GuestPlan, System};
+pub use guest::{Guest, GuestPlan, System, Tsc};
 pub use host::Host;
 pub use images::{GuestKernel, Xen};
 pub use lab::{Config, Lab};
