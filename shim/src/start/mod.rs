@@ -1,0 +1,263 @@
+//! From the PVH start info to a guest that is ready to run.
+
+mod handed;
+mod payload;
+mod processor;
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::fmt::Display;
+
+use log::{error, info, warn};
+use unmoved_shim::boot::{GuestFrames, HostPages, Start, build};
+use unmoved_shim::cpu::{InfoPage, Machine, Regs, Vcpu};
+use unmoved_shim::guest::{Guest, Parts};
+use unmoved_shim::host::{Host, Xen};
+use unmoved_shim::mem::{FramePool, Frames};
+use unmoved_shim::mm::{Ledger, Mm, Owner, ShimSlots};
+use unmoved_shim::options::Options;
+use unmoved_shim::points::all::{self as points, AllPoints};
+use unmoved_shim::points::evtchn::{EventChannels, Peer};
+use unmoved_shim::points::identity::Identity;
+use unmoved_shim::points::time::Time;
+use xen_abi::shared_info::vcpu_info;
+use xen_abi::trap::{FLAT_RING3_CS64, FLAT_RING3_DS, rflags};
+use xen_abi::{Mfn, PAGE_SIZE, Port};
+
+use crate::machine::entry::Hosted;
+use crate::machine::frames::Direct;
+use crate::machine::memory::{FreeMemory, Pool, direct};
+use crate::machine::{Bare, cpu, globals, heap, paging, tables, xen};
+
+/// Frames that the shim keeps for rings, tables and stacks.
+const POOL_FRAMES: u64 = 320;
+/// Frames that are neither the guest's nor among those counted above: the image, the hole below 1
+/// MiB, what the toolstack keeps for its own use, and some more, so that the guest has the same
+/// memory whatever release of the toolstack starts it.
+const OTHER_FRAMES: u64 = 320;
+/// Memory is configured in MiB.
+const FRAMES_PER_MIB: u64 = (1 << 20) / PAGE_SIZE as u64;
+/// Bytes of heap besides what scales with memory.
+const HEAP_BYTES: u64 = 2 << 20;
+
+/// Ends the domain because it can not be started, saying why.
+fn refuse(what: &str, why: impl Display) -> ! {
+    error!("{what}: {why}");
+    xen::say_on_console(format_args!("unmoved: {what}: {why}\r\n"));
+    xen::crash()
+}
+
+/// Takes the machine over and builds the guest.  Returns it with the registers of its first vCPU.
+pub fn start(start_info: u64) -> (&'static mut Hosted, Regs) {
+    if !xen::detect() {
+        refuse("hypervisor", "not Xen");
+    }
+    let mut handed = handed::read_start_info(start_info);
+    let memory = &mut handed.memory;
+
+    let heap_frames = (HEAP_BYTES + handed.end * 8).div_ceil(PAGE_SIZE as u64);
+    let m2p_frames = handed.end.div_ceil(512);
+    let heap_start = take(memory, heap_frames);
+    // SAFETY: the frames are free and now reserved; the boot tables map them.
+    unsafe { heap::give(direct(heap_start), heap_frames as usize * PAGE_SIZE) };
+    let options = options(handed.options);
+    let mut pool = Pool::new(take(memory, POOL_FRAMES), POOL_FRAMES);
+    let m2p = take(memory, m2p_frames);
+    let space = paging::ShimSpace::build(&mut pool, memory, handed.end, m2p, m2p_frames);
+    globals::set_frame_limit(handed.end.max(1 << 20));
+    for mfn in 0..m2p_frames * 512 {
+        // SAFETY: the table is reserved, mapped, and large enough.
+        unsafe { cpu::m2p_entry(m2p, Mfn(mfn)).write(xen_abi::mmu::INVALID_M2P_ENTRY) };
+    }
+    let (windows, percpu) = tables::start_vcpu(&mut pool, &space, 0);
+    let has_xsave = processor::enable_features(percpu);
+    let m = Bare::new(windows, percpu, m2p, has_xsave);
+
+    let host = xen::HostXen::connect().unwrap_or_else(|errno| refuse("the host refused", errno));
+    let ram: Vec<_> = handed
+        .ram
+        .ranges()
+        .iter()
+        .map(|&(start, end)| (Mfn(start), end - start))
+        .collect();
+    let mut ledger = Ledger::new(Mfn(handed.end), &ram).unwrap_or_else(|e| refuse("ledger", e));
+    let (image, kernel) = payload::unpack(memory, &handed.kernel);
+
+    let identity = processor::identity();
+    let (pages, channels) = host_pages(&mut pool, &mut ledger, &identity);
+    let mut frames = payload::guest_frames(memory, image, handed.ramdisk.as_ref());
+    let of_ram: u64 = ram.iter().map(|&(_, count)| count).sum();
+    let own = heap_frames + POOL_FRAMES + m2p_frames + OTHER_FRAMES;
+    share_out(of_ram, own, &mut frames, &mut pool, &mut ledger);
+    let cmd_line = handed::physical_string(handed.kernel.cmdline_paddr);
+    let set_m2p = |mfn: Mfn, pfn: xen_abi::Pfn| {
+        // SAFETY: the table has an entry for every frame below the end of RAM.
+        unsafe { cpu::m2p_entry(m2p, mfn).write(pfn.0) };
+    };
+    let built = build(&Direct, &kernel, frames, &pages, cmd_line, set_m2p)
+        .unwrap_or_else(|error| refuse("guest", error));
+    let slots = ShimSlots(space.slots());
+    let vcpu = first_vcpu(&m, &mut ledger, &slots, &built, pages.shared_info);
+
+    let mut time = Time::default();
+    // The guest counts from its own start: how long the host has been up is not its business.
+    time.rebase(host.now_ns(), 0);
+    time.publish_wall_clock(&Direct, pages.shared_info, host.wall_clock_ns());
+    let (cpuid, msrs) = processor::policies(&m, &identity);
+    info!(
+        "guest of {} pages, {} frames left to the shim, entry {:#x}",
+        built.nr_pages,
+        pool.len(),
+        built.entry
+    );
+    let points = points::Parts {
+        domid: identity.domid,
+        backend: identity.backend,
+        pool: Box::new(pool),
+        grant_frames: Box::new(xen::GrantFrames),
+        store: (pages.store_port, pages.store),
+        console: (pages.console_port, pages.console),
+        guest_pages: built.nr_pages,
+    };
+    let points = AllPoints::new(points, &host).unwrap_or_else(|e| refuse("the host's daemons", e));
+    let parts = Parts {
+        ledger,
+        slots,
+        shared_info: pages.shared_info,
+        identity,
+        cpuid,
+        msrs,
+        channels,
+        time,
+        vcpus: alloc::vec![vcpu],
+        pages: built.nr_pages,
+        max_pages: built.nr_pages,
+        options,
+    };
+    let mut guest = Box::new(Guest::new(m, host, points, parts));
+    if let Err(error) = guest.outside(AllPoints::start) {
+        refuse("devices", error);
+    }
+    guest.announce();
+    guest.publish_time_now(0);
+    guest.m.set_guest_cr4(0);
+    guest.m.load_page_table(built.l4);
+    (Box::leak(guest), first_registers(&built))
+}
+
+fn take(memory: &mut FreeMemory, frames: u64) -> Mfn {
+    memory
+        .take(frames, 1)
+        .unwrap_or_else(|| refuse("memory", "too little for the shim"))
+}
+
+/// Makes the pages that the guest shares with what it takes for its host, and their ports.
+fn host_pages(
+    pool: &mut Pool,
+    ledger: &mut Ledger,
+    identity: &Identity,
+) -> (HostPages, EventChannels) {
+    let mut shared = || {
+        let frame = pool
+            .take()
+            .unwrap_or_else(|| refuse("memory", "too little for the shim"));
+        if let Err(errno) = ledger.change_owner(frame, Owner::Shim, Owner::Shared) {
+            refuse("ledger", errno);
+        }
+        frame
+    };
+    let [shared_info, store, console] = core::array::from_fn(|_| shared());
+    let mut channels = EventChannels::new(shared_info, identity.domid, identity.backend);
+    let mut connect = |peer| -> Port {
+        channels
+            .connect_new(&Direct, peer)
+            .unwrap_or_else(|e| refuse("ports", e))
+    };
+    let pages = HostPages {
+        shared_info,
+        store,
+        store_port: connect(Peer::Store),
+        console,
+        console_port: connect(Peer::Console),
+    };
+    (pages, channels)
+}
+
+/// Decides how much of the `of_ram` frames is the guest's, when the shim has taken `own`: the rest
+/// goes into the pool, so that the guest has the same memory on every host.
+fn share_out(
+    of_ram: u64,
+    own: u64,
+    frames: &mut GuestFrames,
+    pool: &mut Pool,
+    ledger: &mut Ledger,
+) {
+    let planned = of_ram.next_multiple_of(FRAMES_PER_MIB).saturating_sub(own);
+    let given = frames.image.len() + frames.ramdisk.len();
+    let spare = frames.free.split_off(planned.saturating_sub(given));
+    spare.iter().for_each(|frame| pool.give_back(frame));
+    for list in [&frames.image, &frames.ramdisk, &frames.free] {
+        for frame in list.iter() {
+            if let Err(errno) = ledger.give_to_guest(frame) {
+                refuse("ledger", errno);
+            }
+        }
+    }
+}
+
+/// Makes the first vCPU, in the page tables that were built for it.
+fn first_vcpu(
+    m: &Bare,
+    ledger: &mut Ledger,
+    slots: &ShimSlots,
+    built: &Start,
+    shared_info: Mfn,
+) -> Vcpu {
+    let info = InfoPage {
+        frame: shared_info,
+        offset: 0,
+        is_registered: false,
+    };
+    let mut vcpu = Vcpu::new(0, info);
+    let mut mm = Mm {
+        frames: m,
+        ledger,
+        slots,
+        tlb: m,
+    };
+    match mm.enter(built.l4, None) {
+        Ok(spaces) => vcpu.spaces = Some(spaces),
+        Err(errno) => refuse("the guest's first page tables", errno),
+    }
+    // As Xen's builder leaves it: the first table is pinned, and the kernel unpins it.
+    if let Err(errno) = mm.pin(xen_abi::mmu::Level::L4, built.l4) {
+        refuse("the guest's first page tables", errno);
+    }
+    vcpu.is_initialised = true;
+    vcpu.is_up = true;
+    Direct.store8(shared_info, vcpu_info::UPCALL_MASK, 1);
+    vcpu
+}
+
+/// The registers with which a PV kernel begins.
+fn first_registers(built: &Start) -> Regs {
+    Regs {
+        rip: built.entry,
+        rsp: built.stack,
+        rsi: built.start_info,
+        cs: FLAT_RING3_CS64.into(),
+        ss: FLAT_RING3_DS.into(),
+        rflags: rflags::IF | rflags::RESERVED,
+        ..Regs::default()
+    }
+}
+
+/// Reads the shim's own options and says what was not understood.
+fn options(line: &[u8]) -> Options {
+    let (options, complaints) = Options::parse(line);
+    log::set_max_level(options.log);
+    for complaint in complaints {
+        warn!("{complaint}");
+    }
+    options
+}

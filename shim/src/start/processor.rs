@@ -1,0 +1,87 @@
+//! The processor: what of it is used, and what the guest is told of it.
+
+use log::warn;
+use unmoved_shim::cpu::Machine;
+use unmoved_shim::emulate::cpuid::{FrozenCpuid, HypervisorLeaves};
+use unmoved_shim::emulate::msr::MsrPolicy;
+use unmoved_shim::points::identity::Identity;
+
+use super::refuse;
+use crate::machine::{Bare, globals, instructions, tables, xen};
+
+/// What the guest is told of the highest machine address, whatever the host has: a constant, and
+/// small enough for version 1 of the grant table.
+const MACHINE_ADDRESS_WIDTH: u8 = 40;
+
+const CR4_FSGSBASE: u64 = 1 << 16;
+const CR4_OSXSAVE: u64 = 1 << 18;
+const CR4_SMEP: u64 = 1 << 20;
+const CR4_SMAP: u64 = 1 << 21;
+
+/// Turns on what the CPU has and the shim uses; returns whether there is XSAVE.
+pub(super) fn enable_features(percpu: *mut tables::PerCpu) -> bool {
+    let leaf7 = instructions::cpuid(7, 0)[1];
+    let has_xsave = instructions::cpuid(1, 0)[2] & 1 << 26 != 0;
+    if leaf7 & 1 == 0 {
+        refuse("CPU", "no FSGSBASE");
+    }
+    let mut cr4 = instructions::cr4() | CR4_FSGSBASE;
+    if has_xsave {
+        cr4 |= CR4_OSXSAVE;
+    }
+    if leaf7 & 1 << 7 != 0 {
+        cr4 |= CR4_SMEP;
+    }
+    if leaf7 & 1 << 20 != 0 {
+        cr4 |= CR4_SMAP;
+        globals::set_smap(true);
+        // SAFETY: the block is this vCPU's, which is not in use yet.
+        unsafe { (*percpu).entry_flags |= tables::ENTRY_SMAP };
+    }
+    // SAFETY: each bit was checked in CPUID, and no page of the shim's is a user page.
+    unsafe { instructions::set_cr4(cr4) };
+    has_xsave
+}
+
+pub(super) fn identity() -> Identity {
+    Identity {
+        domid: Identity::GUEST,
+        backend: Identity::BACKEND,
+        uuid: xen::uuid(),
+        version: Identity::VERSION,
+        extraversion: Identity::EXTRAVERSION,
+    }
+}
+
+pub(super) fn policies(m: &Bare, identity: &Identity) -> (FrozenCpuid, MsrPolicy) {
+    use instructions::msr;
+    let leaves = HypervisorLeaves {
+        version: ((identity.version >> 16) as u16, identity.version as u16),
+        machine_address_width: MACHINE_ADDRESS_WIDTH,
+    };
+    // Whether a host emulates the TSC, it decides for itself each time that it starts.  One that does
+    // makes RDTSCP as slow as RDTSC, and there are emulated machines whose SVM reports the former as
+    // the latter, which the host can not handle.  So no guest is told of it.
+    const RDTSCP: u32 = 1 << 27;
+    let cpuid = FrozenCpuid::freeze(
+        |leaf, subleaf| {
+            let mut regs = instructions::cpuid(leaf, subleaf);
+            if leaf == 0x8000_0001 {
+                regs[3] &= !RDTSCP;
+            }
+            regs
+        },
+        &leaves,
+    );
+    let can_fault = m
+        .read_msr(msr::PLATFORM_INFO)
+        .is_some_and(|info| info & 1 << 31 != 0);
+    let msrs = MsrPolicy::freeze(|index| m.read_msr(index), &cpuid, can_fault);
+    if can_fault {
+        // SAFETY: the register exists; ring 0 is not concerned by the bit.
+        unsafe { instructions::write_msr(msr::MISC_FEATURES_ENABLES, 1) };
+    } else {
+        warn!("no CPUID faulting: programs of the guest see the host's CPUID");
+    }
+    (cpuid, msrs)
+}
