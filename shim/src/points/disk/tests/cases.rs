@@ -1,78 +1,14 @@
-//! What a disk must do, case by case.
+//! Requests, good and bad, and what becomes of them.
 
 use xen_abi::Mfn;
 use xen_abi::blkif::{Request, SLOT_SIZE, op, status};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::guest::Guest;
+use super::{GOOD, POOR, connected, settle, tear_down};
+use crate::points::Device;
 use crate::points::disk::model::backend::Backend;
-use crate::points::disk::model::world::{FRONT, World, grant, put_entry, reference};
-use crate::points::{Device, Progress};
-
-const GOOD: &[(&str, &str)] = &[
-    ("feature-flush-cache", "1"),
-    ("feature-barrier", "1"),
-    ("feature-discard", "1"),
-    ("feature-max-indirect-segments", "256"),
-];
-const POOR: &[(&str, &str)] = &[("feature-flush-cache", "1")];
-
-fn connected(features: &[(&'static str, &str)], order: u32) -> (World, Guest) {
-    let mut world = World::new(Backend::new(4, features));
-    world.handshake();
-    assert_eq!(world.attached(), Ok(Progress::Done));
-    let guest = Guest::connect(&mut world, order);
-    assert_eq!(world.back("state"), Some("4"));
-    (world, guest)
-}
-
-/// Lets everything that was asked be done and answered.
-fn settle(world: &mut World, guest: &mut Guest) {
-    if guest.push(world) {
-        world.guest_kick();
-    }
-    for _ in 0..10_000 {
-        world.backend.take(&world.mem);
-        let mut kick = false;
-        while !world.backend.taken.is_empty() {
-            kick |= world.backend.finish(&world.mem, 0);
-        }
-        world.backend.let_go(&world.mem);
-        if kick {
-            world.host_kick();
-        }
-        world.retry();
-        guest.reap(world);
-        if guest.waiting() == 0 {
-            return;
-        }
-        if guest.push(world) {
-            world.guest_kick();
-        }
-    }
-    panic!(
-        "{} requests are never answered: {:?}",
-        guest.waiting(),
-        world.vbd
-    );
-}
-
-/// Closes and unplugs the disk in an orderly way.
-fn tear_down(mut world: World) {
-    world.guest_state(5);
-    assert_eq!(world.back("state"), Some("5"));
-    world.guest_state(6);
-    assert!(world.vbd.is_gone() || world.back("state") == Some("6"));
-    finish_unplug(world);
-}
-
-fn finish_unplug(mut world: World) {
-    world.unplug();
-    world.handshake();
-    // The backend lets go of the ring only when it has closed.
-    world.retry();
-    world.assert_nothing_leaked();
-}
+use crate::points::disk::model::world::{World, grant, put_entry, reference};
 
 #[test]
 fn data_gets_through_both_ways() {
@@ -97,132 +33,6 @@ fn data_gets_through_both_ways() {
         assert_eq!(world.backend.largest, most, "split only where needed");
         tear_down(world);
     }
-}
-
-#[test]
-fn the_guest_sees_the_same_disk_on_every_host() {
-    let (mut world, mut guest) = connected(GOOD, 1);
-    let before = world.guest_view();
-    for features in [POOR, GOOD, &[("feature-flush-cache", "0")]] {
-        guest.ask(&world, op::WRITE, 100, 40);
-        guest.ask(&world, op::WRITE_BARRIER, 700, 3);
-        guest.ask(&world, op::DISCARD, 900, 0);
-        guest.ask(&world, op::FLUSH_DISKCACHE, 0, 0);
-        settle(&mut world, &mut guest);
-        assert_eq!(world.quiesce(), Progress::Done);
-        world.ports.raised = false;
-        world.migrate(Backend::new(0, features));
-        assert_eq!(world.attached(), Ok(Progress::Done));
-        world.resume();
-        assert!(world.ports.raised, "one event after a move");
-        assert_eq!(world.guest_view(), before);
-    }
-    guest.ask(&world, op::WRITE_BARRIER, 700, 3);
-    settle(&mut world, &mut guest);
-    guest.check_disk(&world);
-    assert!(guest.answers.iter().all(|answer| *answer == status::OKAY));
-    tear_down(world);
-}
-
-#[test]
-fn a_disk_that_is_missing_after_a_move_is_waited_for() {
-    let (mut world, mut guest) = connected(GOOD, 1);
-    let before = world.guest_view();
-    for dies in [false, true] {
-        guest.ask(&world, op::WRITE, 100, 40);
-        settle(&mut world, &mut guest);
-        assert_eq!(world.quiesce(), Progress::Done);
-        // Asked for while nobody is there to take it.
-        guest.ask(&world, op::WRITE, 300, 7);
-        guest.push(&mut world);
-        if dies {
-            world.migrate_to_dying(Backend::new(2, POOR));
-            assert_eq!(world.attached(), Err("the backend is gone".to_owned()));
-            world.backend_returns();
-        } else {
-            world.migrate_to_nothing(Backend::new(2, POOR));
-            let why = world.attached().expect_err("there is none");
-            assert!(why.starts_with("this host has no device/vbd/"), "{why}");
-            world.appear();
-        }
-        assert_eq!(world.attached(), Ok(Progress::Done));
-        world.resume();
-        settle(&mut world, &mut guest);
-        assert_eq!(world.guest_view(), before, "the guest learned of it");
-    }
-    assert!(guest.answers.iter().all(|answer| *answer == status::OKAY));
-    guest.check_disk(&world);
-    tear_down(world);
-}
-
-#[test]
-fn a_barrier_becomes_flush_write_flush_with_nothing_beside_it() {
-    let (mut world, mut guest) = connected(GOOD, 0);
-    world.quiesce();
-    world.migrate(Backend::new(0, POOR));
-    world.resume();
-    guest.ask(&world, op::WRITE, 0, 4);
-    guest.ask(&world, op::WRITE_BARRIER, 100, 2);
-    guest.ask(&world, op::WRITE, 200, 4);
-    guest.push(&mut world);
-    world.guest_kick();
-    world.backend.take(&world.mem);
-    assert_eq!(world.backend.taken.len(), 1, "the barrier waits");
-    settle(&mut world, &mut guest);
-    let (write, flush) = (op::WRITE, op::FLUSH_DISKCACHE);
-    assert_eq!(world.backend.done, [write, flush, write, flush, write]);
-}
-
-#[test]
-fn a_drain_takes_nothing_and_a_cancelled_move_loses_nothing() {
-    let (mut world, mut guest) = connected(GOOD, 0);
-    guest.ask(&world, op::WRITE, 0, 20);
-    guest.push(&mut world);
-    world.guest_kick();
-    assert_eq!(world.quiesce(), Progress::Waiting);
-    guest.ask(&world, op::WRITE, 500, 3);
-    guest.push(&mut world);
-    world.guest_kick();
-    assert_eq!(world.vbd.in_flight(), 1);
-    world.backend.take(&world.mem);
-    assert!(world.backend.finish(&world.mem, 0));
-    world.host_kick();
-    assert_eq!(world.quiesce(), Progress::Done);
-    world.resume();
-    assert_eq!(world.vbd.in_flight(), 1, "taken up again");
-    settle(&mut world, &mut guest);
-    guest.check_disk(&world);
-    tear_down(world);
-}
-
-#[test]
-fn what_could_not_be_drained_is_asked_again_in_order() {
-    let (mut world, mut guest) = connected(GOOD, 0);
-    for i in 0..8 {
-        guest.ask(&world, op::WRITE, i * 60, 8);
-    }
-    guest.ask(&world, op::FLUSH_DISKCACHE, 0, 0);
-    guest.push(&mut world);
-    world.guest_kick();
-    world.backend.take(&world.mem);
-    world.backend.perform(&world.mem, 3);
-    world.backend.finish(&world.mem, 1);
-    world.quiesce();
-    world.migrate(Backend::new(2, POOR));
-    world.resume();
-    world.backend.take(&world.mem);
-    assert!(
-        world
-            .backend
-            .taken
-            .iter()
-            .all(|taken| taken.operation == op::WRITE),
-        "the flush waits for what was before it"
-    );
-    settle(&mut world, &mut guest);
-    assert_eq!(world.backend.done.last(), Some(&op::FLUSH_DISKCACHE));
-    guest.check_disk(&world);
-    tear_down(world);
 }
 
 #[test]
@@ -342,27 +152,6 @@ fn a_lying_backend_fails_the_disk_and_harms_nothing() {
     }
 }
 
-#[test]
-fn a_host_that_can_not_stand_in_is_refused_and_requests_wait() {
-    let (mut world, mut guest) = connected(GOOD, 0);
-    world.quiesce();
-    world.migrate(Backend::new(
-        0,
-        &[("feature-flush-cache", "1"), ("sectors", "10")],
-    ));
-    assert!(world.attached().unwrap_err().contains("10 sectors"));
-    world.resume();
-    guest.ask(&world, op::WRITE, 0, 1);
-    guest.push(&mut world);
-    world.guest_kick();
-    guest.reap(&world);
-    assert_eq!(guest.waiting(), 1);
-    world.migrate(Backend::new(0, POOR));
-    world.resume();
-    settle(&mut world, &mut guest);
-    guest.check_disk(&world);
-}
-
 /// Puts one raw request and returns how it was answered.
 fn raw(world: &mut World, guest: &mut Guest, change: impl FnOnce(&mut Request)) -> i16 {
     let mut request = Request::new_zeroed();
@@ -470,24 +259,6 @@ fn a_read_only_disk_is_not_written() {
 }
 
 #[test]
-fn what_a_driver_that_went_had_asked_is_not_asked_of_the_next_host() {
-    let (mut world, mut guest) = connected(GOOD, 0);
-    guest.ask(&world, op::READ, 0, 30);
-    guest.push(&mut world);
-    world.guest_kick();
-    world.backend.take(&world.mem);
-    world.guest_state(5);
-    world.guest_state(6);
-    world.quiesce();
-    world.migrate(Backend::new(0, POOR));
-    world.resume();
-    world.backend.take(&world.mem);
-    assert!(world.backend.taken.is_empty());
-    assert_eq!(world.back("state"), Some("6"));
-    finish_unplug(world);
-}
-
-#[test]
 fn a_guest_that_lies_about_its_ring_is_left_alone() {
     use crate::mem::Frames;
     let (mut world, mut guest) = connected(POOR, 0);
@@ -502,115 +273,4 @@ fn a_guest_that_lies_about_its_ring_is_left_alone() {
     guest.reap(&world);
     assert_eq!(guest.waiting(), 0, "what was asked before is answered");
     tear_down(world);
-}
-
-#[test]
-fn a_driver_that_goes_is_waited_for_and_the_next_one_starts_clean() {
-    let (mut world, mut guest) = connected(GOOD, 0);
-    guest.ask(&world, op::READ, 0, 30);
-    guest.push(&mut world);
-    world.guest_kick();
-    world.backend.take(&world.mem);
-    world.guest_state(5);
-    world.guest_state(6);
-    assert_eq!(world.back("state"), Some("5"), "a read is in flight");
-    world.guest_state(1);
-    world.backend.finish(&world.mem, 0);
-    world.host_kick();
-    assert_eq!(world.back("state"), Some("2"), "ready for the next");
-    assert!(world.ledger.holds.is_empty());
-    world.store.0.retain(|path, _| !path.contains("/ring-"));
-    let mut guest = Guest::connect(&mut world, 0);
-    guest.ask(&world, op::WRITE, 0, 30);
-    settle(&mut world, &mut guest);
-    guest.check_disk(&world);
-    tear_down(world);
-}
-
-#[test]
-fn drivers_that_make_no_sense_do_not_connect() {
-    for (key, value) in [
-        ("ring-ref", "4000000000"),
-        ("ring-ref", "1"),
-        ("event-channel", "100"),
-        ("ring-page-order", "5"),
-        ("protocol", "x86_32-abi"),
-    ] {
-        let mut world = World::new(Backend::new(0, GOOD));
-        world.handshake();
-        grant(&world, Mfn(0), false);
-        for (node, good) in [("ring-ref", "8"), ("event-channel", "9"), (key, value)] {
-            world
-                .store
-                .0
-                .insert(format!("{FRONT}/{node}"), good.to_owned());
-        }
-        world.guest_state(3);
-        assert_eq!(world.back("state"), Some("5"), "{key}={value}");
-        assert!(world.ledger.holds.is_empty());
-        tear_down(world);
-    }
-}
-
-#[test]
-fn the_host_unplugs_a_disk_in_use() {
-    let (mut world, mut guest) = connected(GOOD, 0);
-    guest.ask(&world, op::WRITE, 0, 30);
-    guest.push(&mut world);
-    world.guest_kick();
-    world.backend.set_state(&mut world.real, 5);
-    world.handshake();
-    assert_eq!(
-        (world.back("online"), world.back("state")),
-        (Some("0"), Some("5"))
-    );
-    settle(&mut world, &mut guest);
-    assert_eq!(
-        guest.answers,
-        [status::OKAY],
-        "served until the driver closes"
-    );
-    tear_down(world);
-}
-
-#[test]
-fn a_disk_taken_by_force_fails_what_is_in_flight() {
-    let (mut world, mut guest) = connected(GOOD, 0);
-    guest.ask(&world, op::WRITE, 0, 30);
-    guest.push(&mut world);
-    world.guest_kick();
-    world.backend.take(&world.mem);
-    world.backend.vanish(&mut world.real, &world.mem);
-    world.handshake();
-    guest.reap(&world);
-    assert_eq!(guest.answers, [status::ERROR]);
-    tear_down(world);
-}
-
-#[test]
-fn a_disk_that_no_driver_wanted_is_unplugged() {
-    let mut world = World::new(Backend::new(0, GOOD));
-    world.handshake();
-    finish_unplug(world);
-    finish_unplug(World::new(Backend::new(0, GOOD)));
-}
-
-#[test]
-fn a_larger_disk_is_made_known() {
-    let (mut world, _guest) = connected(GOOD, 0);
-    world.backend.set(&mut world.real, "sectors", "4096");
-    world.backend.set_state(&mut world.real, 4);
-    world.handshake();
-    assert_eq!(world.back("sectors"), Some("4096"));
-}
-
-#[test]
-fn a_backend_left_connected_is_led_around() {
-    let mut world = World::new(Backend::new(2, GOOD));
-    world.backend.set_state(&mut world.real, 4);
-    world.handshake();
-    // The model says Closed to both Closing and Closed; a real one begins again at Initialising.
-    world.backend.set_state(&mut world.real, 2);
-    world.handshake();
-    assert_eq!(world.attached(), Ok(Progress::Done));
 }
