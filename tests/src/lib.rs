@@ -6,5 +6,6 @@
 pub mod baseline;
 pub mod direct;
 pub mod hostile;
+pub mod hotplug;
 pub mod unnoticed;
 pub mod within;

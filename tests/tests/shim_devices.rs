@@ -13,6 +13,7 @@ use unmoved_lab::images::{GuestKernel, Xen};
 use unmoved_lab::programs::{self, Program};
 use unmoved_lab::tools::Tools;
 use unmoved_lab::{Config, Guest, GuestPlan, Host, Lab, System, initramfs};
+use unmoved_tests::hotplug;
 use unmoved_workload::report::parse_line;
 
 const BOOT: Duration = Duration::from_secs(300);
@@ -21,9 +22,6 @@ const MOMENT: Duration = Duration::from_secs(120);
 const GUEST: &str = "192.0.2.100";
 /// The guest's workload's partner, in dom0.
 const PEER: &str = "/root/unmoved-peer";
-/// Puts a disk of 16 MiB behind a second loop device.
-const SECOND_DISK: &str =
-    "dd if=/dev/zero of=/root/second bs=1M count=16 2>/dev/null; losetup /dev/loop1 /root/second";
 /// How often devices come and go.
 const PLUGS: usize = 5;
 
@@ -117,13 +115,6 @@ fn a_guest_under_the_shim_carries_data_on_the_newer_xen() {
     with_guest("carries-4.20", Xen::V4_20, ours().unwrap(), carries).unwrap();
 }
 
-/// What the shim says about itself to the host.
-fn figure(host: &Host, key: &str) -> Result<String> {
-    let domid = domid(host)?;
-    let path = format!("/local/domain/{domid}/data/unmoved/usage/{key}");
-    Ok(host.ok(&["xenstore-read", &path])?.trim().to_owned())
-}
-
 fn domid(host: &Host) -> Result<String> {
     Ok(host.ok(&["xl", "domid", "guest"])?.trim().to_owned())
 }
@@ -137,58 +128,13 @@ fn until(host: &Host, condition: &str) -> Result<()> {
         .map(drop)
 }
 
-fn number_of_devices(host: &Host, expected: usize) -> Result<()> {
-    let path = format!("/local/domain/{}/data/unmoved/usage/devices", domid(host)?);
-    until(
-        host,
-        &format!("[ \"$(xenstore-read {path} 2>/dev/null)\" = {expected} ]"),
-    )
-}
-
 #[test]
 fn devices_come_and_go_and_leave_nothing_behind() {
     let job = |host: &Host, guest: &Guest| -> Result<()> {
-        host.sh(SECOND_DISK)?;
-        guest.order(
-            host,
-            "disk start dev=/dev/xvda area=16M depth=8 pause=2000",
-            MOMENT,
-        )?;
-        number_of_devices(host, 2)?;
-        let figures = |host: &Host| -> Result<Vec<String>> {
-            ["host-ports", "grants", "free-frames"]
-                .iter()
-                .map(|key| figure(host, key))
-                .collect()
-        };
-        let mut after = Vec::new();
-        for round in 0..PLUGS {
-            host.ok(&["xl", "block-attach", "guest", "phy:/dev/loop1,xvdb,w"])?;
-            host.ok(&["xl", "network-attach", "guest", "mac=02:00:00:00:01:02"])?;
-            number_of_devices(host, 4)?;
-            guest.order(
-                host,
-                "disk start dev=/dev/xvdb depth=8 max=128k wait=60",
-                MOMENT,
-            )?;
-            let write = |report: &Value| {
-                report["ev"] == "alive" && report["disk_verified"].as_u64() > Some(0)
-            };
-            guest.report(guest.console.mark(), MOMENT, write)?;
-            let stopped = guest.order(host, "disk stop dev=/dev/xvdb", MOMENT)?;
-            ensure!(stopped["disks"][0]["errors"] == 0, "{stopped}");
-            host.ok(&["xl", "block-detach", "guest", "xvdb"])?;
-            host.ok(&["xl", "network-detach", "guest", "1"])?;
-            number_of_devices(host, 2)?;
-            println!("round {round}: {:?}", figures(host)?);
-            after.push(figures(host)?);
-        }
-        // The first round may have made lists longer for good.
-        ensure!(
-            after[1..].iter().all(|figures| *figures == after[0]),
-            "something leaks: {after:?}"
-        );
-        Ok(())
+        hotplug::plug(host, guest, PLUGS, |number, _, used| {
+            println!("round {number}: {:?} are {used:?}", hotplug::USAGE);
+        })
+        .map(drop)
     };
     with_guest("plug", Xen::V4_17, ours().unwrap(), job).unwrap();
 }
