@@ -17,6 +17,11 @@ use crate::{bzimage, cache, modules, progress};
 const PACKAGES: &str = include_str!("../../images/dom0/packages");
 const DROP: &str = include_str!("../../images/dom0/drop");
 const MODULES: &str = include_str!("../../images/dom0/modules");
+/// What a guest loads on its way to its devices, and what on its way to a Debian root.
+const GUEST_MODULES: [(&str, &str); 2] = [
+    ("modules", include_str!("../../images/guest/modules")),
+    ("root-modules", include_str!("../../images/debian/modules")),
+];
 /// Bumped when this file makes other images from the same recipes.
 const MAKER: &[u8] = b"1";
 
@@ -194,7 +199,9 @@ impl GuestKernel {
         let packages = debian::packages(suite, &[package.to_owned()])?;
         let manifest = serde_json::to_vec_pretty(&packages)?;
         let name = format!("kernel-{}", self.name());
-        let folder = cache::entry(&name, &cache::key([MAKER, &manifest]), |folder| {
+        let [(_, devices), (_, root)] = GUEST_MODULES;
+        let key = cache::key([MAKER, &manifest, devices.as_bytes(), root.as_bytes()]);
+        let folder = cache::entry(&name, &key, |folder| {
             let step = progress::step(format!("guest kernel {}: unpacking", self.name()));
             let root = folder.join("root");
             // Dependencies of a kernel are what makes its initramfs: not wanted here.
@@ -217,7 +224,9 @@ impl GuestKernel {
                 let packed = fs::read(find(&root.join("boot"), "vmlinuz-")?)?;
                 fs::write(folder.join("vmlinux"), bzimage::unpack(&packed, tools)?)?;
                 fs::write(folder.join("vmlinuz"), packed)?;
-                keep_modules(&root, folder, tools)?;
+                for (name, list) in GUEST_MODULES {
+                    keep_modules(&root, list, &folder.join(name), tools)?;
+                }
             }
             cache::remove(&root)?;
             fs::write(folder.join("manifest.json"), &manifest)?;
@@ -228,17 +237,17 @@ impl GuestKernel {
     }
 }
 
-/// Keep what a guest loads on its way to its devices.
-fn keep_modules(root: &Path, folder: &Path, tools: &Tools) -> Result<()> {
-    let names: Vec<&str> = debian::lines(include_str!("../../images/guest/modules")).collect();
+/// Keep the modules of a list in `folder`, with their load order.
+fn keep_modules(root: &Path, list: &str, folder: &Path, tools: &Tools) -> Result<()> {
+    let names: Vec<&str> = debian::lines(list).collect();
     let mut order = String::new();
-    fs::create_dir(folder.join("modules"))?;
+    fs::create_dir(folder)?;
     for module in modules::pick(root, &names, tools)? {
-        fs::write(folder.join("modules").join(&module.file), &module.content)?;
+        fs::write(folder.join(&module.file), &module.content)?;
         order += &module.file;
         order.push('\n');
     }
-    Ok(fs::write(folder.join("modules/order"), order)?)
+    Ok(fs::write(folder.join("order"), order)?)
 }
 
 impl std::str::FromStr for GuestKernel {
@@ -285,6 +294,12 @@ impl KernelFiles {
     pub fn modules(&self) -> PathBuf {
         self.folder.join("modules")
     }
+
+    /// The modules that a guest with a Debian root loads, likewise.
+    #[must_use]
+    pub fn root_modules(&self) -> PathBuf {
+        self.folder.join("root-modules")
+    }
 }
 
 /// The one file in `folder` whose name begins with `prefix`.
@@ -300,7 +315,8 @@ fn find(folder: &Path, prefix: &str) -> Result<PathBuf> {
         .with_context(|| format!("no {prefix}… in {}", folder.display()))
 }
 
-fn folder_size(folder: &Path) -> String {
+/// Size of the files directly in `folder`, for people.
+pub(crate) fn folder_size(folder: &Path) -> String {
     let bytes: u64 = fs::read_dir(folder)
         .into_iter()
         .flatten()

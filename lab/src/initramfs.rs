@@ -16,18 +16,30 @@ use crate::programs::Program;
 const POWER: [&str; 2] = ["sbin/poweroff", "sbin/reboot"];
 
 const INIT: &[u8] = include_bytes!("../../images/guest/init");
+const DEBIAN_INIT: &[u8] = include_bytes!("../../images/debian/init");
 
 /// A guest of busybox that boots, counts seconds and answers pings: the smallest thing that is alive.
 ///
 /// # Errors
 /// If packages cannot be had or the cache not be written.
 pub fn busybox(kernel: &KernelFiles) -> Result<PathBuf> {
+    with_busybox("guest-busybox", INIT, kernel, &kernel.modules())
+}
+
+/// Busybox that mounts the Debian root on the guest's first disk and starts what is there.
+///
+/// # Errors
+/// If packages cannot be had or the cache not be written.
+pub fn debian(kernel: &KernelFiles) -> Result<PathBuf> {
+    with_busybox("guest-debian", DEBIAN_INIT, kernel, &kernel.root_modules())
+}
+
+fn with_busybox(name: &str, init: &[u8], kernel: &KernelFiles, modules: &Path) -> Result<PathBuf> {
     let packages = debian::packages(Suite::Bookworm, &["busybox-static".to_owned()])?;
     let manifest = serde_json::to_vec_pretty(&packages)?;
-    let modules = kernel.modules();
     let kernel_key = kernel.key();
-    let key = cache::key([manifest.as_slice(), kernel_key.as_bytes(), INIT]);
-    let folder = cache::entry("guest-busybox", &key, |folder| {
+    let key = cache::key([manifest.as_slice(), kernel_key.as_bytes(), init]);
+    let folder = cache::entry(name, &key, |folder| {
         let root = folder.join("root");
         let only: Vec<_> = packages
             .iter()
@@ -37,8 +49,8 @@ pub fn busybox(kernel: &KernelFiles) -> Result<PathBuf> {
         debian::unpack(&only, &root)?;
         let mut archive = start(&folder.join("initrd"))?;
         archive.file("bin/busybox", 0o755, &fs::read(root.join("bin/busybox"))?)?;
-        archive.file("init", 0o755, INIT)?;
-        add_modules(&mut archive, &modules)?;
+        archive.file("init", 0o755, init)?;
+        add_modules(&mut archive, modules)?;
         archive.finish()?;
         cache::remove(&root)
     })?;

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use crate::host::Host;
 use crate::images::Xen;
 use crate::lan;
-use crate::machine::{Memory, Plan, Shape};
+use crate::machine::{Memory, PRIVATE_DISK, Plan, Shape};
 use crate::run::RunFolder;
 use crate::snapshot::{self, Snapshot};
 use crate::tools::Tools;
@@ -27,6 +27,8 @@ pub struct Config {
     pub shape: Shape,
     /// Boot from power-on instead of starting from the snapshot.
     pub cold: bool,
+    /// What each host's private disk begins with; nothing else is on it.
+    pub disk: Option<PathBuf>,
 }
 
 impl Config {
@@ -37,6 +39,7 @@ impl Config {
             hosts: vec![Xen::default(); count],
             shape: Shape::default(),
             cold: false,
+            disk: None,
         }
     }
 }
@@ -186,6 +189,10 @@ fn start_host(
     let memory = snapshot.memory();
     if config.cold {
         snapshot::write_initrd(snapshot.dom0(), &initrd)?;
+    }
+    if let Some(content) = &config.disk {
+        let disk = folder.join(PRIVATE_DISK);
+        fs::copy(content, &disk).with_context(|| format!("cannot write {}", disk.display()))?;
     }
     let plan = Plan {
         name,

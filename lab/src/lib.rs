@@ -20,6 +20,7 @@ pub mod channel;
 mod clock;
 pub mod cpio;
 pub mod debian;
+pub mod debian_root;
 pub mod guest;
 pub mod host;
 pub mod images;
@@ -42,6 +43,7 @@ pub mod stream_tools;
 pub mod tools;
 
 pub use channel::{Output, Task};
+pub use debian_root::DebianRoot;
 pub use guest::{Guest, GuestPlan, System, Tsc};
 pub use host::Host;
 pub use images::{GuestKernel, Xen};

@@ -25,6 +25,8 @@ use crate::tools::Tools;
 pub const SHARED_DISK_BYTES: u64 = 1 << 30;
 /// Size of the disk that each host has to itself.
 pub const PRIVATE_DISK_BYTES: u64 = 2 << 30;
+/// Its file in the machine's folder.
+pub const PRIVATE_DISK: &str = "disk.img";
 
 /// `EPYC` because Xen inside the guest refuses QEMU's own models; MWAIT and SMAP are emulated wrongly,
 /// and XCR0 of a nested guest is lost when it has any bit that Xen does not set by itself (AVX).
@@ -110,7 +112,7 @@ impl Plan<'_> {
         let (serial, serial_end) = UnixStream::pair()?;
         let window = self.folder.join("window.img");
         disk(&window, WINDOW_BYTES)?;
-        let own_disk = self.folder.join("disk.img");
+        let own_disk = self.folder.join(PRIVATE_DISK);
         disk(&own_disk, PRIVATE_DISK_BYTES)?;
         disk(self.shared_disk, SHARED_DISK_BYTES)?;
 

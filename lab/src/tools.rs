@@ -28,15 +28,26 @@ impl Tools {
     /// If that fails, or QEMU is not the version that can be used.
     pub fn get() -> Result<Self> {
         let wanted: Vec<String> = debian::lines(PACKAGES).map(str::to_owned).collect();
-        let packages = debian::packages(Suite::Bookworm, &wanted)?;
+        Self::find("tools", &wanted, Self::check_qemu)
+    }
+
+    /// Programs of other Debian 12 packages, in the cache under `name`.
+    ///
+    /// # Errors
+    /// If they cannot be had or the cache not be written.
+    pub fn unpack(name: &str, wanted: &[String]) -> Result<Self> {
+        Self::find(name, wanted, |_| Ok(()))
+    }
+
+    fn find(name: &str, wanted: &[String], check: impl Fn(&Self) -> Result<()>) -> Result<Self> {
+        let packages = debian::packages(Suite::Bookworm, wanted)?;
         let manifest = serde_json::to_vec_pretty(&packages)?;
-        let root = cache::entry("tools", &cache::key([manifest.as_slice()]), |folder| {
+        let root = cache::entry(name, &cache::key([manifest.as_slice()]), |folder| {
             debian::unpack(&packages, folder)?;
             std::fs::write(folder.join("manifest.json"), &manifest)?;
-            Tools {
+            check(&Self {
                 root: folder.to_owned(),
-            }
-            .check_qemu()
+            })
         })?;
         Ok(Self { root })
     }

@@ -7,5 +7,6 @@ pub mod baseline;
 pub mod direct;
 pub mod hostile;
 pub mod hotplug;
+pub mod shell;
 pub mod unnoticed;
 pub mod within;

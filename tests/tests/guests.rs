@@ -5,8 +5,9 @@ use std::time::Duration;
 use serde_json::Value;
 use unmoved_lab::images::{GuestKernel, Xen};
 use unmoved_lab::tools::Tools;
-use unmoved_lab::{Config, GuestPlan, Lab, System, initramfs};
+use unmoved_lab::{Config, GuestPlan, Lab, System, initramfs, programs};
 use unmoved_tests::baseline;
+use unmoved_tests::shell::{self, Shell};
 
 const BOOT: Duration = Duration::from_secs(300);
 const MOMENT: Duration = Duration::from_secs(120);
@@ -61,6 +62,38 @@ fn the_boot_loader_reaches_its_prompt() {
         Ok(())
     })
     .unwrap();
+}
+
+/// Boots Debian, logs in, and looks whether it is one and well.
+fn debian_lets_in(name: &str, system: System) -> anyhow::Result<()> {
+    Lab::run(name, &shell::host_with_debian()?, |lab| {
+        let host = lab.host(0);
+        let mark = host.serial().mark();
+        let guest = GuestPlan::debian("debian", system, &Tools::get()?)?.create(host)?;
+        let mut shell = Shell::login(host, &guest)?;
+        assert_eq!(shell.ok("cat /proc/1/comm", MOMENT)?, "systemd");
+        assert_eq!(
+            shell.ok(". /etc/os-release; echo $ID $VERSION_ID", MOMENT)?,
+            "debian 12"
+        );
+        assert_eq!(shell.run("false", MOMENT)?.code, 1);
+        for program in ["stress-ng", "fio", "iperf3", "gdb"] {
+            shell.ok(&format!("{program} --version"), MOMENT)?;
+        }
+        assert!(shell.kernel_complaints()?.is_empty());
+        assert!(shell::shim_complaints(host.serial(), mark).is_empty());
+        Ok(())
+    })
+}
+
+#[test]
+fn debian_lets_in_under_the_shim() {
+    debian_lets_in("login", System::Shim(programs::shim().unwrap())).unwrap();
+}
+
+#[test]
+fn debian_lets_in_without_a_shim() {
+    debian_lets_in("pv-login", System::Native).unwrap();
 }
 
 #[test]

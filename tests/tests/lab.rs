@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use unmoved_lab::{Config, Host, Lab, Shape, Xen};
+use unmoved_lab::{Config, Host, Lab, Xen};
 
 const LONG: Duration = Duration::from_secs(120);
 
@@ -123,8 +123,7 @@ fn a_host_starts_from_power_on_too() {
 fn a_host_runs_the_newer_xen() {
     let config = Config {
         hosts: vec![Xen::V4_20],
-        shape: Shape::default(),
-        cold: false,
+        ..Config::hosts(1)
     };
     Lab::run("newer", &config, |lab| {
         assert_eq!(minor(lab.host(0))?, "20");

@@ -5,7 +5,7 @@ use clap::Args;
 use unmoved_lab::images::{GuestKernel, Xen};
 use unmoved_lab::snapshot::Snapshot;
 use unmoved_lab::tools::Tools;
-use unmoved_lab::{Shape, cache, initramfs, paths};
+use unmoved_lab::{DebianRoot, Shape, cache, initramfs, paths};
 
 /// What to set up.
 #[derive(Debug, Default, Args)]
@@ -37,7 +37,11 @@ impl Setup {
             if kernel != GuestKernel::Grub {
                 initramfs::busybox(&files)?;
             }
+            if kernel == GuestKernel::Debian12 {
+                initramfs::debian(&files)?;
+            }
         }
+        DebianRoot::get()?;
         for xen in Xen::ALL {
             Snapshot::get(xen, Shape::default(), &tools)?;
         }

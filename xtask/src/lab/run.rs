@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use regex::Regex;
 use unmoved_lab::images::{GuestKernel, KernelFiles};
 use unmoved_lab::tools::Tools;
 use unmoved_lab::{
-    Config, GuestPlan, Host, Lab, Log, Shape, System, Xen, bzimage, initramfs, programs,
+    Config, DebianRoot, GuestPlan, Host, Lab, Log, Shape, System, Xen, bzimage, initramfs, programs,
 };
 
 /// Which guest to run, in what, for how long.
@@ -39,9 +39,12 @@ pub struct Run {
     /// The guest's initramfs: workload (the test guests' program), busybox, none, or a file
     #[arg(long, value_name = "INITRD", default_value = "workload")]
     initrd: String,
-    /// The guest's RAM in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 256)]
-    memory: u32,
+    /// A distribution instead of a kernel with an initramfs: debian (12, to its login prompt)
+    #[arg(long, value_name = "ROOT", conflicts_with_all = ["kernel", "packed", "initrd", "mode"])]
+    root: Option<Root>,
+    /// The guest's RAM in MiB, if not 256 (512 with a root)
+    #[arg(long, value_name = "MIB")]
+    memory: Option<u32>,
     /// The guest's CPUs
     #[arg(long, default_value_t = 1)]
     vcpus: u32,
@@ -60,7 +63,7 @@ pub struct Run {
     /// What the workload does from the start: disk, net, clock, … (see its `orders`)
     #[arg(long, value_name = "MODES")]
     mode: Option<String>,
-    /// Give the guest a disk (xvda) and a network card on the host's bridge
+    /// Give the guest a disk (xvda; xvdb if it has a root) and a network card on the host's bridge
     #[arg(long)]
     devices: bool,
     /// Stop after this many seconds
@@ -77,6 +80,13 @@ pub struct Run {
     then: Vec<String>,
 }
 
+/// A distribution that can be booted.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Root {
+    /// Debian 12
+    Debian,
+}
+
 impl Run {
     /// Do it.
     ///
@@ -88,6 +98,9 @@ impl Run {
         let mut config = Config::hosts(1);
         config.hosts = vec![self.xen];
         config.shape.memory_mib = self.host_memory;
+        if let Some(Root::Debian) = self.root {
+            config.disk = Some(DebianRoot::get()?.image());
+        }
         let begun = Instant::now();
         Lab::run("run", &config, |lab| {
             let host = lab.host(0);
@@ -131,6 +144,26 @@ impl Run {
                 System::Shim(path)
             }
         };
+        let mut plan = match self.root {
+            Some(Root::Debian) => GuestPlan::debian("guest", system, tools)?,
+            None => self.plan_kernel(system, tools)?,
+        };
+        plan.memory_mib = self.memory.unwrap_or(plan.memory_mib);
+        plan.vcpus = self.vcpus;
+        if !self.extra.is_empty() {
+            plan.arguments = format!("{} {}", plan.arguments, self.extra);
+        }
+        if self.devices {
+            let name = if self.root.is_some() { "xvdb" } else { "xvda" };
+            plan.disks.push(format!("phy:/dev/vda,{name},w"));
+            plan.nics.push("mac=02:00:00:00:01:01".to_owned());
+        }
+        plan.lines.clone_from(&self.config);
+        Ok(plan)
+    }
+
+    /// A guest that is a kernel with an initramfs.
+    fn plan_kernel(&self, system: System, tools: &Tools) -> Result<GuestPlan> {
         let (kernel, files) = self.kernel(tools)?;
         let mut plan = GuestPlan::new("guest", system, kernel);
         plan.initrd = match (self.initrd.as_str(), files) {
@@ -144,19 +177,9 @@ impl Run {
                 Some(PathBuf::from(file))
             }
         };
-        plan.memory_mib = self.memory;
-        plan.vcpus = self.vcpus;
         if let Some(mode) = &self.mode {
             plan.arguments += &format!(" unmoved.mode={mode}");
         }
-        if !self.extra.is_empty() {
-            plan.arguments = format!("{} {}", plan.arguments, self.extra);
-        }
-        if self.devices {
-            plan.disks.push("phy:/dev/vda,xvda,w".to_owned());
-            plan.nics.push("mac=02:00:00:00:01:01".to_owned());
-        }
-        plan.lines.clone_from(&self.config);
         Ok(plan)
     }
 
