@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use unmoved_lab::tools::Tools;
-use unmoved_lab::{Config, GuestKernel, GuestPlan, Host, Lab, System, programs};
+use unmoved_lab::{Config, GuestKernel, GuestPlan, Host, Lab, System, initramfs, programs};
 
 const LIMIT: Duration = Duration::from_secs(180);
 
@@ -103,6 +103,14 @@ fn what_can_not_be_started_says_why() {
         let short = file(folder, "short", &packed[..packed.len() / 2])?;
         refused(host, "short", "the bzImage is truncated", |plan| {
             plan.kernel = short;
+        })?;
+
+        let initrd = fs::read(initramfs::workload(&files)?)?;
+        let cut = file(folder, "initrd", &initrd[..initrd.len() / 2])?;
+        let kernel = files.unpacked();
+        refused(host, "cut", "ramdisk: the archive is truncated", |plan| {
+            plan.kernel = kernel;
+            plan.initrd = Some(cut);
         })?;
 
         // The toolstack has room for the file, the shim has none for what is in it.

@@ -14,6 +14,7 @@ mod load;
 mod memory;
 mod notes;
 pub mod payload;
+mod ramdisk;
 mod tables;
 
 #[cfg(test)]
@@ -25,3 +26,4 @@ pub use frames::{FrameList, FrameRun};
 pub use hypercall_page::fill_hypercall_page;
 pub use layout::{Layout, LayoutError};
 pub use notes::{NoteError, Notes};
+pub use ramdisk::{Truncated, check_ramdisk};

@@ -1,7 +1,7 @@
 //! The guest's kernel and ramdisk, and the frames that they lie in.
 
 use unmoved_shim::boot::payload::Payload;
-use unmoved_shim::boot::{FrameList, FrameRun, GuestFrames, Kernel};
+use unmoved_shim::boot::{FrameList, FrameRun, GuestFrames, Kernel, check_ramdisk};
 use xen_abi::pvh::ModlistEntry;
 use xen_abi::{Mfn, PAGE_SIZE};
 
@@ -106,6 +106,9 @@ pub(super) fn guest_frames(
     let mut list = FrameList::new();
     let mut ramdisk_len = 0;
     if let Some(module) = ramdisk {
+        if let Err(error) = check_ramdisk(physical_bytes(module.paddr, module.size)) {
+            refuse("ramdisk", error);
+        }
         let (from, to) = frames_of(module.paddr, module.size);
         list.push_run(FrameRun {
             first: Mfn(from),
