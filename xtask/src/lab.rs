@@ -6,6 +6,8 @@ mod moves;
 mod run;
 mod shell;
 mod soak;
+mod stress;
+mod system;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -23,6 +25,8 @@ pub enum Command {
     Moves(moves::Moves),
     /// Attack the shim with a hostile guest kernel
     Hostile(hostile::Hostile),
+    /// Run a storm of processes in a Debian guest
+    Stress(stress::Stress),
     /// Measure the LAN between two hosts
     Lan(lan::Lan),
 }
@@ -39,6 +43,7 @@ impl Command {
             Self::Soak(soak) => soak.run(),
             Self::Moves(moves) => moves.run(),
             Self::Hostile(hostile) => hostile.run(),
+            Self::Stress(stress) => stress.run(),
             Self::Lan(lan) => lan.run(),
         }
     }
