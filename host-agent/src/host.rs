@@ -73,17 +73,17 @@ impl Host for XenHost {
             .physinfo()
             .map_err(|error| Error::Xen(format!("Xen does not tell of the host: {error}")))?;
         let free = info.free_pages.saturating_sub(info.outstanding_pages);
-        let mut problems = Vec::new();
-        if let Err(error) = toolstack::xl(&["uptime"]) {
-            problems.push(error.to_string());
-        }
         Ok(HostFacts {
             xen_version: self.xen.version(),
             free_memory_bytes: free * PAGE,
             cpus: info.nr_cpus,
             stream_version: STREAM_VERSION,
-            problems,
         })
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let answer = toolstack::xl(&["uptime"]);
+        answer.err().iter().map(Error::to_string).collect()
     }
 
     fn domains(&self) -> Result<Vec<DomainEntry>> {

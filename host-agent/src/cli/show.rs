@@ -1,5 +1,7 @@
 //! Answers of the daemon, for people.
 
+use std::time::{Duration, Instant};
+
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use serde_json::Value;
 
@@ -7,9 +9,14 @@ use crate::daemon::local::Ask;
 use crate::daemon::{Checked, JobStatus};
 use crate::job::{DomainEntry, PAGE_SIZE, Phase};
 
-/// How a job goes: a bar on a terminal, else a line for each event.
+/// Without a terminal, figures are shown at most so often.
+const SELDOM: Duration = Duration::from_secs(2);
+
+/// How a job goes: a bar on a terminal, else a line for each event, and one with figures now and then.
 pub(super) struct Progress {
     bar: ProgressBar,
+    /// When figures were shown last.
+    shown: Instant,
 }
 
 impl Progress {
@@ -19,7 +26,8 @@ impl Progress {
         if let Ok(style) = style {
             bar.set_style(style);
         }
-        Self { bar }
+        let shown = Instant::now();
+        Self { bar, shown }
     }
 
     pub(super) fn update(&mut self, status: &JobStatus) {
@@ -46,6 +54,12 @@ impl Progress {
         );
         if let Some(left) = left(status) {
             message += &format!(", ETA {left:.0} s");
+        }
+        if self.bar.is_hidden() && status.phase == Phase::Live && self.shown.elapsed() >= SELDOM {
+            self.shown = Instant::now();
+            let all = (done + now.memory_remaining).max(1);
+            let at = now.time_elapsed as f64 / 1000.0;
+            eprintln!("{at:>9.3} s  {:>3} %  {message}", done * 100 / all);
         }
         self.bar.set_message(message);
         if !status.is_over {

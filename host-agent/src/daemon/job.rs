@@ -5,6 +5,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+use super::Claim;
 use crate::job::{Control, Event, Phase, Statistics};
 use crate::predict::Prediction;
 use crate::session::Operator;
@@ -42,6 +43,7 @@ struct State {
     prediction: Option<Prediction>,
     report: Option<Report>,
     decision: Option<Operator>,
+    claim: Option<Claim>,
 }
 
 /// What was predicted, and what came of it.
@@ -146,6 +148,11 @@ impl Job {
         self.state.lock().result.clone()
     }
 
+    /// The guest is this job's until it ends.
+    pub(super) fn hold(&self, claim: Claim) {
+        self.state.lock().claim = Some(claim);
+    }
+
     /// The guest's name becomes known.
     pub(super) fn rename(&self, domain: &str) {
         domain.clone_into(&mut self.state.lock().domain);
@@ -194,6 +201,8 @@ impl Job {
         let success = result.is_ok();
         state.waiting = None;
         state.is_held = false;
+        // Who sees the end may begin another job at once.
+        state.claim = None;
         state.result = Some(result);
         drop(state);
         self.control.update(|statistics| {

@@ -18,9 +18,13 @@ use crate::transport::{Socket, Watch};
 const CONNECT: Duration = Duration::from_secs(5);
 /// Longest time for an answer: the destination's toolstack may have to build for a while.
 const ANSWER: Duration = Duration::from_secs(300);
-/// Bytes sent to see how fast the way is, and how they are handed over.
-const PROBE: u64 = PROBE_MOST / 4;
-const PROBE_PIECE: usize = 1 << 20;
+/// Longest time for the acknowledgement of a barrier: the toolstack may make devices before it.
+const BARRIER: Duration = Duration::from_secs(660);
+/// Bytes sent to see how fast the way is: few at first, for it may be slow, and then as many as tell more.
+const PROBES: [u64; 2] = [PROBE_MOST / 64, PROBE_MOST / 4];
+/// What takes so long tells enough.
+const PROBE_TIME: Duration = Duration::from_millis(100);
+const PROBE_PIECE: u64 = 1 << 20;
 
 /// A control connection.
 pub(super) struct Link {
@@ -71,15 +75,27 @@ impl Link {
 
     /// Bytes per second on the way, as one connection has it.
     pub(super) fn probe(&mut self) -> Result<f64> {
-        write_message(&mut self.stream, &ToPeer::Probe { bytes: PROBE }).map_err(lost)?;
-        let piece = vec![0xA5; PROBE_PIECE];
+        let mut speed = 0.0;
+        for bytes in PROBES {
+            let time = self.probe_with(bytes)?;
+            speed = bytes as f64 / time.as_secs_f64().max(1e-6);
+            if time >= PROBE_TIME {
+                break;
+            }
+        }
+        Ok(speed)
+    }
+
+    fn probe_with(&mut self, bytes: u64) -> Result<Duration> {
+        write_message(&mut self.stream, &ToPeer::Probe { bytes }).map_err(lost)?;
+        let piece = vec![0xA5; PROBE_PIECE as usize];
         let begun = Instant::now();
-        for _ in 0..PROBE / PROBE_PIECE as u64 {
+        for _ in 0..bytes / PROBE_PIECE {
             self.stream.write_all(&piece).map_err(lost)?;
         }
         self.stream.flush().map_err(lost)?;
         match self.answer()? {
-            FromPeer::Probed => Ok(PROBE as f64 / begun.elapsed().as_secs_f64().max(1e-6)),
+            FromPeer::Probed => Ok(begun.elapsed()),
             answer => Err(senseless(&answer)),
         }
     }
@@ -127,7 +143,10 @@ pub(super) fn lane(
     watch: Arc<Watch>,
     hello: &Hello,
 ) -> Result<Connected> {
-    open(identity, peer, watch, hello).map_err(|error| unreachable(peer, &error))
+    let mut stream =
+        open(identity, peer, watch, hello).map_err(|error| unreachable(peer, &error))?;
+    stream.sock.set_silence(BARRIER);
+    Ok(stream)
 }
 
 fn open(

@@ -227,6 +227,7 @@ fn answer(daemon: &Arc<Daemon>, who: &str, ask: Ask) -> Result<Value> {
             daemon
                 .audit
                 .write(who, "save", &json!({ "domain": domain, "file": file }));
+            let _claim = daemon.claim(daemon.host.source(&domain)?.uuid())?;
             let control = Control::new(JobOptions::default());
             let saved = stock::save(&*daemon.host, &domain, &file, keep_running, &control);
             json!({ "file": file, "rounds": saved?.rounds })
@@ -297,7 +298,7 @@ fn hosts(daemon: &Daemon) -> Value {
             Ok(((both, facts), way)) => json!({
                 "name": peer.name, "address": peer.address, "reachable": true,
                 "xen_version": facts.xen_version, "free_memory_bytes": facts.free_memory_bytes,
-                "bytes_per_second": way.round(), "problems": facts.problems,
+                "bytes_per_second": way.round(),
                 "migration_features": both.to_xml(),
             }),
             Err(error) => json!({
@@ -315,13 +316,15 @@ fn doctor(daemon: &Daemon) -> Value {
         checks.push(json!({ "check": what, "ok": problem.is_none(), "problem": problem }));
     };
     match daemon.host.facts() {
-        Ok(facts) => {
-            check(&format!("Xen {}", facts.xen_version), None);
-            for problem in facts.problems {
-                check("toolstack", Some(problem));
-            }
-        }
+        Ok(facts) => check(&format!("Xen {}", facts.xen_version), None),
         Err(error) => check("Xen", Some(error.to_string())),
+    }
+    let problems = daemon.host.problems();
+    if problems.is_empty() {
+        check("toolstack", None);
+    }
+    for problem in problems {
+        check("toolstack", Some(problem));
     }
     for host in hosts(daemon).as_array().into_iter().flatten() {
         let name = host["name"].as_str().unwrap_or_default();

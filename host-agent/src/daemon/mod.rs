@@ -22,6 +22,7 @@ mod peers;
 mod wire;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -55,7 +56,7 @@ pub struct Daemon {
     locks: Mutex<Locks>,
     jobs: Mutex<Vec<Arc<Job>>>,
     incoming: Mutex<BTreeMap<SessionId, Arc<Incoming>>>,
-    /// UUIDs of guests that are leaving.
+    /// UUIDs of guests that a job reads.
     leaving: Mutex<Vec<String>>,
 }
 
@@ -142,6 +143,7 @@ impl Daemon {
     ) -> Result<Arc<Job>> {
         let peer = self.config.peer(host)?.clone();
         let source = self.host.source(domain)?;
+        let claim = self.claim(source.uuid())?;
         let session = SessionId::new(random()?);
         let control = Arc::new(Control::new(options));
         let job = Job::new(
@@ -156,11 +158,13 @@ impl Daemon {
             "migrate",
             &json!({ "job": job.id, "domain": domain, "to": host }),
         );
+        job.hold(claim);
         self.add(&job);
         let (daemon, running) = (self.clone(), job.clone());
         spawn("migrate", move || {
             outgoing::run(&daemon, &running, session, source, &peer);
-        })?;
+        })
+        .inspect_err(|error| job.end(Err(error.to_string())))?;
         Ok(job)
     }
 
@@ -176,6 +180,7 @@ impl Daemon {
     ) -> Result<Checked> {
         let peer = self.config.peer(host)?.clone();
         let mut source = self.host.source(domain)?;
+        let _claim = self.claim(source.uuid())?;
         let control = Arc::new(Control::new(options));
         let result = outgoing::check(self, &mut *source, &peer, &control);
         // Whatever was switched on to watch the guest is switched off.
@@ -222,6 +227,25 @@ impl Daemon {
         jobs.push(job.clone());
     }
 
+    /// Makes sure that only one job at a time reads a guest: Xen records for one what it writes.
+    ///
+    /// # Errors
+    /// If another job has it.
+    pub(crate) fn claim(self: &Arc<Self>, uuid: &str) -> Result<Claim> {
+        let mut leaving = self.leaving.lock();
+        if leaving.iter().any(|other| other == uuid) {
+            return Err(Error::Refused(
+                "this guest is leaving already, or another job reads it".to_owned(),
+            ));
+        }
+        leaving.push(uuid.to_owned());
+        drop(leaving);
+        Ok(Claim {
+            daemon: self.clone(),
+            uuid: uuid.to_owned(),
+        })
+    }
+
     fn folder(&self, end: &str) -> PathBuf {
         self.config.state.join(end)
     }
@@ -238,6 +262,27 @@ impl Daemon {
             outgoing::recover(self, session)?;
         }
         Ok(())
+    }
+}
+
+/// A guest that is one job's as long as this exists.
+pub(crate) struct Claim {
+    daemon: Arc<Daemon>,
+    uuid: String,
+}
+
+impl fmt::Debug for Claim {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.debug_tuple("Claim").field(&self.uuid).finish()
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.daemon
+            .leaving
+            .lock()
+            .retain(|other| *other != self.uuid);
     }
 }
 

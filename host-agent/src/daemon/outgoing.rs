@@ -75,14 +75,7 @@ pub(super) fn run(
         met.prediction.rounds,
         met.prediction.blackout_ms
     ));
-    let uuid = met.prepared.needs.uuid.clone();
-    if daemon.leaving.lock().contains(&uuid) {
-        return job.end(Err("this guest is leaving already".to_owned()));
-    }
-    daemon.leaving.lock().push(uuid.clone());
-    let ended = begin(daemon, job, session, source, peer, met);
-    daemon.leaving.lock().retain(|other| *other != uuid);
-    if let Err(error) = ended {
+    if let Err(error) = begin(daemon, job, session, source, peer, met) {
         job.end(Err(error.to_string()));
     }
 }
@@ -118,8 +111,9 @@ pub(super) fn recover(daemon: &Arc<Daemon>, session: SessionId) -> Result<()> {
         machine.record().map_or("nothing", state_name),
     ));
     daemon.add(&job);
-    let uuid = request.needs.uuid.clone();
-    daemon.leaving.lock().push(uuid.clone());
+    if let Ok(claim) = daemon.claim(&request.needs.uuid) {
+        job.hold(claim);
+    }
     // A peer that was taken out of the configuration meanwhile cannot be reached, but the rest goes on.
     let peer = daemon.config.peer(machine.peer()).cloned();
     let peer = peer.unwrap_or_else(|_| Peer {
@@ -144,7 +138,6 @@ pub(super) fn recover(daemon: &Arc<Daemon>, session: SessionId) -> Result<()> {
             suspended: None,
         };
         outgoing.run(SourceEvent::Restarted(presence));
-        daemon.leaving.lock().retain(|other| *other != uuid);
     })?;
     Ok(())
 }

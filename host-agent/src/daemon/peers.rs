@@ -25,7 +25,7 @@ use crate::transport::{Socket, Watch};
 const STRANGERS: usize = 64;
 /// Longest first message: it comes from somebody who is not known to be sensible.
 const HELLO_MOST: usize = 1 << 10;
-/// Longest silence on a control connection: a transfer may last long.  A host that is gone is found out
+/// Longest silence on a connection: a transfer may last long, and a guest may take its time to suspend.  A host that is gone is found out
 /// by the system's own probes, much earlier.
 const SILENCE: Duration = Duration::from_secs(24 * 3600);
 
@@ -118,6 +118,7 @@ fn data(
         Ok((session, watch)) => {
             stream.sock.set_watch(watch);
             stream.sock.set_deadline(None);
+            stream.sock.set_silence(SILENCE);
             write_message(&mut stream, &FromPeer::Welcome)?;
             session.add_lane(ticket, lane, Box::new(stream));
             Ok(())

@@ -67,8 +67,6 @@ pub struct HostFacts {
     pub cpus: u32,
     /// Version of the libxc stream that the toolstack writes.
     pub stream_version: u32,
-    /// Anything that makes this host unable to take part now, for `unmoved doctor`.
-    pub problems: Vec<String>,
 }
 
 /// What a domain needs at its destination; goes over the wire and into the journal.
@@ -154,6 +152,9 @@ pub trait Host: Send + Sync {
     /// If Xen or the toolstack does not answer.
     fn facts(&self) -> Result<HostFacts>;
 
+    /// Anything that makes this host unable to take part now.  May take a while.
+    fn problems(&self) -> Vec<String>;
+
     /// Its domains, domain 0 left out.
     ///
     /// # Errors
@@ -190,6 +191,9 @@ pub trait Host: Send + Sync {
 
 /// A guest at its source.
 pub trait Source: Send {
+    /// The guest's UUID.
+    fn uuid(&self) -> &str;
+
     /// Looks at the guest, and watches it for a moment to see how fast it dirties memory.  Has no effect
     /// on it that outlasts the call, apart from log-dirty mode.
     ///

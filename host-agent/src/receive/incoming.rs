@@ -163,6 +163,7 @@ impl Incoming {
             answers
                 .expect(READY, BUILD, || Ok(()))
                 .map_err(|error| explain(error, &self.said))?;
+            log::debug!("the toolstack has built {}", self.name);
             let _ = self.is_ready.set(());
         }
         Ok(())
@@ -188,7 +189,10 @@ impl Incoming {
             .store
             .wait(&["/local/domain"], Instant::now() + MOMENT, &mut look)?;
         match domid {
-            Some(domid) if found => Ok(*self.domid.get_or_init(|| domid)),
+            Some(domid) if found => {
+                log::debug!("{} is domain {domid}, and can be filled", self.name);
+                Ok(*self.domid.get_or_init(|| domid))
+            }
             _ => Err(explain(
                 Error::TimedOut("the toolstack's building of the domain".to_owned()),
                 &self.said,
@@ -260,7 +264,9 @@ impl Incoming {
             length: 0,
         };
         self.canonical.bytes(&end.encode())?;
-        self.canonical.end()
+        self.canonical.end()?;
+        log::debug!("the toolstack has got all that it needs of {}", self.name);
+        Ok(())
     }
 }
 

@@ -169,6 +169,10 @@ impl Reading {
 }
 
 impl Source for LiveSource {
+    fn uuid(&self) -> &str {
+        &self.uuid
+    }
+
     fn prepare(&mut self, options: &JobOptions, control: &Control) -> Result<Prepared> {
         let config = self.configuration()?;
         self.can_move(&config)?;

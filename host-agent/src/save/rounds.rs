@@ -74,6 +74,7 @@ pub(crate) fn send(
 ) -> Result<Sent> {
     let begun = Instant::now();
     let mut sent = Sent::default();
+    let mut passing = Duration::ZERO;
     let (batches, next) = sync_channel(1);
     // Batches that have been sent, whose memory is used again.
     let (back, used) = channel();
@@ -81,7 +82,9 @@ pub(crate) fn send(
         let reader = scope.spawn(move || read_all(memory, frames, control, &batches, &used));
         let mut taken = Ok(());
         for mut read in next {
+            let since = Instant::now();
             taken = pass_on(&mut read, sink, control, &mut sent);
+            passing += since.elapsed();
             if taken.is_err() {
                 break;
             }
@@ -94,8 +97,15 @@ pub(crate) fn send(
             .unwrap_or_else(|_| Err(Error::Xen("the reader panicked".to_owned())));
         taken.and(read)
     })?;
+    let read = begun.elapsed();
     sink.barrier()?;
     sent.time = begun.elapsed();
+    log::debug!(
+        "{} pages, {} of them zero, in {:?}: read in {read:?}, of which the stream took {passing:?}",
+        sent.pages,
+        sent.zero,
+        sent.time
+    );
     Ok(sent)
 }
 

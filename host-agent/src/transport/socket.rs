@@ -20,6 +20,8 @@ const TICK: Duration = Duration::from_millis(200);
 const PROBE_AFTER: Duration = Duration::from_secs(10);
 const PROBE_EVERY: Duration = Duration::from_secs(5);
 const PROBES: u32 = 4;
+/// Longest time that what was sent may stay unacknowledged, in milliseconds.
+const UNACKNOWLEDGED: u32 = 30_000;
 /// Longest silence of a peer that has something to do.
 const SILENCE: Duration = Duration::from_secs(60);
 
@@ -72,6 +74,8 @@ impl Socket {
         sockopt::set_tcp_keepidle(&stream, PROBE_AFTER)?;
         sockopt::set_tcp_keepintvl(&stream, PROBE_EVERY)?;
         sockopt::set_tcp_keepcnt(&stream, PROBES)?;
+        // It is not asked while something that we have sent is not acknowledged; then this counts.
+        sockopt::set_tcp_user_timeout(&stream, UNACKNOWLEDGED)?;
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(TICK))?;
         stream.set_write_timeout(Some(TICK))?;

@@ -116,8 +116,11 @@ impl Host for Handle {
             free_memory_bytes: 10 * MEMORY,
             cpus: 1,
             stream_version: 3,
-            problems: Vec::new(),
         })
+    }
+
+    fn problems(&self) -> Vec<String> {
+        Vec::new()
     }
 
     fn domains(&self) -> Result<Vec<DomainEntry>> {
@@ -189,6 +192,10 @@ impl FakeSource {
 }
 
 impl Source for FakeSource {
+    fn uuid(&self) -> &str {
+        &self.needs.uuid
+    }
+
     fn prepare(&mut self, _: &JobOptions, _: &Control) -> Result<Prepared> {
         Ok(Prepared {
             needs: self.needs.clone(),
