@@ -21,6 +21,8 @@ pub enum Program {
     Peer,
     /// The command `unmoved`.
     Unmoved,
+    /// The daemon `unmovedd`.
+    Unmovedd,
 }
 
 impl Program {
@@ -28,7 +30,7 @@ impl Program {
         match self {
             Self::Agent => "unmoved-lab-agent",
             Self::Workload | Self::Peer => "unmoved-workload",
-            Self::Unmoved => "unmoved",
+            Self::Unmoved | Self::Unmovedd => "unmoved",
         }
     }
 
@@ -38,6 +40,7 @@ impl Program {
             Self::Workload => "unmoved-init",
             Self::Peer => "unmoved-peer",
             Self::Unmoved => "unmoved",
+            Self::Unmovedd => "unmovedd",
         }
     }
 

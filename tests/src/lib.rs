@@ -3,6 +3,7 @@
 //! The tests themselves are in `tests/tests/`, one file per subject.  They start hosts, so they are
 //! behind the feature `lab`, which `cargo xtask test` switches on.
 
+pub mod agents;
 pub mod baseline;
 pub mod direct;
 pub mod hostile;

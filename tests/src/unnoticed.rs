@@ -44,6 +44,24 @@ impl Move {
         self.phases.iter().sum()
     }
 
+    /// As JSON, under the keys that the project's records use.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        json!({
+            "total_ms": self.total.as_secs_f64() * 1e3,
+            "blackout_ms": self.blackout_us() as f64 / 1e3,
+            "phases": self.phases_json(),
+        })
+    }
+
+    fn phases_json(&self) -> Value {
+        let named = PHASES.iter().zip(self.phases);
+        let named: Map<String, Value> = named
+            .map(|(name, micros)| ((*name).to_owned(), json!(micros)))
+            .collect();
+        Value::Object(named)
+    }
+
     /// The shim's own share, microseconds: everything but what the toolstack did meanwhile and the
     /// handshakes of devices.
     #[must_use]
@@ -129,6 +147,15 @@ pub fn plan(kernel: &KernelFiles) -> Result<GuestPlan> {
 /// # Errors
 /// If the lab fails or the guest does not move.
 pub fn run(lab: &Lab, kernel: &KernelFiles, mover: Mover<'_>, rounds: usize) -> Result<Unnoticed> {
+    run_legs(lab, kernel, &vec![mover; 2 * rounds])
+}
+
+/// As [`run`], each move by a mover of its own; the first is from the first host to the second, the next
+/// back, and so on.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_legs(lab: &Lab, kernel: &KernelFiles, movers: &[Mover<'_>]) -> Result<Unnoticed> {
     let (a, b) = (lab.host(0), lab.host(1));
     let plan = plan(kernel)?;
     install_peer(a)?;
@@ -143,8 +170,8 @@ pub fn run(lab: &Lab, kernel: &KernelFiles, mover: Mover<'_>, rounds: usize) -> 
     let before = fingerprint(a)?;
     let tcp = a.start(&[PEER, "tcp", &format!("to={ADDRESS}:7007")])?;
     let mut moves = Vec::new();
-    let mut at_home = guest;
-    for (from, to) in (0..rounds).flat_map(|_| [(a, b), (b, a)]) {
+    let (mut at_home, mut home) = (guest, a);
+    for (mover, (from, to)) in movers.iter().zip([(a, b), (b, a)].into_iter().cycle()) {
         let step = progress::step(format!("from {} to {}", from.name(), to.name()));
         // What its console said there before is not a sign of life.
         to.sh("rm -f /var/log/xen/console/guest-web1--incoming.log")?;
@@ -162,12 +189,12 @@ pub fn run(lab: &Lab, kernel: &KernelFiles, mover: Mover<'_>, rounds: usize) -> 
             this.told()
         ));
         moves.push(this);
-        at_home = arrived;
+        (at_home, home) = (arrived, to);
     }
     let fingerprint_changes = differences(&before, &fingerprint(a)?);
     let wall = a.ok(&[PEER, "wall", &format!("to={ADDRESS}:7009")])?;
-    let clock = at_home.order(a, "clock report", MOMENT)?;
-    let disks = at_home.order(a, "disk stop", BOOT)?;
+    let clock = at_home.order(home, "clock report", MOMENT)?;
+    let disks = at_home.order(home, "disk stop", BOOT)?;
     tcp.signal(15)?;
     let tcp = last_report(&tcp.wait(MOMENT)?.stdout).context("the TCP peer gave no figures")?;
     let count = |value: &Value, what: &str| {
@@ -268,17 +295,7 @@ impl Unnoticed {
     #[must_use]
     pub fn to_json(&self, tool: &str) -> Value {
         let worst = |of: &dyn Fn(&Move) -> f64| self.moves.iter().map(of).fold(0.0, f64::max);
-        let phases: Vec<Value> = self
-            .moves
-            .iter()
-            .map(|one| {
-                let named = PHASES.iter().zip(one.phases);
-                let named: Map<String, Value> = named
-                    .map(|(name, micros)| ((*name).to_owned(), json!(micros)))
-                    .collect();
-                Value::Object(named)
-            })
-            .collect();
+        let phases: Vec<Value> = self.moves.iter().map(Move::phases_json).collect();
         json!({
             "tool": tool,
             "migrated": !self.moves.is_empty(),

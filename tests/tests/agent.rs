@@ -1,16 +1,17 @@
 //! The agent's half that knows Xen, on real hosts: live domains read by it, and built from what it sends,
 //! with itself, the stock toolstack or a file at the other end.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use unmoved_lab::images::GuestKernel;
 use unmoved_lab::stream_tools::StreamTools;
 use unmoved_lab::tools::Tools;
 use unmoved_lab::{Config, Guest, Host, Lab, Xen};
 use unmoved_tests::direct::{self, RECEIVE, Sender, UNMOVED, XL_RECEIVE};
-use unmoved_tests::unnoticed;
+use unmoved_tests::{agents, unnoticed};
 
 const BOOT: Duration = Duration::from_secs(300);
 const MOMENT: Duration = Duration::from_secs(120);
@@ -20,39 +21,107 @@ const FILE: &str = "/root/web1.save";
 /// The console of a guest that arrived in another way than by migration appends to its own.
 const FORGET: &str = "rm -f /var/log/xen/console/guest-web1*.log";
 
-/// An unfriendly guest with disk, network and clocks, by agents from host to host and back, beside the
-/// same by the stock toolstack.
+/// An unfriendly guest with disk, network and clocks, from host to host and back by `unmoved migrate`,
+/// with all that an operator would ask before, meanwhile and afterwards.
 #[test]
 fn agents_move_an_unfriendly_guest_that_does_not_notice() {
     Lab::run("agents", &Config::hosts(2), |lab| {
         let kernel = GuestKernel::Debian12.get(&Tools::get()?)?;
-        for host in [lab.host(0), lab.host(1)] {
-            direct::install(host)?;
-        }
+        agents::start(lab)?;
+        let first = Cell::new(true);
         let by_agents = |guest: &str, from: &Host, to: &Host| {
-            direct::by(Sender::Unmoved, RECEIVE, guest, from, to)
-        };
-        let ours = unnoticed::run(lab, &kernel, &by_agents, 1)?;
-        ensure!(ours.noticed().is_empty(), "{:?}", ours.noticed());
-        lab.host(0).ok(&["xl", "destroy", "web1"])?;
-        for host in [lab.host(0), lab.host(1)] {
-            host.sh(FORGET)?;
-        }
-        let xls = unnoticed::run(lab, &kernel, &unnoticed::by_xl, 1)?;
-        // Times are for people: a test that ran on a loaded machine would be wrong about them.
-        for (name, moves) in [("unmoved", &ours.moves), ("xl", &xls.moves)] {
-            for (number, one) in moves.iter().enumerate() {
-                println!(
-                    "{name:8} move {}: {:6.1} s, blackout {:7.1} ms",
-                    number + 1,
-                    one.total.as_secs_f64(),
-                    one.blackout_us() as f64 / 1e3
-                );
+            if first.take() {
+                looked_at(guest, from, to)?;
+                aborted(guest, from, to)?;
             }
+            let (total, report) = agents::migrate(guest, from, to)?;
+            reported(&report)?;
+            Ok(total)
+        };
+        let seen = unnoticed::run(lab, &kernel, &by_agents, 1)?;
+        ensure!(seen.noticed().is_empty(), "{:?}", seen.noticed());
+        // Times are for people: a test that ran on a loaded machine would be wrong about them.
+        seen.tell("unmoved migrate");
+        for host in &lab.hosts {
+            let problems = host.run(&[UNMOVED, "doctor"])?;
+            ensure!(problems.code == 0, "{}", problems.stdout);
         }
         Ok(())
     })
     .unwrap();
+}
+
+/// `list`, `check` and `hosts` tell what is there and change nothing.
+fn looked_at(guest: &str, from: &Host, to: &Host) -> Result<()> {
+    let list = agents::ask(from, &["list"])?;
+    ensure!(list[0]["name"] == guest && list[0]["vcpus"] == 1, "{list}");
+    let check = agents::ask(from, &["check", guest, to.name()])?;
+    let expected = &check["prediction"];
+    ensure!(expected["rounds"].as_u64() >= Some(2), "{check}");
+    ensure!(expected["total_ms"].as_f64() > Some(0.0), "{check}");
+    ensure!(
+        check["estimate"]["pages"].as_u64() > Some(50_000),
+        "{check}"
+    );
+    let refused = agents::refused(from, &["check", guest, "nowhere"])?;
+    ensure!(refused.contains("no peer nowhere"), "{refused}");
+    ensure!(
+        agents::ask(from, &["status"])? == json!([]),
+        "a check is no job"
+    );
+    ensure!(
+        names(from)? == [guest] && names(to)?.is_empty(),
+        "it had an effect"
+    );
+    Ok(())
+}
+
+/// A job in the middle can be watched and aborted; nobody else gets the guest meanwhile.
+fn aborted(guest: &str, from: &Host, to: &Host) -> Result<()> {
+    let job = agents::begin(guest, from, to)?;
+    let watch = agents::watch(from, &job)?;
+    watch.stderr.wait_for("round 1", MOMENT)?;
+    for again in ["migrate", "check"] {
+        let refused = agents::refused(from, &[again, guest, to.name()])?;
+        ensure!(refused.contains("leaving already"), "{refused}");
+    }
+    let there = agents::ask(to, &["status"])?;
+    ensure!(
+        there[0]["direction"] == "incoming" && there[0]["id"] == *job,
+        "{there}"
+    );
+    let refused = agents::refused(to, &["abort", &job])?;
+    ensure!(refused.contains("aborted at its source"), "{refused}");
+    agents::ask(from, &["abort", &job])?;
+    let end = watch.wait(MOMENT)?;
+    ensure!(end.code != 0 && end.stderr.contains("aborted"), "{end:?}");
+    ensure!(
+        names(from)? == [guest] && names(to)?.is_empty(),
+        "it had an effect"
+    );
+    let there = agents::ask(to, &["status", &job])?;
+    ensure!(there["statistics"]["success"] == false, "{there}");
+    Ok(())
+}
+
+/// The report compares what was expected with what came.
+fn reported(report: &Value) -> Result<()> {
+    let figure = |name: &str| report[name].as_f64().filter(|value| *value > 0.0);
+    for name in [
+        "total_ms",
+        "blackout_ms",
+        "rounds",
+        "bytes_on_wire",
+        "bytes_total",
+        "predicted_total_ms",
+        "predicted_blackout_ms",
+    ] {
+        ensure!(figure(name).is_some(), "no {name}: {report}");
+    }
+    // Pages of zeros are not sent, and a guest of this size has many.
+    ensure!(figure("bytes_on_wire") < figure("bytes_total"), "{report}");
+    ensure!(figure("blackout_ms") < figure("total_ms"), "{report}");
+    Ok(())
 }
 
 /// Each end of a move may be Xen's own.
