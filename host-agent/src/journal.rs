@@ -10,6 +10,7 @@ use std::io::{self, Seek, SeekFrom, Write};
 use std::marker::PhantomData;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -18,6 +19,8 @@ use crate::session::SessionId;
 
 /// The end of a journal's file name.
 const SUFFIX: &str = "journal";
+/// The end of the name of one that was put away.
+const DONE: &str = "done";
 
 /// A session's journal.
 #[derive(Debug)]
@@ -74,6 +77,14 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
         Ok((journal, records))
     }
 
+    /// How long ago the last record was written, by the clock of the host.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn age(&self) -> io::Result<Duration> {
+        age(&self.path)
+    }
+
     /// Writes a record; it is on the disk when this returns.
     ///
     /// # Errors
@@ -110,8 +121,30 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
     /// If the file cannot be renamed.
     pub fn retire(&mut self) -> io::Result<()> {
         self.file = None;
-        fs::rename(&self.path, self.path.with_extension("done"))
+        fs::rename(&self.path, self.path.with_extension(DONE))
     }
+}
+
+/// Removes journals that were put away, and written last, longer ago than this.
+///
+/// # Errors
+/// If the folder cannot be read, or a file cannot be removed.
+pub fn prune(folder: &Path, kept: Duration) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|suffix| suffix == DONE) && age(&path)? > kept {
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}
+
+/// A clock that was set back since makes a file young, and so it stays longer.
+fn age(path: &Path) -> io::Result<Duration> {
+    Ok(fs::metadata(path)?
+        .modified()?
+        .elapsed()
+        .unwrap_or_default())
 }
 
 /// The sessions whose journals are in this folder.
@@ -150,12 +183,30 @@ fn crc32(bytes: &[u8]) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Journal, crc32, sessions};
+    use super::{DONE, Journal, crc32, prune, sessions};
     use crate::session::{SessionId, SourceRecord};
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
+    use std::time::{Duration, SystemTime};
 
     const SESSION: SessionId = SessionId::new([3; 16]);
+
+    #[test]
+    fn journals_that_were_put_away_are_kept_for_a_while() {
+        let folder = tempfile::tempdir().unwrap();
+        let month = Duration::from_secs(30 * 24 * 3600);
+        for (name, age) in [
+            ("old.done", month * 2),
+            ("new.done", month / 2),
+            ("old.journal", month * 2),
+        ] {
+            let file = fs::File::create(folder.path().join(name)).unwrap();
+            file.set_modified(SystemTime::now() - age).unwrap();
+        }
+        prune(folder.path(), month).unwrap();
+        assert!(!folder.path().join("old").with_extension(DONE).exists());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
 
     fn held(reason: &str) -> SourceRecord {
         SourceRecord::Held {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::job::{Estimate, JobOptions, OnTimeout, PAGE_SIZE};
+use crate::job::{Compression, Estimate, JobOptions, OnTimeout, PAGE_SIZE};
 
 /// What is expected.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq)]
@@ -29,25 +29,60 @@ const SHORTER: f64 = 0.8;
 /// So many rounds in a row may fail to pay.
 const FORGIVEN: u32 = 2;
 
+/// What is done to pages on a way of this speed: [`Compression::Auto`] becomes what is faster.
+#[must_use]
+pub fn compression(estimate: &Estimate, way: f64, options: &JobOptions) -> Compression {
+    let way = options.bandwidth.map_or(way, |limit| way.min(limit as f64));
+    match options.compress {
+        Compression::Auto if compressed(estimate, way) > way => Compression::Zstd(1),
+        Compression::Auto => Compression::None,
+        other => other,
+    }
+}
+
+/// Bytes of pages per second over a way of this speed, if they are compressed for it.
+fn compressed(estimate: &Estimate, way: f64) -> f64 {
+    let share = estimate.compressed_share.clamp(0.0, 1.0);
+    // One processor may have to do both.
+    1.0 / (share / way.max(1.0) + 1.0 / estimate.compress_bytes_per_second.max(1.0))
+}
+
 /// Plays it through.  `way` is the speed of the way in bytes per second.
 #[must_use]
 pub fn predict(estimate: &Estimate, way: f64, options: &JobOptions) -> Prediction {
-    let way = way.max(1.0);
-    let limited = options.bandwidth.map_or(way, |limit| way.min(limit as f64));
+    let is_packed = compression(estimate, way, options) != Compression::None;
+    let share = if is_packed {
+        estimate.compressed_share.clamp(0.0, 1.0)
+    } else {
+        1.0
+    };
+    let effective = |way: f64| {
+        let way = way.max(1.0);
+        if is_packed {
+            compressed(estimate, way)
+        } else {
+            way
+        }
+    };
+    // In the first round all frames are read, those that are all zero too.
+    let reading =
+        estimate.pages as f64 * PAGE_SIZE as f64 / estimate.read_bytes_per_second.max(1.0);
+    let limit = |way: f64| options.bandwidth.map_or(way, |limit| way.min(limit as f64));
     let page = (PAGE_SIZE + 8) as f64;
     let mut pages = estimate.pages as f64 * (1.0 - estimate.zero_share.clamp(0.0, 1.0));
     let mut prediction = Prediction {
-        bytes_per_second: limited,
+        bytes_per_second: limit(way),
         ..Prediction::default()
     };
-    let (mut bytes, mut seconds) = (estimate.constant_bytes as f64, 0.0);
+    let (way, limited) = (effective(way), effective(limit(way)));
+    let (mut bytes, mut seconds) = (estimate.constant_bytes as f64, reading);
     let target = Duration::from_millis(options.max_downtime_ms).as_secs_f64();
     let timeout = options.timeout_ms.map(|ms| ms as f64 / 1000.0);
     let mut unpaid = 0;
     loop {
         let time = pages * page / limited;
         prediction.rounds += 1;
-        bytes += pages * page;
+        bytes += pages * page * share;
         seconds += time;
         pages = dirtied(estimate, time);
         let expected = pages * page / limited;
@@ -69,7 +104,7 @@ pub fn predict(estimate: &Estimate, way: f64, options: &JobOptions) -> Predictio
     // With the guest suspended the limit does not hold.
     let rest = pages * page / way;
     prediction.rounds += 1;
-    prediction.bytes = (bytes + pages * page) as u64;
+    prediction.bytes = (bytes + pages * page * share) as u64;
     prediction.blackout_ms = rest * 1000.0 + estimate.fixed_blackout_ms;
     prediction.total_ms = seconds * 1000.0 + prediction.blackout_ms;
     prediction
@@ -87,8 +122,8 @@ fn dirtied(estimate: &Estimate, seconds: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::predict;
-    use crate::job::{Estimate, JobOptions};
+    use super::{compression, predict};
+    use crate::job::{Compression, Estimate, JobOptions};
 
     const WAY: f64 = 100e6;
 
@@ -96,6 +131,9 @@ mod tests {
         Estimate {
             pages: 100_000,
             zero_share: 0.5,
+            compressed_share: 0.3,
+            compress_bytes_per_second: 500e6,
+            read_bytes_per_second: 1e15,
             dirty_pages_per_second,
             hot_pages,
             constant_bytes: 16_384,
@@ -123,6 +161,26 @@ mod tests {
         };
         let slow = predict(&guest(100.0, 100), WAY, &slow);
         assert!(slow.total_ms > 9.0 * idle.total_ms, "{slow:?} {idle:?}");
+    }
+
+    #[test]
+    fn a_slow_way_is_worth_compressing_for_and_a_fast_one_is_not() {
+        let options = JobOptions {
+            compress: Compression::Auto,
+            ..JobOptions::default()
+        };
+        let guest = guest(100.0, 100);
+        assert_eq!(compression(&guest, WAY, &options), Compression::Zstd(1));
+        assert_eq!(compression(&guest, 10e9, &options), Compression::None);
+        let slow = JobOptions {
+            bandwidth: Some(1_000_000),
+            ..options.clone()
+        };
+        assert_eq!(compression(&guest, 10e9, &slow), Compression::Zstd(1));
+        let plain = predict(&guest, WAY, &JobOptions::default());
+        let packed = predict(&guest, WAY, &options);
+        assert!(packed.bytes < plain.bytes / 2, "{packed:?} {plain:?}");
+        assert!(packed.total_ms < plain.total_ms, "{packed:?} {plain:?}");
     }
 
     #[test]

@@ -125,8 +125,8 @@ pub(super) struct Guest {
     /// Connections
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
     parallel: u8,
-    /// none, zstd or zstd:LEVEL
-    #[arg(long, value_name = "HOW", default_value = "none")]
+    /// auto (whatever is faster), none, zstd or zstd:LEVEL
+    #[arg(long, value_name = "HOW", default_value = "auto")]
     compress: Compression,
     /// Leave it paused at the destination
     #[arg(long)]

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::job::{Direction, Job};
 use super::wire::Ticket;
-use super::{Daemon, random};
+use super::{Daemon, KEPT, random};
 use crate::job::{Control, Destination, Error, JobOptions, Phase, Presence, Result};
 use crate::journal::Journal;
 use crate::session::{
@@ -68,8 +68,9 @@ impl Incoming {
 
     /// Takes up a session that another run of the daemon began.
     pub(super) fn recover(daemon: &Arc<Daemon>, session: SessionId) -> Result<()> {
-        let (journal, records) = Journal::open(&daemon.folder("destination"), session)
-            .map_err(Error::io("the journal"))?;
+        let failed = || Error::io("the journal");
+        let (mut journal, records) =
+            Journal::open(&daemon.folder("destination"), session).map_err(failed())?;
         let Some(machine) = DestinationSession::recover(records) else {
             return Ok(());
         };
@@ -79,6 +80,9 @@ impl Incoming {
             .map_or("?", |request| &request.needs.destination_name)
             .to_owned();
         let is_final = machine.record().is_some_and(DestinationRecord::is_final);
+        if is_final && journal.age().map_err(failed())? > KEPT {
+            return journal.retire().map_err(failed());
+        }
         let incoming = Self::new(daemon, session, machine, journal, &name);
         if let (Some(request), false) = (request, is_final) {
             daemon.add(&incoming.job);

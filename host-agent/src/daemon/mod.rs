@@ -28,6 +28,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde_json::json;
@@ -46,6 +47,9 @@ use incoming::Incoming;
 
 /// Jobs that are over are remembered so long as there are not more than this.
 const REMEMBERED: usize = 100;
+
+/// A session that is over is remembered so long, lest a late or replayed call begins it again.
+const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// The daemon of a host.
 pub struct Daemon {
@@ -255,6 +259,10 @@ impl Daemon {
             journal::sessions(folder)
                 .map_err(Error::io(format!("cannot read {}", folder.display())))
         };
+        for end in ["source", "destination"] {
+            let pruned = journal::prune(&self.folder(end), KEPT);
+            pruned.map_err(Error::io("old journals"))?;
+        }
         for session in read(&self.folder("destination"))? {
             Incoming::recover(self, session)?;
         }

@@ -12,10 +12,11 @@ use super::wire::{Hello, Ticket};
 use super::{Daemon, random, spawn};
 use crate::config::Peer;
 use crate::job::{
-    Control, Copied, Error, Estimate, Phase, Prepared, Presence, Result, Sink, Source,
+    Compression, Control, Copied, Error, Estimate, JobOptions, Phase, Prepared, Presence, Result,
+    Sink, Source,
 };
 use crate::journal::Journal;
-use crate::predict::{Prediction, predict};
+use crate::predict::{Prediction, compression, predict};
 use crate::session::{
     Answer, Operator, Order, Request, SessionId, SourceEffect, SourceEvent, SourceRecord,
     SourceSession, Token, Trouble,
@@ -31,6 +32,7 @@ struct Met {
     prepared: Prepared,
     prediction: Prediction,
     parallel: u8,
+    compress: Compression,
 }
 
 struct Outgoing<'a> {
@@ -43,6 +45,7 @@ struct Outgoing<'a> {
     source: Box<dyn Source>,
     link: Option<Link>,
     sender: Option<Sender>,
+    compress: Compression,
     /// What went wrong with the data connections, told when they are needed.
     lanes: Result<()>,
     retry: Duration,
@@ -93,9 +96,9 @@ pub(super) fn recover(daemon: &Arc<Daemon>, session: SessionId) -> Result<()> {
         )));
     };
     let request = machine.request();
-    let control = Arc::new(Control::new(crate::job::JobOptions {
+    let control = Arc::new(Control::new(JobOptions {
         leave_paused: request.leave_paused,
-        ..crate::job::JobOptions::default()
+        ..JobOptions::default()
     }));
     let job = Job::new(
         session.to_string(),
@@ -132,6 +135,7 @@ pub(super) fn recover(daemon: &Arc<Daemon>, session: SessionId) -> Result<()> {
             source,
             link: None,
             sender: None,
+            compress: Compression::None,
             lanes: Ok(()),
             retry: RETRY.0,
             copied: Copied::default(),
@@ -185,8 +189,18 @@ fn meet(
     }
     let way = link.probe()?;
     let estimate: &Estimate = &prepared.estimate;
-    let prediction = predict(estimate, way, options);
+    let compress = if both.has("compression") {
+        compression(estimate, way, options)
+    } else {
+        Compression::None
+    };
+    let options = JobOptions {
+        compress,
+        ..options.clone()
+    };
+    let prediction = predict(estimate, way, &options);
     Ok(Met {
+        compress,
         link,
         prediction,
         prepared,
@@ -228,6 +242,7 @@ fn begin(
         source,
         link: Some(met.link),
         sender: None,
+        compress: met.compress,
         lanes: Ok(()),
         retry: RETRY.0,
         copied: Copied::default(),
@@ -349,7 +364,7 @@ impl Outgoing<'_> {
                 &hello,
             )?));
         }
-        let sender = Sender::new(lanes, self.job.control.clone());
+        let sender = Sender::compressing(lanes, self.job.control.clone(), self.compress);
         let mut sender = sender.map_err(Error::io("the stream"))?;
         sender.set_builds_early(builds_early);
         self.sender = Some(sender);

@@ -108,6 +108,12 @@ pub struct Estimate {
     pub pages: u64,
     /// Of these, the part that is all zero, from 0 to 1.
     pub zero_share: f64,
+    /// What Zstandard makes of the others, from 0 to 1.
+    pub compressed_share: f64,
+    /// How fast it does that, in bytes per second.
+    pub compress_bytes_per_second: f64,
+    /// How fast the guest's memory can be read, in bytes per second.
+    pub read_bytes_per_second: f64,
     /// Distinct frames written per second, while the guest was watched.
     pub dirty_pages_per_second: f64,
     /// Frames that are written again and again: what every round will find dirty.

@@ -62,6 +62,8 @@ pub enum Compression {
     /// Nothing.
     #[default]
     None,
+    /// Zstandard, if that is expected to be faster than nothing.
+    Auto,
     /// Zstandard at this level, from 1 to 19.
     Zstd(u8),
 }
@@ -72,12 +74,15 @@ impl FromStr for Compression {
     fn from_str(text: &str) -> Result<Self, String> {
         let level = match text.split_once(':') {
             None if text == "none" => return Ok(Self::None),
+            None if text == "auto" => return Ok(Self::Auto),
             None if text == "zstd" => Some(1),
             Some(("zstd", level)) => level.parse().ok().filter(|level| (1..=19).contains(level)),
             _ => None,
         };
         level.map(Self::Zstd).ok_or_else(|| {
-            format!("{text}: compression is none, zstd or zstd:LEVEL with a level from 1 to 19")
+            format!(
+                "{text}: compression is auto, none, zstd or zstd:LEVEL with a level from 1 to 19"
+            )
         })
     }
 }
@@ -86,6 +91,7 @@ impl fmt::Display for Compression {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::None => f.write_str("none"),
+            Self::Auto => f.write_str("auto"),
             Self::Zstd(level) => write!(f, "zstd:{level}"),
         }
     }
@@ -111,7 +117,7 @@ mod tests {
 
     #[test]
     fn compression_is_written_as_it_is_read() {
-        for text in ["none", "zstd:1", "zstd:19"] {
+        for text in ["none", "auto", "zstd:1", "zstd:19"] {
             assert_eq!(text.parse::<Compression>().unwrap().to_string(), text);
         }
         assert_eq!("zstd".parse(), Ok(Compression::Zstd(1)));

@@ -10,7 +10,7 @@ use crate::job::{Control, Estimate, PAGE_SIZE, Result};
 
 /// How long a guest is watched, twice: what is written in both halves is written always.
 const WATCH: Duration = Duration::from_millis(500);
-/// Frames looked at to learn how many are all zero, at most.
+/// Frames looked at to learn what is in them, at most.
 const SAMPLE: usize = 1024;
 /// Headers, CPU policy, vCPU state of a small guest.
 const CONSTANT_BYTES: u64 = 16 << 10;
@@ -32,7 +32,7 @@ pub(super) fn estimate(guest: &mut dyn Memory, control: &Control) -> Result<Seen
     guest.take_dirty(false)?;
     let begun = Instant::now();
     let words = rounds::present(guest, control)?;
-    let zero_share = zero_share(guest, &words)?;
+    let sample = sample(guest, &words)?;
     pause(WATCH.saturating_sub(begun.elapsed()), control)?;
     let (mut first, first_time) = (guest.take_dirty(false)?, begun.elapsed());
     let begun = Instant::now();
@@ -41,7 +41,10 @@ pub(super) fn estimate(guest: &mut dyn Memory, control: &Control) -> Result<Seen
     let seconds = (first_time + second_time).as_secs_f64().max(0.001);
     let estimate = Estimate {
         pages: words.len() as u64,
-        zero_share,
+        zero_share: sample.zero_share,
+        compressed_share: sample.compressed_share,
+        compress_bytes_per_second: sample.compress_bytes_per_second,
+        read_bytes_per_second: sample.read_bytes_per_second,
         dirty_pages_per_second: (first.len() + second.len()) as f64 / seconds,
         hot_pages: first.common(&second),
         // The frames themselves are named once.
@@ -56,16 +59,42 @@ pub(super) fn estimate(guest: &mut dyn Memory, control: &Control) -> Result<Seen
     })
 }
 
-/// The part of the pages that is all zero, by a sample from all over the memory.
-fn zero_share(guest: &mut dyn Memory, words: &[u64]) -> Result<f64> {
+/// What a sample from all over the memory shows.
+struct Sample {
+    zero_share: f64,
+    compressed_share: f64,
+    compress_bytes_per_second: f64,
+    read_bytes_per_second: f64,
+}
+
+fn sample(guest: &mut dyn Memory, words: &[u64]) -> Result<Sample> {
     let step = words.len().div_ceil(SAMPLE).max(1);
     let sample = words.iter().step_by(step);
     let mut frames: Vec<u64> = sample.map(|word| rounds::frame(*word)).collect();
     let mut data = Vec::new();
+    let begun = Instant::now();
     guest.read(&mut frames, &mut data)?;
+    let read_bytes_per_second = speed(data.len(), begun);
     let pages = data.chunks_exact(PAGE_SIZE);
-    let zero = pages.filter(|page| page.iter().all(|byte| *byte == 0));
-    Ok(zero.count() as f64 / frames.len().max(1) as f64)
+    let content: Vec<u8> = pages
+        .filter(|page| page.iter().any(|byte| *byte != 0))
+        .flatten()
+        .copied()
+        .collect();
+    let begun = Instant::now();
+    // What cannot be compressed at all is as long as before.
+    let packed = zstd::bulk::compress(&content, 1).map_or(content.len(), |packed| packed.len());
+    let share = |part: usize, of: usize| part as f64 / of.max(1) as f64;
+    Ok(Sample {
+        zero_share: share(data.len() - content.len(), data.len()),
+        compressed_share: share(packed, content.len()).min(1.0),
+        compress_bytes_per_second: speed(content.len(), begun),
+        read_bytes_per_second,
+    })
+}
+
+fn speed(bytes: usize, since: Instant) -> f64 {
+    bytes as f64 / since.elapsed().as_secs_f64().max(1e-6)
 }
 
 /// Lets the guest live for a while; ends at once if the job is aborted.
@@ -103,6 +132,9 @@ mod tests {
         let estimate = estimate(&mut guest(), &control).unwrap().estimate;
         assert_eq!(estimate.pages, 4096);
         assert_eq!(estimate.zero_share, 0.5);
+        // Pages full of one byte become almost nothing.
+        assert!(estimate.compressed_share < 0.1, "{estimate:?}");
+        assert!(estimate.compress_bytes_per_second > 0.0 && estimate.read_bytes_per_second > 0.0);
         assert_eq!(estimate.hot_pages, 0);
     }
 

@@ -77,10 +77,22 @@ impl Sender {
     /// # Errors
     /// If there is no connection, or a thread or compressor cannot be had.
     pub fn new(connections: Vec<Connection>, control: Arc<Control>) -> io::Result<Self> {
+        let compress = control.options().compress;
+        Self::compressing(connections, control, compress)
+    }
+
+    /// As [`Sender::new`], but with this done to pages, whatever the options say.
+    ///
+    /// # Errors
+    /// As [`Sender::new`].
+    pub fn compressing(
+        connections: Vec<Connection>,
+        control: Arc<Control>,
+        compress: Compression,
+    ) -> io::Result<Self> {
         if connections.is_empty() {
             return Err(io::Error::other("a stream needs a connection"));
         }
-        let compress = control.options().compress;
         let lanes = connections
             .into_iter()
             .map(|connection| Lane::new(connection, compress).map(Mutex::new))
@@ -298,7 +310,8 @@ struct Sizes {
 impl Lane {
     fn new(connection: Connection, compress: Compression) -> io::Result<Self> {
         let compressor = match compress {
-            Compression::None => None,
+            // Nobody has found out what is faster.
+            Compression::None | Compression::Auto => None,
             Compression::Zstd(level) => Some(zstd::bulk::Compressor::new(i32::from(level))?),
         };
         Ok(Self {

@@ -202,6 +202,9 @@ impl Source for FakeSource {
             estimate: Estimate {
                 pages: PAGES,
                 zero_share: 0.3,
+                compressed_share: 0.5,
+                compress_bytes_per_second: 500e6,
+                read_bytes_per_second: 1e9,
                 dirty_pages_per_second: 10.0,
                 hot_pages: 5,
                 constant_bytes: 100,
