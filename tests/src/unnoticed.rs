@@ -126,6 +126,8 @@ pub fn by_xl(guest: &str, from: &Host, to: &Host) -> Result<Duration> {
 pub fn plan(kernel: &KernelFiles) -> Result<GuestPlan> {
     let mut plan = GuestPlan::new("web1", System::Shim(programs::shim()?), kernel.unpacked());
     plan.initrd = Some(initramfs::workload(kernel)?);
+    // Enough for it to work, and quick to copy.
+    plan.memory_mib = 128;
     plan.arguments += &format!(
         " quiet unmoved.mode=clock,net,disk,unfriendly unmoved.net=ip={ADDRESS}/24 \
          unmoved.disk=dev=/dev/xvda,area=64M,depth=8 unmoved.heartbeat=2"
@@ -157,7 +159,8 @@ pub fn run(lab: &Lab, kernel: &KernelFiles, mover: Mover<'_>, rounds: usize) -> 
 /// As [`run`].
 pub fn run_legs(lab: &Lab, kernel: &KernelFiles, movers: &[Mover<'_>]) -> Result<Unnoticed> {
     let (a, b) = (lab.host(0), lab.host(1));
-    let plan = plan(kernel)?;
+    let mut plan = plan(kernel)?;
+    plan.memory_mib = 256;
     install_peer(a)?;
     let step =
         progress::step("host a: Debian 12's kernel boots under the shim, unfriendly, and works");

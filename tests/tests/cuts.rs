@@ -18,7 +18,6 @@ const BOOT: Duration = Duration::from_secs(300);
 fn begin(host: &Host, options: &str) -> Result<(GuestPlan, Guest)> {
     let kernel = GuestKernel::Debian12.get(&Tools::get()?)?;
     let mut plan = unnoticed::plan(&kernel)?;
-    plan.memory_mib = 128;
     plan.lines.push(format!("pvshim_extra = \"{options}\""));
     host.sh("rm -f /var/log/xen/console/guest-web1*.log")?;
     let guest = plan.create(host)?;

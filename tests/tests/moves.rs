@@ -99,3 +99,45 @@ fn a_boot_loader_a_kernel_that_spins_and_one_that_panicked_move_like_any_other()
     })
     .expect("they move");
 }
+
+/// A guest that is moved while its kernel boots, while its processes storm, and with a part of its
+/// memory ballooned out.
+#[test]
+fn any_moment_will_do() {
+    Lab::run("moments", &Config::hosts(1), |lab| {
+        let host = lab.host(0);
+        let mut plan = plan()?;
+            plan.arguments = plan.arguments.replace(" quiet", "");
+        // Before the kernel has said that it is up.
+        let guest = plan.create(host)?;
+        guest.wait_for(r"\[ +\d+\.\d+\]", BOOT)?;
+        ensure!(
+            guest.ready(Duration::ZERO).is_err(),
+            "it has booted already"
+        );
+        let guest = Way::SaveRestore.go(guest, host)?;
+        guest.ready(BOOT)?;
+        guest.alive(MOMENT)?;
+
+        // In bursts of page-table updates, at whatever point of them.
+        guest.type_line(host, "#storm storm seconds=20 workers=2")?;
+        let guest = Way::SaveRestore.go(guest, host)?;
+        let storm = guest.report(0, BOOT, |report| {
+            report["re"] == "storm" && report["ev"] == "storm"
+        })?;
+        ensure!(storm["failures"] == 0, "{storm}");
+
+        // Ballooned.
+        host.ok(&["xl", "mem-set", &plan.name, "100"])?;
+        let guest = Way::SaveRestore.go(guest, host)?;
+        guest.alive(MOMENT)?;
+        host.ok(&["xl", "mem-set", &plan.name, "128"])?;
+
+        guest.alive(MOMENT)?;
+        let disks = guest.order(host, "disk stop", BOOT)?;
+        ensure!(disks["disks"][0]["errors"] == 0, "{disks}");
+        ensure!(moves(host, &plan.name)? == 3, "not three moves");
+        Ok(())
+    })
+    .expect("any moment");
+}
