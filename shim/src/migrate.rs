@@ -10,7 +10,7 @@
 use alloc::format;
 use alloc::string::{String, ToString};
 
-use log::{info, warn};
+use log::{debug, info, warn};
 use xen_abi::sched::ShutdownReason;
 use xen_abi::shared_info::time_info;
 
@@ -89,8 +89,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
     fn suspend(&mut self, v: usize) {
         let begun = Moment::now(&self.host);
         let mut spent = Spent::default();
-        info!("suspend: vcpu {v} is parked");
-        self.tell(key::STATE, "draining");
+        debug!("suspend: vcpu {v} is parked");
         // One vCPU, and it is here: parking takes no time.
         if let Some(way) = self.fault(Phase::Park) {
             if way == Way::Stall {
@@ -115,7 +114,8 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
         if self.host.shutdown(ShutdownReason::SUSPEND) != 0 {
             self.moves.cancelled += 1;
             info!("suspend: cancelled, the guest goes on");
-            return self.go_on(v, false);
+            self.go_on(v, false);
+            return self.outside(Points::flush);
         }
         let arrival = self.arrive();
         let after = Moment::now(&self.host);
@@ -161,6 +161,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             spent.0
         );
         self.tell_spent(spent);
+        self.outside(Points::flush);
     }
 
     /// Waits until nothing is in flight, or the time for it is over.
@@ -170,10 +171,15 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
         if fault == Some(Way::Fail) {
             return Err("a fault was asked for".to_string());
         }
+        let mut is_told = false;
         loop {
             let progress = self.outside(Points::quiesce);
             if progress == Progress::Done && fault.is_none() {
                 return Ok(());
+            }
+            if !core::mem::replace(&mut is_told, true) {
+                self.tell(key::STATE, "draining");
+                self.outside(Points::flush);
             }
             if self.host.now_ns() >= limit {
                 let left = self.points.in_flight();
@@ -235,6 +241,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
                     (None, Ok(_)) => self.points.awaited(),
                 };
                 self.tell(key::WAITS_FOR, &why);
+                self.outside(Points::flush);
             }
             let stall_ends = match fault {
                 Some(Way::Stall) => stalled_until,
@@ -264,10 +271,9 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
         (0..self.vcpus.len()).for_each(|v| self.expire(v));
         self.publish_time_now(v);
         self.announce();
-        self.outside(Points::flush);
     }
 
-    /// Tells the host about the shim and its guest, which runs.
+    /// Tells the host about the shim and its guest, which runs, at the next flush.
     pub fn announce(&mut self) {
         let moves = self.moves.done.to_string();
         self.tell(key::VERSION, env!("CARGO_PKG_VERSION"));
@@ -288,8 +294,11 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
         let in_flight = self.points.in_flight().to_string();
         self.tell(key::IN_FLIGHT, &in_flight);
         self.go_on(0, false);
+        self.outside(Points::flush);
     }
 
+    /// Has the host told, together with whatever else waits for the next flush: each time that the
+    /// host is notified, it may well take the processor to see why.
     fn tell(&mut self, key: &str, value: &str) {
         self.outside(|points, outside| points.report(outside, key, value));
     }

@@ -107,7 +107,7 @@ fn any_moment_will_do() {
     Lab::run("moments", &Config::hosts(1), |lab| {
         let host = lab.host(0);
         let mut plan = plan()?;
-            plan.arguments = plan.arguments.replace(" quiet", "");
+        plan.arguments = plan.arguments.replace(" quiet", "");
         // Before the kernel has said that it is up.
         let guest = plan.create(host)?;
         guest.wait_for(r"\[ +\d+\.\d+\]", BOOT)?;

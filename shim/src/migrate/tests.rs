@@ -82,7 +82,7 @@ fn a_guest_that_spins_is_moved_without_being_asked() {
     assert_eq!((moves.done, moves.cancelled, moves.refused), (1, 0, 0));
     assert_eq!(last(&bench, "moves"), "1");
     let states = bench.guest.points.reports("state");
-    assert_eq!(states, ["draining", "connecting", "running"]);
+    assert_eq!(states, ["connecting", "running"]);
     bench.check();
 }
 

@@ -99,7 +99,8 @@ pub trait Points<M: Machine, H: Host>: Sized {
     fn awaited(&self) -> String;
     /// Takes work again; `moved` when the domain is a new one.
     fn resume(&mut self, outside: &mut Outside<'_, M, H>, moved: bool);
-    /// Tells the host about the life of the shim, below `data/unmoved/`.
+    /// Has the host told about the life of the shim, below `data/unmoved/`, at the next
+    /// [`flush`](Self::flush).
     fn report(&mut self, outside: &mut Outside<'_, M, H>, key: &str, value: &str);
     /// How many requests are in flight at the host.
     fn in_flight(&self) -> usize;

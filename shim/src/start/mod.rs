@@ -16,6 +16,7 @@ use unmoved_shim::host::{Host, Xen};
 use unmoved_shim::mem::{FramePool, Frames};
 use unmoved_shim::mm::{Ledger, Mm, Owner, ShimSlots};
 use unmoved_shim::options::Options;
+use unmoved_shim::points::Points;
 use unmoved_shim::points::all::{self as points, AllPoints};
 use unmoved_shim::points::evtchn::{EventChannels, Peer};
 use unmoved_shim::points::identity::Identity;
@@ -139,6 +140,7 @@ pub fn start(start_info: u64) -> (&'static mut Hosted, Regs) {
         refuse("devices", error);
     }
     guest.announce();
+    guest.outside(Points::flush);
     guest.publish_time_now(0);
     guest.m.set_guest_cr4(0);
     guest.m.load_page_table(built.l4);

@@ -226,6 +226,7 @@ fn what_either_side_writes_reaches_the_other() {
         Some((131_072 - shim).to_string())
     );
     world.with(|points, outside| points.report(outside, "state", "running"));
+    world.with(Points::flush);
     world.pump();
     assert_eq!(world.host("data/unmoved/state").as_deref(), Some("running"));
     assert_eq!(world.guest("data/unmoved/state"), None, "not the guest's");
@@ -273,6 +274,7 @@ fn a_new_host_hears_what_the_old_one_was_told_and_the_guest_nothing() {
     world.guest_asks(MsgType::WRITE, b"attr/answer\x0042");
     world.guest_asks(MsgType::WATCH, b"memory/target\0t\0");
     world.with(|points, outside| points.report(outside, "moves", "1"));
+    world.with(Points::flush);
     world.pump();
     let quiet = world.with(|points, outside| points.quiesce(outside));
     assert_eq!(quiet, Progress::Done);
