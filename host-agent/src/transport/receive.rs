@@ -1,6 +1,6 @@
 //! The receiving end: what comes over several connections, put into one sink in an order that is right.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSliceMut, Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
@@ -139,7 +139,8 @@ impl Lane {
         }
         batch.data.resize(batch.content_pages() * PAGE_SIZE, 0);
         if !header.is_zstd {
-            return fill(batch, |pages| self.connection.read_exact(pages));
+            let mut pieces = clear_zeros(&mut batch.words, &mut batch.data);
+            return read_all(&mut *self.connection, &mut pieces);
         }
         // At most a megabyte-sized batch, and the header was checked: it is not longer than that.
         self.coded.resize(header.wire as usize, 0);
@@ -157,8 +158,8 @@ impl Lane {
             batch.words.iter_mut().for_each(|word| *word &= !ZERO);
             return Ok(());
         }
-        let mut rest = &content[..];
-        fill(batch, |pages| rest.read_exact(pages))
+        let mut pieces = clear_zeros(&mut batch.words, &mut batch.data);
+        read_all(&mut &content[..], &mut pieces)
     }
 
     fn acknowledge(&mut self) -> io::Result<()> {
@@ -167,28 +168,39 @@ impl Lane {
     }
 }
 
-/// Fills the batch's data: zeros where the words say so, the rest by `read`, in as few calls as possible.
-fn fill(batch: &mut Batch, mut read: impl FnMut(&mut [u8]) -> io::Result<()>) -> io::Result<()> {
-    let mut at = 0;
-    let mut run = 0;
-    for word in &mut batch.words {
-        if !has_content(*word) {
-            continue;
-        }
+/// Makes the pages of zeros that the words name, and gives the places of the others, in as few pieces as
+/// possible.
+fn clear_zeros<'d>(words: &mut [u64], data: &'d mut [u8]) -> Vec<IoSliceMut<'d>> {
+    let mut pieces = Vec::new();
+    let (mut run, mut rest) = (0, data);
+    for word in words.iter_mut().filter(|word| has_content(**word)) {
         if *word & ZERO == 0 {
             run += PAGE_SIZE;
             continue;
         }
         *word &= !ZERO;
-        read(&mut batch.data[at..at + run])?;
-        at += run;
-        run = PAGE_SIZE;
-        batch.data[at..at + run].fill(0);
-        at += run;
-        run = 0;
+        let (piece, after) = rest.split_at_mut(run);
+        let (zeros, after) = after.split_at_mut(PAGE_SIZE);
+        zeros.fill(0);
+        if run > 0 {
+            pieces.push(IoSliceMut::new(piece));
+        }
+        (run, rest) = (0, after);
     }
     if run > 0 {
-        read(&mut batch.data[at..at + run])?;
+        pieces.push(IoSliceMut::new(&mut rest[..run]));
+    }
+    pieces
+}
+
+/// Fills all pieces, with as few calls as the connection allows.
+fn read_all(from: &mut (impl Read + ?Sized), pieces: &mut [IoSliceMut<'_>]) -> io::Result<()> {
+    let mut rest = pieces;
+    while !rest.is_empty() {
+        match from.read_vectored(rest)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            read => IoSliceMut::advance_slices(&mut rest, read),
+        }
     }
     Ok(())
 }

@@ -27,7 +27,9 @@ type Connection = Box<dyn Duplex>;
 struct Lane {
     connection: Connection,
     compressor: Option<zstd::bulk::Compressor<'static>>,
-    words: Vec<u8>,
+    /// The batch's words, marked where the page is all zero; and as they are sent.
+    words: Vec<u64>,
+    coded: Vec<u8>,
     content: Vec<u8>,
     compressed: Vec<u8>,
 }
@@ -165,7 +167,9 @@ impl Sink for Sender {
             };
             self.shared.pay(piece.len())?;
             let mut lane = self.shared.lanes[0].lock();
-            lane.write(&[&header.encode(), piece]).map_err(lost)?;
+            let header = header.encode();
+            let mut slices = [IoSlice::new(&header), IoSlice::new(piece)];
+            write_all(&mut *lane.connection, &mut slices).map_err(lost)?;
         }
         let mut state = self.shared.state.lock();
         state.taken += bytes.len() as u64;
@@ -318,6 +322,7 @@ impl Lane {
             connection,
             compressor,
             words: Vec::new(),
+            coded: Vec::new(),
             content: Vec::new(),
             compressed: Vec::new(),
         })
@@ -326,13 +331,15 @@ impl Lane {
     /// Looks for pages of zeros, and compresses the others if that is wanted and helps.
     fn encode(&mut self, batch: &Batch) -> io::Result<Sizes> {
         self.words.clear();
+        self.coded.clear();
         let mut zeros = 0;
         let mut pages = batch.data.chunks_exact(PAGE_SIZE);
         for word in &batch.words {
             let is_zero = has_content(*word) && pages.next().is_some_and(|page| page == ZERO_PAGE);
             zeros += usize::from(is_zero);
             let word = if is_zero { word | ZERO } else { *word };
-            self.words.extend_from_slice(&word.to_le_bytes());
+            self.words.push(word);
+            self.coded.extend_from_slice(&word.to_le_bytes());
         }
         let raw = batch.data.len() - zeros * PAGE_SIZE;
         let mut sizes = Sizes {
@@ -348,7 +355,7 @@ impl Lane {
                 &batch.data
             } else {
                 self.content.clear();
-                for run in runs(batch) {
+                for run in runs(&self.words, &batch.data) {
                     self.content.extend_from_slice(run);
                 }
                 &self.content
@@ -374,35 +381,18 @@ impl Lane {
             wire: u32::try_from(sizes.wire).map_err(long)?,
         }
         .encode();
-        let words = std::mem::take(&mut self.words);
-        let compressed = std::mem::take(&mut self.compressed);
-        let mut slices = vec![&header[..], &words];
+        let mut slices = vec![IoSlice::new(&header), IoSlice::new(&self.coded)];
         if sizes.is_compressed {
-            slices.push(&compressed[..sizes.wire]);
+            slices.push(IoSlice::new(&self.compressed[..sizes.wire]));
         } else {
-            slices.extend(runs(batch));
+            let runs = runs(&self.words, &batch.data);
+            slices.extend(runs.into_iter().map(IoSlice::new));
         }
-        let result = self.write(&slices);
-        self.words = words;
-        self.compressed = compressed;
-        result
+        write_all(&mut *self.connection, &mut slices)
     }
 
     fn send_header(&mut self, kind: Kind) -> io::Result<()> {
-        self.write(&[&Header::of(kind).encode()])
-    }
-
-    fn write(&mut self, slices: &[&[u8]]) -> io::Result<()> {
-        let mut slices: Vec<_> = slices.iter().map(|slice| IoSlice::new(slice)).collect();
-        let mut rest = &mut slices[..];
-        // Skips empty slices, which would look like the end.
-        IoSlice::advance_slices(&mut rest, 0);
-        while !rest.is_empty() {
-            match self.connection.write_vectored(rest)? {
-                0 => return Err(io::ErrorKind::WriteZero.into()),
-                written => IoSlice::advance_slices(&mut rest, written),
-            }
-        }
+        self.connection.write_all(&Header::of(kind).encode())?;
         self.connection.flush()
     }
 
@@ -416,25 +406,38 @@ impl Lane {
     }
 }
 
-/// The content of a batch without its pages of zeros, in as few pieces as possible.
-fn runs(batch: &Batch) -> impl Iterator<Item = &[u8]> {
-    let mut rest = &batch.data[..];
-    std::iter::from_fn(move || {
-        let page = |data: &[u8], index: usize| {
-            data.get(index * PAGE_SIZE..(index + 1) * PAGE_SIZE)
-                .map(|page| page == ZERO_PAGE)
-        };
-        let skip = (0..)
-            .take_while(|index| page(rest, *index) == Some(true))
-            .count();
-        rest = &rest[skip * PAGE_SIZE..];
-        let length = (0..)
-            .take_while(|index| page(rest, *index) == Some(false))
-            .count();
-        let (run, after) = rest.split_at(length * PAGE_SIZE);
-        rest = after;
-        (length > 0).then_some(run)
-    })
+/// Writes all pieces, with as few calls as the connection allows.
+fn write_all(to: &mut (impl Write + ?Sized), pieces: &mut [IoSlice<'_>]) -> io::Result<()> {
+    let mut rest = pieces;
+    // Skips empty pieces, which would look like the end.
+    IoSlice::advance_slices(&mut rest, 0);
+    while !rest.is_empty() {
+        match to.write_vectored(rest)? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            written => IoSlice::advance_slices(&mut rest, written),
+        }
+    }
+    to.flush()
+}
+
+/// The content of a batch without the pages that its words mark as zero, in as few pieces as possible.
+fn runs<'b>(words: &[u64], data: &'b [u8]) -> Vec<&'b [u8]> {
+    let mut runs = Vec::new();
+    let (mut run, mut rest) = (0, data);
+    for word in words.iter().filter(|word| has_content(**word)) {
+        if word & ZERO == 0 {
+            run += PAGE_SIZE;
+            continue;
+        }
+        if run > 0 {
+            runs.push(&rest[..run]);
+        }
+        (run, rest) = (0, &rest[run + PAGE_SIZE..]);
+    }
+    if run > 0 {
+        runs.push(&rest[..run]);
+    }
+    runs
 }
 
 fn lost(error: io::Error) -> Error {

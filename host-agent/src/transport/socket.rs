@@ -4,7 +4,7 @@
 //! the job, if the connection has been silent for too long, or if what had to be done by a certain time
 //! (a handshake) is not done.  The last is what stops a peer that sends one byte now and then.
 
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -148,6 +148,10 @@ impl Socket {
 impl Read for Socket {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.patiently(|stream| stream.read(buffer))
+    }
+
+    fn read_vectored(&mut self, buffers: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        self.patiently(|stream| stream.read_vectored(buffers))
     }
 }
 
