@@ -1,5 +1,6 @@
 //! `cargo xtask lab …`: the lab by hand.
 
+mod devices;
 mod hostile;
 mod lan;
 mod moves;
@@ -27,6 +28,8 @@ pub enum Command {
     Hostile(hostile::Hostile),
     /// Run a storm of processes in a Debian guest
     Stress(stress::Stress),
+    /// Load a Debian guest's disk and network card, everything checked
+    Devices(devices::Devices),
     /// Measure the LAN between two hosts
     Lan(lan::Lan),
 }
@@ -44,6 +47,7 @@ impl Command {
             Self::Moves(moves) => moves.run(),
             Self::Hostile(hostile) => hostile.run(),
             Self::Stress(stress) => stress.run(),
+            Self::Devices(devices) => devices.run(),
             Self::Lan(lan) => lan.run(),
         }
     }
