@@ -136,6 +136,12 @@ fn boot(lab: &Lab, plan: &GuestPlan) -> Result<Option<Guest>> {
 }
 
 impl Baseline {
+    /// How long the friendly guest's kernel was busy with suspending and resuming, if it said so.
+    #[must_use]
+    pub const fn cooperation(&self) -> Option<Duration> {
+        self.cooperation
+    }
+
     /// As JSON, under the keys that the project's records use.
     #[must_use]
     pub fn to_json(&self) -> Value {

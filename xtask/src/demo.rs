@@ -61,6 +61,19 @@ impl Demo {
         baseline.tell();
         seen.tell("unmoved migrate");
         compare(&seen, &xl);
+        let own = seen
+            .moves
+            .iter()
+            .map(Move::own_us)
+            .max()
+            .unwrap_or_default();
+        if let Some(theirs) = baseline.cooperation() {
+            println!(
+                "The shim's own share of the blackout is at most {:.1} ms; the friendly guest's kernel took {:.1} ms",
+                own as f64 / 1e3,
+                theirs.as_secs_f64() * 1e3
+            );
+        }
         let figures = json!({
             "baseline": baseline.to_json(),
             "unmoved": record(&seen, &reports.into_inner()),
