@@ -1,7 +1,9 @@
 //! `cargo xtask lab …`: the lab by hand.
 
+mod boots;
 mod devices;
 mod hostile;
+mod hotplug;
 mod lan;
 mod moves;
 mod run;
@@ -26,10 +28,14 @@ pub enum Command {
     Moves(moves::Moves),
     /// Attack the shim with a hostile guest kernel
     Hostile(hostile::Hostile),
+    /// Boot every kind of guest many times
+    Boots(boots::Boots),
     /// Run a storm of processes in a Debian guest
     Stress(stress::Stress),
     /// Load a Debian guest's disk and network card, everything checked
     Devices(devices::Devices),
+    /// Plug and unplug a disk and a card under load
+    Hotplug(hotplug::Hotplug),
     /// Measure the LAN between two hosts
     Lan(lan::Lan),
 }
@@ -46,8 +52,10 @@ impl Command {
             Self::Soak(soak) => soak.run(),
             Self::Moves(moves) => moves.run(),
             Self::Hostile(hostile) => hostile.run(),
+            Self::Boots(boots) => boots.run(),
             Self::Stress(stress) => stress.run(),
             Self::Devices(devices) => devices.run(),
+            Self::Hotplug(hotplug) => hotplug.run(),
             Self::Lan(lan) => lan.run(),
         }
     }
