@@ -2,11 +2,14 @@
 //! any distribution's root or on none; and the shim, which runs on none by nature.
 
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::paths;
+use crate::{paths, progress};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
@@ -83,7 +86,7 @@ pub fn hostile() -> Result<PathBuf> {
 /// Build with optimisation into a folder of its own below the target folder, which is given back.
 fn cargo(what: &str, folder: &str, flags: &str, arguments: &[&str]) -> Result<PathBuf> {
     let folder = paths::target().join(folder);
-    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let child = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .current_dir(paths::workspace())
         // A program that ran under cargo passes cargo's own settings on to this one.
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
@@ -92,12 +95,37 @@ fn cargo(what: &str, folder: &str, flags: &str, arguments: &[&str]) -> Result<Pa
         .args(arguments)
         .arg("--target-dir")
         .arg(&folder)
-        .output()
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
         .context("cannot run cargo")?;
+    let output = tell_if_long(what, child)?;
     ensure!(
         output.status.success(),
         "{what} does not build: {}",
         String::from_utf8_lossy(&output.stderr)
     );
     Ok(folder)
+}
+
+/// Wait for a build, and say what is waited for if it is not done at once.
+fn tell_if_long(what: &str, child: Child) -> Result<Output> {
+    const LONG: Duration = Duration::from_secs(2);
+    let (done, wait) = mpsc::channel();
+    let waiting = thread::spawn(move || {
+        let output = child.wait_with_output();
+        // Nobody waits any more only if this process is about to end.
+        let _ = done.send(());
+        output
+    });
+    if wait.recv_timeout(LONG).is_err() {
+        let step = progress::step(format!("building {what}"));
+        let _ = wait.recv();
+        step.done("built");
+    }
+    let output = waiting
+        .join()
+        .map_err(|_| anyhow::anyhow!("waiting for cargo failed"))?;
+    output.context("cannot run cargo")
 }
