@@ -2,10 +2,15 @@
 //!
 //! Static checks, then all tests of the workspace, then those that start hosts.  All parts run even if
 //! one fails; the last line is the sum of the test runners' own summaries.
+//!
+//! A host is a process that wants a core.  Tests with two hosts leave one of two cores idle half of the
+//! time, so those with one host run beside them.
 
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -60,11 +65,9 @@ impl Test {
         )?;
         if !self.no_lab {
             Setup::default().run()?;
-            // One at a time: each host is a process that wants a core.
-            let mut lab = vec!["test", "--package", "unmoved-tests", "--no-fail-fast"];
-            lab.extend(LAB);
-            lab.extend(["--", "--test-threads=1", "--nocapture"]);
-            sum.tests("tests with hosts", &lab)?;
+            let build = ["test", "--quiet", "--package=unmoved-tests", "--no-run"];
+            sum.check("building tests with hosts", &[&build[..], &LAB].concat())?;
+            sum.lab()?;
         }
         sum.end(self.json.as_deref())
     }
@@ -94,10 +97,42 @@ impl Sum {
     fn tests(&mut self, name: &str, arguments: &[&str]) -> Result<()> {
         let step = progress::step(name);
         let begun = Instant::now();
-        let mut child = cargo(arguments)
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("cannot run cargo")?;
+        let child = spawn(arguments)?;
+        let success = self.read(child, |line| println!("{line}"))?;
+        self.note(name, success, begun);
+        step.done(word(success));
+        Ok(())
+    }
+
+    /// The tests that start hosts, in two lanes.
+    fn lab(&mut self) -> Result<()> {
+        const NAMES: [&str; 2] = ["tests with two hosts", "tests with one host"];
+        let step = progress::step("tests with hosts");
+        let begun = Instant::now();
+        let [pairs, singles] = lanes()?.map(|lane| spawn(&lane));
+        let (pairs, singles) = (pairs?, singles?);
+        // What the second lane says is kept until the first has said everything.
+        let beside = thread::spawn(move || {
+            let (mut sum, mut said) = (Self::default(), Vec::new());
+            let success = sum.read(singles, |line| said.push(line.to_owned()));
+            (sum, said, success)
+        });
+        let first = self.read(pairs, |line| println!("{line}"))?;
+        self.note(NAMES[0], first, begun);
+        let (sum, said, second) = beside
+            .join()
+            .map_err(|_| anyhow::anyhow!("reading the tests' output panicked"))?;
+        said.iter().for_each(|line| println!("{line}"));
+        self.passed += sum.passed;
+        self.failed += sum.failed;
+        let second = second?;
+        self.note(NAMES[1], second, begun);
+        step.done(word(first && second));
+        Ok(())
+    }
+
+    /// Reads a test runner's output to its end, and gives whether it was content.
+    fn read(&mut self, mut child: Child, mut tell: impl FnMut(&str)) -> Result<bool> {
         let output = child.stdout.take().context("cargo has no output")?;
         for line in BufReader::new(output).lines() {
             let line = line?;
@@ -105,12 +140,9 @@ impl Sum {
                 self.passed += passed;
                 self.failed += failed;
             }
-            println!("{line}");
+            tell(&line);
         }
-        let success = child.wait()?.success();
-        self.note(name, success, begun);
-        step.done(word(success));
-        Ok(())
+        Ok(child.wait()?.success())
     }
 
     fn note(&mut self, name: &str, success: bool, begun: Instant) {
@@ -131,6 +163,42 @@ impl Sum {
         }
         Ok(())
     }
+}
+
+/// Tests in files of these names start two hosts, or take that long by themselves.
+const PAIRS: [&str; 5] = ["agent", "crossing", "guests", "lab", "unnoticed"];
+
+/// The command lines of the two lanes: between them, every file of tests.
+fn lanes() -> Result<[Vec<String>; 2]> {
+    let common = ["test", "--package=unmoved-tests", "--no-fail-fast"];
+    let begin = || -> Vec<String> { common.iter().chain(&LAB).map(ToString::to_string).collect() };
+    let mut lanes = [begin(), begin()];
+    lanes[1].push("--lib".to_owned());
+    let mut files: Vec<_> =
+        fs::read_dir(paths::workspace().join("tests/tests"))?.collect::<std::io::Result<_>>()?;
+    files.sort_by_key(fs::DirEntry::file_name);
+    for file in files {
+        let path = file.path();
+        if path.extension().is_some_and(|kind| kind == "rs")
+            && let Some(name) = path.file_stem().and_then(|stem| stem.to_str())
+        {
+            lanes[usize::from(!PAIRS.contains(&name))].push(format!("--test={name}"));
+        }
+    }
+    for lane in &mut lanes {
+        // In a lane, one at a time.
+        let rest = ["--", "--test-threads=1", "--nocapture"];
+        lane.extend(rest.map(str::to_owned));
+    }
+    Ok(lanes)
+}
+
+fn spawn(arguments: &[impl AsRef<str>]) -> Result<Child> {
+    let arguments: Vec<&str> = arguments.iter().map(AsRef::as_ref).collect();
+    cargo(&arguments)
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot run cargo")
 }
 
 fn word(success: bool) -> &'static str {
