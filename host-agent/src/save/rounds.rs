@@ -85,6 +85,14 @@ pub(crate) fn send(
             let since = Instant::now();
             taken = pass_on(&mut read, sink, control, &mut sent);
             passing += since.elapsed();
+            // Until a round has told how fast the way is, its own progress does.
+            let rate =
+                (sent.pages * PAGE_SIZE as u64) as f64 / begun.elapsed().as_secs_f64().max(0.001);
+            control.update(|figures| {
+                if figures.memory_iteration <= 1 {
+                    figures.memory_bps = rate as u64;
+                }
+            });
             if taken.is_err() {
                 break;
             }
