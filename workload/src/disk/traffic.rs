@@ -165,6 +165,12 @@ pub struct Traffic {
 }
 
 impl Traffic {
+    /// The device's path.
+    #[must_use]
+    pub fn device(&self) -> &str {
+        &self.device
+    }
+
     /// Starts the workers.  What the device held before is overwritten.
     ///
     /// # Errors

@@ -166,11 +166,21 @@ impl Worker {
                 lock(&self.disks).push(traffic);
                 Ok(Value::Null)
             }
-            "status" => Ok(json!({ "disks": self.disk_figures() })),
-            // Taken out first: the final check may take long, and others may ask meanwhile.
+            "status" => {
+                order.allow(&[])?;
+                Ok(json!({ "disks": self.disk_figures() }))
+            }
             "stop" => {
-                let disks = std::mem::take(&mut *lock(&self.disks));
-                let figures: Vec<Value> = disks.into_iter().map(Traffic::finish).collect();
+                order.allow(&["dev"])?;
+                let device = order.text("dev");
+                let is_meant = |disk: &Traffic| device.is_none_or(|device| device == disk.device());
+                // Taken out first: the final check may take long, and others may ask meanwhile.
+                let mut disks = lock(&self.disks);
+                let (ending, going_on): (Vec<_>, Vec<_>) =
+                    std::mem::take(&mut *disks).into_iter().partition(is_meant);
+                *disks = going_on;
+                drop(disks);
+                let figures: Vec<Value> = ending.into_iter().map(Traffic::finish).collect();
                 Ok(json!({ "disks": figures }))
             }
             "check" => {
