@@ -18,6 +18,9 @@ const SHIM_FAULT: [&str; 3] = [
 /// What it says when it ends its guest for the guest's own fault.
 const GUEST_FAULT: &str = "unmoved E guest crashed: ";
 
+/// What it says when the guest shuts down as crashed.
+const GUEST_END: &str = "unmoved I shutdown, reason 3";
+
 /// What to run.
 #[derive(Clone, Copy, Debug)]
 pub struct Attack {
@@ -52,23 +55,28 @@ pub fn run(host: &Host, system: System, attack: Attack) -> Result<Outcome> {
     run_moved(host, system, attack, &[])
 }
 
-/// Run the kernel once, and move it in each of these ways while it makes its random attacks.
+/// Run the kernel, and move it in each of these ways while it makes its random attacks, until it has gone
+/// on with them after the last.
 ///
 /// # Errors
-/// As of [`run`], and if it ends well or is not moved before the last move.  One that ends by its own
-/// fault before that is no error.
+/// As of [`run`], and if it is not moved.  One that ends by its own fault before that is no error.
 pub fn run_moved(host: &Host, system: System, attack: Attack, ways: &[Way]) -> Result<Outcome> {
     let mark = host.serial().mark();
     let outcome = attack_and_move(host, system, attack, ways).or_else(|error| {
         let said = String::from_utf8_lossy(&host.serial().bytes()[mark..]).into_owned();
         // What fails with a guest that has ended itself, fails for that reason.
-        match (shim_fault(&said), find(&said, GUEST_FAULT)) {
+        match (shim_fault(&said), own_fault(&said)) {
             (None, Some(fault)) => Ok(read("", Some(fault))),
             _ => Err(error),
         }
     });
     host.run(&["xl", "destroy", "hostile"])?;
     outcome
+}
+
+/// Its own fault, or its own wish: it shuts itself down as crashed when it finds itself broken.
+fn own_fault(said: &str) -> Option<String> {
+    find(said, GUEST_FAULT).or_else(|| find(said, GUEST_END))
 }
 
 fn shim_fault(said: &str) -> Option<String> {
@@ -96,9 +104,13 @@ fn attack_and_move(host: &Host, system: System, attack: Attack, ways: &[Way]) ->
         // What is cut off there is no line of its own.
         said.push('\n');
     }
-    let end = wait(&guest.console, host.serial(), mark);
+    let end = match ways.is_empty() {
+        true => wait(&guest.console, host.serial(), mark)?,
+        // It has been moved, and goes on: that is what was to be seen.
+        false => wait_for_progress(&guest, host, mark).map(|()| None)?,
+    };
     said += &guest.console.text();
-    Ok(read(&said, end?))
+    Ok(read(&said, end))
 }
 
 /// Wait until random attacks are under way.
@@ -107,7 +119,7 @@ fn wait_for_progress(guest: &Guest, host: &Host, mark: usize) -> Result<()> {
     loop {
         let progress = guest.wait_for(r"hostile: \d+ of \d+", Duration::from_secs(2));
         let said = String::from_utf8_lossy(&host.serial().bytes()[mark..]).into_owned();
-        ensure!(find(&said, GUEST_FAULT).is_none(), "it ended itself");
+        ensure!(own_fault(&said).is_none(), "it ended itself");
         match progress {
             Ok(_) => return Ok(()),
             Err(error) => ensure!(begun.elapsed() < SILENCE, "{error:#}"),

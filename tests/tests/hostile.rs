@@ -23,17 +23,17 @@ fn a_hostile_kernel_gets_nothing() {
     .unwrap();
 }
 
-/// Lives that may end by the kernel's own fault before one of them has been moved to its end.
+/// Lives that may end by the kernel's own fault before one of them has seen all moves.
 const LIVES: u64 = 8;
 
 #[test]
 fn a_hostile_kernel_is_moved_while_it_attacks() {
     Lab::run("hostile-moved", &Config::hosts(1), |lab| {
         let shim = System::Shim(programs::shim()?);
-        for seed in 1..=LIVES {
+        for seed in 100..100 + LIVES {
             let attack = Attack {
                 seed,
-                count: 400_000,
+                count: 100_000_000,
                 fixed: false,
             };
             let ways = [Way::SaveRestore, Way::Migrate];
@@ -43,10 +43,13 @@ fn a_hostile_kernel_is_moved_while_it_attacks() {
                 println!("seed {seed}: its own fault: {fault}");
                 continue;
             }
-            assert_eq!(outcome.made, attack.count, "seed {seed}");
+            assert!(
+                outcome.made > 0,
+                "seed {seed}: no attack after the last move"
+            );
             return Ok(());
         }
-        anyhow::bail!("{LIVES} guests killed themselves before they were moved to their end")
+        anyhow::bail!("{LIVES} guests killed themselves before the last move")
     })
     .unwrap();
 }
