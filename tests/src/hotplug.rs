@@ -14,6 +14,8 @@ const MOMENT: Duration = Duration::from_secs(120);
 const SECOND_DISK: &str =
     "dd if=/dev/zero of=/root/second bs=1M count=16 2>/dev/null; losetup /dev/loop1 /root/second";
 
+/// Requests of the guest's own disk at once.
+const DEPTH: u64 = 8;
 /// Gives the guest's own disk work that goes on while devices come and go.
 const LOAD: &str = "disk start dev=/dev/xvda area=16M depth=8 pause=2000";
 
@@ -50,8 +52,10 @@ pub fn plug(
     // The shim counts when devices come or go: once more, so that nothing is in flight when it does.
     round(host, guest)?;
     let after = usage(host, guest)?;
+    // The disk that stays keeps pages for as many requests as it ever had at once.
+    let frames_kept = before[2].saturating_sub(after[2]);
     ensure!(
-        before == after,
+        before[..2] == after[..2] && frames_kept <= DEPTH,
         "something leaks: {USAGE:?} were {before:?}, and are {after:?} after {count} rounds"
     );
     Ok([before, after])
