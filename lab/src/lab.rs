@@ -29,6 +29,8 @@ pub struct Config {
     pub cold: bool,
     /// What each host's private disk begins with; nothing else is on it.
     pub disk: Option<PathBuf>,
+    /// Hosts are to be [switched on](Lab::switch_on) again; their LAN is slower.
+    pub revivable: bool,
 }
 
 impl Config {
@@ -40,6 +42,7 @@ impl Config {
             shape: Shape::default(),
             cold: false,
             disk: None,
+            revivable: false,
         }
     }
 }
@@ -51,6 +54,9 @@ pub struct Lab {
     pub hosts: Vec<Host>,
     tools: Tools,
     folder: RunFolder,
+    config: Config,
+    /// Ends of the LAN for hosts that are switched on again.
+    ends: Ends,
 }
 
 impl Lab {
@@ -71,9 +77,11 @@ impl Lab {
             hosts: Vec::new(),
             tools,
             folder,
+            config: config.clone(),
+            ends: Vec::new(),
         };
-        let result = started.and_then(|hosts| {
-            lab.hosts = hosts;
+        let result = started.and_then(|(hosts, ends)| {
+            (lab.hosts, lab.ends) = (hosts, ends);
             let keep_if_panics = Keep(&path);
             let result = job(&mut lab);
             std::mem::forget(keep_if_panics);
@@ -100,6 +108,30 @@ impl Lab {
     #[must_use]
     pub fn host(&self, index: usize) -> &Host {
         &self.hosts[index]
+    }
+
+    /// Cuts the power of a host, unless that has been done, and switches it on again.  Its disks are as
+    /// it left them; all else is as after its first boot.
+    ///
+    /// # Errors
+    /// If the lab's hosts are not revivable, or this one does not start.
+    pub fn switch_on(&mut self, index: usize) -> Result<()> {
+        let end = self.ends.get(index).and_then(Option::as_ref);
+        let end = end.context("this lab's hosts cannot be switched on again")?;
+        let end = end.try_clone()?;
+        self.hosts[index].kill();
+        let snapshot = Snapshot::get(self.config.hosts[index], self.config.shape, &self.tools)?;
+        let (folder, shared) = (self.folder.path(), self.folder.path().join("shared.img"));
+        self.hosts[index] = start_host(
+            index,
+            &snapshot,
+            &self.config,
+            folder,
+            &shared,
+            Some(end),
+            &self.tools,
+        )?;
+        Ok(())
     }
 
     /// The programs of the lab.
@@ -141,7 +173,9 @@ impl Drop for Keep<'_> {
     }
 }
 
-fn start_hosts(config: &Config, folder: &Path, tools: &Tools) -> Result<Vec<Host>> {
+type Ends = Vec<Option<OwnedFd>>;
+
+fn start_hosts(config: &Config, folder: &Path, tools: &Tools) -> Result<(Vec<Host>, Ends)> {
     let count = config.hosts.len();
     ensure!(
         (1..=NAMES.len()).contains(&count),
@@ -151,9 +185,16 @@ fn start_hosts(config: &Config, folder: &Path, tools: &Tools) -> Result<Vec<Host
     for xen in &config.hosts {
         snapshots.push(Snapshot::get(*xen, config.shape, tools)?);
     }
-    let ends = lan::ends(count)?;
+    let ends = lan::ends(count, config.revivable)?;
+    let kept = match config.revivable {
+        true => ends
+            .iter()
+            .map(|end| end.as_ref().map(OwnedFd::try_clone).transpose())
+            .collect::<std::io::Result<Ends>>()?,
+        false => Vec::new(),
+    };
     let shared = folder.join("shared.img");
-    thread::scope(|scope| {
+    let hosts: Result<Vec<Host>> = thread::scope(|scope| {
         let mut starts = Vec::new();
         for (index, (snapshot, lan)) in snapshots.iter().zip(ends).enumerate() {
             let shared = &shared;
@@ -170,7 +211,8 @@ fn start_hosts(config: &Config, folder: &Path, tools: &Tools) -> Result<Vec<Host
                     .unwrap_or_else(|_| Err(anyhow::anyhow!("a thread panicked")))
             })
             .collect()
-    })
+    });
+    Ok((hosts?, kept))
 }
 
 fn start_host(
@@ -192,7 +234,10 @@ fn start_host(
     }
     if let Some(content) = &config.disk {
         let disk = folder.join(PRIVATE_DISK);
-        fs::copy(content, &disk).with_context(|| format!("cannot write {}", disk.display()))?;
+        // One that is switched on again finds its disk as it left it.
+        if !disk.exists() {
+            fs::copy(content, &disk).with_context(|| format!("cannot write {}", disk.display()))?;
+        }
     }
     let plan = Plan {
         name,

@@ -20,6 +20,8 @@ const MOMENT: Duration = Duration::from_secs(120);
 const DAEMON: &str = "/root/unmovedd";
 const FOLDER: &str = "/etc/unmoved";
 /// Beside the toolstack's own, where the logs of a failed lab are collected.
+const STATE: &str = "/var/lib/unmoved";
+const STATE_DISK: &str = "/dev/vdb";
 const LOG: &str = "/var/log/xen/unmovedd.log";
 /// A folder for the daemons' logs of migrations, for who wants to know where the time goes.
 const LOGS: &str = "UNMOVED_LAB_LOGS";
@@ -103,6 +105,22 @@ fn papers(unmoved: &Path, folder: &Path, words: &[&str]) -> Result<()> {
         String::from_utf8_lossy(&output.stderr)
     );
     Ok(())
+}
+
+/// Puts the daemon's state on the host's own disk, which outlives a loss of power.
+///
+/// # Errors
+/// If the disk cannot be used.
+pub fn keep_state(host: &Host, is_new: bool) -> Result<()> {
+    // What was read of the disk before the host's snapshot was taken is not true any more.
+    host.ok(&["blockdev", "--flushbufs", STATE_DISK])?;
+    if is_new {
+        let make = ["mkfs.minix", "-3", "-i", "1024", STATE_DISK, "16384"];
+        host.ok(&make)?;
+    }
+    host.ok(&["mkdir", "-p", STATE])?;
+    host.ok(&["mount", "-t", "minix", "-o", "sync", STATE_DISK, STATE])
+        .map(drop)
 }
 
 /// Starts an installed daemon.

@@ -5,6 +5,7 @@
 
 pub mod agents;
 pub mod baseline;
+pub mod cuts;
 pub mod direct;
 pub mod hostile;
 pub mod hotplug;

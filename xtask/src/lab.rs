@@ -1,6 +1,7 @@
 //! `cargo xtask lab …`: the lab by hand.
 
 mod boots;
+mod cuts;
 mod devices;
 mod hostile;
 mod hotplug;
@@ -26,6 +27,8 @@ pub enum Command {
     Soak(soak::Soak),
     /// Move a guest many times, and see that nothing grows
     Moves(moves::Moves),
+    /// Cut migrations by the agents in all kinds of ways, and see what becomes of the guest
+    Cuts(cuts::Cuts),
     /// Attack the shim with a hostile guest kernel
     Hostile(hostile::Hostile),
     /// Boot every kind of guest many times
@@ -51,6 +54,7 @@ impl Command {
             Self::Shell(shell) => shell.run(),
             Self::Soak(soak) => soak.run(),
             Self::Moves(moves) => moves.run(),
+            Self::Cuts(cuts) => cuts.run(),
             Self::Hostile(hostile) => hostile.run(),
             Self::Boots(boots) => boots.run(),
             Self::Stress(stress) => stress.run(),

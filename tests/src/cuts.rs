@@ -1,0 +1,317 @@
+//! Migrations that are cut: an agent killed, a host switched off, the LAN cut, at some moment.
+//!
+//! A guest is moved to and fro.  In each run something happens to it on the way; then everything is put
+//! in order again, the agents settle the job between themselves, and what became of the guest is looked
+//! at.  All the while nobody may ever see it run twice.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+use unmoved_lab::images::KernelFiles;
+use unmoved_lab::{Guest, GuestPlan, Host, Lab};
+
+use crate::{agents, direct::UNMOVED, unnoticed};
+
+/// Longest time from creation to a running user space, on a loaded machine.
+const BOOT: Duration = Duration::from_secs(300);
+/// Longest time of anything that takes a moment.
+const MOMENT: Duration = Duration::from_secs(120);
+/// Longest time of a job that nobody disturbs any more: a connection that is silent for ever is given up
+/// after a minute or so, and builders have a limit of their own.
+const SETTLE: u32 = 400;
+/// Waits until the journal's folder has the state, or the time is over.  Arguments: the job, the state as
+/// it stands in the audit log (nothing: do not wait for one), further seconds.
+const MOMENT_COMES: &str = "test -z \"$2\" ||
+    until grep -q \"$1.*\\\"state\\\":\\\"$2\\\"\" /var/lib/unmoved/audit.log; do
+        grep -q \"$1.*ended\" /var/lib/unmoved/audit.log && exit
+        sleep 0.05
+    done
+    sleep \"$3\"";
+/// Waits until each job is over, or waits for an operator.  Arguments: the command, seconds.
+const SETTLED: &str = "end=$(($(date +%s) + $2))
+    while \"$1\" status | grep -vE '  (done|failed: .*|HELD: .*)$'; do
+        test $(date +%s) -lt $end || exit 1
+        sleep 0.3
+    done >/dev/null";
+
+/// What happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// The source's agent is killed.
+    SourceAgent,
+    /// The destination's agent is killed.
+    DestinationAgent,
+    /// The source is switched off.
+    SourceHost,
+    /// The destination is switched off.
+    DestinationHost,
+    /// The cable is pulled for so many seconds.
+    Lan(u8),
+}
+
+/// When it happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// After this state is in the source's journal; `None`: after the order.
+    pub state: Option<&'static str>,
+    /// So much later.
+    pub later: Duration,
+}
+
+/// What became of the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It runs at the destination.
+    Moved,
+    /// It runs at the source.
+    Stayed,
+    /// It was on the host that was switched off.
+    DiedWithItsHost,
+}
+
+/// One run.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// What happened.
+    pub cut: Cut,
+    /// When.
+    pub moment: Moment,
+    /// What became of the guest.
+    pub end: End,
+    /// Whether somebody had to decide.
+    pub is_decided: bool,
+    /// From when all was in order again until all jobs were over.
+    pub settled: Duration,
+    /// What the agents say of the job: source, destination.
+    pub said: [String; 2],
+}
+
+/// The guest that is moved, and where it is.
+#[derive(Debug)]
+pub struct Cuts {
+    plan: GuestPlan,
+    guest: Guest,
+    at: usize,
+}
+
+impl fmt::Display for Cut {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SourceAgent => to.write_str("source's agent killed"),
+            Self::DestinationAgent => to.write_str("destination's agent killed"),
+            Self::SourceHost => to.write_str("source switched off"),
+            Self::DestinationHost => to.write_str("destination switched off"),
+            Self::Lan(seconds) => write!(to, "LAN cut for {seconds} s"),
+        }
+    }
+}
+
+impl fmt::Display for Moment {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let since = self.state.unwrap_or("the order");
+        write!(to, "{:.1} s after {since}", self.later.as_secs_f64())
+    }
+}
+
+impl Cuts {
+    /// Starts agents whose journals outlive their hosts, and the guest on the first host.
+    ///
+    /// # Errors
+    /// If any of that does not start.
+    pub fn begin(lab: &Lab, kernel: &KernelFiles) -> Result<Self> {
+        agents::install(lab)?;
+        for host in &lab.hosts {
+            agents::keep_state(host, true)?;
+            agents::run_daemon(host)?;
+        }
+        let mut plan = unnoticed::plan(kernel)?;
+        plan.memory_mib = 128;
+        let guest = create(&plan, lab.host(0))?;
+        Ok(Self { plan, guest, at: 0 })
+    }
+
+    /// One migration that is cut, and what became of it.
+    ///
+    /// # Errors
+    /// If the guest was seen running twice, is lost, or a job does not come to an end.
+    pub fn run(&mut self, lab: &mut Lab, cut: Cut, moment: Moment) -> Result<Run> {
+        let (from, to) = (self.at, 1 - self.at);
+        lab.host(to)
+            .sh("rm -f /var/log/xen/console/guest-web1*.log")?;
+        let arrived = Guest::attach_incoming(&self.plan.name, lab.host(to))?;
+        let job = agents::begin(&self.plan.name, lab.host(from), lab.host(to))?;
+        let later = moment.later.as_secs_f64().to_string();
+        let state = moment.state.unwrap_or_default();
+        let script = ["sh", "-c", MOMENT_COMES, "sh", &job, state, &later];
+        lab.host(from).ok(&script)?;
+        let off = happen(lab, cut, from, to)?;
+        let begun = Instant::now();
+        let is_decided = self.settle(lab, off)?;
+        let settled = begun.elapsed();
+        let said = [said(lab.host(from), &job)?, said(lab.host(to), &job)?];
+        let end = match running(lab, &self.plan.name)?[..] {
+            [at] if at == from => End::Stayed,
+            [_] => End::Moved,
+            // Before the hand-over it can only die with the source, and after it only with the destination.
+            [] if off == Some(from) && said[0].contains("gone") => End::DiedWithItsHost,
+            [] if off == Some(to) && (is_decided || said[0] == "done") => End::DiedWithItsHost,
+            [] => bail!("the guest is lost: {said:?}"),
+            _ => bail!("the guest runs twice: {said:?}"),
+        };
+        self.go_on(lab, end, arrived, off)?;
+        Ok(Run {
+            cut,
+            moment,
+            end,
+            is_decided,
+            settled,
+            said,
+        })
+    }
+
+    /// Waits until no job is under way any more; if one waits for an operator, who looks where the guest
+    /// is and decides.  Gives whether that was necessary.
+    fn settle(&self, lab: &Lab, off: Option<usize>) -> Result<bool> {
+        let limit = SETTLE.to_string();
+        let mut is_decided = false;
+        loop {
+            for host in &lab.hosts {
+                let settled = host.start(&["sh", "-c", SETTLED, "sh", UNMOVED, &limit])?;
+                let settled = settled.wait(Duration::from_secs(u64::from(SETTLE) + 60))?;
+                if settled.code != 0 {
+                    bail!("{}: {}", host.name(), host.ok(&[UNMOVED, "status"])?);
+                }
+                let running = running(lab, &self.plan.name)?;
+                ensure!(running.len() <= 1, "the guest runs twice");
+            }
+            let Some((host, job)) = held(lab)? else {
+                return Ok(is_decided);
+            };
+            ensure!(!is_decided, "job {job} is held again");
+            is_decided = true;
+            let at = lab.host(host);
+            if off == Some(host) {
+                // What was here does not run any more; the destination may have all of it.
+                at.ok(&[UNMOVED, "recover", &job, "--run", "there"])?;
+                continue;
+            }
+            // The guest may have run at the destination, and written to its disk, before that was switched
+            // off: what stands here is older than the disk.
+            at.run(&["xl", "destroy", &self.plan.name])?;
+            at.ok(&[UNMOVED, "recover", &job, "--run", "here"])?;
+        }
+    }
+
+    /// Sees the guest live, and that its disk is right; another one if it has died.
+    fn go_on(&mut self, lab: &Lab, end: End, arrived: Guest, off: Option<usize>) -> Result<()> {
+        match end {
+            End::Stayed => {}
+            End::Moved => {
+                self.at = 1 - self.at;
+                self.guest = arrived;
+            }
+            End::DiedWithItsHost => {
+                self.at = off.context("no host was switched off")?;
+                self.guest = create(&self.plan, lab.host(self.at))?;
+            }
+        }
+        let alive = self.guest.alive(MOMENT)?;
+        for figure in ["disk_errors", "clock_steps_back"] {
+            ensure!(alive[figure] == 0, "{alive}");
+        }
+        Ok(())
+    }
+}
+
+fn create(plan: &GuestPlan, host: &Host) -> Result<Guest> {
+    host.sh("rm -f /var/log/xen/console/guest-web1*.log")?;
+    let guest = plan.create(host)?;
+    guest.ready(BOOT)?;
+    guest.alive(MOMENT)?;
+    Ok(guest)
+}
+
+/// Makes it happen, and puts all in order again; gives the host that was switched off.
+fn happen(lab: &mut Lab, cut: Cut, from: usize, to: usize) -> Result<Option<usize>> {
+    match cut {
+        Cut::SourceAgent | Cut::DestinationAgent => {
+            let at = if cut == Cut::SourceAgent { from } else { to };
+            agents::kill_daemon(lab.host(at))?;
+            agents::run_daemon(lab.host(at))?;
+            Ok(None)
+        }
+        Cut::SourceHost | Cut::DestinationHost => {
+            let at = if cut == Cut::SourceHost { from } else { to };
+            lab.switch_on(at)?;
+            let host = lab.host(at);
+            agents::install_on(lab, host)?;
+            agents::keep_state(host, false)?;
+            agents::run_daemon(host)?;
+            Ok(Some(at))
+        }
+        Cut::Lan(seconds) => {
+            lab.hosts[to].set_link(false)?;
+            lab.host(from).ok(&["sleep", &seconds.to_string()])?;
+            lab.hosts[to].set_link(true)?;
+            Ok(None)
+        }
+    }
+}
+
+/// The hosts on which the guest runs, under whatever name.
+fn running(lab: &Lab, guest: &str) -> Result<Vec<usize>> {
+    let mut found = Vec::new();
+    for (at, host) in lab.hosts.iter().enumerate() {
+        let list = agents::ask(host, &["list"])?;
+        let is_running = |domain: &&Value| {
+            let name = domain["name"].as_str().unwrap_or_default();
+            let state = domain["state"].as_str().unwrap_or_default();
+            name.starts_with(guest) && matches!(state, "running" | "blocked")
+        };
+        let count = list.as_array().into_iter().flatten();
+        found.extend(count.filter(is_running).map(|_| at));
+    }
+    Ok(found)
+}
+
+/// A job that waits for an operator at its source, and where.
+fn held(lab: &Lab) -> Result<Option<(usize, String)>> {
+    for (at, host) in lab.hosts.iter().enumerate() {
+        let jobs = agents::ask(host, &["status"])?;
+        let mut jobs = jobs.as_array().into_iter().flatten();
+        let is_held = |job: &&Value| job["is_held"] == true && job["direction"] == "outgoing";
+        if let Some(id) = jobs.find(is_held).and_then(|job| job["id"].as_str()) {
+            return Ok(Some((at, id.to_owned())));
+        }
+    }
+    Ok(None)
+}
+
+/// How the agent says that the job ended; one that was restarted may not know it any more.
+fn said(host: &Host, job: &str) -> Result<String> {
+    let jobs = agents::ask(host, &["status"])?;
+    let mut jobs = jobs.as_array().into_iter().flatten();
+    let Some(job) = jobs.find(|other| other["id"] == job) else {
+        return Ok("not known".to_owned());
+    };
+    let why = job["statistics"]["errmsg"].as_str().map(str::to_owned);
+    Ok(why.unwrap_or_else(|| "done".to_owned()))
+}
+
+impl Run {
+    /// As JSON.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        json!({
+            "cut": self.cut.to_string(),
+            "moment": self.moment.to_string(),
+            "end": format!("{:?}", self.end),
+            "decided": self.is_decided,
+            "settled_ms": u64::try_from(self.settled.as_millis()).unwrap_or(u64::MAX),
+            "source": self.said[0],
+            "destination": self.said[1],
+        })
+    }
+}
