@@ -19,9 +19,10 @@ const MOVE: Duration = Duration::from_secs(600);
 const MOMENT: Duration = Duration::from_secs(120);
 const DAEMON: &str = "/root/unmovedd";
 const FOLDER: &str = "/etc/unmoved";
-/// Beside the toolstack's own, where the logs of a failed lab are collected.
+/// Where the daemons keep their journals, and the disk of each host that can be mounted there.
 const STATE: &str = "/var/lib/unmoved";
 const STATE_DISK: &str = "/dev/vdb";
+/// Beside the toolstack's own, where the logs of a failed lab are collected.
 const LOG: &str = "/var/log/xen/unmovedd.log";
 /// A folder for the daemons' logs of migrations, for who wants to know where the time goes.
 const LOGS: &str = "UNMOVED_LAB_LOGS";
@@ -57,6 +58,14 @@ pub fn start(lab: &Lab) -> Result<()> {
 /// If something does not build, or cannot be copied.
 pub fn install(lab: &Lab) -> Result<()> {
     let unmoved = Program::Unmoved.build()?;
+    // A host that joins later gets the same programs, whatever is built meanwhile.
+    for (program, file) in [
+        (&unmoved, "unmoved"),
+        (&Program::Unmovedd.build()?, "unmovedd"),
+    ] {
+        std::fs::copy(program, lab.folder().join(file))
+            .with_context(|| format!("cannot copy {}", program.display()))?;
+    }
     let pki = lab.folder().join("pki");
     papers(&unmoved, &pki, &["init"])?;
     for host in &lab.hosts {
@@ -68,13 +77,13 @@ pub fn install(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Puts everything on one host, for which [`install`] has issued a certificate.
+/// Puts everything on one host, after [`install`] has made it.
 ///
 /// # Errors
-/// As [`install`].
+/// If it cannot be copied.
 pub fn install_on(lab: &Lab, host: &Host) -> Result<()> {
-    host.copy_in(&Program::Unmoved.build()?, UNMOVED)?;
-    host.copy_in(&Program::Unmovedd.build()?, DAEMON)?;
+    host.copy_in(&lab.folder().join("unmoved"), UNMOVED)?;
+    host.copy_in(&lab.folder().join("unmovedd"), DAEMON)?;
     let (pki, name) = (lab.folder().join("pki"), host.name());
     for file in ["ca.pem", &format!("{name}.pem"), &format!("{name}.key")] {
         host.copy_in(&pki.join(file), &format!("{FOLDER}/{file}"))?;
@@ -130,14 +139,6 @@ pub fn keep_state(host: &Host, is_new: bool) -> Result<()> {
 pub fn run_daemon(host: &Host) -> Result<()> {
     host.ok(&["sh", "-c", START, "sh", DAEMON, LOG, UNMOVED])
         .map(drop)
-}
-
-/// Kills the daemon of a host where it stands; what it has started lives on.
-///
-/// # Errors
-/// If it does not run.
-pub fn kill_daemon(host: &Host) -> Result<()> {
-    host.ok(&["pkill", "-KILL", "-x", "unmovedd"]).map(drop)
 }
 
 /// What the daemon answers to a command.

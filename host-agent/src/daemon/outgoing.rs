@@ -68,7 +68,7 @@ pub(super) fn run(
             if let Err(error) = source.resume_here() {
                 log::warn!("{}: {error}", job.id);
             }
-            return job.end(Err(error.to_string()));
+            return over(daemon, job, Err(error.to_string()));
         }
     };
     job.predict(met.prediction);
@@ -79,8 +79,15 @@ pub(super) fn run(
         met.prediction.blackout_ms
     ));
     if let Err(error) = begin(daemon, job, session, source, peer, met) {
-        job.end(Err(error.to_string()));
+        over(daemon, job, Err(error.to_string()));
     }
+}
+
+/// The job is over, and that is written down.
+fn over(daemon: &Daemon, job: &Job, result: std::result::Result<(), String>) {
+    let more = json!({ "job": job.id, "failed": result.as_ref().err() });
+    daemon.audit.write("agent", "ended", &more);
+    job.end(result);
 }
 
 /// Takes up a job that another run of the daemon began.
@@ -278,14 +285,12 @@ impl Outgoing<'_> {
                 }
                 SourceEffect::Wait { reason, is_held } => self.wait(&reason, is_held),
                 SourceEffect::End(result) => {
-                    let more = json!({ "job": self.job.id, "failed": result.as_ref().err() });
-                    self.daemon.audit.write("agent", "ended", &more);
                     if self.machine.record().is_some()
                         && let Err(error) = self.journal.retire()
                     {
                         log::warn!("session {}: the journal stays: {error}", self.session);
                     }
-                    return self.job.end(result);
+                    return over(self.daemon, self.job, result);
                 }
             };
             next = self.machine.step(event);

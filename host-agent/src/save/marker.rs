@@ -1,4 +1,4 @@
-//! Says of a domain of this host that it is a source.
+//! Says of a domain of this host that it is a source, and that it was asked to suspend itself.
 //!
 //! When both ends of a move are on one host, two domains have the same UUID, and names come and go; after
 //! a crash of the agent nothing else would tell which of them is the copy that may be thrown away.  The
@@ -12,13 +12,30 @@ fn path(domid: u16) -> String {
     format!("/tool/unmoved/source/{domid}")
 }
 
+fn asked(domid: u16) -> String {
+    format!("/tool/unmoved/asked/{domid}")
+}
+
+/// It is going to be asked to suspend itself.
+pub(crate) fn set_asked(store: &dyn Store, domid: u16, uuid: &str) -> Result<()> {
+    store.write(&asked(domid), uuid)
+}
+
+/// If it was asked, and nobody has taken note of what came of it.
+pub(crate) fn is_asked(store: &dyn Store, domid: u16, uuid: &str) -> Result<bool> {
+    Ok(store
+        .read(&asked(domid))?
+        .is_some_and(|found| found == uuid))
+}
+
 /// Marks it.
 pub(crate) fn set(store: &dyn Store, domid: u16, uuid: &str) -> Result<()> {
     store.write(&path(domid), uuid)
 }
 
-/// Takes the mark away, if there is one.
+/// Takes the marks away, if there are any.
 pub(crate) fn clear(store: &dyn Store, domid: u16) -> Result<()> {
+    store.remove(&asked(domid))?;
     store.remove(&path(domid))
 }
 
@@ -29,7 +46,7 @@ pub(crate) fn is_source(store: &dyn Store, domid: u16, uuid: &str) -> Result<boo
 
 #[cfg(test)]
 mod tests {
-    use super::{clear, is_source, set};
+    use super::{clear, is_asked, is_source, set, set_asked};
     use crate::xen::store::fake::FakeStore;
 
     #[test]
@@ -39,8 +56,12 @@ mod tests {
         assert!(is_source(&store, 3, "uuid").unwrap());
         assert!(!is_source(&store, 3, "other").unwrap());
         assert!(!is_source(&store, 4, "uuid").unwrap());
+        assert!(!is_asked(&store, 3, "uuid").unwrap());
+        set_asked(&store, 3, "uuid").unwrap();
+        assert!(is_asked(&store, 3, "uuid").unwrap());
         clear(&store, 3).unwrap();
         clear(&store, 3).unwrap();
+        assert!(!is_asked(&store, 3, "uuid").unwrap());
         assert!(!is_source(&store, 3, "uuid").unwrap());
     }
 }

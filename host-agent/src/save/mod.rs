@@ -32,7 +32,7 @@ use self::guest::{Bitmap, Memory, XenGuest};
 use self::policy::{Limits, Progress, Round, Verdict};
 use self::records::Records;
 use self::rounds::{Frames, Sent};
-use self::suspend::{Suspendable, suspend};
+use self::suspend::{Suspendable, settle, suspend};
 use crate::job::{
     Batch, Control, Copied, Error, JobOptions, Needs, PAGE_SIZE, Phase, Prepared, Presence, Result,
     Sink, Source,
@@ -124,6 +124,20 @@ impl LiveSource {
         self.reading
             .as_mut()
             .ok_or_else(|| Error::Xen("nothing is read".to_owned()))
+    }
+
+    /// The domain when it has made up its mind: one that was asked to suspend itself, by whichever run of
+    /// the agent, may be about to.
+    fn settled(&self) -> Result<crate::xen::abi::DomainInfo> {
+        let info = self.is_here()?;
+        if info.flags & flags::SHUTDOWN == 0
+            && marker::is_asked(&*self.store, self.domid, &self.uuid)?
+        {
+            let guest = XenGuest::new(self.xen.clone(), self.domid)?;
+            settle(self.domid, &guest, &*self.store)?;
+            return self.is_here();
+        }
+        Ok(info)
     }
 
     fn configuration(&self) -> Result<Value> {
@@ -268,12 +282,14 @@ impl Source for LiveSource {
 
     fn copy_rest(&mut self, sink: &dyn Sink, control: &Control) -> Result<Copied> {
         let (domid, store, name) = (self.domid, self.store.clone(), self.name.clone());
+        let uuid = self.uuid.clone();
         let is_here = || is_at_home(&*store, domid, &name);
         let reading = self.reading()?;
         let Some(records) = &mut reading.records else {
             return Err(Error::Xen("the stream has not been begun".to_owned()));
         };
         control.enter(Phase::StopAndCopy, "suspending the guest");
+        marker::set_asked(&*store, domid, &uuid)?;
         let asked = Instant::now();
         suspend(domid, &reading.guest, &*store, control)?;
         let time = asked.elapsed();
@@ -302,7 +318,7 @@ impl Source for LiveSource {
     }
 
     fn resume_here(&mut self) -> Result<()> {
-        let info = self.is_here()?;
+        let info = self.settled()?;
         if let Some(mut reading) = self.reading.take() {
             reading.guest.stop_recording()?;
         } else {

@@ -16,6 +16,9 @@ use crate::xen::store::Store;
 const UNDERSTAND: Duration = Duration::from_secs(60);
 /// Longest time from there until it is suspended.
 const SUSPEND: Duration = Duration::from_secs(60);
+/// A domain that took the request and said nothing since may suspend itself so long: the longest time that
+/// a shim can be told to wait for its disks, and some.
+const LATE: Duration = Duration::from_secs(40);
 /// Where xenstored tells of domains that stop.
 const STOPS: &str = "@releaseDomain";
 
@@ -64,6 +67,22 @@ pub(crate) fn suspend(
     Err(Error::TimedOut("the guest's suspend".to_owned()))
 }
 
+/// After an attempt that somebody broke off, perhaps an agent that is dead: returns when the domain is
+/// suspended, or will not be any more.  A domain that suspends itself when nobody looks would stand still
+/// for ever.
+///
+/// # Errors
+/// If it has ended in another way, or Xen or xenstored does not answer.
+pub(crate) fn settle(domid: u16, domain: &dyn Suspendable, store: &dyn Store) -> Result<()> {
+    let node = format!("/local/domain/{domid}/control/shutdown");
+    if store.replace(&node, "suspend", "")? {
+        return Ok(());
+    }
+    let mut suspended = || domain.is_suspended();
+    store.wait(&[STOPS], Instant::now() + LATE, &mut suspended)?;
+    Ok(())
+}
+
 /// Writes the word, and waits until the domain has taken it or is suspended already.
 fn request(
     node: &str,
@@ -99,7 +118,7 @@ mod tests {
 
     use parking_lot::Mutex;
 
-    use super::{Suspendable, suspend};
+    use super::{Suspendable, settle, suspend};
     use crate::job::{Control, Error, JobOptions, Result};
     use crate::xen::store::fake::FakeStore;
 
@@ -156,6 +175,24 @@ mod tests {
         let store = FakeStore::default();
         let error = suspend(7, &Domain::default(), &store, &control()).unwrap_err();
         assert!(matches!(error, Error::TimedOut(_)), "{error}");
+        assert_eq!(store.nodes.lock()[NODE], "");
+    }
+
+    #[test]
+    fn a_domain_that_suspends_itself_late_is_waited_for() {
+        let store = FakeStore::default();
+        let domain = Domain::default();
+        let suspended = domain.suspended.clone();
+        store.later(|_| {});
+        store.later(move |_| suspended.store(true, Ordering::Relaxed));
+        settle(7, &domain, &store).unwrap();
+        assert!(domain.is_suspended().unwrap());
+    }
+
+    #[test]
+    fn a_request_that_a_dead_agent_has_left_is_taken_back() {
+        let store = FakeStore::with(&[(NODE, "suspend")]);
+        settle(7, &Domain::default(), &store).unwrap();
         assert_eq!(store.nodes.lock()[NODE], "");
     }
 

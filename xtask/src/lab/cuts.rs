@@ -1,4 +1,8 @@
 //! `cargo xtask lab cuts`: migrations by the agents, each cut at a random moment.
+//!
+//! Kinds of cuts and phases of a migration are dealt like cards, so that thirty runs have each kind in
+//! each phase twice; the moment within the phase, and how long it takes until all is in order again, are
+//! random.  The same seed gives the same row, of which a piece can be run.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,14 +14,17 @@ use serde_json::json;
 use unmoved_lab::images::GuestKernel;
 use unmoved_lab::tools::Tools;
 use unmoved_lab::{Config, Lab};
-use unmoved_tests::cuts::{Cut, Cuts as Scene, Moment};
+use unmoved_tests::cuts::{Cut, Cuts as Scene, Moment, Run};
 
 /// How often to cut what.
 #[derive(Debug, Args)]
 pub struct Cuts {
     /// How many migrations
     #[arg(long, value_name = "N", default_value_t = 30)]
-    count: u32,
+    count: usize,
+    /// How many of the row to leave out first
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    skip: usize,
     /// Where the random numbers begin
     #[arg(long, value_name = "S", default_value_t = 1)]
     seed: u64,
@@ -26,8 +33,8 @@ pub struct Cuts {
     json: Option<PathBuf>,
 }
 
-/// States that last only a moment: as many cuts come after each of them as in all of the copying.
-const STATES: [Option<&str>; 4] = [None, None, Some("suspending"), Some("handed over")];
+/// The phases: after the order comes everything up to the suspend.
+const STATES: [Option<&str>; 3] = [None, Some("suspending"), Some("handed over")];
 
 impl Cuts {
     /// Do it.
@@ -38,53 +45,94 @@ impl Cuts {
         let kernel = GuestKernel::Debian12.get(&Tools::get()?)?;
         let mut config = Config::hosts(2);
         config.revivable = true;
-        let mut random = Random(self.seed ^ 0x9e37_79b9_7f4a_7c15);
-        let runs = Lab::run("cuts", &config, |lab| {
+        let row = Row::new(self.seed).skip(self.skip).take(self.count);
+        let mut runs = Vec::new();
+        let result = Lab::run("cuts", &config, |lab| {
             let mut scene = Scene::begin(lab, &kernel)?;
-            let mut runs = Vec::new();
-            for number in 1..=self.count {
-                let (cut, moment) = random.next_cut();
-                println!("{number:3}  {cut}, {moment}");
+            for (number, (cut, moment)) in row.enumerate() {
+                println!("{:3}  {cut}, {moment}", self.skip + number + 1);
                 let run = scene.run(lab, cut, moment)?;
-                let decided = if run.is_decided { ", decided" } else { "" };
                 println!(
-                    "     {:?}{decided}; settled in {:.1} s; source: {}; destination: {}",
-                    run.end,
+                    "     {}; settled in {:.1} s; source: {}; destination: {}",
+                    run.column(),
                     run.settled.as_secs_f64(),
                     run.said[0],
                     run.said[1]
                 );
                 runs.push(run);
             }
-            Ok(runs)
-        })?;
-        let mut table: BTreeMap<String, u32> = BTreeMap::new();
-        for run in &runs {
-            let cut = match run.cut {
-                Cut::Lan(_) => "LAN cut".to_owned(),
-                cut => cut.to_string(),
-            };
-            let moment = run.moment.state.unwrap_or("copying");
-            let row = format!("{cut:28}{moment:14}{:?}", run.end);
-            *table.entry(row).or_default() += 1;
-        }
-        println!("{:28}{:14}the guest", "cut", "while");
-        for (row, count) in &table {
-            println!("{row:60}{count:3}");
-        }
-        println!(
-            "{} migrations cut; no guest ran twice, none was lost",
-            runs.len()
-        );
-        let all: Vec<_> = runs.iter().map(|run| run.to_json()).collect();
+            Ok(())
+        });
+        tell(&runs);
+        let all: Vec<_> = runs.iter().map(Run::to_json).collect();
+        let why = result.as_ref().err().map(|error| format!("{error:#}"));
         crate::json::write(
             self.json.as_deref(),
-            &json!({"seed": self.seed, "runs": all, "twice": 0, "lost": 0}),
-        )
+            &json!({"seed": self.seed, "skip": self.skip, "runs": all, "failure": why}),
+        )?;
+        result
     }
 }
 
-/// The same row of numbers for the same seed.
+fn tell(runs: &[Run]) {
+    let mut table: BTreeMap<(Cut, &str), BTreeMap<&str, u32>> = BTreeMap::new();
+    for run in runs {
+        let row = table.entry(run.row()).or_default();
+        *row.entry(run.column()).or_default() += 1;
+    }
+    println!("{:28}{:14}the guest", "cut", "after");
+    for ((cut, state), columns) in &table {
+        let ends = columns.iter().map(|(end, count)| format!("{count} {end}"));
+        println!("{cut:28}{state:14}{}", ends.collect::<Vec<_>>().join(", "));
+    }
+    println!(
+        "{} migrations cut: no guest ran twice, none was lost, each job came to its end",
+        runs.len()
+    );
+}
+
+/// The same row of cuts for the same seed.
+struct Row {
+    random: Random,
+    cards: Vec<(Cut, Option<&'static str>)>,
+}
+
+impl Row {
+    fn new(seed: u64) -> Self {
+        Self {
+            random: Random(seed ^ 0x9e37_79b9_7f4a_7c15),
+            cards: Vec::new(),
+        }
+    }
+}
+
+impl Iterator for Row {
+    type Item = (Cut, Moment);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.cards.is_empty() {
+            let deck = Cut::ALL
+                .into_iter()
+                .flat_map(|cut| STATES.map(|state| (cut, state)));
+            self.cards.extend(deck);
+        }
+        let random = &mut self.random;
+        let card = random.below(self.cards.len() as u64);
+        let (cut, state) = self.cards.swap_remove(usize::try_from(card).ok()?);
+        let later = match state {
+            None => Duration::from_millis(random.below(25_000)),
+            // The states follow one another ever faster: half of the moments are in the first quarter.
+            Some(_) => Duration::from_micros(random.below(1_000) * random.below(1_500)),
+        };
+        // Connections that are silent are given up after half a minute: both sides of that.
+        let most = if cut == Cut::Lan { 90 } else { 10 };
+        let down = Duration::from_millis(random.below(most * 1000));
+        let moment = Moment { state, later, down };
+        Some((cut, moment))
+    }
+}
+
+/// Numbers that look random.
 struct Random(u64);
 
 impl Random {
@@ -94,18 +142,20 @@ impl Random {
         self.0 ^= self.0 << 17;
         (self.0 >> 11) % end
     }
+}
 
-    fn next_cut(&mut self) -> (Cut, Moment) {
-        let cut = match self.below(5) {
-            0 => Cut::SourceAgent,
-            1 => Cut::DestinationAgent,
-            2 => Cut::SourceHost,
-            3 => Cut::DestinationHost,
-            _ => Cut::Lan(u8::try_from(1 + self.below(20)).unwrap_or(1)),
-        };
-        let state = STATES[usize::try_from(self.below(STATES.len() as u64)).unwrap_or(0)];
-        let most = if state.is_some() { 1500 } else { 20_000 };
-        let later = Duration::from_millis(self.below(most));
-        (cut, Moment { state, later })
+#[cfg(test)]
+mod tests {
+    use super::Row;
+
+    #[test]
+    fn thirty_cuts_have_each_kind_in_each_phase_twice_and_a_seed_repeats_them() {
+        let row: Vec<_> = Row::new(7).take(30).collect();
+        for (cut, moment) in &row {
+            let same =
+                |other: &&(_, super::Moment)| other.0 == *cut && other.1.state == moment.state;
+            assert_eq!(row.iter().filter(same).count(), 2);
+        }
+        assert_eq!(Row::new(7).skip(10).take(20).collect::<Vec<_>>(), row[10..]);
     }
 }

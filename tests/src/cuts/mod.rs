@@ -4,15 +4,21 @@
 //! in order again, the agents settle the job between themselves, and what became of the guest is looked
 //! at.  All the while nobody may ever see it run twice.
 
-use std::fmt;
+mod act;
+mod copies;
+mod table;
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::{Value, json};
+use serde_json::Value;
 use unmoved_lab::images::KernelFiles;
 use unmoved_lab::{Guest, GuestPlan, Host, Lab};
 
+use self::act::Armed;
 use crate::{agents, direct::UNMOVED, unnoticed};
+
+pub use table::{Cut, End, Moment, Run};
 
 /// Longest time from creation to a running user space, on a loaded machine.
 const BOOT: Duration = Duration::from_secs(300);
@@ -21,14 +27,6 @@ const MOMENT: Duration = Duration::from_secs(120);
 /// Longest time of a job that nobody disturbs any more: a connection that is silent for ever is given up
 /// after a minute or so, and builders have a limit of their own.
 const SETTLE: u32 = 400;
-/// Waits until the journal's folder has the state, or the time is over.  Arguments: the job, the state as
-/// it stands in the audit log (nothing: do not wait for one), further seconds.
-const MOMENT_COMES: &str = "test -z \"$2\" ||
-    until grep -q \"$1.*\\\"state\\\":\\\"$2\\\"\" /var/lib/unmoved/audit.log; do
-        grep -q \"$1.*ended\" /var/lib/unmoved/audit.log && exit
-        sleep 0.05
-    done
-    sleep \"$3\"";
 /// Waits until each job is over, or waits for an operator.  Arguments: the command, seconds.
 const SETTLED: &str = "end=$(($(date +%s) + $2))
     while \"$1\" status | grep -vE '  (done|failed: .*|HELD: .*)$'; do
@@ -36,83 +34,12 @@ const SETTLED: &str = "end=$(($(date +%s) + $2))
         sleep 0.3
     done >/dev/null";
 
-/// What happens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cut {
-    /// The source's agent is killed.
-    SourceAgent,
-    /// The destination's agent is killed.
-    DestinationAgent,
-    /// The source is switched off.
-    SourceHost,
-    /// The destination is switched off.
-    DestinationHost,
-    /// The cable is pulled for so many seconds.
-    Lan(u8),
-}
-
-/// When it happens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Moment {
-    /// After this state is in the source's journal; `None`: after the order.
-    pub state: Option<&'static str>,
-    /// So much later.
-    pub later: Duration,
-}
-
-/// What became of the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    /// It runs at the destination.
-    Moved,
-    /// It runs at the source.
-    Stayed,
-    /// It was on the host that was switched off.
-    DiedWithItsHost,
-}
-
-/// One run.
-#[derive(Clone, Debug)]
-pub struct Run {
-    /// What happened.
-    pub cut: Cut,
-    /// When.
-    pub moment: Moment,
-    /// What became of the guest.
-    pub end: End,
-    /// Whether somebody had to decide.
-    pub is_decided: bool,
-    /// From when all was in order again until all jobs were over.
-    pub settled: Duration,
-    /// What the agents say of the job: source, destination.
-    pub said: [String; 2],
-}
-
 /// The guest that is moved, and where it is.
 #[derive(Debug)]
 pub struct Cuts {
     plan: GuestPlan,
     guest: Guest,
     at: usize,
-}
-
-impl fmt::Display for Cut {
-    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::SourceAgent => to.write_str("source's agent killed"),
-            Self::DestinationAgent => to.write_str("destination's agent killed"),
-            Self::SourceHost => to.write_str("source switched off"),
-            Self::DestinationHost => to.write_str("destination switched off"),
-            Self::Lan(seconds) => write!(to, "LAN cut for {seconds} s"),
-        }
-    }
-}
-
-impl fmt::Display for Moment {
-    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let since = self.state.unwrap_or("the order");
-        write!(to, "{:.1} s after {since}", self.later.as_secs_f64())
-    }
 }
 
 impl Cuts {
@@ -135,31 +62,31 @@ impl Cuts {
     /// One migration that is cut, and what became of it.
     ///
     /// # Errors
-    /// If the guest was seen running twice, is lost, or a job does not come to an end.
+    /// If the guest ran twice, is lost, or a job does not come to an end.
     pub fn run(&mut self, lab: &mut Lab, cut: Cut, moment: Moment) -> Result<Run> {
         let (from, to) = (self.at, 1 - self.at);
         lab.host(to)
             .sh("rm -f /var/log/xen/console/guest-web1*.log")?;
         let arrived = Guest::attach_incoming(&self.plan.name, lab.host(to))?;
+        let armed = Armed::new(lab, cut, moment, [from, to])?;
         let job = agents::begin(&self.plan.name, lab.host(from), lab.host(to))?;
-        let later = moment.later.as_secs_f64().to_string();
-        let state = moment.state.unwrap_or_default();
-        let script = ["sh", "-c", MOMENT_COMES, "sh", &job, state, &later];
-        lab.host(from).ok(&script)?;
-        let off = happen(lab, cut, from, to)?;
+        let off = armed.happen(lab, &job)?;
         let begun = Instant::now();
         let is_decided = self.settle(lab, off)?;
         let settled = begun.elapsed();
         let said = [said(lab.host(from), &job)?, said(lab.host(to), &job)?];
-        let end = match running(lab, &self.plan.name)?[..] {
+        let is_done = said.iter().any(|said| said == "done");
+        let end = match copies::running(lab, &self.plan.name)?[..] {
             [at] if at == from => End::Stayed,
             [_] => End::Moved,
             // Before the hand-over it can only die with the source, and after it only with the destination.
-            [] if off == Some(from) && said[0].contains("gone") => End::DiedWithItsHost,
-            [] if off == Some(to) && (is_decided || said[0] == "done") => End::DiedWithItsHost,
+            [] if off == Some(from) && !is_done => End::DiedWithItsHost,
+            [] if off == Some(to) && (is_decided || is_done) => End::DiedWithItsHost,
             [] => bail!("the guest is lost: {said:?}"),
             _ => bail!("the guest runs twice: {said:?}"),
         };
+        self.alone(lab, end)?;
+        copies::lived_once(&self.guest, &arrived, end)?;
         self.go_on(lab, end, arrived, off)?;
         Ok(Run {
             cut,
@@ -169,6 +96,23 @@ impl Cuts {
             settled,
             said,
         })
+    }
+
+    /// Sees that nothing of the guest is left but what runs: a toolstack whose agent was killed may take
+    /// a moment to throw away what it was building.
+    fn alone(&self, lab: &Lab, end: End) -> Result<()> {
+        let expected = usize::from(end != End::DiedWithItsHost);
+        let until = Instant::now() + MOMENT;
+        loop {
+            let all = copies::all(lab, &self.plan.name)?;
+            if all.len() == expected {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < until,
+                "{end:?}, but copies are left: {all:?}"
+            );
+        }
     }
 
     /// Waits until no job is under way any more; if one waits for an operator, who looks where the guest
@@ -183,7 +127,7 @@ impl Cuts {
                 if settled.code != 0 {
                     bail!("{}: {}", host.name(), host.ok(&[UNMOVED, "status"])?);
                 }
-                let running = running(lab, &self.plan.name)?;
+                let running = copies::running(lab, &self.plan.name)?;
                 ensure!(running.len() <= 1, "the guest runs twice");
             }
             let Some((host, job)) = held(lab)? else {
@@ -233,49 +177,6 @@ fn create(plan: &GuestPlan, host: &Host) -> Result<Guest> {
     Ok(guest)
 }
 
-/// Makes it happen, and puts all in order again; gives the host that was switched off.
-fn happen(lab: &mut Lab, cut: Cut, from: usize, to: usize) -> Result<Option<usize>> {
-    match cut {
-        Cut::SourceAgent | Cut::DestinationAgent => {
-            let at = if cut == Cut::SourceAgent { from } else { to };
-            agents::kill_daemon(lab.host(at))?;
-            agents::run_daemon(lab.host(at))?;
-            Ok(None)
-        }
-        Cut::SourceHost | Cut::DestinationHost => {
-            let at = if cut == Cut::SourceHost { from } else { to };
-            lab.switch_on(at)?;
-            let host = lab.host(at);
-            agents::install_on(lab, host)?;
-            agents::keep_state(host, false)?;
-            agents::run_daemon(host)?;
-            Ok(Some(at))
-        }
-        Cut::Lan(seconds) => {
-            lab.hosts[to].set_link(false)?;
-            lab.host(from).ok(&["sleep", &seconds.to_string()])?;
-            lab.hosts[to].set_link(true)?;
-            Ok(None)
-        }
-    }
-}
-
-/// The hosts on which the guest runs, under whatever name.
-fn running(lab: &Lab, guest: &str) -> Result<Vec<usize>> {
-    let mut found = Vec::new();
-    for (at, host) in lab.hosts.iter().enumerate() {
-        let list = agents::ask(host, &["list"])?;
-        let is_running = |domain: &&Value| {
-            let name = domain["name"].as_str().unwrap_or_default();
-            let state = domain["state"].as_str().unwrap_or_default();
-            name.starts_with(guest) && matches!(state, "running" | "blocked")
-        };
-        let count = list.as_array().into_iter().flatten();
-        found.extend(count.filter(is_running).map(|_| at));
-    }
-    Ok(found)
-}
-
 /// A job that waits for an operator at its source, and where.
 fn held(lab: &Lab) -> Result<Option<(usize, String)>> {
     for (at, host) in lab.hosts.iter().enumerate() {
@@ -298,20 +199,4 @@ fn said(host: &Host, job: &str) -> Result<String> {
     };
     let why = job["statistics"]["errmsg"].as_str().map(str::to_owned);
     Ok(why.unwrap_or_else(|| "done".to_owned()))
-}
-
-impl Run {
-    /// As JSON.
-    #[must_use]
-    pub fn to_json(&self) -> Value {
-        json!({
-            "cut": self.cut.to_string(),
-            "moment": self.moment.to_string(),
-            "end": format!("{:?}", self.end),
-            "decided": self.is_decided,
-            "settled_ms": u64::try_from(self.settled.as_millis()).unwrap_or(u64::MAX),
-            "source": self.said[0],
-            "destination": self.said[1],
-        })
-    }
 }
