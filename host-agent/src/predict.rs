@@ -1,13 +1,15 @@
 //! What is to be expected of a migration, from what was measured before it.
 //!
 //! The rounds are played through in figures: each sends what the one before left dirty, over a way as
-//! fast as it was probed, while a guest as busy as it was watched dirties more.
+//! fast as it was probed, while a guest as busy as it was watched dirties more; the same policy as in the
+//! real thing says when to stop.  What cannot be measured beforehand is taken from earlier jobs.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::job::{Compression, Estimate, JobOptions, OnTimeout, PAGE_SIZE};
+use crate::job::{Compression, Estimate, JobOptions, PAGE_SIZE};
+use crate::save::policy::{Limits, Progress, Round, Verdict};
 
 /// What is expected.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq)]
@@ -18,16 +20,56 @@ pub struct Prediction {
     pub bytes: u64,
     /// From the order until the guest runs at the destination.
     pub total_ms: f64,
+    /// Of that, the rounds with the guest running.
+    pub copying_ms: f64,
     /// While it runs nowhere.
     pub blackout_ms: f64,
     /// As probed, in bytes per second; less if the operator wants it so.
     pub bytes_per_second: f64,
 }
 
-/// A round has to be this much shorter than the last to pay.
-const SHORTER: f64 = 0.8;
-/// So many rounds in a row may fail to pay.
-const FORGIVEN: u32 = 2;
+/// What earlier jobs have shown, and no measurement before a job does.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq)]
+pub struct Past {
+    /// From when all was measured until the first round: the destination's toolstack starts.
+    pub preparing_ms: f64,
+    /// How much longer the rounds take than the speeds of their parts say: the destination has its own
+    /// work with them, and builds the domain meanwhile.
+    pub slowness: f64,
+    /// Suspend and take-over: the part of the blackout in which no memory is copied.
+    pub blackout_ms: f64,
+}
+
+impl Default for Past {
+    fn default() -> Self {
+        Self {
+            preparing_ms: 1000.0,
+            slowness: 1.0,
+            blackout_ms: 200.0,
+        }
+    }
+}
+
+impl Past {
+    /// What a job has shown, of which this was predicted when `self` was known.
+    #[must_use]
+    pub fn corrected(
+        &self,
+        expected: &Prediction,
+        preparing: Duration,
+        copying: Duration,
+        blackout: Duration,
+    ) -> Self {
+        let ms = |time: Duration| time.as_secs_f64() * 1000.0;
+        let rest = expected.blackout_ms - self.blackout_ms;
+        Self {
+            preparing_ms: ms(preparing),
+            slowness: (self.slowness * ms(copying) / expected.copying_ms.max(1.0))
+                .clamp(0.1, 100.0),
+            blackout_ms: (ms(blackout) - rest).max(0.0),
+        }
+    }
+}
 
 /// What is done to pages on a way of this speed: [`Compression::Auto`] becomes what is faster.
 #[must_use]
@@ -47,26 +89,32 @@ fn compressed(estimate: &Estimate, way: f64) -> f64 {
     1.0 / (share / way.max(1.0) + 1.0 / estimate.compress_bytes_per_second.max(1.0))
 }
 
-/// Plays it through.  `way` is the speed of the way in bytes per second.
+/// Plays it through.  `way` is the speed of the way in bytes per second, `elapsed` what it took to
+/// find out.
 #[must_use]
-pub fn predict(estimate: &Estimate, way: f64, options: &JobOptions) -> Prediction {
+pub fn predict(
+    estimate: &Estimate,
+    way: f64,
+    options: &JobOptions,
+    past: &Past,
+    elapsed: Duration,
+) -> Prediction {
     let is_packed = compression(estimate, way, options) != Compression::None;
     let share = if is_packed {
         estimate.compressed_share.clamp(0.0, 1.0)
     } else {
         1.0
     };
+    let slowness = past.slowness.max(0.01);
     let effective = |way: f64| {
         let way = way.max(1.0);
-        if is_packed {
+        let fast = if is_packed {
             compressed(estimate, way)
         } else {
             way
-        }
+        };
+        fast / slowness
     };
-    // In the first round all frames are read, those that are all zero too.
-    let reading =
-        estimate.pages as f64 * PAGE_SIZE as f64 / estimate.read_bytes_per_second.max(1.0);
     let limit = |way: f64| options.bandwidth.map_or(way, |limit| way.min(limit as f64));
     let page = (PAGE_SIZE + 8) as f64;
     let mut pages = estimate.pages as f64 * (1.0 - estimate.zero_share.clamp(0.0, 1.0));
@@ -74,40 +122,53 @@ pub fn predict(estimate: &Estimate, way: f64, options: &JobOptions) -> Predictio
         bytes_per_second: limit(way),
         ..Prediction::default()
     };
+    let limits = Limits {
+        max_downtime: Duration::from_millis(options.max_downtime_ms),
+        timeout: options.timeout_ms.map(Duration::from_millis),
+        on_timeout: options.on_timeout,
+        max_rounds: options.max_rounds,
+    };
     let (way, limited) = (effective(way), effective(limit(way)));
-    let (mut bytes, mut seconds) = (estimate.constant_bytes as f64, reading);
-    let target = Duration::from_millis(options.max_downtime_ms).as_secs_f64();
-    let timeout = options.timeout_ms.map(|ms| ms as f64 / 1000.0);
-    let mut unpaid = 0;
+    // In the first round all frames are read, those that are all zero too.
+    let mut reading = estimate.pages as f64 * PAGE_SIZE as f64 * slowness
+        / estimate.read_bytes_per_second.max(1.0);
+    let (mut bytes, mut seconds) = (estimate.constant_bytes as f64, 0.0);
+    let mut progress = Progress::default();
     loop {
-        let time = pages * page / limited;
+        let time = pages * page / limited + std::mem::take(&mut reading);
         prediction.rounds += 1;
         bytes += pages * page * share;
         seconds += time;
-        pages = dirtied(estimate, time);
-        let expected = pages * page / limited;
-        unpaid = if expected <= time * SHORTER {
-            0
-        } else {
-            unpaid + 1
+        let round = Round {
+            pages: pages as u64,
+            time: duration(time),
         };
-        let is_late = timeout.is_some_and(|timeout| seconds >= timeout);
-        let gives_up = is_late || (timeout.is_none() && unpaid >= FORGIVEN);
-        if expected <= target || gives_up || prediction.rounds >= options.max_rounds {
-            // A job that the operator wants aborted then has no blackout at all.
-            if is_late && expected > target && options.on_timeout == OnTimeout::Abort {
+        pages = dirtied(estimate, time);
+        match progress.after(round, pages as u64, duration(seconds), &limits) {
+            Verdict::GoOn => {}
+            Verdict::Stop(_) => break,
+            // The operator wants such a job aborted: it has no blackout at all.
+            Verdict::GiveUp => {
                 pages = 0.0;
+                break;
             }
-            break;
         }
     }
     // With the guest suspended the limit does not hold.
     let rest = pages * page / way;
     prediction.rounds += 1;
     prediction.bytes = (bytes + pages * page * share) as u64;
-    prediction.blackout_ms = rest * 1000.0 + estimate.fixed_blackout_ms;
-    prediction.total_ms = seconds * 1000.0 + prediction.blackout_ms;
+    prediction.blackout_ms = rest * 1000.0 + past.blackout_ms;
+    prediction.copying_ms = seconds * 1000.0;
+    prediction.total_ms = elapsed.as_secs_f64() * 1000.0
+        + past.preparing_ms
+        + prediction.copying_ms
+        + prediction.blackout_ms;
     prediction
+}
+
+fn duration(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
 }
 
 /// Distinct pages that are written in so many seconds.
@@ -122,10 +183,17 @@ fn dirtied(estimate: &Estimate, seconds: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{compression, predict};
-    use crate::job::{Compression, Estimate, JobOptions};
+    use std::time::Duration;
+
+    use super::{Past, Prediction, compression};
+    use crate::job::{Compression, Estimate, JobOptions, OnTimeout};
 
     const WAY: f64 = 100e6;
+    const PAST: Past = Past {
+        preparing_ms: 0.0,
+        slowness: 1.0,
+        blackout_ms: 50.0,
+    };
 
     fn guest(dirty_pages_per_second: f64, hot_pages: u64) -> Estimate {
         Estimate {
@@ -137,8 +205,11 @@ mod tests {
             dirty_pages_per_second,
             hot_pages,
             constant_bytes: 16_384,
-            fixed_blackout_ms: 50.0,
         }
+    }
+
+    fn predict(estimate: &Estimate, way: f64, options: &JobOptions) -> Prediction {
+        super::predict(estimate, way, options, &PAST, Duration::ZERO)
     }
 
     #[test]
@@ -161,6 +232,46 @@ mod tests {
         };
         let slow = predict(&guest(100.0, 100), WAY, &slow);
         assert!(slow.total_ms > 9.0 * idle.total_ms, "{slow:?} {idle:?}");
+    }
+
+    #[test]
+    fn a_job_corrects_what_is_expected_of_the_next() {
+        let guest = guest(0.0, 0);
+        let options = JobOptions::default();
+        let elapsed = Duration::from_secs(3);
+        let first = super::predict(&guest, WAY, &options, &PAST, elapsed);
+        // It took twice as long, the toolstack 5 s, and the blackout was 100 ms longer.
+        let took = Duration::from_secs_f64(first.copying_ms * 2.0 / 1000.0);
+        let blackout = Duration::from_secs_f64((first.blackout_ms + 100.0) / 1000.0);
+        let past = PAST.corrected(&first, Duration::from_secs(5), took, blackout);
+        let next = super::predict(&guest, WAY, &options, &past, elapsed);
+        assert!(
+            (next.copying_ms - first.copying_ms * 2.0).abs() < 1.0,
+            "{next:?}"
+        );
+        assert!((next.blackout_ms - 150.0).abs() < 1.0, "{next:?}");
+        let total = 3000.0 + 5000.0 + next.copying_ms + next.blackout_ms;
+        assert!((next.total_ms - total).abs() < 1e-6, "{next:?}");
+        // The same again changes nothing.
+        let took = Duration::from_secs_f64(next.copying_ms / 1000.0);
+        let again = past.corrected(&next, Duration::from_secs(5), took, blackout);
+        assert!((again.slowness - past.slowness).abs() < 1e-6, "{again:?}");
+    }
+
+    #[test]
+    fn a_job_that_is_given_up_has_no_blackout_to_speak_of() {
+        let options = JobOptions {
+            timeout_ms: Some(1),
+            ..JobOptions::default()
+        };
+        let busy = guest(20_000.0, 15_000);
+        let aborted = predict(&busy, WAY, &options);
+        assert_eq!(aborted.blackout_ms, PAST.blackout_ms);
+        let stopped = JobOptions {
+            on_timeout: OnTimeout::StopAndCopy,
+            ..options
+        };
+        assert!(predict(&busy, WAY, &stopped).blackout_ms > 300.0);
     }
 
     #[test]

@@ -20,11 +20,12 @@ const CONNECT: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(300);
 /// Longest time for the acknowledgement of a barrier: the toolstack may make devices before it.
 const BARRIER: Duration = Duration::from_secs(660);
-/// Bytes sent to see how fast the way is: few at first, for it may be slow, and then as many as tell more.
-const PROBES: [u64; 2] = [PROBE_MOST / 64, PROBE_MOST / 4];
+/// Bytes sent to see how fast the way is: few at first, for it may be slow, and then ever more.  The first
+/// say little: neither the connection nor the programs at its ends have got going.
+const PROBES: [u64; 5] = [64 << 10, 256 << 10, 1 << 20, 4 << 20, PROBE_MOST / 4];
 /// What takes so long tells enough.
-const PROBE_TIME: Duration = Duration::from_millis(100);
-const PROBE_PIECE: u64 = 1 << 20;
+const PROBE_TIME: Duration = Duration::from_millis(200);
+const PROBE_PIECE: usize = 64 << 10;
 
 /// A control connection.
 pub(super) struct Link {
@@ -75,11 +76,12 @@ impl Link {
 
     /// Bytes per second on the way, as one connection has it.
     pub(super) fn probe(&mut self) -> Result<f64> {
-        let mut speed = 0.0;
-        for bytes in PROBES {
+        let mut speed = 0.0_f64;
+        for (number, bytes) in PROBES.into_iter().enumerate() {
             let time = self.probe_with(bytes)?;
-            speed = bytes as f64 / time.as_secs_f64().max(1e-6);
-            if time >= PROBE_TIME {
+            // Something else may have been in the way of any of them, but nothing makes it faster.
+            speed = speed.max(bytes as f64 / time.as_secs_f64().max(1e-6));
+            if time >= PROBE_TIME && number > 0 {
                 break;
             }
         }
@@ -88,9 +90,9 @@ impl Link {
 
     fn probe_with(&mut self, bytes: u64) -> Result<Duration> {
         write_message(&mut self.stream, &ToPeer::Probe { bytes }).map_err(lost)?;
-        let piece = vec![0xA5; PROBE_PIECE as usize];
+        let piece = [0xA5; PROBE_PIECE];
         let begun = Instant::now();
-        for _ in 0..bytes / PROBE_PIECE {
+        for _ in 0..bytes / PROBE_PIECE as u64 {
             self.stream.write_all(&piece).map_err(lost)?;
         }
         self.stream.flush().map_err(lost)?;

@@ -12,6 +12,7 @@
 //! Threads and blocking calls: there are few connections, and what they wait for is a disk, the toolstack
 //! or a network.  Killing the daemon is safe at any moment; it needs no orderly end.
 
+mod history;
 mod incoming;
 mod job;
 mod link;
@@ -43,6 +44,7 @@ use crate::transport::tls::Identity;
 
 pub use job::{Direction, Job, JobStatus, Report};
 
+use history::History;
 use incoming::Incoming;
 
 /// Jobs that are over are remembered so long as there are not more than this.
@@ -57,6 +59,7 @@ pub struct Daemon {
     identity: Identity,
     host: Arc<dyn Host>,
     audit: Audit,
+    history: History,
     locks: Mutex<Locks>,
     jobs: Mutex<Vec<Arc<Job>>>,
     incoming: Mutex<BTreeMap<SessionId, Arc<Incoming>>>,
@@ -94,11 +97,13 @@ impl Daemon {
                 .map_err(Error::io(format!("cannot make {}", folder.display())))?;
         }
         let audit = Audit::open(&config.state).map_err(Error::io("the audit log"))?;
+        let history = History::open(&config.state);
         Ok(Arc::new(Self {
             config,
             identity,
             host,
             audit,
+            history,
             locks: Mutex::default(),
             jobs: Mutex::default(),
             incoming: Mutex::default(),

@@ -16,7 +16,7 @@ use crate::job::{
     Sink, Source,
 };
 use crate::journal::Journal;
-use crate::predict::{Prediction, compression, predict};
+use crate::predict::{Past, Prediction, compression, predict};
 use crate::session::{
     Answer, Operator, Order, Request, SessionId, SourceEffect, SourceEvent, SourceRecord,
     SourceSession, Token, Trouble,
@@ -31,8 +31,16 @@ struct Met {
     link: Link,
     prepared: Prepared,
     prediction: Prediction,
+    expected: Expected,
     parallel: u8,
     compress: Compression,
+}
+
+/// What a prediction was made from, to learn from what comes of it.
+struct Expected {
+    past: Past,
+    /// Since the job began.
+    at: Duration,
 }
 
 struct Outgoing<'a> {
@@ -51,6 +59,10 @@ struct Outgoing<'a> {
     retry: Duration,
     copied: Copied,
     suspended: Option<Instant>,
+    /// Unless another run of the daemon began the job.
+    expected: Option<Expected>,
+    /// How long the rounds took with the guest running.
+    copying: Duration,
 }
 
 /// Runs a job from its beginning to its end.
@@ -147,6 +159,8 @@ pub(super) fn recover(daemon: &Arc<Daemon>, session: SessionId) -> Result<()> {
             retry: RETRY.0,
             copied: Copied::default(),
             suspended: None,
+            expected: None,
+            copying: Duration::ZERO,
         };
         outgoing.run(SourceEvent::Restarted(presence));
     })?;
@@ -205,8 +219,11 @@ fn meet(
         compress,
         ..options.clone()
     };
-    let prediction = predict(estimate, way, &options);
+    let past = daemon.history.of(&peer.name);
+    let at = control.elapsed();
+    let prediction = predict(estimate, way, &options, &past, at);
     Ok(Met {
+        expected: Expected { past, at },
         compress,
         link,
         prediction,
@@ -254,6 +271,8 @@ fn begin(
         retry: RETRY.0,
         copied: Copied::default(),
         suspended: None,
+        expected: Some(met.expected),
+        copying: Duration::ZERO,
     };
     outgoing.run(SourceEvent::Begin);
     Ok(())
@@ -386,7 +405,11 @@ impl Outgoing<'_> {
         });
         control.enter(Phase::Live, "memory is copied while the guest runs");
         let sink: &dyn Sink = stream(self.sender.as_ref())?;
-        self.source.copy_live(sink, control)
+        self.source.copy_live(sink, control)?;
+        // The source says when its first round began.
+        let begun = Duration::from_millis(control.statistics().setup_time);
+        self.copying = control.elapsed().saturating_sub(begun);
+        Ok(())
     }
 
     fn copy_rest(&mut self) -> Result<u64> {
@@ -457,6 +480,17 @@ impl Outgoing<'_> {
         });
         let statistics = self.job.control.statistics();
         let prediction = self.job.prediction();
+        if let (Some(expected), Some(prediction)) = (&self.expected, &prediction) {
+            let preparing =
+                Duration::from_millis(statistics.setup_time).saturating_sub(expected.at);
+            let past = &expected.past;
+            let shown = past.corrected(prediction, preparing, self.copying, blackout);
+            log::debug!(
+                "session {}: {past:?} was expected, {shown:?} it was",
+                self.session
+            );
+            self.daemon.history.add(&self.peer.name, shown);
+        }
         self.job.report(Report {
             tool: "unmoved".to_owned(),
             total_ms: total.as_secs_f64() * 1000.0,

@@ -120,9 +120,6 @@ pub struct Estimate {
     pub hot_pages: u64,
     /// Bytes that are sent whatever the guest does: headers, CPU and device state.
     pub constant_bytes: u64,
-    /// Time that the suspend itself needs, and the destination's work after the last byte; a guess from
-    /// what this host has seen before.
-    pub fixed_blackout_ms: f64,
 }
 
 /// What a source did, for the report.

@@ -17,7 +17,7 @@
 mod estimate;
 mod guest;
 pub(crate) mod marker;
-mod policy;
+pub(crate) mod policy;
 mod records;
 mod rounds;
 mod suspend;

@@ -208,7 +208,6 @@ impl Source for FakeSource {
                 dirty_pages_per_second: 10.0,
                 hot_pages: 5,
                 constant_bytes: 100,
-                fixed_blackout_ms: 1.0,
             },
         })
     }
