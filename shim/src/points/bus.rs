@@ -4,7 +4,9 @@
 //! The list of the *real* store decides.  A device is made when it appears there, asked to close
 //! when it goes, and dropped once it has closed.  After a migration the same devices are looked
 //! for under the same names; one that the new host does not have is not taken from the guest, but
-//! is a reason why the machine can not go on there ([`Bus::attached`]).
+//! is a reason why the machine can not go on there ([`Bus::attached`]).  Only a device that was
+//! being plugged when the guest moved, and that the guest was told nothing of, goes like any that
+//! the host takes away.
 
 use alloc::borrow::ToOwned;
 use alloc::boxed::Box;
@@ -37,6 +39,13 @@ struct Slot {
     was_listed: bool,
     /// Whether the host has taken it away.
     is_leaving: bool,
+}
+
+impl Slot {
+    /// Whether the device goes when the list does not have it.
+    fn may_go(&self) -> bool {
+        self.was_listed || !self.device.is_shown()
+    }
 }
 
 /// All devices of the guest.
@@ -350,7 +359,7 @@ impl Bus {
         let gone: Vec<DeviceId> = self
             .devices
             .iter()
-            .filter(|(id, slot)| id.class == class && slot.was_listed && !listed.contains(id))
+            .filter(|(id, slot)| id.class == class && slot.may_go() && !listed.contains(id))
             .map(|(id, _)| *id)
             .collect();
         for id in gone {

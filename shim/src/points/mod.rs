@@ -307,6 +307,8 @@ pub trait Device {
     fn reattach(&mut self, cx: &mut Cx<'_>, host_frontend: &str);
     /// The device was missing from the host's list at `host_frontend`'s place, and is there now.
     fn listed(&mut self, cx: &mut Cx<'_>, host_frontend: &str);
+    /// Whether the guest was told what the device is like, and so may count on it.
+    fn is_shown(&self) -> bool;
     /// Whether the host-facing half is connected (again), or the reason why it is not and will not
     /// be before somebody does something about it on the host.
     fn attached(&self) -> Result<Progress, String>;

@@ -20,6 +20,8 @@ struct Noting {
     notes: Notes,
     port: HostPort,
     gone: Rc<RefCell<bool>>,
+    /// Whether the guest was told of the devices.
+    shown: Rc<RefCell<bool>>,
 }
 
 impl Noting {
@@ -56,6 +58,9 @@ impl Device for Noting {
     fn listed(&mut self, _: &mut Cx<'_>, host_frontend: &str) {
         self.note(&format!("listed {host_frontend}"));
     }
+    fn is_shown(&self) -> bool {
+        *self.shown.borrow()
+    }
     fn attached(&self) -> Result<Progress, String> {
         Ok(Progress::Done)
     }
@@ -76,6 +81,7 @@ impl Device for Noting {
 struct Factory {
     notes: Notes,
     gone: Rc<RefCell<bool>>,
+    shown: Rc<RefCell<bool>>,
 }
 
 impl DeviceFactory for Factory {
@@ -85,6 +91,7 @@ impl DeviceFactory for Factory {
             notes: self.notes.clone(),
             port: HostPort(Port(id.index)),
             gone: self.gone.clone(),
+            shown: self.shown.clone(),
         };
         made.note(&format!("made at {host_frontend}"));
         Box::new(made)
@@ -125,21 +132,25 @@ struct Machine {
     list: List,
     notes: Notes,
     gone: Rc<RefCell<bool>>,
+    shown: Rc<RefCell<bool>>,
     scans: usize,
 }
 
 impl Machine {
     fn new(devices: &[&'static str]) -> Self {
         let (notes, gone) = (Notes::default(), Rc::default());
+        let shown = Rc::new(RefCell::new(true));
         let factory = Factory {
             notes: Rc::clone(&notes),
             gone: Rc::clone(&gone),
+            shown: Rc::clone(&shown),
         };
         let mut machine = Self {
             bus: Bus::new(Box::new(factory)),
             list: List::default(),
             notes,
             gone,
+            shown,
             scans: 0,
         };
         machine.list.devices = devices.to_vec();
@@ -288,6 +299,19 @@ fn a_move_keeps_the_devices_and_forgets_the_ports() {
         ],
         "a device that the new host lacks is not unplugged"
     );
+    assert_eq!(machine.bus.attached(), Ok(Progress::Done));
+}
+
+#[test]
+fn a_device_that_the_guest_was_not_told_of_goes_if_the_next_host_lacks_it() {
+    let mut machine = Machine::new(&["device/vbd/51712"]);
+    *machine.shown.borrow_mut() = false;
+    machine.notes();
+    machine.list.devices.clear();
+    machine.call(|bus, cx| bus.reattach(cx));
+    machine.serve();
+    let expected = ["vbd51712 reattach device/vbd/51712", "vbd51712 unplug"];
+    assert_eq!(machine.notes(), expected);
     assert_eq!(machine.bus.attached(), Ok(Progress::Done));
 }
 

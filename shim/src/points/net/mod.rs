@@ -205,6 +205,10 @@ impl Device for Vif {
         self.host_lists_it(cx, host_frontend);
     }
 
+    fn is_shown(&self) -> bool {
+        self.shown.is_some()
+    }
+
     fn attached(&self) -> Result<Progress, String> {
         match &self.host.stage {
             Stage::Refused(why) | Stage::Broken(why) | Stage::Absent(why) => Err(why.clone()),

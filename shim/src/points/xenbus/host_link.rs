@@ -66,6 +66,8 @@ pub struct HostLink {
     generation: u8,
     frontend: String,
     backend: Option<String>,
+    /// The frontend's directory names no backend: there is no such device.
+    is_missing: bool,
     backend_id: DomId,
     collections: Vec<Collection>,
     serial: u8,
@@ -79,6 +81,7 @@ impl HostLink {
             generation: 0,
             frontend: String::new(),
             backend: None,
+            is_missing: false,
             backend_id: DomId::INVALID,
             collections: Vec::new(),
             serial: 0,
@@ -97,6 +100,7 @@ impl HostLink {
         self.generation = self.generation.wrapping_add(1);
         self.frontend = frontend.to_owned();
         self.backend = None;
+        self.is_missing = false;
         self.backend_id = DomId::INVALID;
         self.collections.clear();
         for (key, index) in [("backend", 0), ("backend-id", 1)] {
@@ -152,9 +156,11 @@ impl HostLink {
         self.submit(store, self.detail(kind::WRITE, 1), StoreOp::Remove(path));
     }
 
-    /// Tells the backend our state.
+    /// Tells the backend our state; where there is no device it must not appear by that.
     pub fn set_state(&self, store: &mut dyn StoreClient, state: XenbusState) {
-        self.write(store, "state", &state.0.to_string());
+        if !self.is_missing {
+            self.write(store, "state", &state.0.to_string());
+        }
     }
 
     /// Takes a store event that came for the device; `None` when nothing follows from it (yet).
@@ -254,6 +260,7 @@ impl HostLink {
             return Some(LinkEvent::Nodes { what, nodes });
         }
         let (Some(backend), true) = (&self.backend, self.backend_id != DomId::INVALID) else {
+            self.is_missing = true;
             return Some(LinkEvent::Failed {
                 path: format!("{}/backend", self.frontend),
                 error: Errno::ENOENT,

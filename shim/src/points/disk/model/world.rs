@@ -95,13 +95,20 @@ impl World {
 
     /// Lets the real store and the backend do their part of the handshake, until nothing moves.
     pub fn handshake(&mut self) {
-        while let Some((tag, event, written)) = self.real.step() {
-            if written.is_some_and(|path| path.ends_with("/state")) {
-                self.backend
-                    .frontend_changed(&mut self.real, &self.mem, &self.host_table);
-            }
-            self.store_event(tag, event);
+        while self.step() {}
+    }
+
+    /// One step of the handshake; `false` when nothing moves.
+    pub fn step(&mut self) -> bool {
+        let Some((tag, event, written)) = self.real.step() else {
+            return false;
+        };
+        if written.is_some_and(|path| path.ends_with("/state")) {
+            self.backend
+                .frontend_changed(&mut self.real, &self.mem, &self.host_table);
         }
+        self.store_event(tag, event);
+        true
     }
 
     fn store_event(&mut self, tag: Tag, event: StoreEvent) {

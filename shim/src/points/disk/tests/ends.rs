@@ -95,8 +95,8 @@ fn a_disk_taken_by_force_fails_what_is_in_flight() {
 fn a_disk_that_no_driver_wanted_is_unplugged() {
     let mut world = World::new(Backend::new(0, GOOD));
     world.handshake();
-    finish_unplug(world);
-    finish_unplug(World::new(Backend::new(0, GOOD)));
+    finish_unplug(&mut world);
+    finish_unplug(&mut World::new(Backend::new(0, GOOD)));
 }
 
 #[test]

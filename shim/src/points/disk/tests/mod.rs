@@ -67,10 +67,10 @@ fn tear_down(mut world: World) {
     assert_eq!(world.back("state"), Some("5"));
     world.guest_state(6);
     assert!(world.vbd.is_gone() || world.back("state") == Some("6"));
-    finish_unplug(world);
+    finish_unplug(&mut world);
 }
 
-fn finish_unplug(mut world: World) {
+fn finish_unplug(world: &mut World) {
     world.unplug();
     world.handshake();
     // The backend lets go of the ring only when it has closed.

@@ -2,7 +2,7 @@
 
 use xen_abi::blkif::{op, status};
 
-use super::{GOOD, POOR, connected, finish_unplug, settle, tear_down};
+use super::{GOOD, Guest, POOR, connected, finish_unplug, settle, tear_down};
 use crate::points::disk::model::backend::Backend;
 use crate::points::disk::model::world::World;
 use crate::points::{Device, Progress};
@@ -61,6 +61,52 @@ fn a_disk_that_is_missing_after_a_move_is_waited_for() {
     assert!(guest.answers.iter().all(|answer| *answer == status::OKAY));
     guest.check_disk(&world);
     tear_down(world);
+}
+
+/// A disk whose host and shim have gone so many steps of plugging it; whether those were all.
+fn plugging(steps: usize) -> (World, bool) {
+    let mut world = World::new(Backend::new(4, GOOD));
+    let is_over = (0..steps).any(|_| !world.step());
+    assert_eq!(world.quiesce(), Progress::Done);
+    (world, is_over)
+}
+
+#[test]
+fn a_disk_moves_at_every_step_of_being_plugged() {
+    for steps in 0.. {
+        let (mut world, is_over) = plugging(steps);
+        world.migrate(Backend::new(4, GOOD));
+        assert_eq!(world.attached(), Ok(Progress::Done), "{steps} steps");
+        world.resume();
+        let mut guest = Guest::connect(&mut world, 1);
+        guest.ask(&world, op::WRITE, 100, 40);
+        settle(&mut world, &mut guest);
+        guest.check_disk(&world);
+        tear_down(world);
+        if is_over {
+            break;
+        }
+    }
+}
+
+#[test]
+fn a_disk_that_the_guest_was_not_told_of_may_be_missing_after_a_move() {
+    let mut steps = 0;
+    loop {
+        let (mut world, _) = plugging(steps);
+        world.migrate_to_nothing(Backend::new(4, GOOD));
+        assert!(world.attached().is_err(), "there is none");
+        if world.vbd.is_shown() {
+            break;
+        }
+        world.unplug();
+        world.resume();
+        finish_unplug(&mut world);
+        let left = &world.real.nodes;
+        assert!(left.is_empty(), "a directory came to be: {left:?}");
+        steps += 1;
+    }
+    assert!(steps > 5, "it was shown after {steps} steps");
 }
 
 #[test]
@@ -169,7 +215,7 @@ fn what_a_driver_that_went_had_asked_is_not_asked_of_the_next_host() {
     world.backend.take(&world.mem);
     assert!(world.backend.taken.is_empty());
     assert_eq!(world.back("state"), Some("6"));
-    finish_unplug(world);
+    finish_unplug(&mut world);
 }
 
 #[test]

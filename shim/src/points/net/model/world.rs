@@ -94,12 +94,19 @@ impl World {
 
     /// Lets the real store and the backend do their part of the handshake, until nothing moves.
     pub fn handshake(&mut self) {
-        while let Some((tag, event, written)) = self.real.step() {
-            if written.is_some_and(|path| path.ends_with("/state")) {
-                self.backend.frontend_changed(&mut self.real, &self.mem);
-            }
-            self.with(|vif, cx| vif.host_store_event(cx, tag.0 as u32, event));
+        while self.step() {}
+    }
+
+    /// One step of the handshake; `false` when nothing moves.
+    pub fn step(&mut self) -> bool {
+        let Some((tag, event, written)) = self.real.step() else {
+            return false;
+        };
+        if written.is_some_and(|path| path.ends_with("/state")) {
+            self.backend.frontend_changed(&mut self.real, &self.mem);
         }
+        self.with(|vif, cx| vif.host_store_event(cx, tag.0 as u32, event));
+        true
     }
 
     /// The guest's driver writes its state.
@@ -200,6 +207,11 @@ impl World {
             self.backend.let_go(&self.mem);
             self.retry();
         }
+        self.assert_nothing_left();
+    }
+
+    /// Nothing of what the interface took may be left when it is gone.
+    pub fn assert_nothing_left(&self) {
         assert!(self.vif.is_gone(), "{:?}", self.vif);
         assert_eq!(self.host_table.outstanding(), 0, "host references");
         assert!(self.ledger.holds.is_empty(), "{:?}", self.ledger.holds);

@@ -142,6 +142,57 @@ fn an_interface_that_is_missing_after_a_move_is_waited_for() {
 }
 
 #[test]
+fn an_interface_moves_at_every_step_of_being_plugged() {
+    for (has_driver, steps) in (0..40).map(|n| (n >= 20, n % 20)) {
+        let mut world = World::new(Backend::new(FULL));
+        let mut guest = None;
+        if has_driver {
+            world.handshake();
+            guest = Some(Guest::connect(&mut world, WISHES));
+        }
+        let is_over = (0..steps).any(|_| !world.step());
+        assert_eq!(world.quiesce(), Progress::Done);
+        world.migrate(Backend::new(FULL));
+        let attached = world.vif.attached();
+        assert_eq!(attached, Ok(Progress::Done), "{has_driver}, {steps} steps");
+        world.resume();
+        let mut guest = guest.unwrap_or_else(|| Guest::connect(&mut world, WISHES));
+        world.handshake();
+        assert_eq!(world.back("state"), Some("4"));
+        guest.send(&world, &[60], None, false, false);
+        guest.push(&mut world);
+        world.backend.take(&world.mem);
+        assert_eq!(world.backend.sent, guest.sent);
+        world.backend.answer(&world.mem, 0, status::OKAY, false);
+        world.host_kick();
+        world.tear_down();
+        assert!(is_over || steps < 19, "plugging takes more steps than that");
+    }
+}
+
+#[test]
+fn an_interface_that_the_guest_was_not_told_of_may_be_missing_after_a_move() {
+    let mut steps = 0;
+    loop {
+        let mut world = World::new(Backend::new(FULL));
+        (0..steps).for_each(|_| assert!(world.step()));
+        world.migrate_to_nothing(Backend::new(FULL));
+        assert!(world.vif.attached().is_err(), "there is none");
+        if world.vif.is_shown() {
+            break;
+        }
+        world.unplug();
+        world.resume();
+        world.handshake();
+        world.assert_nothing_left();
+        let left = &world.real.nodes;
+        assert!(left.is_empty(), "a directory came to be: {left:?}");
+        steps += 1;
+    }
+    assert!(steps > 5, "it was shown after {steps} steps");
+}
+
+#[test]
 fn a_move_is_announced_a_few_times() {
     let (mut world, _guest) = connected();
     world.migrate(Backend::new(FULL));
