@@ -2,7 +2,7 @@
 
 use xen_abi::{Errno, Mfn, Pfn};
 
-use super::ledger::Owner;
+use super::frame::Owner;
 use super::{Flush, M2p, Mm};
 use crate::mem::Frames;
 

@@ -8,7 +8,8 @@ use xen_abi::mmu::{ENTRIES, HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START, Pte, ext
 use xen_abi::{Errno, GuestVa, Mfn, PAGE_SIZE};
 
 use super::Mm;
-use super::ledger::{FrameUse, Granted};
+use super::frame::FrameUse;
+use super::ledger::Granted;
 use crate::mem::Frames;
 
 const PRESENT: u64 = 1 << 47;

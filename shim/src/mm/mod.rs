@@ -16,6 +16,7 @@
 mod balloon;
 mod descriptor;
 mod entry;
+mod frame;
 mod ledger;
 mod m2p;
 mod pages;
@@ -35,7 +36,8 @@ use crate::mem::Frames;
 
 pub use descriptor::{check_descriptor, check_ldt};
 pub use entry::{adjust_l1, adjust_table};
-pub use ledger::{FrameInfo, FrameUse, Ledger, MAX_REFERENCES, Owner};
+pub use frame::{FrameInfo, FrameUse, MAX_REFERENCES, Owner};
+pub use ledger::Ledger;
 pub use m2p::{M2p, M2pTable};
 pub use roots::AddressSpaces;
 pub use store::LiveEntry;

@@ -4,7 +4,8 @@ use xen_abi::mmu::{Level, Pte, is_canonical, is_guest_l4_slot};
 use xen_abi::{GuestVa, Mfn};
 
 use super::Mm;
-use super::ledger::{FrameUse, Ledger};
+use super::frame::FrameUse;
+use super::ledger::Ledger;
 use crate::mem::Frames;
 
 /// Where an address is translated.
