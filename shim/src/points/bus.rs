@@ -6,26 +6,24 @@
 //! for under the same names; one that the new host does not have is not taken from the guest, but
 //! is a reason why the machine can not go on there ([`Bus::attached`]).  Only a device that was
 //! being plugged when the guest moved, and that the guest was told nothing of, goes like any that
-//! the host takes away.
+//! the host takes away.  [`list`] reads the list.
 
-use alloc::borrow::ToOwned;
+mod list;
+
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use xen_abi::{Errno, Port};
+use xen_abi::Port;
 
-use super::{Cx, Device, DeviceClass, DeviceId, Progress, TagOwner};
-use crate::host::{HostPort, StoreEvent, StoreOp, Tag};
+use self::list::Scan;
+use super::{Cx, Device, DeviceId, Progress, TagOwner};
+use crate::host::{HostPort, StoreEvent, Tag};
 
-/// Devices that a guest may have.
-const MAX_DEVICES: usize = 256;
 /// The real directory with one directory for each class.
 const ROOT: &str = "device";
-/// Classes of the store that are no devices of the guest.
-const NO_DEVICES: [&str; 1] = ["suspend"];
 
 /// Makes devices.
 pub trait DeviceFactory {
@@ -59,25 +57,6 @@ pub struct Bus {
     hidden: BTreeSet<String>,
 }
 
-/// How far the reading of the list is.
-#[derive(Clone, Copy, Debug, Default)]
-struct Scan {
-    /// Answers that are still to come.
-    waiting: u32,
-    /// The list was changed meanwhile.
-    is_stale: bool,
-    /// The list of this host was read at least once.
-    was_done: bool,
-}
-
-/// What the bus asks the store, told apart in the tag's detail.
-mod ask {
-    pub const WATCH: u8 = 0;
-    pub const CLASSES: u8 = 1;
-    pub const VBDS: u8 = 2;
-    pub const VIFS: u8 = 3;
-}
-
 impl Bus {
     /// Makes an empty bus; nothing is asked of anybody.
     pub fn new(factory: Box<dyn DeviceFactory>) -> Self {
@@ -89,14 +68,6 @@ impl Bus {
             generation: 0,
             hidden: BTreeSet::new(),
         }
-    }
-
-    /// Begins to look for devices.
-    pub fn start(&mut self, cx: &mut Cx<'_>) {
-        self.generation = self.generation.wrapping_add(1);
-        // The watch is answered with an event, which begins the first scan.
-        self.scan = Scan::default();
-        self.submit(cx, ask::WATCH, StoreOp::Watch(ROOT.to_owned()));
     }
 
     /// Number of devices.
@@ -246,133 +217,6 @@ impl Bus {
     /// Takes work again; see [`Device::resume`].
     pub fn resume(&mut self, cx: &mut Cx<'_>) {
         self.for_each(cx, |device, cx| device.resume(cx));
-    }
-
-    fn own_event(&mut self, cx: &mut Cx<'_>, detail: u32, event: StoreEvent) {
-        let [what, generation, ..] = detail.to_le_bytes();
-        if generation != self.generation {
-            return;
-        }
-        match event {
-            StoreEvent::Changed(path) if what == ask::WATCH && self.is_about_the_list(&path) => {
-                self.begin_scan(cx);
-            }
-            StoreEvent::Reply(reply) if what != ask::WATCH => {
-                self.listed(cx, what, reply);
-                self.scan.waiting = self.scan.waiting.saturating_sub(1);
-                if self.scan.waiting == 0 {
-                    self.scan.was_done = true;
-                    if core::mem::take(&mut self.scan.is_stale) {
-                        self.begin_scan(cx);
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-
-    /// Whether a change may mean that a device came or went.  Each node of each device is below
-    /// the watched directory, and most of them are written by ourselves.
-    fn is_about_the_list(&self, path: &str) -> bool {
-        let mut parts = path.split('/').skip_while(|part| *part != ROOT).skip(1);
-        let (class, index, below) = (parts.next(), parts.next(), parts.next());
-        let id = class
-            .and_then(DeviceClass::named)
-            .zip(index.and_then(|index| index.parse().ok()))
-            .map(|(class, index)| DeviceId { class, index });
-        match (id, below) {
-            (Some(id), Some(_)) => !self.devices.contains_key(&id),
-            _ => true,
-        }
-    }
-
-    fn begin_scan(&mut self, cx: &mut Cx<'_>) {
-        if self.scan.waiting > 0 {
-            self.scan.is_stale = true;
-            return;
-        }
-        self.scan.waiting = 3;
-        for (what, directory) in [
-            (ask::CLASSES, ROOT.to_owned()),
-            (ask::VBDS, format!("{ROOT}/vbd")),
-            (ask::VIFS, format!("{ROOT}/vif")),
-        ] {
-            self.submit(cx, what, StoreOp::Directory(directory));
-        }
-    }
-
-    fn listed(&mut self, cx: &mut Cx<'_>, what: u8, reply: Result<Vec<u8>, Errno>) {
-        let bytes = match reply {
-            Ok(bytes) => bytes,
-            Err(Errno::ENOENT) => Vec::new(),
-            // Nothing is known, so nothing is done; the next change asks again.
-            Err(error) => return log::warn!("the list of devices can not be read: {error}"),
-        };
-        let names = bytes
-            .split(|byte| *byte == 0)
-            .filter_map(|name| core::str::from_utf8(name).ok())
-            .filter(|name| !name.is_empty());
-        let class = match what {
-            ask::VBDS => DeviceClass::Vbd,
-            ask::VIFS => DeviceClass::Vif,
-            _ => return self.classes_listed(names),
-        };
-        let listed: BTreeSet<DeviceId> = names
-            .filter_map(|name| name.parse().ok())
-            .filter(|index| *index <= DeviceId::MAX_INDEX)
-            .map(|index| DeviceId { class, index })
-            .collect();
-        self.devices_listed(cx, class, &listed);
-    }
-
-    fn classes_listed<'n>(&mut self, names: impl Iterator<Item = &'n str>) {
-        for name in names {
-            if DeviceClass::named(name).is_none()
-                && !NO_DEVICES.contains(&name)
-                && self.hidden.len() < MAX_DEVICES
-                && self.hidden.insert(name.to_owned())
-            {
-                log::warn!("devices of class {name:?} are not carried and not shown to the guest");
-            }
-        }
-    }
-
-    fn devices_listed(&mut self, cx: &mut Cx<'_>, class: DeviceClass, listed: &BTreeSet<DeviceId>) {
-        for &id in listed {
-            if let Some(slot) = self.devices.get_mut(&id) {
-                if !core::mem::replace(&mut slot.was_listed, true) {
-                    self.with(cx, id, |device, cx| device.listed(cx, &host_frontend(id)));
-                }
-            } else if self.devices.len() < MAX_DEVICES {
-                let device = self.factory.make(cx, id, &host_frontend(id));
-                let slot = Slot {
-                    device,
-                    was_listed: true,
-                    is_leaving: false,
-                };
-                self.devices.insert(id, slot);
-                self.refresh(cx, id);
-            } else {
-                log::warn!("{}/{} is one device too many", class.name(), id.index);
-            }
-        }
-        let gone: Vec<DeviceId> = self
-            .devices
-            .iter()
-            .filter(|(id, slot)| id.class == class && slot.may_go() && !listed.contains(id))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in gone {
-            if let Some(slot) = self.devices.get_mut(&id) {
-                slot.is_leaving = true;
-            }
-            self.with(cx, id, |device, cx| device.unplug(cx));
-        }
-    }
-
-    fn submit(&self, cx: &mut Cx<'_>, what: u8, op: StoreOp) {
-        let detail = u32::from_le_bytes([what, self.generation, 0, 0]);
-        cx.host_store.submit(TagOwner::Bus(detail).tag(), op);
     }
 
     fn for_each(&mut self, cx: &mut Cx<'_>, mut act: impl FnMut(&mut dyn Device, &mut Cx<'_>)) {
