@@ -1,8 +1,9 @@
 //! The Xen underneath: hypercalls, the real shared info page, and the events in it.
 
-use core::arch::asm;
-use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+mod call;
+mod last_words;
+
+use core::sync::atomic::{Ordering, fence};
 
 use log::error;
 use unmoved_shim::cpu::UPCALL_VECTOR;
@@ -12,154 +13,19 @@ use unmoved_shim::mem::Frames;
 use unmoved_shim::points::time::{HostTime, SECOND};
 use xen_abi::evtchn::{self, AllocUnbound, BindVirq, Status};
 use xen_abi::hvm;
-use xen_abi::memory::{self, AddToPhysmap, Reservation};
+use xen_abi::memory::{self, Reservation};
 use xen_abi::sched::{self, Poll, ShutdownReason};
 use xen_abi::shared_info::{
     EVTCHN_MASK, EVTCHN_PENDING, WC_NSEC, WC_SEC, WC_SEC_HI, WC_VERSION, time_info, vcpu_info,
 };
 use xen_abi::vcpu::{self, SetSingleshotTimer};
 use xen_abi::{DomId, Errno, Mfn, Port, hypercall as nr};
-use zerocopy::{FromBytes, IntoBytes};
 
+use self::call::{add_to_physmap, hypercall, op, param, set_param};
+pub use self::call::{detect, uuid};
+pub use self::last_words::{crash, say_on_console};
 use super::instructions;
-use super::layout::{self, gfn};
-
-/// Whether hypercalls are made by VMMCALL (AMD) or VMCALL.
-static USE_VMMCALL: AtomicBool = AtomicBool::new(false);
-
-/// Makes a hypercall.
-///
-/// # Safety
-///
-/// What the arguments point to must be as the call expects, and stay for its length.
-unsafe fn hypercall(number: u64, args: [u64; 3]) -> Result<u64, Errno> {
-    let [mut rdi, mut rsi, mut rdx] = args;
-    let result: u64;
-    // SAFETY: by the caller's promise; the registers that a debug build of Xen destroys are named.
-    unsafe {
-        if USE_VMMCALL.load(Ordering::Relaxed) {
-            asm!("vmmcall", inlateout("rax") number => result, inlateout("rdi") rdi,
-                 inlateout("rsi") rsi, inlateout("rdx") rdx, options(nostack));
-        } else {
-            asm!("vmcall", inlateout("rax") number => result, inlateout("rdi") rdi,
-                 inlateout("rsi") rsi, inlateout("rdx") rdx, options(nostack));
-        }
-    }
-    let _ = (rdi, rsi, rdx);
-    Errno::from_rax(result)
-}
-
-/// Makes a hypercall of the form `(command, pointer)`.
-fn op<T: FromBytes + IntoBytes>(number: u64, command: u64, arg: &mut T) -> Result<u64, Errno> {
-    // SAFETY: the structure is the one that the command is defined for, by the callers.
-    unsafe { hypercall(number, [command, core::ptr::from_mut(arg) as u64, 0]) }
-}
-
-/// Finds Xen, and how hypercalls are made; `false` when this is another hypervisor.
-pub fn detect() -> bool {
-    let is_xen = (0x4000_0000..0x4001_0000).step_by(0x100).any(|base| {
-        let [_, b, c, d] = instructions::cpuid(base, 0);
-        [b, c, d].as_bytes() == b"XenVMMXenVMM"
-    });
-    let [_, b, c, d] = instructions::cpuid(0, 0);
-    let is_amd = matches!([b, d, c].as_bytes(), b"AuthenticAMD" | b"HygonGenuine");
-    USE_VMMCALL.store(is_amd, Ordering::Relaxed);
-    is_xen
-}
-
-/// Reads one of the domain's parameters.
-pub fn param(index: u32) -> Result<u64, Errno> {
-    let mut param = hvm::Param {
-        domid: DomId::SELF.0,
-        index,
-        ..hvm::Param::default()
-    };
-    op(nr::HVM_OP, hvm::GET_PARAM, &mut param)?;
-    Ok(param.value)
-}
-
-/// Sets one of the domain's parameters.
-fn set_param(index: u32, value: u64) -> Result<(), Errno> {
-    let mut param = hvm::Param {
-        domid: DomId::SELF.0,
-        index,
-        value,
-        ..hvm::Param::default()
-    };
-    op(nr::HVM_OP, hvm::SET_PARAM, &mut param).map(drop)
-}
-
-/// Makes a page that belongs to the host appear at a frame number.
-pub fn add_to_physmap(space: u32, index: u64, frame: Mfn) -> Result<(), Errno> {
-    let mut add = AddToPhysmap {
-        domid: DomId::SELF.0,
-        size: 0,
-        space,
-        idx: index,
-        gpfn: frame.0,
-    };
-    op(nr::MEMORY_OP, memory::op::ADD_TO_PHYSMAP, &mut add).map(drop)
-}
-
-/// Returns the domain's UUID.
-pub fn uuid() -> [u8; 16] {
-    let mut uuid = [0; 16];
-    let _ = op(
-        nr::XEN_VERSION,
-        xen_abi::version::op::GUEST_HANDLE,
-        &mut uuid,
-    );
-    uuid
-}
-
-/// Writes a line to the domain's console, for a shim that has no guest (yet) whose output it could
-/// come between.  What does not fit the ring is lost: nobody waits here.
-pub fn say_on_console(text: fmt::Arguments<'_>) {
-    use xen_abi::console::{OUT, OUT_CONS, OUT_PROD, OUT_SIZE};
-    struct Writer(Mfn);
-    impl fmt::Write for Writer {
-        fn write_str(&mut self, s: &str) -> fmt::Result {
-            let at = |offset| (layout::DIRECT + self.0.addr()) as usize + offset;
-            let index = |offset: usize| {
-                // SAFETY: the page is the console ring's, which both the boot tables and the later
-                // ones map; the fields are aligned and used as atomics by both ends.
-                unsafe { AtomicU32::from_ptr(at(offset) as *mut u32) }
-            };
-            for byte in s.bytes() {
-                let put = index(OUT_PROD).load(Ordering::Relaxed);
-                if put.wrapping_sub(index(OUT_CONS).load(Ordering::Acquire)) >= OUT_SIZE {
-                    break;
-                }
-                let place = at(OUT + (put & (OUT_SIZE - 1)) as usize) as *mut u8;
-                // SAFETY: inside the ring's page.
-                unsafe { place.write_volatile(byte) };
-                index(OUT_PROD).store(put.wrapping_add(1), Ordering::Release);
-            }
-            Ok(())
-        }
-    }
-    let (Ok(page), Ok(port)) = (
-        param(hvm::param::CONSOLE_PFN),
-        param(hvm::param::CONSOLE_EVTCHN),
-    ) else {
-        return;
-    };
-    // The toolstack puts the page below 4 GiB, where it is always mapped; a page elsewhere is no ring.
-    if page == 0 || page >= 1 << 20 {
-        return;
-    }
-    // The ring takes anything.
-    let _ = fmt::Write::write_fmt(&mut Writer(Mfn(page)), text);
-    let mut port = port as u32;
-    let _ = op(nr::EVENT_CHANNEL_OP, evtchn::op::SEND, &mut port);
-}
-
-/// Ends the domain as crashed, without needing anything to work.
-pub fn crash() -> ! {
-    let mut reason = ShutdownReason::CRASH.0;
-    let _ = op(nr::SCHED_OP, sched::op::SHUTDOWN, &mut reason);
-    instructions::halt()
-}
+use super::layout::gfn;
 
 /// Binds the timer of vCPU 0 to a new port.
 fn bind_timer() -> Result<u32, Errno> {
