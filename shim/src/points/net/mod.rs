@@ -2,7 +2,7 @@
 //! between them the translation of each slot, without touching a packet.
 //!
 //! For every slot the guest's reference is looked up and its frame granted to the real backend
-//! under a real reference.  Slots to send keep a [`tx`] shadow until they are answered; buffers to
+//! under a real reference.  Slots to send keep a [`shadow`] until they are answered; buffers to
 //! receive into are posted to the host one for one and in order, because frontends rely on it that
 //! a response lies in the slot of its request ([`rx`]).
 //!
@@ -25,7 +25,9 @@
 //! | `host` | connects the host's backend, notices when it goes |
 //! | `packet` | makes sense of the slots of a packet to send |
 //! | `tx` | sends packets |
+//! | `shadow` | knows what was sent and is not answered |
 //! | `rx` | posts buffers and passes received packets on |
+//! | `incoming` | makes sense of the slots of a received packet |
 //! | `announce` | tells the switches where the guest is now |
 //! | `loose` | remembers what a backend may still have in use |
 
@@ -33,11 +35,13 @@ mod announce;
 mod features;
 mod guest;
 mod host;
+mod incoming;
 mod loose;
 #[cfg(any(test, feature = "testing"))]
 pub mod model;
 mod packet;
 mod rx;
+mod shadow;
 #[cfg(test)]
 mod tests;
 mod tx;
@@ -52,6 +56,7 @@ use self::announce::Announcer;
 use self::features::Shown;
 use self::guest::GuestHalf;
 use self::host::{HostHalf, Stage};
+use self::shadow::Shadow;
 use super::xenbus::LogLimit;
 use super::{Cx, Device, DeviceClass, DeviceId, Progress};
 use crate::host::{HostPort, StoreEvent};
@@ -67,7 +72,7 @@ pub struct Vif {
     host: HostHalf,
     /// What the guest was told; nothing before the first host has described the interface.
     shown: Option<Shown>,
-    tx: tx::Shadow,
+    tx: Shadow,
     rx: rx::Buffers,
     announcer: Announcer,
     /// A page of ours for packets that would go where the guest may not have them written.
@@ -103,7 +108,7 @@ impl Vif {
             guest: GuestHalf::new(id, guest, backend),
             host: HostHalf::new(id),
             shown: None,
-            tx: tx::Shadow::new(),
+            tx: Shadow::new(),
             rx: rx::Buffers::new(),
             announcer: Announcer::new(),
             trash: None,

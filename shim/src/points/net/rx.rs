@@ -10,16 +10,13 @@
 use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::String;
-use alloc::vec::Vec;
 
-use xen_abi::netif::{
-    EXTRA_MORE, Extra, RING_ENTRIES, RX_SLOT, RxRequest, RxResponse, extra_type, rx_flags, status,
-};
-use xen_abi::{Mfn, PAGE_SIZE};
+use xen_abi::Mfn;
+use xen_abi::netif::{RING_ENTRIES, RxRequest, RxResponse, status};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::Vif;
-use super::features::Wishes;
+use super::incoming::Packet;
 use super::loose::Held;
 use crate::host::{Access, HostRef};
 use crate::points::Cx;
@@ -29,13 +26,13 @@ const FEW: usize = 64;
 
 /// A buffer of the guest.
 #[derive(Debug)]
-struct Buffer {
+pub(super) struct Buffer {
     /// The guest's own name for it.
-    id: u16,
+    pub id: u16,
     /// The host's name for it, once posted.
     host_id: u16,
     /// The frame, of which a hold was taken for writing; none if the guest's reference was bad.
-    frame: Option<Mfn>,
+    pub frame: Option<Mfn>,
     /// What the backend may use.
     grant: Option<HostRef>,
 }
@@ -52,90 +49,6 @@ pub(super) struct Buffers {
 impl Buffers {
     pub fn new() -> Self {
         Self::default()
-    }
-}
-
-/// A packet that is being received.
-#[derive(Debug, Default)]
-struct Packet {
-    /// Names of its buffers, and what is to be answered if the packet turns out to be good.
-    parts: Vec<(u16, [u8; RX_SLOT])>,
-    wants_extra: bool,
-    wants_data: bool,
-    is_bad: bool,
-}
-
-impl Packet {
-    /// Takes a part in; says what is wrong with it, if anything.
-    fn add(
-        &mut self,
-        buffer: &Buffer,
-        slot: [u8; RX_SLOT],
-        wishes: &Wishes,
-    ) -> Option<&'static str> {
-        let (bytes, wrong) = if core::mem::take(&mut self.wants_extra) {
-            self.add_extra(Extra::read_from_bytes(&slot).ok()?, wishes)
-        } else {
-            self.add_data(RxResponse::read_from_bytes(&slot).ok()?, buffer)
-        };
-        self.parts.push((buffer.id, bytes));
-        self.is_bad |= wrong.is_some();
-        wrong
-    }
-
-    fn add_extra(
-        &mut self,
-        extra: Extra,
-        wishes: &Wishes,
-    ) -> ([u8; RX_SLOT], Option<&'static str>) {
-        let wrong = match extra.kind {
-            extra_type::GSO if extra.gso_size() == 0 => Some("segments without size"),
-            extra_type::GSO if wishes.has_gso(extra.gso_type()) => None,
-            _ => Some("an extra that nobody asked for"),
-        };
-        let flags = extra.flags & EXTRA_MORE;
-        self.wants_extra = flags != 0;
-        let extra = Extra { flags, ..extra };
-        (zerocopy::transmute!(extra), wrong)
-    }
-
-    fn add_data(
-        &mut self,
-        response: RxResponse,
-        buffer: &Buffer,
-    ) -> ([u8; RX_SLOT], Option<&'static str>) {
-        let mut known = rx_flags::MORE_DATA;
-        if self.parts.is_empty() {
-            known |= rx_flags::DATA_VALIDATED | rx_flags::CSUM_BLANK | rx_flags::EXTRA_INFO;
-        }
-        let flags = response.flags & known;
-        self.wants_extra = flags & rx_flags::EXTRA_INFO != 0;
-        self.wants_data = flags & rx_flags::MORE_DATA != 0;
-        let wrong = match usize::try_from(response.status) {
-            // It has failed, or could not be kept; neither is a lie.
-            Err(_) => {
-                self.is_bad = true;
-                None
-            }
-            Ok(_) if buffer.frame.is_none() => {
-                self.is_bad = true;
-                None
-            }
-            Ok(len) if usize::from(response.offset) + len > PAGE_SIZE => {
-                Some("a part that leaves its page")
-            }
-            Ok(_) => None,
-        };
-        let response = RxResponse {
-            id: buffer.id,
-            flags,
-            ..response
-        };
-        (zerocopy::transmute!(response), wrong)
-    }
-
-    fn is_complete(&self) -> bool {
-        !self.wants_extra && !self.wants_data
     }
 }
 
