@@ -349,6 +349,7 @@ pub struct Stopped {
     pub b: Arc<Fake>,
     pub folder: tempfile::TempDir,
     addresses: [SocketAddr; 2],
+    metrics: SocketAddr,
 }
 
 /// Two hosts with their daemons.
@@ -361,6 +362,8 @@ pub struct Pair {
     pub right: Arc<Daemon>,
     /// Where the daemon of `b` listens.
     pub address: SocketAddr,
+    /// Where the daemon of `a` serves metrics.
+    pub metrics: SocketAddr,
     pub folder: tempfile::TempDir,
 }
 
@@ -379,15 +382,14 @@ impl Pair {
             pki::issue(&folder.path().join("pki"), &[host.to_owned()]).unwrap();
         }
         // Ports that are free now; both daemons must know them before either runs.
-        let held: Vec<_> = (0..2)
-            .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap())
-            .collect();
-        let addresses = [0, 1].map(|end: usize| held[end].local_addr().unwrap());
+        let held = [(); 3].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
+        let [left, right, metrics] = held.map(|held| held.local_addr().unwrap());
         let prepared = Stopped {
             a: Arc::default(),
             b: Arc::default(),
             folder,
-            addresses,
+            addresses: [left, right],
+            metrics,
         };
         for (host, end) in [("a", "source"), ("b", "destination")] {
             std::fs::create_dir_all(prepared.folder.path().join(host).join(end)).unwrap();
@@ -405,7 +407,7 @@ impl Stopped {
             listen,
             state: self.folder.path().join(host),
             socket: self.folder.path().join(format!("{host}.sock")),
-            metrics: None,
+            metrics: (host == "a").then_some(self.metrics),
             allow_uids: std::iter::empty().collect(),
             tls: Tls {
                 authority: pki.join(pki::AUTHORITY),
@@ -435,6 +437,7 @@ impl Stopped {
             left,
             right,
             address: self.addresses[1],
+            metrics: self.metrics,
             a: self.a,
             b: self.b,
             folder: self.folder,

@@ -8,6 +8,7 @@
 
 mod attacks;
 mod fake;
+mod metrics;
 
 use std::sync::Arc;
 
