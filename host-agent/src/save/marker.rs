@@ -5,6 +5,7 @@
 //! marker is in xenstore, outside what guests can read, and lives as long as the domains do: until the
 //! host is restarted.
 
+use super::INCOMING;
 use crate::job::Result;
 use crate::xen::store::Store;
 
@@ -42,6 +43,20 @@ pub(crate) fn clear(store: &dyn Store, domid: u16) -> Result<()> {
 /// If the domain of this number and UUID is a source.
 pub(crate) fn is_source(store: &dyn Store, domid: u16, uuid: &str) -> Result<bool> {
     Ok(store.read(&path(domid))?.is_some_and(|found| found == uuid))
+}
+
+/// If a domain with the same name is under construction on this host.
+pub(crate) fn is_destination_too(store: &dyn Store, domid: u16, name: &str) -> Result<bool> {
+    let incoming = format!("{name}{INCOMING}");
+    for other in store.list("/local/domain")? {
+        let is_other = other != domid.to_string();
+        if is_other
+            && store.read(&format!("/local/domain/{other}/name"))?.as_ref() == Some(&incoming)
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! | file | is |
 //! |---|---|
 //! | `guest` | a domain's memory and which of it was written, through Xen |
+//! | `reading` | what is under way with one: round after round |
 //! | `rounds` | the frames that there are, and one round over some of them |
 //! | `policy` | whether another round pays: pure |
 //! | `estimate` | how a guest behaves, for predictions |
@@ -18,6 +19,7 @@ mod estimate;
 mod guest;
 pub(crate) mod marker;
 pub(crate) mod policy;
+mod reading;
 mod records;
 mod rounds;
 mod suspend;
@@ -29,13 +31,13 @@ use serde_json::Value;
 
 use self::estimate::Seen;
 use self::guest::{Bitmap, Memory, XenGuest};
-use self::policy::{Limits, Progress, Round, Verdict};
+use self::reading::{Reading, announce, skeleton};
 use self::records::Records;
-use self::rounds::{Frames, Sent};
+use self::rounds::Frames;
 use self::suspend::{Suspendable, settle, suspend};
 use crate::job::{
-    Batch, Control, Copied, Error, JobOptions, Needs, PAGE_SIZE, Phase, Prepared, Presence, Result,
-    Sink, Source,
+    Control, Copied, Error, JobOptions, Needs, PAGE_SIZE, Phase, Prepared, Presence, Result, Sink,
+    Source,
 };
 use crate::xen::abi::flags;
 use crate::xen::config;
@@ -47,8 +49,6 @@ use crate::xen::toolstack;
 const AWAY: &str = "--migratedaway";
 /// What it puts behind the name of one that is coming.
 pub(crate) const INCOMING: &str = "--incoming";
-/// Frames marked in one batch as such that will come.
-const SKELETON: u64 = 0xE;
 
 /// A domain of this host that is to move.
 pub(crate) struct LiveSource {
@@ -59,19 +59,6 @@ pub(crate) struct LiveSource {
     uuid: String,
     /// Made by the first step that reads the domain.
     reading: Option<Reading>,
-}
-
-/// What is under way.
-struct Reading {
-    guest: XenGuest,
-    records: Option<Records>,
-    /// Frames below this are recorded.
-    end: u64,
-    /// The frames there are, once somebody has looked, and what was written since.
-    words: Option<Vec<u64>>,
-    /// What was written since it was sent.
-    dirty: Bitmap,
-    copied: Copied,
 }
 
 impl LiveSource {
@@ -162,26 +149,6 @@ impl LiveSource {
     }
 }
 
-impl Reading {
-    /// The frames to send in the first round, in order.  What was written while they were looked for is
-    /// sent too: frames may have come.
-    fn find_frames(&mut self, control: &Control) -> Result<Vec<u64>> {
-        let Some(mut words) = self.words.take() else {
-            self.guest.take_dirty(false)?;
-            return rounds::present(&mut self.guest, control);
-        };
-        let known: Bitmap = words.iter().map(|word| rounds::frame(*word)).collect();
-        self.dirty.remove(&known);
-        let mut new: Vec<u64> = self.dirty.frames().collect();
-        for new in new.chunks_mut(Batch::MOST) {
-            self.guest.types(new)?;
-            words.extend(new.iter().filter(|word| guest::is_present(**word)));
-        }
-        words.sort_unstable_by_key(|word| rounds::frame(*word));
-        Ok(words)
-    }
-}
-
 impl Source for LiveSource {
     fn uuid(&self) -> &str {
         &self.uuid
@@ -246,44 +213,22 @@ impl Source for LiveSource {
             figures.memory_page_size = PAGE_SIZE as u64;
             figures.setup_time = u64::try_from(control.elapsed().as_millis()).unwrap_or(u64::MAX);
         });
-        let mut progress = Progress::default();
-        let mut frames = Frames::Present(&words);
-        let mut count = words.len() as u64;
-        loop {
-            let round = reading.copied.rounds + 1;
-            announce(control, round, count);
-            let sent = rounds::send(&mut reading.guest, &frames, sink, control)?;
-            reading.copied.rounds = round;
-            reading.copied.pages += sent.pages;
-            reading.dirty = reading.guest.take_dirty(false)?;
-            let dirty = reading.dirty.len();
-            let limits = limits(control);
-            let done = Round {
-                pages: sent.pages - sent.zero,
-                time: sent.time,
-            };
-            let verdict = progress.after(done, dirty, begun.elapsed(), &limits);
-            figures(control, &sent, dirty, &progress);
-            match verdict {
-                Verdict::GoOn => (frames, count) = (Frames::Written(&reading.dirty), dirty),
-                Verdict::GiveUp => {
-                    return Err(Error::TimedOut(format!(
-                        "copying the memory of {}",
-                        self.name
-                    )));
-                }
-                Verdict::Stop(reason) => {
-                    control.tell(format!("stopping the guest: {}", reason.text()));
-                    return Ok(());
-                }
+        match reading.rounds(&words, sink, control, begun)? {
+            Some(reason) => {
+                control.tell(format!("stopping the guest: {}", reason.text()));
+                Ok(())
             }
+            None => Err(Error::TimedOut(format!(
+                "copying the memory of {}",
+                self.name
+            ))),
         }
     }
 
     fn copy_rest(&mut self, sink: &dyn Sink, control: &Control) -> Result<Copied> {
         let (domid, store, name) = (self.domid, self.store.clone(), self.name.clone());
         let uuid = self.uuid.clone();
-        let is_here = || is_at_home(&*store, domid, &name);
+        let is_here = || marker::is_destination_too(&*store, domid, &name);
         let reading = self.reading()?;
         let Some(records) = &mut reading.records else {
             return Err(Error::Xen("the stream has not been begun".to_owned()));
@@ -389,66 +334,4 @@ pub(crate) fn presence(domain: u32) -> Presence {
     } else {
         Presence::Running
     }
-}
-
-/// Tells which frames there will be, so that the domain can be built while its memory is on the way.
-fn skeleton(words: &[u64], sink: &dyn Sink) -> Result<()> {
-    let mut batch = Batch::default();
-    for words in words.chunks(Batch::MOST) {
-        batch.clear();
-        let frames = words
-            .iter()
-            .map(|word| SKELETON << 60 | rounds::frame(*word));
-        batch.words.extend(frames);
-        sink.pages(&mut batch)?;
-    }
-    Ok(())
-}
-
-/// If a domain with the same name is under construction on this host.
-fn is_at_home(store: &dyn Store, domid: u16, name: &str) -> Result<bool> {
-    let incoming = format!("{name}{INCOMING}");
-    for other in store.list("/local/domain")? {
-        let is_other = other != domid.to_string();
-        if is_other
-            && store.read(&format!("/local/domain/{other}/name"))?.as_ref() == Some(&incoming)
-        {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-fn limits(control: &Control) -> Limits {
-    let options = control.options();
-    Limits {
-        max_downtime: control.max_downtime(),
-        timeout: options.timeout_ms.map(std::time::Duration::from_millis),
-        on_timeout: options.on_timeout,
-        max_rounds: options.max_rounds,
-    }
-}
-
-fn announce(control: &Control, round: u32, pages: u64) {
-    control.tell(format!("round {round}: {pages} pages"));
-    control.update(|figures| {
-        figures.memory_iteration = round;
-        figures.memory_remaining = pages * PAGE_SIZE as u64;
-    });
-}
-
-#[expect(
-    clippy::cast_sign_loss,
-    clippy::cast_possible_truncation,
-    reason = "rates are small"
-)]
-fn figures(control: &Control, sent: &Sent, dirty: u64, progress: &Progress) {
-    let seconds = sent.time.as_secs_f64().max(0.001);
-    let expected = progress.expected(dirty).as_millis();
-    control.update(|figures| {
-        figures.memory_bps = (progress.rate().unwrap_or(0.0) * PAGE_SIZE as f64) as u64;
-        figures.memory_dirty_rate = (dirty as f64 / seconds) as u64;
-        figures.memory_remaining = dirty * PAGE_SIZE as u64;
-        figures.downtime = u64::try_from(expected).ok();
-    });
 }

@@ -1,74 +1,14 @@
 //! The source's end of a session.
 
-use super::{Answer, Order, Request, SourceRecord, Token, Trouble};
+mod abort;
+mod event;
+
+use self::abort::{no_answer, refusal};
+use self::event::is_result;
+use super::{Answer, Order, Request, SourceRecord, Token};
 use crate::job::Presence;
 
-/// What an operator decides about a guest that stands paused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operator {
-    /// It is to run here: the operator vouches that the destination's copy does not.
-    RunHere,
-    /// The destination is to run it: the operator vouches that the copy here does not, and has not
-    /// since it was suspended.
-    HandOver,
-}
-
-/// What happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SourceEvent {
-    /// The job begins.
-    Begin,
-    /// The agent was restarted and has read the journal and looked for the domain.
-    Restarted(Presence),
-    /// Result of [`SourceEffect::Journal`].
-    Journaled(Result<(), String>),
-    /// Result of [`SourceEffect::CopyLive`].
-    LiveCopied(Result<(), String>),
-    /// Result of [`SourceEffect::CopyRest`]: what was sent.
-    RestCopied(Result<u64, String>),
-    /// Result of [`SourceEffect::Seal`].
-    Sealed(Result<(), String>),
-    /// Result of [`SourceEffect::Resume`].
-    Resumed(Result<(), Trouble>),
-    /// Result of [`SourceEffect::Destroy`].
-    Destroyed(Result<(), Trouble>),
-    /// The destination's answer to [`SourceEffect::Call`].
-    Answered(Answer),
-    /// No answer came: the call, or the answer, is lost.
-    NotAnswered(String),
-    /// Time to try again, after [`SourceEffect::Wait`].
-    Retry,
-    /// An operator decides, after [`SourceEffect::Wait`].
-    Decided(Operator),
-}
-
-/// What is to be done next.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SourceEffect {
-    /// Write this to the disk.
-    Journal(SourceRecord),
-    /// Call the destination's method.
-    Call(Order),
-    /// Copy with the guest running.
-    CopyLive,
-    /// Suspend and copy the rest.
-    CopyRest,
-    /// Make sure that nobody can abort from here on; fails if somebody has.
-    Seal,
-    /// Let the guest go on here.
-    Resume,
-    /// Destroy the copy here.
-    Destroy,
-    /// Nothing can be done now, for this reason; try again later, or ask an operator if `is_held`.
-    Wait {
-        /// For the operator.
-        reason: String,
-        /// Only an operator can help.
-        is_held: bool,
-    },
-    /// It is over: `Ok` if the guest is the destination's.
-    End(Result<(), String>),
-}
+pub use event::{Operator, SourceEffect, SourceEvent};
 
 /// Where the source's end stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,21 +31,6 @@ enum Pending {
     Result(SourceEffect),
     /// Whatever comes.
     Waiting,
-}
-
-/// Whether the event is a result of the effect.
-const fn is_result(effect: &SourceEffect, event: &SourceEvent) -> bool {
-    use SourceEffect as Effect;
-    use SourceEvent as Event;
-    matches!(
-        (effect, event),
-        (Effect::Call(_), Event::Answered(_) | Event::NotAnswered(_))
-            | (Effect::CopyLive, Event::LiveCopied(_))
-            | (Effect::CopyRest, Event::RestCopied(_))
-            | (Effect::Seal, Event::Sealed(_))
-            | (Effect::Resume, Event::Resumed(_))
-            | (Effect::Destroy, Event::Destroyed(_))
-    )
 }
 
 /// The source's end of a session.
@@ -348,54 +273,6 @@ impl SourceSession {
         }
     }
 
-    /// Decides that this session will never hand over.
-    fn abort(&mut self, reason: String) -> SourceEffect {
-        self.journal(SourceRecord::Aborting { reason })
-    }
-
-    fn aborting(&mut self, reason: String, event: SourceEvent) -> SourceEffect {
-        match event {
-            SourceEvent::Resumed(Ok(())) => {
-                self.is_resumed = true;
-                self.trouble = None;
-            }
-            SourceEvent::Resumed(Err(trouble)) => {
-                // What is gone cannot be resumed however often we try.
-                self.is_resumed = trouble.is_gone;
-                self.trouble = Some(trouble.reason);
-            }
-            SourceEvent::Answered(Answer::NotYet(why)) => return self.wait(why),
-            // Any other answer: there is no copy there that could be run with this session's token.
-            SourceEvent::Answered(_) => self.is_told = true,
-            SourceEvent::NotAnswered(why) => {
-                return self.wait(format!(
-                    "aborted ({reason}); the destination cannot be told: {why}"
-                ));
-            }
-            _ => {}
-        }
-        if !self.is_told {
-            return self.call(Order::Failed(reason));
-        }
-        if !self.is_resumed {
-            let trouble = self.trouble.clone().unwrap_or_default();
-            return self.wait(format!("the guest cannot be resumed: {trouble}"));
-        }
-        let reason = match &self.trouble {
-            Some(trouble) => format!("{reason}; and the guest is gone: {trouble}"),
-            None => reason,
-        };
-        self.journal(SourceRecord::Aborted { reason })
-    }
-
-    /// Again, whatever of it is not done yet; the guest comes first.
-    fn abort_further(&mut self, reason: String) -> SourceEffect {
-        if self.is_resumed {
-            return self.call(Order::Failed(reason));
-        }
-        self.act(SourceEffect::Resume)
-    }
-
     fn not_journaled(&mut self, record: SourceRecord, error: String) -> SourceEffect {
         let why = format!("the journal cannot be written: {error}");
         match (&self.state, record) {
@@ -462,20 +339,5 @@ impl SourceSession {
             reason,
             is_held: true,
         }
-    }
-}
-
-fn no_answer(why: &str) -> String {
-    format!("the destination does not answer: {why}")
-}
-
-fn refusal(answer: Answer) -> String {
-    match answer {
-        Answer::Discarded(why) | Answer::Lost(why) | Answer::Refused(why) => {
-            format!("the destination: {why}")
-        }
-        Answer::NotYet(why) => format!("the destination is not ready: {why}"),
-        Answer::Unknown => "the destination knows nothing of this session".to_owned(),
-        Answer::Complete | Answer::Continue => "the destination's answer makes no sense".to_owned(),
     }
 }

@@ -1,56 +1,12 @@
 //! The destination's end of a session.
 
-use super::{Answer, DestinationRecord, Order, Request, Token, Trouble};
+mod event;
+
+use self::event::is_result;
+use super::{Answer, DestinationRecord, Order, Request, Token};
 use crate::job::Presence;
 
-/// What happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DestinationEvent {
-    /// The source calls this end's method.
-    Called(Order),
-    /// The agent was restarted and has read the journal and looked for the domain.
-    Restarted(Presence),
-    /// The source has been silent for too long.
-    LeaseExpired,
-    /// Result of [`DestinationEffect::Journal`].
-    Journaled(Result<(), String>),
-    /// Result of [`DestinationEffect::Reserve`].
-    Reserved(Result<(), String>),
-    /// Result of [`DestinationEffect::Finish`].
-    Finished(Result<(), String>),
-    /// Result of [`DestinationEffect::Unpause`].
-    Unpaused(Result<(), Trouble>),
-    /// Result of [`DestinationEffect::Discard`].
-    Discarded(Result<(), String>),
-}
-
-/// What is to be done next.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DestinationEffect {
-    /// Write this to the disk.
-    Journal(DestinationRecord),
-    /// Lock what the guest needs, and start the toolstack.
-    Reserve(Box<Request>),
-    /// Wait until the domain is whole and paused, and all that was sent is in it.
-    Finish {
-        /// What the source says that it sent.
-        sent: u64,
-    },
-    /// Let it run.
-    Unpause {
-        /// Or not, but under its own name.
-        leave_paused: bool,
-    },
-    /// Throw it away, and the lock.
-    Discard,
-    /// Answer the call.
-    Answer(Answer),
-    /// Nothing; the reason is why the domain stands as it does.
-    Idle {
-        /// For the operator, if something is waited for.
-        reason: Option<String>,
-    },
-}
+pub use event::{DestinationEffect, DestinationEvent};
 
 /// What is being waited for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,19 +14,6 @@ enum Pending {
     Nothing,
     Record(DestinationRecord),
     Result(DestinationEffect),
-}
-
-/// Whether the event is a result of the effect.
-const fn is_result(effect: &DestinationEffect, event: &DestinationEvent) -> bool {
-    use DestinationEffect as Effect;
-    use DestinationEvent as Event;
-    matches!(
-        (effect, event),
-        (Effect::Reserve(_), Event::Reserved(_))
-            | (Effect::Finish { .. }, Event::Finished(_))
-            | (Effect::Unpause { .. }, Event::Unpaused(_))
-            | (Effect::Discard, Event::Discarded(_))
-    )
 }
 
 /// The destination's end of a session.

@@ -1,4 +1,12 @@
 //! A guest that leaves: carries out what the source's machine decides.
+//!
+//! | file | is |
+//! |---|---|
+//! | `meet` | step 0: everything up to where it would have an effect |
+//! | `copy` | the stream, and the report of it |
+
+mod copy;
+mod meet;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,42 +14,25 @@ use std::time::{Duration, Instant};
 use event_listener::Listener;
 use serde_json::json;
 
-use super::job::{Direction, Job, Report};
-use super::link::{self, Link};
-use super::wire::{Hello, Ticket};
+use self::meet::{Expected, Met, meet};
+use super::job::{Direction, Job};
+use super::link::Link;
 use super::{Daemon, random, spawn};
 use crate::config::Peer;
 use crate::job::{
-    Compression, Control, Copied, Error, Estimate, JobOptions, Phase, Prepared, Presence, Result,
-    Sink, Source,
+    Compression, Control, Copied, Error, JobOptions, Phase, Presence, Result, Source,
 };
 use crate::journal::Journal;
-use crate::predict::{Past, Prediction, compression, predict};
 use crate::session::{
     Answer, Operator, Order, Request, SessionId, SourceEffect, SourceEvent, SourceRecord,
     SourceSession, Token, Trouble,
 };
-use crate::transport::{Duplex, Sender, Watch};
+use crate::transport::Sender;
+
+pub(super) use self::meet::check;
 
 /// How long to wait before the destination is asked again: at first, and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
-
-/// What is known before a session begins.
-struct Met {
-    link: Link,
-    prepared: Prepared,
-    prediction: Prediction,
-    expected: Expected,
-    parallel: u8,
-    compress: Compression,
-}
-
-/// What a prediction was made from, to learn from what comes of it.
-struct Expected {
-    past: Past,
-    /// Since the job began.
-    at: Duration,
-}
 
 struct Outgoing<'a> {
     daemon: &'a Arc<Daemon>,
@@ -165,80 +156,6 @@ pub(super) fn recover(daemon: &Arc<Daemon>, session: SessionId) -> Result<()> {
         outgoing.run(SourceEvent::Restarted(presence));
     })?;
     Ok(())
-}
-
-/// Everything up to where it would have an effect.
-pub(super) fn check(
-    daemon: &Arc<Daemon>,
-    source: &mut dyn Source,
-    peer: &Peer,
-    control: &Arc<Control>,
-) -> Result<(Prepared, Prediction)> {
-    let mut met = meet(daemon, source, peer, control)?;
-    met.link.check(&met.prepared.needs)?;
-    Ok((met.prepared, met.prediction))
-}
-
-/// Step 0, at both ends.
-fn meet(
-    daemon: &Arc<Daemon>,
-    source: &mut dyn Source,
-    peer: &Peer,
-    control: &Arc<Control>,
-) -> Result<Met> {
-    let options = control.options();
-    let mut link = Link::connect(&daemon.identity, peer)?;
-    let (both, there) = link.meet(options)?;
-    if !both.has("live") || !both.has("journal") {
-        return Err(Error::Refused(format!(
-            "{} cannot take part in a live migration that is safe at every step",
-            peer.name
-        )));
-    }
-    let most = both.number("parallel").unwrap_or(1).clamp(1, 64);
-    let parallel = u64::from(options.parallel.max(1)).min(most);
-    let here = daemon.host.facts()?;
-    if release(&there.xen_version) < release(&here.xen_version) {
-        return Err(Error::Refused(format!(
-            "Xen {} at {} is older than Xen {} here",
-            there.xen_version, peer.name, here.xen_version
-        )));
-    }
-    let mut prepared = source.prepare(options, control)?;
-    if let Some(name) = &options.destination_name {
-        prepared.needs.destination_name.clone_from(name);
-    }
-    let way = link.probe()?;
-    let estimate: &Estimate = &prepared.estimate;
-    let compress = if both.has("compression") {
-        compression(estimate, way, options)
-    } else {
-        Compression::None
-    };
-    let options = JobOptions {
-        compress,
-        ..options.clone()
-    };
-    let past = daemon.history.of(&peer.name);
-    let at = control.elapsed();
-    let prediction = predict(estimate, way, &options, &past, at);
-    Ok(Met {
-        expected: Expected { past, at },
-        compress,
-        link,
-        prediction,
-        prepared,
-        parallel: u8::try_from(parallel).unwrap_or(1),
-    })
-}
-
-/// Major and minor of a version of Xen.
-fn release(version: &str) -> (u32, u32) {
-    let mut numbers = version.split('.').map(|part| part.parse().unwrap_or(0));
-    (
-        numbers.next().unwrap_or_default(),
-        numbers.next().unwrap_or_default(),
-    )
 }
 
 fn begin(
@@ -366,71 +283,6 @@ impl Outgoing<'_> {
         Ok((self.session, self.link.insert(link)))
     }
 
-    fn open_lanes(&mut self, stream: Option<Ticket>, parallel: u8) -> Result<()> {
-        let missing = || Error::Peer("no ticket for the stream".to_owned());
-        let Ticket {
-            ticket,
-            builds_early,
-        } = stream.ok_or_else(missing)?;
-        let watch = Watch::of(self.job.control.clone());
-        let mut lanes: Vec<Box<dyn Duplex>> = Vec::new();
-        for lane in 0..parallel {
-            let hello = Hello::Data {
-                session: self.session,
-                ticket,
-                lane,
-            };
-            let identity = &self.daemon.identity;
-            lanes.push(Box::new(link::lane(
-                identity,
-                self.peer,
-                watch.clone(),
-                &hello,
-            )?));
-        }
-        let sender = Sender::compressing(lanes, self.job.control.clone(), self.compress);
-        let mut sender = sender.map_err(Error::io("the stream"))?;
-        sender.set_builds_early(builds_early);
-        self.sender = Some(sender);
-        Ok(())
-    }
-
-    fn copy_live(&mut self) -> Result<()> {
-        std::mem::replace(&mut self.lanes, Ok(()))?;
-        let control = &self.job.control;
-        let setup = control.elapsed();
-        control.update(|statistics| {
-            statistics.operation = "migration".to_owned();
-            statistics.setup_time = u64::try_from(setup.as_millis()).unwrap_or(u64::MAX);
-        });
-        control.enter(Phase::Live, "memory is copied while the guest runs");
-        let sink: &dyn Sink = stream(self.sender.as_ref())?;
-        self.source.copy_live(sink, control)?;
-        // The source says when its first round began.
-        let begun = Duration::from_millis(control.statistics().setup_time);
-        self.copying = control.elapsed().saturating_sub(begun);
-        Ok(())
-    }
-
-    fn copy_rest(&mut self) -> Result<u64> {
-        let control = &self.job.control;
-        control.enter(
-            Phase::StopAndCopy,
-            "the guest is suspended and the rest is copied",
-        );
-        let sender = stream(self.sender.as_ref())?;
-        let begun = Instant::now();
-        self.copied = self.source.copy_rest(sender, control)?;
-        let suspend = Duration::try_from_secs_f64(self.copied.suspend_ms / 1000.0);
-        self.suspended = Some(begun + suspend.unwrap_or_default());
-        let sent = sender.finish()?;
-        control.enter(
-            Phase::Building,
-            "everything is sent; the destination builds the domain",
-        );
-        Ok(sent)
-    }
-
     /// Closes the stream; a guest that goes on, or is gone, is not copied any more.
     fn hang_up(&mut self) {
         self.sender = None;
@@ -466,46 +318,6 @@ impl Outgoing<'_> {
             }
         }
     }
-
-    /// The guest runs at the destination.
-    fn report(&self) {
-        let total = self.job.control.elapsed();
-        let blackout = self
-            .suspended
-            .map(|since| since.elapsed())
-            .unwrap_or_default();
-        self.job.control.update(|statistics| {
-            let ms = u64::try_from(blackout.as_millis()).unwrap_or(u64::MAX);
-            statistics.downtime = Some(ms);
-        });
-        let statistics = self.job.control.statistics();
-        let prediction = self.job.prediction();
-        if let (Some(expected), Some(prediction)) = (&self.expected, &prediction) {
-            let preparing =
-                Duration::from_millis(statistics.setup_time).saturating_sub(expected.at);
-            let past = &expected.past;
-            let shown = past.corrected(prediction, preparing, self.copying, blackout);
-            log::debug!(
-                "session {}: {past:?} was expected, {shown:?} it was",
-                self.session
-            );
-            self.daemon.history.add(&self.peer.name, shown);
-        }
-        self.job.report(Report {
-            tool: "unmoved".to_owned(),
-            total_ms: total.as_secs_f64() * 1000.0,
-            blackout_ms: blackout.as_secs_f64() * 1000.0,
-            rounds: self.copied.rounds,
-            bytes_on_wire: statistics.wire_bytes,
-            bytes_total: self.copied.pages * crate::job::PAGE_SIZE as u64,
-            predicted_blackout_ms: prediction.map(|expected| expected.blackout_ms),
-            predicted_total_ms: prediction.map(|expected| expected.total_ms),
-        });
-    }
-}
-
-fn stream(sender: Option<&Sender>) -> Result<&Sender> {
-    sender.ok_or_else(|| Error::Peer("there is no stream".to_owned()))
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "it is what map_err gives")]

@@ -1,0 +1,101 @@
+//! Step 0: what both ends can do, how the guest behaves, how fast the way is, and what is to be expected.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::Peer;
+use crate::daemon::Daemon;
+use crate::daemon::link::Link;
+use crate::job::{Compression, Control, Error, Estimate, JobOptions, Prepared, Result, Source};
+use crate::predict::{Past, Prediction, compression, predict};
+
+/// What is known before a session begins.
+pub(super) struct Met {
+    pub(super) link: Link,
+    pub(super) prepared: Prepared,
+    pub(super) prediction: Prediction,
+    pub(super) expected: Expected,
+    pub(super) parallel: u8,
+    pub(super) compress: Compression,
+}
+
+/// What a prediction was made from, to learn from what comes of it.
+pub(super) struct Expected {
+    pub(super) past: Past,
+    /// Since the job began.
+    pub(super) at: Duration,
+}
+
+/// Everything up to where it would have an effect.
+pub(in crate::daemon) fn check(
+    daemon: &Arc<Daemon>,
+    source: &mut dyn Source,
+    peer: &Peer,
+    control: &Arc<Control>,
+) -> Result<(Prepared, Prediction)> {
+    let mut met = meet(daemon, source, peer, control)?;
+    met.link.check(&met.prepared.needs)?;
+    Ok((met.prepared, met.prediction))
+}
+
+/// Step 0, at both ends.
+pub(super) fn meet(
+    daemon: &Arc<Daemon>,
+    source: &mut dyn Source,
+    peer: &Peer,
+    control: &Arc<Control>,
+) -> Result<Met> {
+    let options = control.options();
+    let mut link = Link::connect(&daemon.identity, peer)?;
+    let (both, there) = link.meet(options)?;
+    if !both.has("live") || !both.has("journal") {
+        return Err(Error::Refused(format!(
+            "{} cannot take part in a live migration that is safe at every step",
+            peer.name
+        )));
+    }
+    let most = both.number("parallel").unwrap_or(1).clamp(1, 64);
+    let parallel = u64::from(options.parallel.max(1)).min(most);
+    let here = daemon.host.facts()?;
+    if release(&there.xen_version) < release(&here.xen_version) {
+        return Err(Error::Refused(format!(
+            "Xen {} at {} is older than Xen {} here",
+            there.xen_version, peer.name, here.xen_version
+        )));
+    }
+    let mut prepared = source.prepare(options, control)?;
+    if let Some(name) = &options.destination_name {
+        prepared.needs.destination_name.clone_from(name);
+    }
+    let way = link.probe()?;
+    let estimate: &Estimate = &prepared.estimate;
+    let compress = if both.has("compression") {
+        compression(estimate, way, options)
+    } else {
+        Compression::None
+    };
+    let options = JobOptions {
+        compress,
+        ..options.clone()
+    };
+    let past = daemon.history.of(&peer.name);
+    let at = control.elapsed();
+    let prediction = predict(estimate, way, &options, &past, at);
+    Ok(Met {
+        expected: Expected { past, at },
+        compress,
+        link,
+        prediction,
+        prepared,
+        parallel: u8::try_from(parallel).unwrap_or(1),
+    })
+}
+
+/// Major and minor of a version of Xen.
+fn release(version: &str) -> (u32, u32) {
+    let mut numbers = version.split('.').map(|part| part.parse().unwrap_or(0));
+    (
+        numbers.next().unwrap_or_default(),
+        numbers.next().unwrap_or_default(),
+    )
+}

@@ -1,0 +1,156 @@
+//! A domain's state that is not memory: its clock, its vCPUs and devices, and whether it runs.
+
+use xen_abi::hypercall;
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::Domain;
+use crate::job::{Error, Result};
+use crate::xen::abi::{self, HvmParam, TscInfo, domctl};
+use crate::xen::sys::{Argument, Buffer};
+
+/// Most vCPU, device and CPUID state that is believed to be such.
+const MOST_STATE: usize = 16 << 20;
+
+impl Domain<'_> {
+    /// How the domain keeps time.
+    pub(crate) fn tsc_info(&self) -> Result<TscInfo> {
+        let mut info = TscInfo::new_zeroed();
+        self.domctl(domctl::GETTSCINFO, &mut info, &mut [])
+            .map_err(|error| self.failed("tell the clock of", &error))?;
+        Ok(info)
+    }
+
+    /// Sets how the domain keeps time.
+    pub(crate) fn set_tsc_info(&self, mut info: TscInfo) -> Result<()> {
+        self.domctl(domctl::SETTSCINFO, &mut info, &mut [])
+            .map(drop)
+            .map_err(|error| self.failed("set the clock of", &error))
+    }
+
+    /// The state of its vCPUs and emulated devices, as Xen keeps it.
+    pub(crate) fn hvm_context(&self) -> Result<Vec<u8>> {
+        let failed = |error| self.failed("give the state of", &error);
+        let mut body = abi::HvmContext::new_zeroed();
+        self.domctl(domctl::GETHVMCONTEXT, &mut body, &mut [])
+            .map_err(failed)?;
+        let size = self.bounded(body.size as usize)?;
+        let mut buffer = self.xen.buffer(size).map_err(failed)?;
+        let nested = &mut [(std::mem::offset_of!(abi::HvmContext, buffer), &mut buffer)];
+        self.domctl(domctl::GETHVMCONTEXT, &mut body, nested)
+            .map_err(failed)?;
+        let mut context = vec![0; size.min(body.size as usize)];
+        buffer.read(0, &mut context);
+        Ok(context)
+    }
+
+    /// Puts the vCPUs and emulated devices into a state.
+    pub(crate) fn set_hvm_context(&self, context: &[u8]) -> Result<()> {
+        let failed = |error| self.failed("take the state of", &error);
+        let mut buffer = self
+            .xen
+            .buffer(self.bounded(context.len())?)
+            .map_err(failed)?;
+        buffer.write(0, context);
+        let mut body = abi::HvmContext {
+            size: u32::try_from(context.len()).unwrap_or(0),
+            ..abi::HvmContext::new_zeroed()
+        };
+        let nested = &mut [(std::mem::offset_of!(abi::HvmContext, buffer), &mut buffer)];
+        self.domctl(domctl::SETHVMCONTEXT, &mut body, nested)
+            .map(drop)
+            .map_err(failed)
+    }
+
+    /// Its CPUID leaves and MSRs, serialised as they travel.
+    pub(crate) fn cpu_policy(&self) -> Result<(Vec<u8>, Vec<u8>)> {
+        let failed = |error| self.failed("tell the CPU policy of", &error);
+        let mut body = abi::CpuPolicy::new_zeroed();
+        // Without buffers Xen tells how much there can be.
+        self.domctl(domctl::GET_CPU_POLICY, &mut body, &mut [])
+            .map_err(failed)?;
+        let most_leaves = self.bounded(body.nr_leaves as usize * abi::CPUID_LEAF)?;
+        let most_msrs = self.bounded(body.nr_msrs as usize * abi::MSR_ENTRY)?;
+        let mut leaves = self.xen.buffer(most_leaves).map_err(failed)?;
+        let mut msrs = self.xen.buffer(most_msrs).map_err(failed)?;
+        let nested = &mut [
+            (std::mem::offset_of!(abi::CpuPolicy, leaves), &mut leaves),
+            (std::mem::offset_of!(abi::CpuPolicy, msrs), &mut msrs),
+        ];
+        self.domctl(domctl::GET_CPU_POLICY, &mut body, nested)
+            .map_err(failed)?;
+        let take = |buffer: &Buffer, size: usize, most: usize| {
+            let mut bytes = vec![0; size.min(most)];
+            buffer.read(0, &mut bytes);
+            bytes
+        };
+        Ok((
+            take(
+                &leaves,
+                body.nr_leaves as usize * abi::CPUID_LEAF,
+                most_leaves,
+            ),
+            take(&msrs, body.nr_msrs as usize * abi::MSR_ENTRY, most_msrs),
+        ))
+    }
+
+    /// A parameter (one of [`abi::param`]).
+    pub(crate) fn param(&self, index: u32) -> Result<u64> {
+        let mut param = HvmParam {
+            domid: self.domid,
+            pad: 0,
+            index,
+            value: 0,
+        };
+        let mut buffer = self.xen.shared.arguments.lock();
+        buffer.write(0, param.as_bytes());
+        let arguments = [
+            Argument::Value(abi::HVMOP_GET_PARAM),
+            Argument::Structure(&mut buffer, &mut []),
+        ];
+        self.xen
+            .shared
+            .privcmd
+            .call(hypercall::HVM_OP, arguments)
+            .map_err(|error| self.failed(&format!("tell parameter {index} of"), &error))?;
+        buffer.read(0, param.as_mut_bytes());
+        Ok(param.value)
+    }
+
+    /// Takes back one pause of the toolstack's.
+    pub(crate) fn unpause(&self) -> Result<()> {
+        self.simple(domctl::UNPAUSEDOMAIN, "unpause")
+    }
+
+    /// Lets a domain that has suspended itself go on, and tells it that nothing has changed: its
+    /// hypercall returns 1.
+    pub(crate) fn resume(&self) -> Result<()> {
+        if self.param(abi::param::CALLBACK_IRQ)? != 0 {
+            self.return_one_from_suspend()?;
+        }
+        self.simple(domctl::RESUMEDOMAIN, "resume")
+    }
+
+    fn return_one_from_suspend(&self) -> Result<()> {
+        let failed = |error| self.failed("change the registers of", &error);
+        let mut context = self.xen.buffer(abi::VCPU_GUEST_CONTEXT).map_err(failed)?;
+        let mut body = abi::VcpuContext::new_zeroed();
+        let offset = std::mem::offset_of!(abi::VcpuContext, ctxt);
+        let nested = &mut [(offset, &mut context)];
+        self.domctl(domctl::GETVCPUCONTEXT, &mut body, nested)
+            .map_err(failed)?;
+        context.write(abi::VCPU_GUEST_CONTEXT_RAX, &1_u64.to_ne_bytes());
+        let mut body = abi::VcpuContext::new_zeroed();
+        let nested = &mut [(offset, &mut context)];
+        self.domctl(domctl::SETVCPUCONTEXT, &mut body, nested)
+            .map(drop)
+            .map_err(failed)
+    }
+
+    fn bounded(&self, size: usize) -> Result<usize> {
+        if size > MOST_STATE {
+            let what = format!("{size} bytes of state of domain {}", self.domid);
+            return Err(Error::Xen(format!("{what} are more than can be")));
+        }
+        Ok(size)
+    }
+}
