@@ -8,6 +8,7 @@ use crate::save::LiveSource;
 use crate::xen::abi::{DomainInfo, flags};
 use crate::xen::config;
 use crate::xen::domain::{PAGE, Xen};
+use crate::xen::room::Room;
 use crate::xen::store::{Store, XenStore};
 use crate::xen::toolstack;
 
@@ -19,6 +20,7 @@ pub struct XenHost {
     xen: Xen,
     store: Arc<dyn Store>,
     reservations: Arc<Reservations>,
+    room: Arc<Room>,
 }
 
 impl XenHost {
@@ -27,8 +29,10 @@ impl XenHost {
     /// # Errors
     /// [`Error::Refused`] if this is no control domain, or its Xen is of a release that is not known.
     pub fn open() -> Result<Self> {
+        let xen = Xen::open()?;
         Ok(Self {
-            xen: Xen::open()?,
+            room: Arc::new(Room::new(xen.clone())),
+            xen,
             store: Arc::new(XenStore::open()?),
             reservations: Arc::default(),
         })
@@ -61,8 +65,8 @@ impl XenHost {
     }
 
     fn receiver(&self) -> Receiver {
-        let reservations = self.reservations.clone();
-        Receiver::new(self.xen.clone(), self.store.clone(), reservations)
+        let (reservations, room) = (self.reservations.clone(), self.room.clone());
+        Receiver::new(self.xen.clone(), self.store.clone(), reservations, room)
     }
 }
 
@@ -72,10 +76,9 @@ impl Host for XenHost {
             .xen
             .physinfo()
             .map_err(|error| Error::Xen(format!("Xen does not tell of the host: {error}")))?;
-        let free = info.free_pages.saturating_sub(info.outstanding_pages);
         Ok(HostFacts {
             xen_version: self.xen.version(),
-            free_memory_bytes: free * PAGE,
+            free_memory_bytes: self.room.bytes()?,
             cpus: info.nr_cpus,
             stream_version: STREAM_VERSION,
         })

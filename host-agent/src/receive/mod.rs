@@ -23,7 +23,8 @@ use crate::job::{Control, Destination, Error, Needs, Presence, Result, Sink};
 use crate::save::{INCOMING, marker, presence};
 use crate::xen::abi::{DomainInfo, flags};
 use crate::xen::config;
-use crate::xen::domain::{PAGE, Xen};
+use crate::xen::domain::Xen;
+use crate::xen::room::Room;
 use crate::xen::store::Store;
 use crate::xen::toolstack;
 
@@ -32,6 +33,7 @@ pub(crate) struct Receiver {
     xen: Xen,
     store: Arc<dyn Store>,
     reservations: Arc<Reservations>,
+    room: Arc<Room>,
     job: Option<String>,
     needs: Needs,
     incoming: Option<Arc<Incoming>>,
@@ -39,11 +41,17 @@ pub(crate) struct Receiver {
 
 impl Receiver {
     /// Nothing is reserved yet.
-    pub(crate) fn new(xen: Xen, store: Arc<dyn Store>, reservations: Arc<Reservations>) -> Self {
+    pub(crate) fn new(
+        xen: Xen,
+        store: Arc<dyn Store>,
+        reservations: Arc<Reservations>,
+        room: Arc<Room>,
+    ) -> Self {
         Self {
             xen,
             store,
             reservations,
+            room,
             job: None,
             needs: Needs::default(),
             incoming: None,
@@ -117,14 +125,7 @@ impl Destination for Receiver {
         config::can_move(&config).map_err(|why| Error::Refused(format!("{} {why}", needs.name)))?;
         self.check_names(needs)?;
         Self::check_disks(needs)?;
-        let physinfo = self.xen.physinfo();
-        let physinfo = physinfo
-            .map_err(|error| Error::Xen(format!("Xen does not tell its free memory: {error}")))?;
-        let free = physinfo
-            .free_pages
-            .saturating_sub(physinfo.outstanding_pages)
-            * PAGE;
-        self.reservations.take(job, needs, free)?;
+        self.reservations.take(job, needs, self.room.bytes()?)?;
         self.job = Some(job.to_owned());
         self.needs = needs.clone();
         Ok(())
