@@ -3,6 +3,8 @@
 //! The systems take turns, boot by boot, so that a change of the machine's load hits all of them.
 //! Absolute figures are those of an emulator; the ratios are what counts.
 
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -20,10 +22,13 @@ pub struct Bench {
     /// Write the figures to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Measure this shim as `unmoved`, instead of the one of this source tree
+    /// Measure this shim, too, under the name of its file; may be given several times
     #[arg(long, value_name = "FILE")]
-    shim: Option<PathBuf>,
-    /// How often each system is booted and each figure taken; the median counts
+    shim: Vec<PathBuf>,
+    /// Measure only these systems
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    only: Vec<String>,
+    /// How often each system is booted and measured; the median counts
     #[arg(long, value_name = "N", default_value_t = 5)]
     repeat: usize,
 }
@@ -32,6 +37,8 @@ pub struct Bench {
 const LONG: Duration = Duration::from_secs(600);
 /// Stock xen-shim's boot stalls now and then under emulation (`lab/README.md`).
 const BOOTS: usize = 3;
+/// How often each figure is taken in one boot, which the median of counts.
+const REPEATS: u32 = 5;
 /// The figures, in the order of the table, with the better direction (`true`: more is better).
 const FIGURES: [(&str, bool); 13] = [
     ("boot_ms", false),
@@ -51,10 +58,10 @@ const FIGURES: [(&str, bool); 13] = [
 
 /// One way to run the kernel, and what was measured of it.
 struct Contender {
-    name: &'static str,
+    name: String,
     system: System,
-    boots: Vec<f64>,
-    figures: Map<String, Value>,
+    /// What each boot gave, by the figure's name.
+    found: BTreeMap<&'static str, Vec<f64>>,
 }
 
 impl Bench {
@@ -71,12 +78,19 @@ impl Bench {
             Contender::new("pv", System::Native),
             Contender::new("xen-shim", System::XenShim),
         ];
-        let shim = match &self.shim {
-            Some(shim) => shim.clone(),
-            None => programs::shim()?,
-        };
-        ensure!(shim.is_file(), "there is no shim {}", shim.display());
-        contenders.push(Contender::new("unmoved", System::Shim(shim)));
+        contenders.push(Contender::new("unmoved", System::Shim(programs::shim()?)));
+        for shim in self.shim {
+            let name = shim.file_name().and_then(OsStr::to_str);
+            let name = name.with_context(|| format!("{} has no plain name", shim.display()))?;
+            contenders.push(Contender::new(name, System::Shim(shim.clone())));
+        }
+        for name in &self.only {
+            ensure!(
+                contenders.iter().any(|contender| contender.name == *name),
+                "--only {name}: there is no such system"
+            );
+        }
+        contenders.retain(|one| self.only.is_empty() || self.only.contains(&one.name));
         let kernel = GuestKernel::Debian12.get(&Tools::get()?)?;
         Lab::run("bench", &Config::hosts(1), |lab| {
             let host = lab.host(0);
@@ -88,7 +102,7 @@ impl Bench {
                         "{}, boot {round} of {}",
                         contender.name, self.repeat
                     ));
-                    contender.round(host, &kernel, self.repeat)?;
+                    contender.round(host, &kernel)?;
                     step.done("measured");
                 }
             }
@@ -96,7 +110,7 @@ impl Bench {
         })?;
         let systems: Map<String, Value> = contenders
             .into_iter()
-            .map(|contender| (contender.name.to_owned(), contender.finish()))
+            .map(|contender| (contender.name.clone(), contender.finish()))
             .collect();
         table(&systems);
         crate::json::write(self.json.as_deref(), &json!({ "systems": systems }))
@@ -104,43 +118,43 @@ impl Bench {
 }
 
 impl Contender {
-    fn new(name: &'static str, system: System) -> Self {
+    fn new(name: &str, system: System) -> Self {
         Self {
-            name,
+            name: name.to_owned(),
             system,
-            boots: Vec::new(),
-            figures: Map::new(),
+            found: BTreeMap::new(),
         }
     }
 
-    /// Boot the guest; the first time, also measure inside it.
-    fn round(&mut self, host: &Host, kernel: &KernelFiles, repeat: usize) -> Result<()> {
-        let mut plan = GuestPlan::new(self.name, self.system.clone(), kernel.unpacked());
+    /// Boot the guest and measure inside it: each time, so that a moment in which the machine is
+    /// slow costs one figure of several and not all of one system's.
+    fn round(&mut self, host: &Host, kernel: &KernelFiles) -> Result<()> {
+        let mut plan = GuestPlan::new(&self.name, self.system.clone(), kernel.unpacked());
         plan.initrd = Some(initramfs::workload(kernel)?);
         plan.arguments +=
             " quiet unmoved.mode=net unmoved.net=ip=192.0.2.100/24 unmoved.heartbeat=0";
         plan.disks.push("phy:/dev/vda,xvda,w".to_owned());
         plan.nics.push("mac=02:00:00:00:01:01".to_owned());
         let (guest, boot) = self.boot(&plan, host)?;
-        self.boots.push(boot.as_secs_f64() * 1000.0);
-        if self.boots.len() == 1 {
-            let network = format!("bench net to={}:7010 reps={repeat}", host.address());
-            for order in [
-                format!("bench micro reps={}", repeat.max(7)),
-                format!("bench disk dev=/dev/xvda reps={repeat}"),
-                network,
-            ] {
-                let found = guest.order(host, &order, LONG)?;
-                let found = found.as_object().context("a benchmark gave no figures")?;
-                for (name, _) in FIGURES {
-                    if let Some(figure) = found.get(name) {
-                        self.figures.insert(name.to_owned(), figure.clone());
-                    }
+        self.add("boot_ms", boot.as_secs_f64() * 1000.0);
+        for order in [
+            format!("bench micro reps={REPEATS}"),
+            format!("bench disk dev=/dev/xvda reps={REPEATS} ms=400"),
+            format!("bench net to={}:7010 reps={REPEATS} ms=400", host.address()),
+        ] {
+            let found = guest.order(host, &order, LONG)?;
+            for (name, _) in FIGURES {
+                if let Some(figure) = found[name].as_f64() {
+                    self.add(name, figure);
                 }
             }
         }
         drop(guest);
         host.ok(&["xl", "destroy", &plan.name]).map(drop)
+    }
+
+    fn add(&mut self, name: &'static str, figure: f64) {
+        self.found.entry(name).or_default().push(figure);
     }
 
     /// Create the guest and wait for its user space.
@@ -167,16 +181,17 @@ impl Contender {
         }
     }
 
-    fn finish(mut self) -> Value {
-        self.boots.sort_by(f64::total_cmp);
-        let median = self
-            .boots
-            .get(self.boots.len() / 2)
-            .copied()
-            .unwrap_or_default();
-        self.figures
-            .insert("boot_ms".to_owned(), json!(median.round()));
-        Value::Object(self.figures)
+    /// The median of each figure.
+    fn finish(self) -> Value {
+        let median = |mut found: Vec<f64>| {
+            found.sort_by(f64::total_cmp);
+            found[found.len() / 2]
+        };
+        let figures = self.found.into_iter();
+        figures
+            .map(|(name, found)| (name.to_owned(), json!(median(found))))
+            .collect::<Map<_, _>>()
+            .into()
     }
 }
 
