@@ -96,7 +96,7 @@ pub struct Guest<M: Machine, H: Host, P: Points<M, H>> {
     pub pages: u64,
     /// How many pages it may have.
     pub max_pages: u64,
-    /// The deadline that the host was last asked for, in host time.
+    /// When the host wakes us, in its time: at the earliest deadline or before.
     armed: Option<u64>,
     /// How long a suspend waits for requests in flight, nanoseconds.
     pub(crate) drain_ns: u64,
@@ -184,7 +184,42 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
 
     /// Does everything that is due before vCPU `v` goes on: host events, timers, blocking, and at
     /// most one callback.
+    #[inline]
     pub fn work(&mut self, v: usize, regs: &mut Regs) -> Result<(), Doomed> {
+        if self.is_called(v) {
+            self.catch_up(v);
+        }
+        self.arm(v);
+        if self.vcpus[v].nmi_pending && !self.vcpus[v].nmi_blocked && self.nmi(v, regs)? {
+            return Ok(());
+        }
+        if self.has_event(v) {
+            let address = self.vcpus[v].event.address;
+            if address == 0 {
+                return Err(Doomed("an event, and no event callback"));
+            }
+            let to = Bounce {
+                address,
+                error: None,
+                masks_events: true,
+            };
+            return deliver::bounce(&mut self.m, &mut self.vcpus[v], self.assist, regs, to);
+        }
+        Ok(())
+    }
+
+    /// Whether there is more to do than to go on, which on most ways back there is not.
+    #[inline]
+    fn is_called(&self, v: usize) -> bool {
+        self.host.has_events()
+            || self.points.has_request()
+            || self.vcpus[v].is_blocked
+            || self.host.time_version() != self.vcpus[v].time_version
+    }
+
+    /// Handles what the host and the points have to say, and waits while the vCPU is blocked.
+    #[inline(never)]
+    fn catch_up(&mut self, v: usize) {
         loop {
             if self.host.has_events() {
                 self.host_events();
@@ -202,34 +237,24 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
         if self.vcpus[v].is_blocked {
             self.unblock(v);
         }
-        self.arm(v);
-        if self.vcpus[v].nmi_pending && !self.vcpus[v].nmi_blocked {
-            self.vcpus[v].nmi_pending = false;
-            let trap = self.vcpus[v].traps[2];
-            let to = Bounce {
-                address: trap.address,
-                error: None,
-                masks_events: trap.masks_events(),
-            };
-            // One that the guest has no handler for is lost.
-            if to.address != 0 {
-                self.vcpus[v].nmi_blocked = true;
-                return deliver::bounce(&mut self.m, &mut self.vcpus[v], self.assist, regs, to);
-            }
+    }
+
+    /// Delivers the pending NMI; `false` when the guest has no handler, upon which it is lost.
+    #[cold]
+    fn nmi(&mut self, v: usize, regs: &mut Regs) -> Result<bool, Doomed> {
+        self.vcpus[v].nmi_pending = false;
+        let trap = self.vcpus[v].traps[2];
+        if trap.address == 0 {
+            return Ok(false);
         }
-        if self.has_event(v) {
-            let address = self.vcpus[v].event.address;
-            if address == 0 {
-                return Err(Doomed("an event, and no event callback"));
-            }
-            let to = Bounce {
-                address,
-                error: None,
-                masks_events: true,
-            };
-            return deliver::bounce(&mut self.m, &mut self.vcpus[v], self.assist, regs, to);
-        }
-        Ok(())
+        self.vcpus[v].nmi_blocked = true;
+        let to = Bounce {
+            address: trap.address,
+            error: None,
+            masks_events: trap.masks_events(),
+        };
+        deliver::bounce(&mut self.m, &mut self.vcpus[v], self.assist, regs, to)?;
+        Ok(true)
     }
 
     /// Whether an event is pending and not masked.
@@ -287,14 +312,19 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
     }
 
     /// Has the host wake us at the next deadline, which only matters while the guest runs.
+    #[inline]
     fn arm(&mut self, v: usize) {
         let deadline = self.vcpus[v]
             .next_deadline()
             .map(|at| self.time.to_host(at));
         let deadline = deadline.into_iter().chain(self.points.deadline()).min();
-        if deadline != self.armed {
+        // Being woken for a deadline that was since put off or taken back does no harm, and costs
+        // less than to tell the host: a guest moves its timer twice each time that it idles.
+        if let Some(at) = deadline
+            && self.armed.is_none_or(|armed| at < armed)
+        {
             self.armed = deadline;
-            self.host.arm_timer(deadline);
+            self.host.arm_timer(at);
         }
     }
 

@@ -40,7 +40,7 @@ pub fn toggle_mode<M: Machine>(m: &mut M, vcpu: &mut Vcpu) -> Result<(), Doomed>
     };
     vcpu.other_gs_base = m.exchange_gs_base(vcpu.other_gs_base);
     vcpu.in_kernel = !vcpu.in_kernel;
-    m.load_page_table(next);
+    m.switch_page_table(next);
     Ok(())
 }
 

@@ -98,6 +98,11 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
         };
         deliver::bounce(&mut self.m, &mut self.vcpus[v], self.assist, regs, to)?;
         regs.rflags &= !rflags::DF;
+        // What rcx and r11 held is in the frame, and SYSRET is the fast way there.  Xen takes it,
+        // too, so no kernel looks for anything in these registers.
+        regs.rcx = regs.rip;
+        regs.r11 = regs.rflags;
+        regs.vector = Regs::SYSCALL;
         Ok(())
     }
 

@@ -11,6 +11,12 @@ use crate::mm::{M2p, Tlb};
 pub trait Machine: Frames + GuestMemory + Tlb + M2p + Sized {
     /// Makes `l4` the active page table, which drops every non-global translation.
     fn load_page_table(&mut self, l4: Mfn);
+    /// Makes `l4` the active page table before the guest runs or its memory is accessed, whichever
+    /// comes first.  The one that is active now must stay what it is until then.
+    ///
+    /// A load drops the translations of the shim's own pages, too, so the later the better; and
+    /// one that is taken back in time costs nothing.
+    fn switch_page_table(&mut self, l4: Mfn);
     /// Returns the address of the last page fault (CR2).
     fn fault_address(&self) -> u64;
     /// Drops the translation of one page on this CPU.

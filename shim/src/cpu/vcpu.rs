@@ -1,5 +1,6 @@
 //! The state of one guest vCPU.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use bitflags::bitflags;
@@ -75,8 +76,8 @@ pub struct Vcpu {
     pub polling: Vec<u32>,
     /// Whether the guest's kernel runs, as opposed to its user programs.
     pub in_kernel: bool,
-    /// Exception handlers, by vector.
-    pub traps: [TrapInfo; 256],
+    /// Exception handlers, by vector; elsewhere, so that the rest of a vCPU shares a page.
+    pub traps: Box<[TrapInfo; 256]>,
     /// Event callback.
     pub event: Callback,
     /// Failsafe callback.
@@ -147,7 +148,7 @@ impl Vcpu {
             is_blocked: false,
             polling: Vec::new(),
             in_kernel: true,
-            traps: [TrapInfo::default(); 256],
+            traps: Box::new([TrapInfo::default(); 256]),
             event: Callback::default(),
             failsafe: Callback::default(),
             syscall: Callback::default(),

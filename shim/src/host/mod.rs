@@ -58,8 +58,8 @@ pub trait Host: Xen {
     fn time_version(&self) -> u32;
     /// Returns the wall time at the host's system time 0, nanoseconds since 1970.
     fn wall_clock_ns(&self) -> u64;
-    /// Asks for an event at a host time, or for none.
-    fn arm_timer(&mut self, deadline_ns: Option<u64>);
+    /// Asks for an event at a host time, instead of the one asked for before.
+    fn arm_timer(&mut self, deadline_ns: u64);
     /// Whether the host has announced events that were not taken.
     fn has_events(&self) -> bool;
     /// Takes the next port that has an event.

@@ -22,7 +22,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
     /// `set_trap_table(table)`; a null table clears every handler.
     pub(super) fn set_trap_table(&mut self, v: usize, [table, ..]: Args) -> Answer {
         if table == 0 {
-            self.vcpus[v].traps = [TrapInfo::default(); 256];
+            *self.vcpus[v].traps = [TrapInfo::default(); 256];
             return Ok(0);
         }
         for index in 0..=u64::from(u16::MAX) {

@@ -6,7 +6,7 @@ use unmoved_shim::mm::{M2p, Tlb};
 use xen_abi::Mfn;
 
 use super::instructions::{self, msr};
-use super::tables::{PerCpu, Windows};
+use super::tables::{ENTRY_TS, EXIT_SWITCH, PerCpu, Windows};
 use super::{globals, heap, memory};
 
 /// CR4 bits that the guest may change.
@@ -45,6 +45,27 @@ impl Bare {
             has_xsave,
         }
     }
+
+    /// Changes the bits that the entry code looks at.
+    #[inline]
+    fn entry_flags(&self, change: impl FnOnce(u8) -> u8) {
+        // SAFETY: the block is this vCPU's, and nothing holds a reference into it.
+        let flags = unsafe { &raw mut (*self.percpu).entry_flags };
+        // SAFETY: as above.
+        unsafe { flags.write(change(flags.read())) };
+    }
+
+    /// Loads the page table that was switched to, before anything is done through it.
+    #[inline]
+    pub(super) fn settle(&self) {
+        // SAFETY: the block is this vCPU's, and nothing holds a reference into it.
+        let (flags, next) = unsafe { ((*self.percpu).entry_flags, (*self.percpu).next_table) };
+        if flags & EXIT_SWITCH != 0 {
+            self.entry_flags(|flags| flags & !EXIT_SWITCH);
+            // SAFETY: it is a table that the ledger has checked, by `switch_page_table`.
+            unsafe { instructions::set_cr3(next) };
+        }
+    }
 }
 
 impl Tlb for Bare {
@@ -67,10 +88,27 @@ impl M2p for Bare {
 }
 
 impl Machine for Bare {
-    #[inline]
     fn load_page_table(&mut self, l4: Mfn) {
+        self.entry_flags(|flags| flags & !EXIT_SWITCH);
         // SAFETY: the ledger has checked the table, and that put the shim's own slots into it.
         unsafe { instructions::set_cr3(l4.addr()) };
+    }
+
+    #[inline]
+    fn switch_page_table(&mut self, l4: Mfn) {
+        // SAFETY: the block is this vCPU's, and nothing holds a reference into it.
+        let (flags, next) = unsafe {
+            (
+                (*self.percpu).entry_flags,
+                &raw mut (*self.percpu).next_table,
+            )
+        };
+        if flags & EXIT_SWITCH != 0 && instructions::cr3() == l4.addr() {
+            return self.entry_flags(|flags| flags & !EXIT_SWITCH);
+        }
+        // SAFETY: as above.
+        unsafe { next.write(l4.addr()) };
+        self.entry_flags(|flags| flags | EXIT_SWITCH);
     }
 
     fn fault_address(&self) -> u64 {
@@ -135,10 +173,8 @@ impl Machine for Bare {
 
     fn set_task_switched(&mut self, on: bool) {
         // The exit path sets CR0.TS while this bit is set, the entry path clears it.
-        // SAFETY: the block is this vCPU's, and nothing holds a reference into it.
-        let flags = unsafe { &raw mut (*self.percpu).entry_flags };
-        // SAFETY: as above.
-        unsafe { flags.write(flags.read() & !1 | u8::from(on)) };
+        let bit = if on { ENTRY_TS } else { 0 };
+        self.entry_flags(|flags| flags & !ENTRY_TS | bit);
     }
 
     fn tsc(&self) -> u64 {

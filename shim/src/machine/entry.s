@@ -116,18 +116,24 @@ leave_by_sysret:
     swapgs
     sysretq
 
-/* Rare work on the way in and out: bit 0, the guest has CR0.TS set and Rust must not; bit 1,
-   SMAP is on and the guest may have entered with AC set. */
+/* What is not done on every way in and out.  The guest has CR0.TS set, and Rust must not have; SMAP
+   is on, and the guest may have entered with AC set; the guest goes on with another page table, by
+   which the shim's own pages are the same. */
 entry_special:
-    testb $2, %gs:{PERCPU_ENTRY_FLAGS}
+    testb ${ENTRY_SMAP}, %gs:{PERCPU_ENTRY_FLAGS}
     jz 1f
     clac
-1:  testb $1, %gs:{PERCPU_ENTRY_FLAGS}
+1:  testb ${ENTRY_TS}, %gs:{PERCPU_ENTRY_FLAGS}
     jz save_xmm
     clts
     jmp save_xmm
 exit_special:
-    testb $1, %gs:{PERCPU_ENTRY_FLAGS}
+    testb ${EXIT_SWITCH}, %gs:{PERCPU_ENTRY_FLAGS}
+    jz 1f
+    andb $~{EXIT_SWITCH}, %gs:{PERCPU_ENTRY_FLAGS}
+    movq %gs:{PERCPU_NEXT_TABLE}, %rcx
+    movq %rcx, %cr3
+1:  testb ${ENTRY_TS}, %gs:{PERCPU_ENTRY_FLAGS}
     jz leave
     movq %cr0, %rcx
     orq $8, %rcx

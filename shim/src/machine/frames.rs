@@ -143,6 +143,7 @@ impl GuestMemory for Bare {
         if !is_guest_range(va, buf.len()) {
             return Err(BadAddress);
         }
+        self.settle();
         copy(buf.as_mut_ptr(), va.0 as *const u8, buf.len())
     }
 
@@ -150,6 +151,7 @@ impl GuestMemory for Bare {
         if !is_guest_range(va, buf.len()) {
             return Err(BadAddress);
         }
+        self.settle();
         copy(va.0 as *mut u8, buf.as_ptr(), buf.len())
     }
 }

@@ -31,15 +31,24 @@ pub struct PerCpu {
     pub stack_top: u64,
     /// For the entry code only.
     pub scratch: u64,
-    /// Bit 0: the guest has CR0.TS set.  Bit 1: SMAP is on.
+    /// What is to be loaded into CR3 on the way out, if [`EXIT_SWITCH`] says so.
+    pub next_table: u64,
+    /// Bits that send the entry code off its straight way: [`ENTRY_TS`], [`ENTRY_SMAP`] and
+    /// [`EXIT_SWITCH`].
     pub entry_flags: u8,
 }
+/// In [`PerCpu::entry_flags`]: the guest has CR0.TS set.
+pub const ENTRY_TS: u8 = 1 << 0;
 /// In [`PerCpu::entry_flags`]: SMAP is on.
 pub const ENTRY_SMAP: u8 = 1 << 1;
+/// In [`PerCpu::entry_flags`]: another page table is to be loaded.
+pub const EXIT_SWITCH: u8 = 1 << 2;
 /// Offsets for the entry code.
 pub const PERCPU_STACK_TOP: usize = offset_of!(PerCpu, stack_top);
 /// Offsets for the entry code.
 pub const PERCPU_SCRATCH: usize = offset_of!(PerCpu, scratch);
+/// Offsets for the entry code.
+pub const PERCPU_NEXT_TABLE: usize = offset_of!(PerCpu, next_table);
 /// Offsets for the entry code.
 pub const PERCPU_ENTRY_FLAGS: usize = offset_of!(PerCpu, entry_flags);
 
@@ -143,6 +152,7 @@ pub fn start_vcpu(pool: &mut Pool, space: &ShimSpace, id: u32) -> (Windows, *mut
         percpu.write(PerCpu {
             stack_top,
             scratch: 0,
+            next_table: 0,
             entry_flags: 0,
         });
     };

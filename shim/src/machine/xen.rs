@@ -215,26 +215,15 @@ impl Host for HostXen {
         self.wall_clock()
     }
 
-    fn arm_timer(&mut self, deadline_ns: Option<u64>) {
-        let result = match deadline_ns {
-            Some(timeout_abs_ns) => {
-                let mut set = SetSingleshotTimer {
-                    timeout_abs_ns,
-                    flags: 0,
-                    pad: 0,
-                };
-                // SAFETY: the structure is the one of the command.
-                unsafe {
-                    hypercall(
-                        nr::VCPU_OP,
-                        [vcpu::op::SET_SINGLESHOT_TIMER, 0, &raw mut set as u64],
-                    )
-                }
-            }
-            // SAFETY: the command takes no structure.
-            None => unsafe { hypercall(nr::VCPU_OP, [vcpu::op::STOP_SINGLESHOT_TIMER, 0, 0]) },
+    fn arm_timer(&mut self, timeout_abs_ns: u64) {
+        let mut set = SetSingleshotTimer {
+            timeout_abs_ns,
+            flags: 0,
+            pad: 0,
         };
-        if let Err(errno) = result {
+        let args = [vcpu::op::SET_SINGLESHOT_TIMER, 0, &raw mut set as u64];
+        // SAFETY: the structure is the one of the command.
+        if let Err(errno) = unsafe { hypercall(nr::VCPU_OP, args) } {
             error!("the host refused a timer: {errno}");
         }
     }

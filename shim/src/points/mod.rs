@@ -86,6 +86,8 @@ pub trait Points<M: Machine, H: Host>: Sized {
         args: GuestVa,
         count: u64,
     ) -> Result<u64, Errno>;
+    /// Whether something is asked of the guest's loop.
+    fn has_request(&self) -> bool;
     /// Takes what is asked of the guest's loop.
     fn take_request(&mut self) -> Option<Request>;
     /// Before a suspend: stops taking work; `Done` when nothing is in flight.

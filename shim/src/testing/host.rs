@@ -191,8 +191,8 @@ impl Host for FakeHost {
     fn wall_clock_ns(&self) -> u64 {
         self.wall_at_zero
     }
-    fn arm_timer(&mut self, deadline_ns: Option<u64>) {
-        self.armed = deadline_ns;
+    fn arm_timer(&mut self, deadline_ns: u64) {
+        self.armed = Some(deadline_ns);
         self.arms += 1;
     }
     fn has_events(&self) -> bool {

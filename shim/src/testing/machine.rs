@@ -251,6 +251,9 @@ impl Machine for FakeMachine {
         self.loads += 1;
         self.cached.borrow_mut().clear();
     }
+    fn switch_page_table(&mut self, l4: Mfn) {
+        self.load_page_table(l4);
+    }
     fn fault_address(&self) -> u64 {
         self.fault_address
     }

@@ -119,6 +119,9 @@ impl<M: Machine, H: Host> Points<M, H> for FakePoints {
         self.calls.push(Call::Grant(command, args, count));
         Err(Errno::ENOSYS)
     }
+    fn has_request(&self) -> bool {
+        !self.requests.is_empty()
+    }
     fn take_request(&mut self) -> Option<Request> {
         self.requests.pop_front()
     }

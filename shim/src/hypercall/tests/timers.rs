@@ -66,12 +66,32 @@ fn a_deadline_can_be_moved_and_taken_back() {
     assert_eq!(run(&mut bench, SECOND), [port.0]);
     assert_eq!(bench.call(SET_TIMER_OP, &[now + 2 * SECOND]), Ok(0));
     assert_eq!(bench.call(SET_TIMER_OP, &[0]), Ok(0));
-    assert_eq!(bench.guest.host.armed, None);
     assert_eq!(run(&mut bench, 10 * SECOND), [0u32; 0]);
+    assert_eq!(bench.guest.host.armed, None);
     assert_eq!(singleshot(&mut bench, now + 20 * SECOND, 0), Ok(0));
     let stop = [op::STOP_SINGLESHOT_TIMER, 0, 0];
     assert_eq!(bench.call(VCPU_OP, &stop), Ok(0));
+    assert_eq!(run(&mut bench, 20 * SECOND), [0u32; 0]);
     assert_eq!(bench.guest.host.armed, None);
+}
+
+#[test]
+fn the_host_is_not_told_of_a_deadline_that_is_put_off() {
+    let (mut bench, port) = timed();
+    let now = bench.guest.now();
+    assert_eq!(bench.call(SET_TIMER_OP, &[now + SECOND]), Ok(0));
+    let arms = bench.guest.host.arms;
+    for later in [3, 2, 4] {
+        assert_eq!(bench.call(SET_TIMER_OP, &[now + later * SECOND]), Ok(0));
+    }
+    assert_eq!(bench.guest.host.arms, arms);
+    assert_eq!(run(&mut bench, 4 * SECOND - 1), [0u32; 0]);
+    assert_eq!(run(&mut bench, 1), [port.0]);
+    assert_eq!(
+        bench.guest.host.arms,
+        arms + 1,
+        "once it was woken for nothing"
+    );
 }
 
 #[test]

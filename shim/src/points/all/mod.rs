@@ -243,6 +243,11 @@ impl<M: Machine, H: Host> Points<M, H> for AllPoints {
         self.sides.grant_table_op(outside, v, command, args, count)
     }
 
+    #[inline]
+    fn has_request(&self) -> bool {
+        self.request.is_some()
+    }
+
     fn take_request(&mut self) -> Option<Request> {
         self.request.take()
     }
