@@ -124,8 +124,20 @@ impl GuestPlan {
     /// # Errors
     /// If `xl create` fails; the error is the first that it complained of.
     pub fn start(&self, host: &Host) -> Result<Guest> {
+        self.run_create(host, &["xl", "create", &self.path("cfg")])
+    }
+
+    /// Create the guest, whose files are installed, but do not let it run: `xl unpause` does.
+    ///
+    /// # Errors
+    /// If `xl create` fails; the error is the first that it complained of.
+    pub fn start_paused(&self, host: &Host) -> Result<Guest> {
+        self.run_create(host, &["xl", "create", "-p", &self.path("cfg")])
+    }
+
+    fn run_create(&self, host: &Host, command: &[&str]) -> Result<Guest> {
         let guest = Guest::attach(&self.name, host)?;
-        let output = host.run(&["xl", "create", &self.path("cfg")])?;
+        let output = host.run(command)?;
         if output.code != 0 {
             // The toolstack says first what went wrong, then at length what follows from that.
             let why = output
