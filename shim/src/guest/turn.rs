@@ -1,0 +1,170 @@
+//! The turn: what is due before a vCPU goes on, on every way back to it.
+//!
+//! Most ways back have nothing to do, and are as frequent as the guest's system calls; so the
+//! question comes first, and the answers lie elsewhere.
+
+use super::Guest;
+use crate::cpu::deliver::{self, Bounce, Doomed};
+use crate::cpu::{Machine, Regs};
+use crate::host::{Host, HostEvent};
+use crate::points::Points;
+
+impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
+    /// Does everything that is due before vCPU `v` goes on: host events, timers, blocking, and at
+    /// most one callback.
+    #[inline]
+    pub fn work(&mut self, v: usize, regs: &mut Regs) -> Result<(), Doomed> {
+        if self.is_called(v) {
+            self.catch_up(v);
+        }
+        self.arm(v);
+        if self.vcpus[v].nmi_pending && !self.vcpus[v].nmi_blocked && self.nmi(v, regs)? {
+            return Ok(());
+        }
+        if self.has_event(v) {
+            let address = self.vcpus[v].event.address;
+            if address == 0 {
+                return Err(Doomed("an event, and no event callback"));
+            }
+            let to = Bounce {
+                address,
+                error: None,
+                masks_events: true,
+            };
+            return deliver::bounce(&mut self.m, &mut self.vcpus[v], self.assist, regs, to);
+        }
+        Ok(())
+    }
+
+    /// Whether there is more to do than to go on, which on most ways back there is not.
+    #[inline]
+    fn is_called(&self, v: usize) -> bool {
+        self.host.has_events()
+            || self.points.has_request()
+            || self.vcpus[v].is_blocked
+            || self.host.time_version() != self.vcpus[v].time_version
+    }
+
+    /// Handles what the host and the points have to say, and waits while the vCPU is blocked.
+    #[inline(never)]
+    fn catch_up(&mut self, v: usize) {
+        loop {
+            if self.host.has_events() {
+                self.host_events();
+            }
+            if let Some(request) = self.points.take_request() {
+                self.migrate(v, request);
+                continue;
+            }
+            self.publish_time(v);
+            if !self.vcpus[v].is_blocked || self.is_wanted(v) {
+                break;
+            }
+            self.idle(v);
+        }
+        if self.vcpus[v].is_blocked {
+            self.unblock(v);
+        }
+    }
+
+    /// Delivers the pending NMI; `false` when the guest has no handler, upon which it is lost.
+    #[cold]
+    fn nmi(&mut self, v: usize, regs: &mut Regs) -> Result<bool, Doomed> {
+        self.vcpus[v].nmi_pending = false;
+        let trap = self.vcpus[v].traps[2];
+        if trap.address == 0 {
+            return Ok(false);
+        }
+        self.vcpus[v].nmi_blocked = true;
+        let to = Bounce {
+            address: trap.address,
+            error: None,
+            masks_events: trap.masks_events(),
+        };
+        deliver::bounce(&mut self.m, &mut self.vcpus[v], self.assist, regs, to)?;
+        Ok(true)
+    }
+
+    /// Whether an event is pending and not masked.
+    #[inline]
+    fn has_event(&self, v: usize) -> bool {
+        // Both bytes, pending and mask, at once: pending is any non-zero value, mask must be 0.
+        let info = self.vcpus[v].info;
+        let both = self.m.load16(info.frame, info.offset);
+        both & 0xff != 0 && both >> 8 == 0
+    }
+
+    /// Whether a blocked vCPU has a reason to run.
+    fn is_wanted(&self, v: usize) -> bool {
+        let vcpu = &self.vcpus[v];
+        self.has_event(v)
+            || vcpu.nmi_pending && !vcpu.nmi_blocked
+            || vcpu
+                .polling
+                .iter()
+                .any(|&port| self.channels.is_pending(&self.m, port))
+    }
+
+    fn idle(&mut self, v: usize) {
+        let deadline = self.vcpus[v]
+            .next_deadline()
+            .map(|at| self.time.to_host(at));
+        let deadline = deadline.into_iter().chain(self.points.deadline()).min();
+        self.host.wait(deadline);
+        self.expire(v);
+        self.outside(Points::tick);
+    }
+
+    fn unblock(&mut self, v: usize) {
+        let now = self.now();
+        let vcpu = &mut self.vcpus[v];
+        vcpu.is_blocked = false;
+        vcpu.polling.clear();
+        vcpu.timer.poll = None;
+        self.set_runstate(v, xen_abi::vcpu::runstate::RUNNING, now);
+    }
+
+    /// Raises the timer interrupts whose time has come.
+    pub fn expire(&mut self, v: usize) {
+        let now = self.now();
+        if crate::points::time::expire(&mut self.vcpus[v], now) {
+            let virq = xen_abi::evtchn::virq::TIMER;
+            self.channels
+                .raise_virq(&self.m, &self.vcpus, virq, v as u32);
+        }
+    }
+
+    /// Has the host wake us at the next deadline, which only matters while the guest runs.
+    #[inline]
+    fn arm(&mut self, v: usize) {
+        let deadline = self.vcpus[v]
+            .next_deadline()
+            .map(|at| self.time.to_host(at));
+        let deadline = deadline.into_iter().chain(self.points.deadline()).min();
+        // Being woken for a deadline that was since put off or taken back does no harm, and costs
+        // less than to tell the host: a guest moves its timer twice each time that it idles.
+        if let Some(at) = deadline
+            && self.armed.is_none_or(|armed| at < armed)
+        {
+            self.armed = deadline;
+            self.host.arm_timer(at);
+        }
+    }
+
+    /// Forgets what the host was asked for, which a new host does not know.
+    pub fn disarm(&mut self) {
+        self.armed = None;
+    }
+
+    /// Handles what the host announced.
+    pub fn host_events(&mut self) {
+        while let Some(event) = self.host.take_event() {
+            if event == HostEvent::Timer {
+                self.armed = None;
+                (0..self.vcpus.len()).for_each(|v| self.expire(v));
+                self.outside(Points::tick);
+            }
+            self.outside(|points, outside| points.host_event(outside, event));
+        }
+    }
+}
