@@ -7,8 +7,6 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use unmoved_lab::{Guest, Host};
 
-use crate::within::reported;
-
 const MOMENT: Duration = Duration::from_secs(120);
 /// Puts a disk of 16 MiB behind a second loop device.
 const SECOND_DISK: &str =
@@ -17,7 +15,7 @@ const SECOND_DISK: &str =
 /// Requests of the guest's own disk at once.
 const DEPTH: u64 = 8;
 /// Gives the guest's own disk work that goes on while devices come and go.
-const LOAD: &str = "disk start dev=/dev/xvda area=16M depth=8 pause=2000";
+const LOAD: &str = "disk start dev=/dev/xvda area=16M depth=8 pause=10000";
 
 /// What the shim says that it has in use, by name.
 pub const USAGE: [&str; 3] = ["host-ports", "grants", "free-frames"];
@@ -64,9 +62,7 @@ pub fn plug(
 /// Both devices come, the disk is written and read with checksums, both go.
 fn round(host: &Host, guest: &Guest) -> Result<()> {
     let name = &guest.name;
-    host.ok(&["xl", "block-attach", name, "phy:/dev/loop1,xvdb,w"])?;
-    host.ok(&["xl", "network-attach", name, "mac=02:00:00:00:01:02"])?;
-    number_of_devices(host, guest, 4)?;
+    dom0(host, name, PLUG)?;
     guest.order(
         host,
         "disk start dev=/dev/xvdb depth=8 max=128k wait=60",
@@ -77,27 +73,56 @@ fn round(host: &Host, guest: &Guest) -> Result<()> {
     guest.report(guest.console.mark(), MOMENT, write)?;
     let stopped = guest.order(host, "disk stop dev=/dev/xvdb", MOMENT)?;
     ensure!(stopped["disks"][0]["errors"] == 0, "{stopped}");
-    host.ok(&["xl", "block-detach", name, "xvdb"])?;
-    host.ok(&["xl", "network-detach", name, "1"])?;
-    number_of_devices(host, guest, 2)
+    dom0(host, name, UNPLUG)
 }
 
+/// Wait for the shim to count this many devices.
 fn number_of_devices(host: &Host, guest: &Guest, expected: usize) -> Result<()> {
-    let expected = expected.to_string();
-    reported(host, &guest.name, "usage/devices", MOMENT, |value| {
-        value == expected
-    })
-    .map(drop)
+    dom0(host, &guest.name, &format!("devices {expected}"))
+}
+
+const PLUG: &str = "xl block-attach \"$1\" phy:/dev/loop1,xvdb,w &&
+    xl network-attach \"$1\" mac=02:00:00:00:01:02 && devices 4";
+const UNPLUG: &str = "xl block-detach \"$1\" xvdb && xl network-detach \"$1\" 1 && devices 2";
+
+/// Where the shim of guest `$1` tells what it has in use, and `devices N`, which waits until that is N.
+/// All in one shell: commands are slow in an emulated dom0.
+const PRELUDE: &str = "usage=/local/domain/$(xl domid \"$1\")/data/unmoved/usage
+devices() {
+    for i in $(seq 600); do
+        [ \"$(xenstore-read $usage/devices 2>/dev/null)\" = \"$1\" ] && return 0
+        sleep 0.2
+    done
+    echo \"the shim does not count $1 devices\" >&2
+    return 1
+}
+";
+
+/// Run a script in dom0 with the guest's name as `$1`.
+fn dom0(host: &Host, name: &str, script: &str) -> Result<()> {
+    let script = format!("{PRELUDE}{script}");
+    let output = host.run(&["sh", "-c", &script, "sh", name])?;
+    ensure!(
+        output.code == 0,
+        "devices of {name}: {}",
+        output.stderr.trim()
+    );
+    Ok(())
 }
 
 fn usage(host: &Host, guest: &Guest) -> Result<Usage> {
+    let path = format!(
+        "{PRELUDE}xenstore-read $(printf \"$usage/%s \" {})",
+        USAGE.join(" ")
+    );
+    let read = host.ok(&["sh", "-c", &path, "sh", &guest.name])?;
     let mut used = Usage::default();
+    let mut lines = read.lines();
     for (name, value) in USAGE.iter().zip(&mut used) {
-        *value = reported(host, &guest.name, &format!("usage/{name}"), MOMENT, |_| {
-            true
-        })?
-        .parse()
-        .with_context(|| format!("usage/{name}"))?;
+        *value = lines
+            .next()
+            .and_then(|line| line.trim().parse().ok())
+            .with_context(|| format!("usage/{name}: {read:?}"))?;
     }
     Ok(used)
 }
