@@ -4,13 +4,12 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
 use unmoved_lab::{Guest, Host};
 
 const MOMENT: Duration = Duration::from_secs(120);
-/// Puts a disk of 16 MiB behind a second loop device.
-const SECOND_DISK: &str =
-    "dd if=/dev/zero of=/root/second bs=1M count=16 2>/dev/null; losetup /dev/loop1 /root/second";
+/// Puts a disk of 16 MiB behind a loop device; its number is the argument.
+const SPARE_DISK: &str = "dd if=/dev/zero of=/root/spare$1 bs=1M count=16 2>/dev/null && \
+    losetup /dev/loop$1 /root/spare$1";
 
 /// Requests of the guest's own disk at once.
 const DEPTH: u64 = 8;
@@ -34,7 +33,7 @@ pub fn plug(
     count: usize,
     mut tell: impl FnMut(usize, Duration, &Usage),
 ) -> Result<[Usage; 2]> {
-    host.sh(SECOND_DISK)?;
+    spare_disk(host, 1)?;
     number_of_devices(host, guest, 2)?;
     // The first round may make lists longer for good.
     round(host, guest)?;
@@ -63,21 +62,45 @@ pub fn plug(
 fn round(host: &Host, guest: &Guest) -> Result<()> {
     let name = &guest.name;
     dom0(host, name, PLUG)?;
-    guest.order(
-        host,
-        "disk start dev=/dev/xvdb depth=8 max=128k wait=60",
-        MOMENT,
-    )?;
-    let write =
-        |report: &Value| report["ev"] == "alive" && report["disk_verified"].as_u64() > Some(0);
-    guest.report(guest.console.mark(), MOMENT, write)?;
-    let stopped = guest.order(host, "disk stop dev=/dev/xvdb", MOMENT)?;
-    ensure!(stopped["disks"][0]["errors"] == 0, "{stopped}");
+    disk_works(host, guest, "xvdb")?;
     dom0(host, name, UNPLUG)
 }
 
+/// Make `/dev/loopNUMBER` of dom0 a disk of 16 MiB that is for a guest to take.
+///
+/// # Errors
+/// If that is in use already.
+pub fn spare_disk(host: &Host, number: u32) -> Result<()> {
+    let words = ["sh", "-c", SPARE_DISK, "sh", &number.to_string()];
+    host.ok(&words).map(drop)
+}
+
+/// Have a disk that the guest has or is about to get, by its name there, written for a moment, and all of it
+/// read and compared.
+///
+/// # Errors
+/// If it does not come, or something is wrong with it.
+pub fn disk_works(host: &Host, guest: &Guest, name: &str) -> Result<()> {
+    let start = format!("disk start dev=/dev/{name} depth=8 max=128k wait=60");
+    guest.order(host, &start, MOMENT)?;
+    let stopped = guest.order(host, &format!("disk stop dev=/dev/{name}"), MOMENT)?;
+    let disk = &stopped["disks"][0];
+    ensure!(
+        disk["errors"] == 0 && disk["mismatches"] == 0,
+        "{name}: {stopped}"
+    );
+    ensure!(
+        disk["checked_blocks"].as_u64() > Some(0),
+        "{name}: nothing was written: {stopped}"
+    );
+    Ok(())
+}
+
 /// Wait for the shim to count this many devices.
-fn number_of_devices(host: &Host, guest: &Guest, expected: usize) -> Result<()> {
+///
+/// # Errors
+/// If it does not within some minutes.
+pub fn number_of_devices(host: &Host, guest: &Guest, expected: usize) -> Result<()> {
     dom0(host, &guest.name, &format!("devices {expected}"))
 }
 

@@ -40,10 +40,7 @@ impl Way {
             Self::SaveRestore => {
                 drop(guest);
                 host.ok(&["xl", "save", &name, FILE])?;
-                clear_console(host, &name)?;
-                let back = Guest::attach(&name, host)?;
-                host.ok(&["xl", "restore", FILE])?;
-                Ok(back)
+                restore(&name, host)
             }
             Self::Migrate => {
                 drop(guest);
@@ -55,6 +52,17 @@ impl Way {
             }
         }
     }
+}
+
+/// Restore the guest that was saved to [`FILE`], and follow its console.
+///
+/// # Errors
+/// If it is not restored, with what the toolstack said.
+pub fn restore(name: &str, host: &Host) -> Result<Guest> {
+    clear_console(host, name)?;
+    let back = Guest::attach(name, host)?;
+    host.ok(&["xl", "restore", FILE])?;
+    Ok(back)
 }
 
 /// What the guest's console said before it moved is no sign of life.

@@ -6,9 +6,9 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use unmoved_lab::images::GuestKernel;
 use unmoved_lab::tools::Tools;
-use unmoved_lab::{Config, GuestPlan, Host, Lab, System, programs};
-use unmoved_tests::unnoticed;
-use unmoved_tests::within::{MOMENT, Way, reported};
+use unmoved_lab::{Config, Guest, GuestPlan, Host, Lab, System, programs};
+use unmoved_tests::within::{FILE, MOMENT, MOVE, Way, reported, restore};
+use unmoved_tests::{hotplug, unnoticed};
 
 const BOOT: Duration = Duration::from_secs(300);
 
@@ -91,7 +91,7 @@ fn a_boot_loader_a_kernel_that_spins_and_one_that_panicked_move_like_any_other()
         guest.type_line(host, "panic")?;
         guest.wait_for("Rebooting in 3600 seconds", BOOT)?;
         for (way, expected) in [(Way::SaveRestore, 1), (Way::Migrate, 2)] {
-            drop(way.go(unmoved_lab::Guest::attach(&plan.name, host)?, host)?);
+            drop(way.go(Guest::attach(&plan.name, host)?, host)?);
             let seen = moves(host, &plan.name)?;
             ensure!(seen == expected, "{way:?}: {seen} moves, not {expected}");
         }
@@ -146,4 +146,73 @@ fn any_moment_will_do() {
         Ok(())
     })
     .expect("any moment");
+}
+
+/// Gives the guest `/dev/loopNUMBER` of its host, under a name.
+fn attach_disk(host: &Host, guest: &str, number: u32, name: &str) -> Result<()> {
+    hotplug::spare_disk(host, number)?;
+    let disk = format!("phy:/dev/loop{number},{name},w");
+    host.ok(&["xl", "block-attach", guest, &disk]).map(drop)
+}
+
+/// Gives the guest's kernel a word about its devices' drivers.
+fn tell_drivers(host: &Host, guest: &Guest, words: &str) -> Result<()> {
+    let order = format!("file write /sys/bus/xen/{words}");
+    guest.order(host, &order, MOMENT).map(drop)
+}
+
+/// A guest that is moved while devices are on their way to it.
+#[test]
+fn devices_that_are_being_plugged_work_after_a_move() {
+    Lab::run("plugging", &Config::hosts(1), |lab| {
+        let host = lab.host(0);
+        let plan = plan()?;
+        let name = &plan.name;
+        let guest = plan.create(host)?;
+        guest.ready(BOOT)?;
+
+        // The kernel knows of them, and lets no driver take them yet.
+        tell_drivers(host, &guest, "drivers_autoprobe 0")?;
+        attach_disk(host, name, 1, "xvdb")?;
+        host.ok(&["xl", "network-attach", name, "mac=02:00:00:00:01:02"])?;
+        hotplug::number_of_devices(host, &guest, 4)?;
+        let guest = Way::Migrate.go(guest, host)?;
+        guest.alive(MOMENT)?;
+        for words in [
+            "drivers_autoprobe 1",
+            "drivers_probe vbd-51728",
+            "drivers_probe vif-1",
+        ] {
+            tell_drivers(host, &guest, words)?;
+        }
+        hotplug::disk_works(host, &guest, "xvdb")?;
+        let card = "file read /sys/bus/xen/devices/vif-1/net/eth1/address";
+        let address = guest.order(host, card, MOMENT)?;
+        ensure!(address["found"] == "02:00:00:00:01:02", "{address}");
+
+        // Not even the shim knows of the one; the other the new domain does not get, for what it gets was
+        // written down before.
+        host.ok(&["xl", "pause", name])?;
+        attach_disk(host, name, 2, "xvdc")?;
+        let save = host.start(&["xl", "-vvv", "save", name, FILE])?;
+        save.end_input()?;
+        save.stderr.wait_for("suspend request", MOVE)?;
+        attach_disk(host, name, 3, "xvdd")?;
+        drop(guest);
+        host.ok(&["xl", "unpause", name])?;
+        let saved = save.wait(MOVE)?;
+        ensure!(saved.code == 0, "{}", saved.stderr);
+        let guest = restore(name, host)?;
+        guest.alive(MOMENT)?;
+        hotplug::number_of_devices(host, &guest, 5)?;
+        hotplug::disk_works(host, &guest, "xvdc")?;
+        host.ok(&["xl", "block-attach", name, "phy:/dev/loop3,xvdd,w"])?;
+        hotplug::disk_works(host, &guest, "xvdd")?;
+
+        let disks = guest.order(host, "disk stop", BOOT)?;
+        ensure!(disks["disks"][0]["errors"] == 0, "{disks}");
+        ensure!(moves(host, name)? == 2, "not two moves");
+        Ok(())
+    })
+    .expect("they work");
 }
