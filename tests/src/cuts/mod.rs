@@ -34,6 +34,13 @@ const SETTLED: &str = "end=$(($(date +%s) + $2))
         sleep 0.3
     done >/dev/null";
 
+/// MiB of the guest: what its kernel needs, for the copying is not what is tried here.
+const MEMORY: u32 = 96;
+/// Words on its command line, of which the last of a kind counts: enough to notice a second copy, or a
+/// write that came too late, and not more.
+const CALM: &str = " unmoved.disk=dev=/dev/xvda,area=16M,depth=2,max=16k,pause=10000 \
+                    unmoved.clock=period=20000 unmoved.heartbeat=1";
+
 /// The guest that is moved, and where it is.
 #[derive(Debug)]
 pub struct Cuts {
@@ -54,7 +61,8 @@ impl Cuts {
             agents::run_daemon(host)?;
         }
         let mut plan = unnoticed::plan(kernel)?;
-        plan.memory_mib = 128;
+        plan.memory_mib = MEMORY;
+        plan.arguments += CALM;
         let guest = create(&plan, lab.host(0))?;
         Ok(Self { plan, guest, at: 0 })
     }

@@ -120,12 +120,12 @@ impl Iterator for Row {
         let card = random.below(self.cards.len() as u64);
         let (cut, state) = self.cards.swap_remove(usize::try_from(card).ok()?);
         let later = match state {
-            None => Duration::from_millis(random.below(25_000)),
+            None => Duration::from_millis(random.below(15_000)),
             // The states follow one another ever faster: half of the moments are in the first quarter.
             Some(_) => Duration::from_micros(random.below(1_000) * random.below(1_500)),
         };
         // Connections that are silent are given up after half a minute: both sides of that.
-        let most = if cut == Cut::Lan { 90 } else { 10 };
+        let most = if cut == Cut::Lan { 60 } else { 6 };
         let down = Duration::from_millis(random.below(most * 1000));
         let moment = Moment { state, later, down };
         Some((cut, moment))
