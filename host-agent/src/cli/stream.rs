@@ -11,6 +11,11 @@ use unmoved_stream::legacy::{self, Options, Target, Width};
 use unmoved_stream::libxc::DomainType;
 use unmoved_stream::{Format, Input};
 
+use crate::xen::sys::set_pipe_size;
+
+/// The size of a pipe that a stream is written to: what any user may make it by default.
+const PIPE: libc::c_int = 1 << 20;
+
 /// What to do with a stream.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -198,6 +203,8 @@ fn destination(path: &Path) -> Result<Destination> {
             bail!("a stream is nothing for a terminal: name a file");
         }
         let file = File::from(stdout.as_fd().try_clone_to_owned()?);
+        // Whoever reads then sleeps less often.  What is no pipe has no such size.
+        let _ = set_pipe_size(file.as_fd(), PIPE);
         return Ok(Destination::Open(file));
     }
     let fail = || format!("cannot write {}", path.display());

@@ -10,6 +10,9 @@ use super::frame::{Header, Kind, ZERO, check_words, read_growing, wrong};
 use super::{Duplex, Watch};
 use crate::job::{Batch, Error, PAGE_SIZE, Result, Sink, has_content};
 
+/// Pages that are read and handed on at a time: they stay in a processor's cache meanwhile.
+const PIECE: usize = 64;
+
 /// What has arrived.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Received {
@@ -99,15 +102,7 @@ impl Lane {
                     shared.sink.bytes(&bytes).map_err(io::Error::other)?;
                     shared.count(bytes.len(), bytes.len());
                 }
-                Kind::Pages => {
-                    self.read_pages(&header)?;
-                    let raw = self.batch.data.len() + 8 * self.batch.words.len();
-                    shared.count(raw, header.wire as usize + 8 * self.batch.words.len());
-                    shared
-                        .sink
-                        .pages(&mut self.batch)
-                        .map_err(io::Error::other)?;
-                }
+                Kind::Pages => self.pages(&header, shared)?,
                 Kind::Barrier => {
                     shared.meet()?;
                     self.acknowledge()?;
@@ -120,28 +115,37 @@ impl Lane {
         }
     }
 
-    /// Reads a batch, straight to where it is to be.
-    fn read_pages(&mut self, header: &Header) -> io::Result<()> {
-        let batch = &mut self.batch;
+    /// Takes the pages of one frame.
+    fn pages(&mut self, header: &Header, shared: &Shared<'_>) -> io::Result<()> {
         self.coded.resize(8 * usize::from(header.words), 0);
         self.connection.read_exact(&mut self.coded)?;
-        batch.words.clear();
-        let words = self.coded.chunks_exact(8);
-        batch.words.extend(words.map(|word| {
-            let mut bytes = [0; 8];
-            bytes.copy_from_slice(word);
-            u64::from_le_bytes(bytes)
-        }));
-        if check_words(&batch.words).map_err(wrong)? != header.raw as usize {
+        let words: Vec<u64> = self.coded.chunks_exact(8).map(little).collect();
+        if check_words(&words).map_err(wrong)? != header.raw as usize {
             return Err(wrong(
                 "the pages' content is not as long as their words say",
             ));
         }
-        batch.data.resize(batch.content_pages() * PAGE_SIZE, 0);
-        if !header.is_zstd {
-            let mut pieces = clear_zeros(&mut batch.words, &mut batch.data);
-            return read_all(&mut *self.connection, &mut pieces);
+        let raw = words.iter().filter(|word| has_content(**word)).count() * PAGE_SIZE;
+        shared.count(
+            raw + 8 * words.len(),
+            header.wire as usize + 8 * words.len(),
+        );
+        if header.is_zstd {
+            self.unpack(header, &words)?;
+            return shared.sink.pages(&mut self.batch).map_err(io::Error::other);
         }
+        for piece in words.chunks(PIECE) {
+            let data = room(&mut self.batch, piece);
+            read_all(&mut *self.connection, &mut clear_zeros(piece, data))?;
+            shared
+                .sink
+                .pages(&mut self.batch)
+                .map_err(io::Error::other)?;
+        }
+        Ok(())
+    }
+
+    fn unpack(&mut self, header: &Header, words: &[u64]) -> io::Result<()> {
         // At most a megabyte-sized batch, and the header was checked: it is not longer than that.
         self.coded.resize(header.wire as usize, 0);
         self.connection.read_exact(&mut self.coded)?;
@@ -153,13 +157,12 @@ impl Lane {
         if content.len() != header.raw as usize {
             return Err(wrong("compressed pages are not as long as announced"));
         }
-        if content.len() == batch.data.len() {
-            std::mem::swap(&mut content, &mut batch.data);
-            batch.words.iter_mut().for_each(|word| *word &= !ZERO);
+        let data = room(&mut self.batch, words);
+        if content.len() == data.len() {
+            std::mem::swap(&mut content, &mut self.batch.data);
             return Ok(());
         }
-        let mut pieces = clear_zeros(&mut batch.words, &mut batch.data);
-        read_all(&mut &content[..], &mut pieces)
+        read_all(&mut &content[..], &mut clear_zeros(words, data))
     }
 
     fn acknowledge(&mut self) -> io::Result<()> {
@@ -168,17 +171,32 @@ impl Lane {
     }
 }
 
+/// Makes a batch one of these words, whose zeros the sink need not know of, with room for the pages.
+fn room<'b>(batch: &'b mut Batch, words: &[u64]) -> &'b mut [u8] {
+    batch.words.clear();
+    batch.words.extend(words.iter().map(|word| word & !ZERO));
+    batch.data.resize(batch.content_pages() * PAGE_SIZE, 0);
+    &mut batch.data
+}
+
+/// The number that these eight bytes are.
+fn little(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .rev()
+        .fold(0, |word, byte| word << 8 | u64::from(*byte))
+}
+
 /// Makes the pages of zeros that the words name, and gives the places of the others, in as few pieces as
 /// possible.
-fn clear_zeros<'d>(words: &mut [u64], data: &'d mut [u8]) -> Vec<IoSliceMut<'d>> {
+fn clear_zeros<'d>(words: &[u64], data: &'d mut [u8]) -> Vec<IoSliceMut<'d>> {
     let mut pieces = Vec::new();
     let (mut run, mut rest) = (0, data);
-    for word in words.iter_mut().filter(|word| has_content(**word)) {
-        if *word & ZERO == 0 {
+    for word in words.iter().filter(|word| has_content(**word)) {
+        if word & ZERO == 0 {
             run += PAGE_SIZE;
             continue;
         }
-        *word &= !ZERO;
         let (piece, after) = rest.split_at_mut(run);
         let (zeros, after) = after.split_at_mut(PAGE_SIZE);
         zeros.fill(0);
