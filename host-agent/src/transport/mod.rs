@@ -4,11 +4,13 @@
 //! |---|---|
 //! | `socket` | a TCP connection on which nothing blocks for ever |
 //! | [`tls`] | mutual TLS 1.3 with our own certification authority and nobody else's |
+//! | `cipher` | which cipher is fastest here |
 //! | [`frame`] | messages and headers, every length bounded before it is trusted |
 //! | [`Sender`], [`receive`] | a [`Sink`](crate::job::Sink) at one end that comes out as calls of a [`Sink`](crate::job::Sink) at the other |
 //! | `bucket` | the limit on bandwidth |
 
 mod bucket;
+mod cipher;
 pub mod frame;
 mod receive;
 mod send;

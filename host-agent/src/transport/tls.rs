@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::client::{Resumption, verify_server_name};
-use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
@@ -20,7 +19,7 @@ use rustls::{
     ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
 };
 
-use super::Socket;
+use super::{Socket, cipher};
 
 /// Longest time for a handshake and the first message, together.
 pub const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -54,7 +53,7 @@ impl Identity {
         }
         let chain = read(certificate)?;
         let private = PrivateKeyDer::from_pem_file(key).map_err(|error| bad(key, error))?;
-        let provider = Arc::new(ring::default_provider());
+        let provider = Arc::new(cipher::provider());
         let roots = Arc::new(roots);
 
         let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
