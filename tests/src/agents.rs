@@ -196,6 +196,22 @@ fn show(task: &Task, until: Instant) {
     }
 }
 
+/// Asks `unmoved check` what a move would take, as an operator does before it, and shows that.
+///
+/// # Errors
+/// If something stands in the way of the move.
+pub fn check(guest: &str, from: &Host, to: &Host) -> Result<Value> {
+    let found = ask(from, &["check", guest, to.name()])?;
+    let expected = |what: &str| found["prediction"][what].as_f64().unwrap_or_default();
+    eprintln!(
+        "      unmoved check: {:.1} s in {} rounds, blackout {:.0} ms",
+        expected("total_ms") / 1000.0,
+        expected("rounds"),
+        expected("blackout_ms")
+    );
+    Ok(found)
+}
+
 /// Moves a guest with `unmoved migrate`; the time it took, and the job's report.  Shows how it goes.
 ///
 /// # Errors

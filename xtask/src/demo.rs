@@ -1,6 +1,6 @@
 //! `cargo xtask demo`: what this project is about, in a few minutes and a few lines.
 //!
-//! Two hosts.  The unfriendly guest in our shim, under load: moved there and back by the host agents, then
+//! Two hosts.  The unfriendly guest in our shim, under load: checked, moved there and back by the host agents, then
 //! there once more by Xen's own `xl migrate`, and what it noticed of all that.  Beside it a Debian kernel
 //! under *stock* xen-shim: one that helps is moved by `xl migrate`; another, of which one task cannot be
 //! frozen, is not.
@@ -44,6 +44,7 @@ impl Demo {
         let kernel = GuestKernel::Debian12.get(&tools)?;
         let reports = RefCell::new(Vec::new());
         let by_agents = |guest: &str, from: &Host, to: &Host| {
+            agents::check(guest, from, to)?;
             let (total, report) = agents::migrate(guest, from, to)?;
             reports.borrow_mut().push(report);
             Ok(total)
