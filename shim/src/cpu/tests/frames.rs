@@ -9,13 +9,13 @@ use super::{distinct, stack};
 use crate::cpu::{Assist, Callback, Regs};
 use crate::testing::Bench;
 
-const CS64: u64 = FLAT_RING3_CS64 as u64;
-const CS32: u64 = FLAT_RING3_CS32 as u64;
-const DS: u64 = FLAT_RING3_DS as u64;
+pub(super) const CS64: u64 = FLAT_RING3_CS64 as u64;
+pub(super) const CS32: u64 = FLAT_RING3_CS32 as u64;
+pub(super) const DS: u64 = FLAT_RING3_DS as u64;
 /// Arithmetic flags and ID, which every context has for itself.
 const ARITHMETIC: u64 = 0x20_08d5;
 /// What the entry of a handler clears.
-const CLEARED: u64 = rflags::TF | rflags::NT | rflags::RF | rflags::AC;
+pub(super) const CLEARED: u64 = rflags::TF | rflags::NT | rflags::RF | rflags::AC;
 /// Something that the emulator does not know: `ud2`, and no signature behind it.
 const UD2: [u8; 8] = [0x0f, 0x0b, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90];
 
@@ -33,7 +33,7 @@ fn kernel() -> Bench {
 }
 
 /// A process on top of that kernel.
-fn process() -> Bench {
+pub(super) fn process() -> Bench {
     let mut bench = Bench::new();
     bench.handlers_for_user();
     bench.make_user();
@@ -268,79 +268,6 @@ fn an_event_without_a_callback_ends_the_domain() {
     guest.channels.raise(&guest.m, &guest.vcpus, port);
     let ended = bench.ends(|bench| bench.trap(crate::cpu::UPCALL_VECTOR, 0));
     assert_eq!(ended, ShutdownReason::CRASH);
-}
-
-#[test]
-fn a_system_call_has_no_error_code_and_no_direction_flag() {
-    for masks_events in [false, true] {
-        let mut bench = process();
-        bench.guest.vcpus[0].syscall = Callback {
-            address: Bench::KERNEL + 0x200,
-            masks_events,
-        };
-        bench.regs.rflags |= rflags::DF;
-        let before = bench.regs;
-        bench.syscall(60, &[1, 2, 3]);
-        assert_eq!(bench.regs.rip, Bench::KERNEL + 0x200);
-        assert_eq!(bench.regs.rflags & (rflags::DF | CLEARED), 0);
-        assert_eq!((bench.regs.rax, bench.regs.rdi), (60, 1));
-        let frame = [
-            Bench::USER + 2,
-            before.rflags,
-            Bench::USER + 2,
-            CS64,
-            before.rflags,
-            before.rsp,
-            DS,
-        ];
-        assert_eq!(stack(&bench, 7), frame);
-        assert_eq!(bench.upcall().1, masks_events.into());
-    }
-}
-
-#[test]
-fn a_system_call_nobody_wants_is_an_invalid_opcode() {
-    let mut bench = process();
-    bench.syscall(60, &[]);
-    assert_eq!(bench.regs.rip, Bench::HANDLER + 6);
-    assert_eq!(
-        stack(&bench, 3)[2],
-        Bench::USER,
-        "at the instruction itself"
-    );
-    let mut bench = process();
-    bench.regs.cs = CS32;
-    bench.regs.rip = 0xffff_ffff_0040_0002;
-    bench.enter_as(Regs::SYSCALL32, 0);
-    assert_eq!(bench.regs.rip, Bench::HANDLER + 6);
-    let mut bench = process();
-    bench.enter_as(Regs::SYSENTER, 0);
-    assert_eq!(bench.regs.rip, Bench::HANDLER + 13);
-    assert_eq!(stack(&bench, 3)[2], 0, "the error code");
-}
-
-#[test]
-fn the_rarer_system_calls_go_to_their_callbacks() {
-    let mut bench = process();
-    bench.guest.vcpus[0].syscall32.address = Bench::KERNEL + 0x210;
-    bench.guest.vcpus[0].sysenter = Callback {
-        address: Bench::KERNEL + 0x220,
-        masks_events: true,
-    };
-    bench.regs.cs = CS32;
-    bench.regs.rip = 0xffff_ffff_0040_0002;
-    bench.enter_as(Regs::SYSCALL32, 0);
-    assert_eq!(bench.regs.rip, Bench::KERNEL + 0x210);
-    assert_eq!(stack(&bench, 4)[2..], [0x40_0002, CS32]);
-    assert_eq!(bench.upcall().1, 0);
-    bench.enter_user();
-    // As the entry stub knows it: SYSENTER keeps neither rip nor rsp.
-    (bench.regs.rip, bench.regs.rsp, bench.regs.cs) = (0, 0, 3);
-    bench.enter_as(Regs::SYSENTER, 0);
-    assert_eq!(bench.regs.rip, Bench::KERNEL + 0x220);
-    let frame = stack(&bench, 7);
-    assert_eq!((frame[2], frame[3], frame[5]), (0, 3, 0));
-    assert_eq!(bench.upcall().1, 1);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 mod exceptions;
 mod frames;
 mod iret;
+mod syscalls;
 
 use crate::cpu::Regs;
 use crate::testing::Bench;

@@ -2,4 +2,5 @@
 
 mod cases;
 mod guest;
+mod machine;
 mod properties;

@@ -2,17 +2,15 @@
 //! packets stay whole and in order, and nothing leaks.
 
 use proptest::prelude::{Strategy, any, prop, prop_assert, prop_assert_eq, proptest};
-use xen_abi::netif::status;
 
-use super::guest::{Guest, Wishes};
-use crate::points::net::model::backend::{Backend, Packet};
-use crate::points::net::model::world::World;
+use super::guest::Wishes;
+use super::machine::Machine;
+use crate::points::net::model::backend::Backend;
 use crate::points::net::model::{hostile_backend, hostile_guest};
-use crate::points::{Device, Progress};
 
 /// One thing that happens; numbers are reduced to what is possible.
 #[derive(Clone, Debug)]
-enum Event {
+pub(super) enum Event {
     Send {
         parts: u8,
         size: u16,
@@ -52,15 +50,15 @@ enum Event {
 
 /// What a host's backend offers.
 #[derive(Clone, Debug)]
-struct Host {
-    sg: bool,
-    gso: [bool; 2],
-    multicast: bool,
-    split: bool,
+pub(super) struct Host {
+    pub sg: bool,
+    pub gso: [bool; 2],
+    pub multicast: bool,
+    pub split: bool,
 }
 
 impl Host {
-    fn backend(&self) -> Backend {
+    pub fn backend(&self) -> Backend {
         Backend::new(&[
             ("feature-rx-copy", true),
             ("feature-sg", self.sg),
@@ -72,12 +70,12 @@ impl Host {
     }
 
     /// Whether this one can stand in for `first`.
-    fn is_enough(&self, first: &Self) -> bool {
+    pub fn is_enough(&self, first: &Self) -> bool {
         self.sg >= first.sg && self.gso[0] >= first.gso[0] && self.gso[1] >= first.gso[1]
     }
 
     /// One that can, whatever `first` offers.
-    fn full(&self) -> Self {
+    pub fn full(&self) -> Self {
         Self {
             sg: true,
             gso: [true; 2],
@@ -157,299 +155,6 @@ fn event() -> impl Strategy<Value = Event> {
         (1, host().prop_map(Event::ForcedMove).boxed()),
         (1, Just(Event::CancelledMove).boxed()),
     ])
-}
-
-/// Sizes of parts, of which the first has room for a header.
-fn sizes(parts: u8, size: u16) -> Vec<usize> {
-    (0..parts.into())
-        .map(|part| 40 + (usize::from(size) >> part) % 1400)
-        .collect()
-}
-
-struct Machine {
-    world: World,
-    guest: Guest,
-    first: Host,
-    wishes: Wishes,
-    backend_awake: bool,
-    guest_awake: bool,
-    /// Packets may have been lost on the way out, and on the way in.
-    is_lossy: [bool; 2],
-    serial: u32,
-    moves: usize,
-}
-
-impl Machine {
-    fn new(first: &Host, wishes: Wishes) -> Self {
-        let mut world = World::new(first.backend());
-        world.handshake();
-        let guest = Guest::connect(&mut world, wishes);
-        world.handshake();
-        assert_eq!(world.back("state"), Some("4"));
-        Self {
-            world,
-            guest,
-            first: first.clone(),
-            wishes,
-            backend_awake: true,
-            guest_awake: true,
-            is_lossy: [false; 2],
-            serial: 0,
-            moves: 0,
-        }
-    }
-
-    fn happen(&mut self, event: &Event) {
-        let world = &mut self.world;
-        match event {
-            Event::Send {
-                parts,
-                size,
-                gso,
-                is_blank,
-                spoil,
-            } => {
-                let parts = if self.first.sg { *parts } else { 1 };
-                let gso = match gso {
-                    kind @ 1..=2 if self.first.gso[usize::from(*kind) - 1] => Some((1000, *kind)),
-                    _ => None,
-                };
-                let sizes = sizes(parts, *size);
-                self.guest.send(world, &sizes, gso, *is_blank, *spoil);
-                self.guest.push(world);
-            }
-            Event::Join if self.first.multicast => {
-                self.guest.join(world);
-                self.guest.push(world);
-            }
-            Event::Join => {}
-            Event::Post { count, spoil } => {
-                self.guest.post(world, usize::from(*count), *spoil);
-                self.guest.push(world);
-                self.is_lossy[1] |= spoil;
-            }
-            Event::BackendTakes => self.backend_takes(),
-            Event::BackendAnswers {
-                pick,
-                is_error,
-                linger,
-            } => {
-                let status = if *is_error {
-                    status::ERROR
-                } else {
-                    status::OKAY
-                };
-                self.backend_answers(usize::from(*pick), status, *linger);
-            }
-            Event::BackendLetsGo => world.backend.let_go(&world.mem),
-            Event::Deliver {
-                parts,
-                size,
-                gso,
-                linger,
-            } => self.deliver(*parts, *size, *gso, usize::MAX, *linger),
-            Event::DeliverHalf(host) => {
-                self.deliver(3, 99, 0, 1, false);
-                self.is_lossy = [true; 2];
-                self.move_to(host);
-            }
-            Event::GuestReaps => self.guest_reaps(),
-            Event::Retry => world.retry(),
-            Event::Restart(split) => self.restart(*split),
-            Event::Move(host) => {
-                self.drain();
-                self.is_lossy[1] = true;
-                self.move_to(host);
-            }
-            Event::ForcedMove(host) => {
-                let _ = self.world.quiesce();
-                self.is_lossy = [true; 2];
-                self.move_to(host);
-            }
-            Event::CancelledMove => {
-                self.drain();
-                self.world.resume();
-            }
-        }
-        self.hear();
-    }
-
-    /// Who was woken: one that was not sleeps, so that a lost notification shows.
-    fn hear(&mut self) {
-        if core::mem::take(&mut self.world.xen.notified) {
-            self.backend_awake = true;
-            self.world.backend.wake();
-        }
-        self.guest_awake |= core::mem::take(&mut self.world.ports.raised);
-    }
-
-    /// Packets still come through, whatever has happened.
-    fn prove_alive(&mut self) {
-        let before = self.guest.received.len();
-        // Buffers that were spoiled may stand in front.
-        for _ in 0..500 {
-            self.guest.post(&self.world, 1, false);
-            self.guest.push(&mut self.world);
-            self.hear();
-            self.deliver(1, 100, 0, usize::MAX, false);
-            self.guest_reaps();
-            if self.guest.received.len() > before {
-                return;
-            }
-        }
-        panic!("nothing is received any more: {:?}", self.world.vif);
-    }
-
-    fn backend_takes(&mut self) {
-        self.hear();
-        if core::mem::take(&mut self.backend_awake) {
-            self.world.backend.take(&self.world.mem);
-        }
-    }
-
-    fn backend_answers(&mut self, pick: usize, status: i16, linger: bool) {
-        let world = &mut self.world;
-        if world.backend.waiting() > 0 && world.backend.answer(&world.mem, pick, status, linger) {
-            world.host_kick();
-        }
-    }
-
-    fn guest_reaps(&mut self) {
-        self.hear();
-        if core::mem::take(&mut self.guest_awake) {
-            self.guest.reap(&self.world);
-        }
-    }
-
-    fn deliver(&mut self, parts: u8, size: u16, gso: u8, only: usize, linger: bool) {
-        let parts = if self.wishes.sg && self.first.sg {
-            parts
-        } else {
-            1
-        };
-        let sizes = sizes(parts, size);
-        self.serial += 1;
-        let all: usize = sizes.iter().sum();
-        let mut packet = Packet {
-            bytes: vec![self.serial as u8 ^ 0xa5; all],
-            gso: (1..=2).contains(&gso).then_some((900, gso)),
-            is_blank: size.is_multiple_of(2),
-        };
-        packet.bytes[..4].copy_from_slice(&self.serial.to_le_bytes());
-        let world = &mut self.world;
-        if world
-            .backend
-            .deliver(&world.mem, &packet, &sizes, only, linger)
-        {
-            world.host_kick();
-        }
-    }
-
-    fn drain(&mut self) {
-        for _ in 0..2000 {
-            if self.world.quiesce() == Progress::Done {
-                return;
-            }
-            self.backend_takes();
-            while self.world.backend.waiting() > 0 {
-                self.backend_answers(0, status::OKAY, false);
-            }
-            self.world.backend.let_go(&self.world.mem);
-            self.world.retry();
-        }
-        panic!("not drained: {:?}", self.world.vif);
-    }
-
-    fn move_to(&mut self, host: &Host) {
-        self.moves += 1;
-        self.backend_awake = false;
-        let before = self.world.guest_view();
-        self.world.migrate(host.backend());
-        if !host.is_enough(&self.first) {
-            let why = self.world.vif.attached().expect_err("it offers too little");
-            assert!(why.contains("lacks"), "{why}");
-            self.is_lossy = [true; 2];
-            self.world.migrate(host.full().backend());
-        }
-        assert_eq!(self.world.vif.attached(), Ok(Progress::Done));
-        assert_eq!(self.world.guest_view(), before);
-        self.world.resume();
-    }
-
-    /// The guest's driver leaves and comes back.
-    fn restart(&mut self, split: bool) {
-        self.is_lossy = [true; 2];
-        let world = &mut self.world;
-        world.guest_state(5);
-        world.guest_state(6);
-        for _ in 0..5 {
-            world.handshake();
-            world.backend.let_go(&world.mem);
-            world.retry();
-        }
-        assert_eq!(world.back("state"), Some("6"));
-        assert!(world.ledger.holds.is_empty(), "{:?}", world.ledger.holds);
-        for key in ["event-channel", "event-channel-tx", "event-channel-rx"] {
-            let path = format!("{}/{key}", super::super::model::world::FRONT);
-            world.store.0.remove(&path);
-        }
-        world.guest_state(1);
-        let (sent, received) = (
-            core::mem::take(&mut self.guest.sent),
-            core::mem::take(&mut self.guest.received),
-        );
-        self.wishes.split = split;
-        self.guest = Guest::connect(world, self.wishes);
-        (self.guest.sent, self.guest.received) = (sent, received);
-        world.handshake();
-        assert_eq!(world.back("state"), Some("4"));
-        self.backend_awake = true;
-        self.guest_awake = true;
-    }
-
-    /// Lets everything come to an end.
-    fn settle(&mut self) {
-        for _ in 0..5000 {
-            self.backend_takes();
-            while self.world.backend.waiting() > 0 {
-                self.backend_answers(0, status::OKAY, false);
-            }
-            self.world.backend.let_go(&self.world.mem);
-            self.world.retry();
-            self.guest_reaps();
-            if self.guest.unanswered() == 0 && !self.world.vif.wants_retry() {
-                return;
-            }
-        }
-        panic!(
-            "{} slots without an answer: {:?}",
-            self.guest.unanswered(),
-            self.world.vif
-        );
-    }
-
-    fn check(&self) {
-        in_order(&self.world.backend.sent, &self.guest.sent, self.is_lossy[0]);
-        let delivered: Vec<Packet> = self.world.backend.delivered.iter().cloned().collect();
-        in_order(&self.guest.received, &delivered, self.is_lossy[1]);
-        assert!(!self.guest.is_within_packet());
-    }
-}
-
-/// Every packet that came is one that went, unchanged and in the same order; none is missing unless
-/// that was possible.
-fn in_order(came: &[Packet], went: &[Packet], is_lossy: bool) {
-    if !is_lossy {
-        assert_eq!(came.len(), went.len(), "packets");
-    }
-    let mut left = went.iter();
-    for packet in came {
-        assert!(
-            left.any(|other| other == packet),
-            "a packet that was not sent, or not in this order: {:?}",
-            &packet.bytes[..4]
-        );
-    }
 }
 
 proptest! {

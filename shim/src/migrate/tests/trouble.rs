@@ -1,0 +1,211 @@
+//! Moves in which something does not come, does not answer or is made to go wrong.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use xen_abi::Port;
+
+use super::{AWAY, MINUTE, ask, last, suspend, to_new, with_fault};
+use crate::host::{Arrival, HostEvent, HostPort, Xen};
+use crate::migrate::REMINDER_NS;
+use crate::options::{Options, Phase, Way};
+use crate::points::time::SECOND;
+use crate::testing::{Bench, Call, Journey, OnStore};
+
+#[test]
+fn requests_in_flight_are_waited_for() {
+    let mut bench = Bench::new();
+    bench.guest.points.in_flight = 2;
+    let now = bench.guest.host.now_ns();
+    for (index, after) in [SECOND, 4 * SECOND].into_iter().enumerate() {
+        let answer = HostEvent::Port(HostPort(Port(7 + index as u32)));
+        bench.guest.host.schedule.insert(now + after, answer);
+    }
+    let wall = bench.guest.host.wall() + 4 * SECOND + AWAY;
+    suspend(
+        &mut bench,
+        Journey::Moved {
+            arrival: Arrival::NewDomain,
+            uptime: 7,
+            wall,
+        },
+    );
+    assert_eq!(bench.guest.points.in_flight, 0);
+    assert_eq!(bench.guest.now(), 4 * SECOND + AWAY);
+    assert_eq!(last(&bench, "blackout/drain"), "4000000");
+    assert_eq!(
+        last(&bench, "blackout-us"),
+        (4_000_000 + AWAY / 1000).to_string()
+    );
+}
+
+#[test]
+fn storage_that_does_not_answer_refuses_the_suspend() {
+    let mut bench = Bench::new();
+    bench.guest.points.in_flight = 3;
+    let now = bench.guest.host.now_ns();
+    let late = HostEvent::Port(HostPort(Port(9)));
+    bench.guest.host.schedule.insert(now + SECOND, late);
+    let clock = bench.guest_clock();
+    ask(&mut bench);
+    assert_eq!(bench.guest_clock(), clock + 10 * SECOND, "and no longer");
+    let moves = bench.guest.moves;
+    assert_eq!((moves.done, moves.cancelled, moves.refused), (0, 0, 1));
+    let why = "drain: 2 requests are still in flight after 10 s";
+    assert_eq!(last(&bench, "refusal"), why);
+    assert_eq!(last(&bench, "in-flight"), "2");
+    assert_eq!(last(&bench, "state"), "running");
+    let acts = bench.guest.points.acts();
+    assert_eq!(acts.last(), Some(&&Call::Resume(false)));
+    assert!(bench.guest.host.waits < 10, "it waits, it does not spin");
+    // The host may ask again, and this time it works.
+    bench.guest.points.in_flight = 0;
+    let journey = to_new(&bench, 1, AWAY);
+    suspend(&mut bench, journey);
+    assert_eq!(bench.guest.moves.done, 1);
+}
+
+#[test]
+fn the_limit_of_a_drain_is_the_option_s() {
+    let mut bench = Bench::with(Options {
+        drain_ns: 0,
+        ..Options::default()
+    });
+    bench.guest.points.in_flight = 1;
+    let clock = bench.guest_clock();
+    ask(&mut bench);
+    assert_eq!(bench.guest_clock(), clock);
+    assert_eq!(bench.guest.moves.refused, 1);
+}
+
+#[test]
+fn a_device_that_does_not_come_keeps_the_guest_parked_and_is_named() {
+    let mut bench = Bench::new();
+    bench.guest.points.missing = Some("vbd 51712: no backend".to_owned());
+    let host = &mut bench.guest.host;
+    let uptime = 100 * SECOND;
+    host.schedule.insert(uptime + MINUTE, HostEvent::Store);
+    let journey = to_new(&bench, uptime, AWAY);
+    bench.guest.points.on_store.push_back(OnStore::Attached);
+    let waits = bench.guest.host.waits;
+    suspend(&mut bench, journey);
+    assert_eq!(bench.guest.host.now_ns(), uptime + MINUTE);
+    assert_eq!(bench.guest.now(), AWAY + MINUTE, "that is time as well");
+    let told = bench.guest.points.reports("waits-for");
+    assert_eq!(told.first(), Some(&"vbd 51712: no backend"));
+    assert_eq!(told.last(), Some(&""), "nothing is waited for any more");
+    // Told again every few seconds, and not more often; asleep in between.
+    let reminders = MINUTE / REMINDER_NS;
+    assert!(
+        (told.len() as u64).abs_diff(reminders) <= 3,
+        "{}",
+        told.len()
+    );
+    let waited = (bench.guest.host.waits - waits) as u64;
+    assert!(waited <= reminders + 5, "woken {waited} times in a minute");
+    assert_eq!(
+        last(&bench, "blackout/connect"),
+        (MINUTE / 1000).to_string()
+    );
+    assert_eq!(bench.guest.moves.done, 1);
+}
+
+#[test]
+fn a_backend_that_is_still_connecting_is_waited_for() {
+    let mut bench = Bench::new();
+    bench.guest.points.missing = Some(String::new());
+    let at = 9 * SECOND + 500;
+    bench.guest.host.schedule.insert(at, HostEvent::Store);
+    bench.guest.points.on_store.push_back(OnStore::Attached);
+    let journey = to_new(&bench, 9 * SECOND, AWAY);
+    suspend(&mut bench, journey);
+    let told = bench.guest.points.reports("waits-for");
+    assert_eq!(told, ["backends that are connecting", ""]);
+    assert_eq!(bench.guest.host.now_ns(), at);
+}
+
+#[test]
+fn points_with_deadlines_are_served_while_the_guest_is_parked() {
+    let mut bench = Bench::new();
+    bench.guest.points.in_flight = 1;
+    let now = bench.guest.host.now_ns();
+    bench.guest.points.deadline = Some(now + SECOND);
+    let answer = HostEvent::Port(HostPort(Port(9)));
+    bench.guest.host.schedule.insert(now + 2 * SECOND, answer);
+    suspend(&mut bench, Journey::Cancelled);
+    let ticks = bench.guest.points.calls.iter();
+    let answered = ticks.clone().position(|call| *call == Call::Event(answer));
+    let ticked = ticks.clone().position(|call| *call == Call::Tick);
+    assert!(ticked < answered, "the tick came before the answer");
+}
+
+#[test]
+fn a_host_that_refuses_its_events_is_asked_again() {
+    let mut bench = Bench::new();
+    bench.guest.host.refusals = 5;
+    let journey = to_new(&bench, 1, AWAY);
+    suspend(&mut bench, journey);
+    assert_eq!(bench.guest.host.yields, 5);
+    assert_eq!(bench.guest.moves.done, 1);
+}
+
+#[test]
+fn faults_before_the_suspend_refuse_it_and_strike_once() {
+    for (phase, way, takes) in [
+        (Phase::Park, Way::Stall, 10),
+        (Phase::Drain, Way::Fail, 0),
+        (Phase::Drain, Way::Stall, 10),
+        (Phase::Suspend, Way::Fail, 0),
+    ] {
+        let mut bench = with_fault(phase, way);
+        let clock = bench.guest_clock();
+        ask(&mut bench);
+        let spent = bench.guest_clock() - clock;
+        assert_eq!(spent, takes * SECOND, "{phase:?} {way:?}");
+        assert_eq!(bench.guest.moves.refused, 1);
+        let refusal = last(&bench, "refusal");
+        assert!(refusal.starts_with(phase.name()), "{refusal}");
+        let journey = to_new(&bench, 1, AWAY);
+        suspend(&mut bench, journey);
+        assert_eq!(bench.guest.moves.done, 1);
+        assert_eq!(bench.guest.points.reports("refusal").len(), 1);
+    }
+}
+
+#[test]
+fn faults_after_it_only_take_time() {
+    for (phase, way) in [
+        (Phase::Suspend, Way::Stall),
+        (Phase::Reattach, Way::Stall),
+        (Phase::Connect, Way::Stall),
+        (Phase::Resume, Way::Stall),
+    ] {
+        let mut bench = with_fault(phase, way);
+        let stalled = 10 * SECOND;
+        let before = bench.guest.host.wall();
+        let late = if phase == Phase::Suspend { stalled } else { 0 };
+        let journey = to_new(&bench, 1, AWAY + late);
+        suspend(&mut bench, journey);
+        assert_eq!(bench.guest.moves.done, 1, "{phase:?}");
+        assert_eq!(bench.guest.now(), AWAY + stalled, "{phase:?}");
+        assert_eq!(bench.guest_wall() - before, AWAY + stalled);
+    }
+}
+
+#[test]
+fn a_connection_that_fails_parks_the_guest_for_good() {
+    let mut bench = with_fault(Phase::Connect, Way::Fail);
+    let journey = to_new(&bench, SECOND, AWAY);
+    bench.guest.host.journeys.push_back(journey);
+    let rip = bench.regs.rip;
+    // The host gives up after a while, which is what ends the test.
+    bench.guest.host.waits = 999_000;
+    let forever = catch_unwind(AssertUnwindSafe(|| ask(&mut bench)));
+    assert!(forever.is_err());
+    let parked = bench.guest.host.now_ns();
+    assert!(parked > 60 * MINUTE, "a thousand waits took {parked} ns");
+    assert_eq!(bench.regs.rip, rip);
+    assert_eq!(bench.guest.moves.done, 0);
+    assert_eq!(last(&bench, "waits-for"), "a fault was asked for");
+    let acts = bench.guest.points.acts();
+    assert!(!acts.iter().any(|act| matches!(act, Call::Resume(_))));
+}
