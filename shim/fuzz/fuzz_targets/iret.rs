@@ -146,20 +146,20 @@ fn step(bench: &mut Bench, input: &mut Bytes<'_>) -> Option<()> {
             assert_eq!(bench.upcall().1, u8::from(masked));
         }
         0 | 1 => {
-            bench.syscall(input.byte()?.into(), &[]);
-            check(bench, false);
+            let is_sysret = bench.syscall(input.byte()?.into(), &[]);
+            check(bench, is_sysret);
             assert_eq!(bench.regs.rip, Bench::HANDLER);
         }
         2 => {
-            let vector = [1, 3, 7][usize::from(input.byte()? % 3)];
-            bench.trap(vector, 0);
-            check(bench, false);
+            let vector = [1u8, 3, 7][usize::from(input.byte()? % 3)];
+            let is_sysret = bench.enter_as(vector.into(), 0);
+            check(bench, is_sysret);
             check_frame(bench, &before, in_kernel, 0);
         }
         _ => {
             // The CPU refused what the guest wanted to return to.
-            bench.enter_as(Regs::FAILED_IRET, 0);
-            check(bench, false);
+            let is_sysret = bench.enter_as(Regs::FAILED_IRET, 0);
+            check(bench, is_sysret);
             check_frame(bench, &before, in_kernel, 4);
         }
     }

@@ -26,6 +26,8 @@ pub struct Bounce {
     pub error: Option<u64>,
     /// Whether events are masked on entry.
     pub masks_events: bool,
+    /// Whether the direction flag is clear on entry, as it is after SYSCALL.
+    pub clears_direction: bool,
 }
 
 /// Switches between the guest's kernel and user mode: page table and GS base.
@@ -95,6 +97,7 @@ pub fn failsafe<M: Machine>(
         address: vcpu.failsafe.address,
         error: None,
         masks_events: vcpu.failsafe.masks_events,
+        clears_direction: false,
     };
     let mut frame = [0; 11];
     frame[0] = regs.rcx;
@@ -144,9 +147,15 @@ fn enter<M: Machine>(
     regs.ss = FLAT_RING3_DS.into();
     regs.rsp = top;
     regs.rflags &= !(rflags::TF | rflags::VM | rflags::RF | rflags::NT | rflags::AC | rflags::IOPL);
+    if to.clears_direction {
+        regs.rflags &= !rflags::DF;
+    }
     regs.rflags |= rflags::IF | rflags::RESERVED;
-    // The frame is entered by IRET: what the registers rcx and r11 hold is not what SYSRET needs.
-    regs.vector = 0;
+    // The handler takes rcx and r11 from the frame, so it can be entered by SYSRET, which is faster
+    // than IRET.
+    regs.rcx = regs.rip;
+    regs.r11 = regs.rflags;
+    regs.vector = Regs::SYSCALL;
     Ok(())
 }
 

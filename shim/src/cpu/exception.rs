@@ -2,7 +2,7 @@
 
 use xen_abi::GuestVa;
 use xen_abi::shared_info::vcpu_info;
-use xen_abi::trap::{FLAT_RING3_CS32, rflags, vector};
+use xen_abi::trap::{FLAT_RING3_CS32, vector};
 
 use super::deliver::{self, Bounce, Doomed};
 use super::state::View;
@@ -95,15 +95,9 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             address: callback.address,
             error: None,
             masks_events: callback.masks_events,
+            clears_direction: true,
         };
-        deliver::bounce(&mut self.m, &mut self.vcpus[v], self.assist, regs, to)?;
-        regs.rflags &= !rflags::DF;
-        // What rcx and r11 held is in the frame, and SYSRET is the fast way there.  Xen takes it,
-        // too, so no kernel looks for anything in these registers.
-        regs.rcx = regs.rip;
-        regs.r11 = regs.rflags;
-        regs.vector = Regs::SYSCALL;
-        Ok(())
+        deliver::bounce(&mut self.m, &mut self.vcpus[v], self.assist, regs, to)
     }
 
     fn call_or_fault(
@@ -121,10 +115,9 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             address: callback.address,
             error: None,
             masks_events: callback.masks_events,
+            clears_direction: true,
         };
-        deliver::bounce(&mut self.m, &mut self.vcpus[v], self.assist, regs, to)?;
-        regs.rflags &= !rflags::DF;
-        Ok(())
+        deliver::bounce(&mut self.m, &mut self.vcpus[v], self.assist, regs, to)
     }
 
     /// Has the guest's kernel handle an exception.
@@ -143,6 +136,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             address: trap.address,
             error,
             masks_events: trap.masks_events(),
+            clears_direction: false,
         };
         deliver::bounce(&mut self.m, &mut self.vcpus[v], self.assist, regs, to)
     }

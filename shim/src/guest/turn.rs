@@ -30,6 +30,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
                 address,
                 error: None,
                 masks_events: true,
+                clears_direction: false,
             };
             return deliver::bounce(&mut self.m, &mut self.vcpus[v], self.assist, regs, to);
         }
@@ -80,6 +81,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             address: trap.address,
             error: None,
             masks_events: trap.masks_events(),
+            clears_direction: false,
         };
         deliver::bounce(&mut self.m, &mut self.vcpus[v], self.assist, regs, to)?;
         Ok(true)

@@ -56,6 +56,9 @@ fn check_entry(bench: &Bench, before: Regs, handler: u64) {
     (rest.rip, rest.cs, rest.rflags) = (before.rip, before.cs, before.rflags);
     (rest.rsp, rest.ss) = (before.rsp, before.ss);
     (rest.vector, rest.error) = (before.vector, before.error);
+    // What these held is in the frame.
+    assert_eq!((rest.rcx, rest.r11), (regs.rip, regs.rflags), "for SYSRET");
+    (rest.rcx, rest.r11) = (before.rcx, before.r11);
     assert_eq!(rest, before);
 }
 
