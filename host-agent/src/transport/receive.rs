@@ -11,7 +11,7 @@ use super::{Duplex, Watch};
 use crate::job::{Batch, Error, PAGE_SIZE, Result, Sink, has_content};
 
 /// Pages that are read and handed on at a time: they stay in a processor's cache meanwhile.
-const PIECE: usize = 64;
+const PIECE: usize = 128;
 
 /// What has arrived.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
