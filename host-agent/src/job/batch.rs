@@ -48,6 +48,15 @@ pub const fn has_content(word: u64) -> bool {
     word >> 60 < 0xD
 }
 
+/// Whether a page is nothing but zeros.
+#[must_use]
+pub fn is_zero(page: &[u8]) -> bool {
+    // Most pages with content show it early; within a piece no byte is asked for by itself.
+    let (pieces, rest) = page.as_chunks::<256>();
+    let of = |bytes: &[u8]| bytes.iter().fold(0, |all, byte| all | byte) == 0;
+    pieces.iter().all(|piece| of(piece)) && of(rest)
+}
+
 /// Takes a libxc stream, from its image header to its END record.
 ///
 /// [`Sink::bytes`] and [`Sink::barrier`] are called by one thread; [`Sink::pages`] by any number at a
@@ -90,12 +99,23 @@ pub trait Sink: Send + Sync {
 
 #[cfg(test)]
 mod tests {
-    use super::{Batch, PAGE_SIZE, has_content};
+    use super::{Batch, PAGE_SIZE, has_content, is_zero};
 
     #[test]
     fn broken_unallocated_and_absent_pages_have_no_content() {
         for page_type in 0..16_u64 {
             assert_eq!(has_content(page_type << 60 | 5), page_type < 13);
+        }
+    }
+
+    #[test]
+    fn one_byte_anywhere_makes_a_page_one_with_content() {
+        let mut page = [0; PAGE_SIZE + 3];
+        assert!(is_zero(&page) && is_zero(&[]));
+        for at in 0..page.len() {
+            page[at] = 0x80;
+            assert!(!is_zero(&page), "{at}");
+            page[at] = 0;
         }
     }
 

@@ -6,7 +6,7 @@ use event_listener::Listener;
 
 use super::guest::{Bitmap, Memory};
 use super::rounds;
-use crate::job::{Control, Estimate, PAGE_SIZE, Result};
+use crate::job::{Control, Estimate, PAGE_SIZE, Result, is_zero};
 
 /// How long a guest is watched, twice: what is written in both halves is written always.
 const WATCH: Duration = Duration::from_millis(500);
@@ -80,7 +80,7 @@ fn sample(guest: &mut dyn Memory, words: &[u64]) -> Result<Sample> {
     }
     let pages = data.chunks_exact(PAGE_SIZE);
     let content: Vec<u8> = pages
-        .filter(|page| page.iter().any(|byte| *byte != 0))
+        .filter(|page| !is_zero(page))
         .flatten()
         .copied()
         .collect();

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::guest::{Bitmap, Memory, is_present};
-use crate::job::{Batch, Control, Error, PAGE_SIZE, Result, Sink};
+use crate::job::{Batch, Control, Error, PAGE_SIZE, Result, Sink, is_zero};
 
 /// Frames that a PVH guest's special pages are just below (4 GiB), beside its RAM.
 const END_OF_SPECIAL: u64 = 1 << 20;
@@ -199,11 +199,6 @@ fn pass_on(read: &mut Read, sink: &dyn Sink, control: &Control, sent: &mut Sent)
 /// The frame's number in a word.
 pub(crate) fn frame(word: u64) -> u64 {
     word & ((1 << 52) - 1)
-}
-
-fn is_zero(page: &[u8]) -> bool {
-    // Most pages with content show it early.
-    page.chunks_exact(64).all(|line| line == [0; 64])
 }
 
 #[cfg(test)]

@@ -15,9 +15,10 @@ use parking_lot::{Condvar, Mutex};
 use super::Duplex;
 use super::bucket::Bucket;
 use super::frame::{BYTES_MOST, CONTENT_MOST, Header, Kind, ZERO};
-use crate::job::{Batch, Compression, Control, Error, PAGE_SIZE, Phase, Result, Sink, has_content};
+use crate::job::{
+    Batch, Compression, Control, Error, PAGE_SIZE, Phase, Result, Sink, has_content, is_zero,
+};
 
-const ZERO_PAGE: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
 /// Batches that wait for a connection, beyond one for each: enough to never let one wait.
 const QUEUED: usize = 1;
 
@@ -335,7 +336,7 @@ impl Lane {
         let mut zeros = 0;
         let mut pages = batch.data.chunks_exact(PAGE_SIZE);
         for word in &batch.words {
-            let is_zero = has_content(*word) && pages.next().is_some_and(|page| page == ZERO_PAGE);
+            let is_zero = has_content(*word) && pages.next().is_some_and(is_zero);
             zeros += usize::from(is_zero);
             let word = if is_zero { word | ZERO } else { *word };
             self.words.push(word);

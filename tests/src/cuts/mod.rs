@@ -142,6 +142,10 @@ impl Cuts {
                 return Ok(is_decided);
             };
             ensure!(!is_decided, "job {job} is held again");
+            ensure!(
+                off.is_some(),
+                "job {job} is held, and all that was lost is messages"
+            );
             is_decided = true;
             let at = lab.host(host);
             if off == Some(host) {

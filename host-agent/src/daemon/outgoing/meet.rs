@@ -1,6 +1,7 @@
 //! Step 0: what both ends can do, how the guest behaves, how fast the way is, and what is to be expected.
 
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use crate::config::Peer;
@@ -63,11 +64,17 @@ pub(super) fn meet(
             there.xen_version, peer.name, here.xen_version
         )));
     }
-    let mut prepared = source.prepare(options, control)?;
+    // At the same time, as the parts of a migration are: its guest waits for neither.
+    let (prepared, way) = thread::scope(|scope| {
+        let probing = scope.spawn(|| link.probe());
+        let prepared = source.prepare(options, control);
+        let failed = |_| Err(Error::Peer("the probe panicked".to_owned()));
+        (prepared, probing.join().unwrap_or_else(failed))
+    });
+    let (mut prepared, way) = (prepared?, way?);
     if let Some(name) = &options.destination_name {
         prepared.needs.destination_name.clone_from(name);
     }
-    let way = link.probe()?;
     let estimate: &Estimate = &prepared.estimate;
     let compress = if both.has("compression") {
         compression(estimate, way, options)
