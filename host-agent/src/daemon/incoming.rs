@@ -4,14 +4,14 @@
 //! connections that they came on.  The stream is received by threads of its own, which the machine meets
 //! again when it wants the domain finished.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use parking_lot::Mutex;
 use serde_json::json;
 
 use super::job::{Direction, Job};
+use super::lanes::Lanes;
 use super::wire::Ticket;
 use super::{Daemon, KEPT, random};
 use crate::job::{Control, Destination, Error, JobOptions, Phase, Presence, Result};
@@ -40,16 +40,6 @@ struct Inner {
     watch: Arc<Watch>,
     /// To be told with the next answer.
     stream: Option<Ticket>,
-}
-
-/// The connections of a stream, as they come.
-struct Lanes {
-    ticket: SessionId,
-    peer: String,
-    taken: Vec<bool>,
-    here: BTreeMap<u8, Box<dyn Duplex>>,
-    complete: mpsc::Sender<Vec<Box<dyn Duplex>>>,
-    watch: Arc<Watch>,
 }
 
 impl Incoming {
@@ -180,28 +170,13 @@ impl Incoming {
     ) -> std::result::Result<Arc<Watch>, &'static str> {
         let mut lanes = self.lanes.lock();
         let lanes = lanes.as_mut().ok_or("no stream is expected")?;
-        if lanes.ticket != ticket || lanes.peer != peer {
-            return Err("that is not this session's ticket");
-        }
-        match lanes.taken.get_mut(usize::from(lane)) {
-            Some(taken) if !*taken => *taken = true,
-            Some(_) => return Err("this connection was made already"),
-            None => return Err("there are not so many connections"),
-        }
-        Ok(lanes.watch.clone())
+        lanes.take(peer, ticket, lane)
     }
 
     /// The connection stands.
     pub(super) fn add_lane(&self, ticket: SessionId, lane: u8, connection: Box<dyn Duplex>) {
-        let mut lanes = self.lanes.lock();
-        let Some(lanes) = lanes.as_mut().filter(|lanes| lanes.ticket == ticket) else {
-            return;
-        };
-        lanes.here.insert(lane, connection);
-        if lanes.here.len() == lanes.taken.len() {
-            let all = std::mem::take(&mut lanes.here).into_values().collect();
-            // If nobody waits any more, the session is being discarded.
-            let _ = lanes.complete.send(all);
+        if let Some(lanes) = &mut *self.lanes.lock() {
+            lanes.add(ticket, lane, connection);
         }
     }
 
@@ -293,15 +268,9 @@ impl Incoming {
         let sink = destination.receive(&self.job.control)?;
         let builds_early = sink.builds_early();
         let ticket = SessionId::new(random()?);
-        let (complete, connections) = mpsc::channel();
-        *self.lanes.lock() = Some(Lanes {
-            ticket,
-            peer: inner.machine.peer().to_owned(),
-            taken: vec![false; usize::from(request.parallel)],
-            here: BTreeMap::new(),
-            complete,
-            watch: inner.watch.clone(),
-        });
+        let peer = inner.machine.peer().to_owned();
+        let (lanes, connections) = Lanes::new(ticket, peer, request.parallel, inner.watch.clone());
+        *self.lanes.lock() = Some(lanes);
         let watch = inner.watch.clone();
         let thread = thread::Builder::new().name("receive".to_owned());
         let receiving = thread.spawn(move || {

@@ -15,6 +15,7 @@
 mod history;
 mod incoming;
 mod job;
+mod lanes;
 mod link;
 pub mod local;
 mod metrics;

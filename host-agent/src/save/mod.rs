@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `guest` | a domain's memory and which of it was written, through Xen |
 //! | `reading` | what is under way with one: round after round |
+//! | `bitmap` | a set of frames |
 //! | `rounds` | the frames that there are, and one round over some of them |
 //! | `policy` | whether another round pays: pure |
 //! | `estimate` | how a guest behaves, for predictions |
@@ -15,6 +16,7 @@
 //! All of it is for domains of type `pvh`: shims, whatever runs inside them.  Their frames are the guest's
 //! machine frames, so nothing is rewritten, and no emulator has a state of its own.
 
+mod bitmap;
 mod estimate;
 mod guest;
 pub(crate) mod marker;

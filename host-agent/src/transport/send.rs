@@ -4,7 +4,7 @@
 //! overlap even with one connection.  What must stay in order goes over the first, with all others
 //! brought to a stop before and after.
 
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, IoSlice};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -12,28 +12,13 @@ use std::time::{Duration, Instant};
 use event_listener::Listener;
 use parking_lot::{Condvar, Mutex};
 
-use super::Duplex;
 use super::bucket::Bucket;
-use super::frame::{BYTES_MOST, CONTENT_MOST, Header, Kind, ZERO};
-use crate::job::{
-    Batch, Compression, Control, Error, PAGE_SIZE, Phase, Result, Sink, has_content, is_zero,
-};
+use super::frame::{BYTES_MOST, Header, Kind};
+use super::lane::{Connection, Lane, write_all};
+use crate::job::{Batch, Compression, Control, Error, PAGE_SIZE, Phase, Result, Sink};
 
 /// Batches that wait for a connection, beyond one for each: enough to never let one wait.
 const QUEUED: usize = 1;
-
-type Connection = Box<dyn Duplex>;
-
-/// A connection, and what it needs to send.
-struct Lane {
-    connection: Connection,
-    compressor: Option<zstd::bulk::Compressor<'static>>,
-    /// The batch's words, marked where the page is all zero; and as they are sent.
-    words: Vec<u64>,
-    coded: Vec<u8>,
-    content: Vec<u8>,
-    compressed: Vec<u8>,
-}
 
 /// What of a stream was given.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -302,143 +287,6 @@ impl State {
             .clone()
             .map_or(Ok(()), |why| Err(Error::Peer(why)))
     }
-}
-
-/// What a batch becomes on the wire.
-struct Sizes {
-    raw: usize,
-    wire: usize,
-    zeros: usize,
-    is_compressed: bool,
-}
-
-impl Lane {
-    fn new(connection: Connection, compress: Compression) -> io::Result<Self> {
-        let compressor = match compress {
-            // Nobody has found out what is faster.
-            Compression::None | Compression::Auto => None,
-            Compression::Zstd(level) => Some(zstd::bulk::Compressor::new(i32::from(level))?),
-        };
-        Ok(Self {
-            connection,
-            compressor,
-            words: Vec::new(),
-            coded: Vec::new(),
-            content: Vec::new(),
-            compressed: Vec::new(),
-        })
-    }
-
-    /// Looks for pages of zeros, and compresses the others if that is wanted and helps.
-    fn encode(&mut self, batch: &Batch) -> io::Result<Sizes> {
-        self.words.clear();
-        self.coded.clear();
-        let mut zeros = 0;
-        let mut pages = batch.data.chunks_exact(PAGE_SIZE);
-        for word in &batch.words {
-            let is_zero = has_content(*word) && pages.next().is_some_and(is_zero);
-            zeros += usize::from(is_zero);
-            let word = if is_zero { word | ZERO } else { *word };
-            self.words.push(word);
-            self.coded.extend_from_slice(&word.to_le_bytes());
-        }
-        let raw = batch.data.len() - zeros * PAGE_SIZE;
-        let mut sizes = Sizes {
-            raw,
-            wire: raw,
-            zeros,
-            is_compressed: false,
-        };
-        if let Some(compressor) = &mut self.compressor
-            && raw > 0
-        {
-            let content = if zeros == 0 {
-                &batch.data
-            } else {
-                self.content.clear();
-                for run in runs(&self.words, &batch.data) {
-                    self.content.extend_from_slice(run);
-                }
-                &self.content
-            };
-            self.compressed
-                .resize(zstd::zstd_safe::compress_bound(CONTENT_MOST), 0);
-            let length = compressor.compress_to_buffer(content, &mut self.compressed[..])?;
-            if length < raw {
-                sizes.wire = length;
-                sizes.is_compressed = true;
-            }
-        }
-        Ok(sizes)
-    }
-
-    fn write_pages(&mut self, batch: &Batch, sizes: &Sizes) -> io::Result<()> {
-        let long = |_| io::Error::other("a batch is too long");
-        let header = Header {
-            kind: Kind::Pages,
-            is_zstd: sizes.is_compressed,
-            words: u16::try_from(batch.words.len()).map_err(long)?,
-            raw: u32::try_from(sizes.raw).map_err(long)?,
-            wire: u32::try_from(sizes.wire).map_err(long)?,
-        }
-        .encode();
-        let mut slices = vec![IoSlice::new(&header), IoSlice::new(&self.coded)];
-        if sizes.is_compressed {
-            slices.push(IoSlice::new(&self.compressed[..sizes.wire]));
-        } else {
-            let runs = runs(&self.words, &batch.data);
-            slices.extend(runs.into_iter().map(IoSlice::new));
-        }
-        write_all(&mut *self.connection, &mut slices)
-    }
-
-    fn send_header(&mut self, kind: Kind) -> io::Result<()> {
-        self.connection.write_all(&Header::of(kind).encode())?;
-        self.connection.flush()
-    }
-
-    fn wait_for_ack(&mut self) -> io::Result<()> {
-        let mut header = [0; Header::SIZE];
-        self.connection.read_exact(&mut header)?;
-        match Header::decode(&header).map_err(super::frame::wrong)?.kind {
-            Kind::Ack => Ok(()),
-            _ => Err(super::frame::wrong("an acknowledgement was expected")),
-        }
-    }
-}
-
-/// Writes all pieces, with as few calls as the connection allows.
-fn write_all(to: &mut (impl Write + ?Sized), pieces: &mut [IoSlice<'_>]) -> io::Result<()> {
-    let mut rest = pieces;
-    // Skips empty pieces, which would look like the end.
-    IoSlice::advance_slices(&mut rest, 0);
-    while !rest.is_empty() {
-        match to.write_vectored(rest)? {
-            0 => return Err(io::ErrorKind::WriteZero.into()),
-            written => IoSlice::advance_slices(&mut rest, written),
-        }
-    }
-    to.flush()
-}
-
-/// The content of a batch without the pages that its words mark as zero, in as few pieces as possible.
-fn runs<'b>(words: &[u64], data: &'b [u8]) -> Vec<&'b [u8]> {
-    let mut runs = Vec::new();
-    let (mut run, mut rest) = (0, data);
-    for word in words.iter().filter(|word| has_content(**word)) {
-        if word & ZERO == 0 {
-            run += PAGE_SIZE;
-            continue;
-        }
-        if run > 0 {
-            runs.push(&rest[..run]);
-        }
-        (run, rest) = (0, &rest[run + PAGE_SIZE..]);
-    }
-    if run > 0 {
-        runs.push(&rest[..run]);
-    }
-    runs
 }
 
 fn lost(error: io::Error) -> Error {

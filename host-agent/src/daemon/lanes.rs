@@ -1,0 +1,70 @@
+//! The connections of a stream that comes, as they arrive: each is let in once, and when all are there the
+//! stream begins.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, mpsc};
+
+use crate::session::SessionId;
+use crate::transport::{Duplex, Watch};
+
+/// The connections of a stream, as they come.
+pub(super) struct Lanes {
+    ticket: SessionId,
+    peer: String,
+    taken: Vec<bool>,
+    here: BTreeMap<u8, Box<dyn Duplex>>,
+    complete: mpsc::Sender<Vec<Box<dyn Duplex>>>,
+    watch: Arc<Watch>,
+}
+
+impl Lanes {
+    /// For so many connections from this peer, who must show the ticket; gives where all of them come out.
+    pub(super) fn new(
+        ticket: SessionId,
+        peer: String,
+        number: u8,
+        watch: Arc<Watch>,
+    ) -> (Self, mpsc::Receiver<Vec<Box<dyn Duplex>>>) {
+        let (complete, connections) = mpsc::channel();
+        let lanes = Self {
+            ticket,
+            peer,
+            taken: vec![false; usize::from(number)],
+            here: BTreeMap::new(),
+            complete,
+            watch,
+        };
+        (lanes, connections)
+    }
+
+    /// A connection wants in: what ends its waiting.
+    pub(super) fn take(
+        &mut self,
+        peer: &str,
+        ticket: SessionId,
+        lane: u8,
+    ) -> Result<Arc<Watch>, &'static str> {
+        if self.ticket != ticket || self.peer != peer {
+            return Err("that is not this session's ticket");
+        }
+        match self.taken.get_mut(usize::from(lane)) {
+            Some(taken) if !*taken => *taken = true,
+            Some(_) => return Err("this connection was made already"),
+            None => return Err("there are not so many connections"),
+        }
+        Ok(self.watch.clone())
+    }
+
+    /// A connection that was let in stands.
+    pub(super) fn add(&mut self, ticket: SessionId, lane: u8, connection: Box<dyn Duplex>) {
+        if self.ticket != ticket {
+            return;
+        }
+        self.here.insert(lane, connection);
+        if self.here.len() == self.taken.len() {
+            let all = std::mem::take(&mut self.here).into_values().collect();
+            // If nobody waits any more, the session is being discarded.
+            let _ = self.complete.send(all);
+        }
+    }
+}
