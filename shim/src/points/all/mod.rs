@@ -212,7 +212,7 @@ impl<M: Machine, H: Host> Points<M, H> for AllPoints {
         if self.retry_at.take_if(|at| *at <= now).is_some() {
             self.on_bus(outside, Bus::retry);
         }
-        self.tell_usage(now);
+        self.tell_usage(outside, now);
         self.exchange_if_needed(outside);
     }
 

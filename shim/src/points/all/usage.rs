@@ -6,6 +6,9 @@ use alloc::string::ToString as _;
 use alloc::vec::Vec;
 
 use super::AllPoints;
+use crate::cpu::Machine;
+use crate::host::Host;
+use crate::points::Outside;
 
 /// How long after a change the figures have settled.
 const SETTLED_NS: u64 = 1_000_000_000;
@@ -46,15 +49,21 @@ impl Usage {
 
 impl AllPoints {
     /// Publishes the figures if they are due.
-    pub(super) fn tell_usage(&mut self, now_ns: u64) {
+    pub(super) fn tell_usage<M: Machine, H: Host>(
+        &mut self,
+        outside: &Outside<'_, M, H>,
+        now_ns: u64,
+    ) {
         if self.usage.due.take_if(|due| *due <= now_ns).is_none() {
             return;
         }
         let figures = [
-            ("usage/devices", self.bus.len()),
-            ("usage/host-ports", self.bus.ports()),
-            ("usage/grants", self.sides.host_grants.outstanding()),
-            ("usage/free-frames", self.sides.pool.available()),
+            ("usage/devices", self.bus.len() as u64),
+            ("usage/host-ports", self.bus.ports() as u64),
+            ("usage/grants", self.sides.host_grants.outstanding() as u64),
+            ("usage/free-frames", self.sides.pool.available() as u64),
+            ("usage/heap-bytes", outside.m.heap_in_use()),
+            ("usage/ports", outside.channels.open_ports() as u64),
         ];
         for (key, figure) in figures {
             self.publish(key, &figure.to_string());
