@@ -51,6 +51,18 @@ impl Default for Past {
 }
 
 impl Past {
+    /// Longest time that is believed: a day.
+    const MOST_MS: f64 = 86_400_000.0;
+
+    /// If these figures can have come from jobs.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        let is_time = |ms: f64| (0.0..=Self::MOST_MS).contains(&ms);
+        is_time(self.preparing_ms)
+            && is_time(self.blackout_ms)
+            && (0.1..=100.0).contains(&self.slowness)
+    }
+
     /// What a job has shown, of which this was predicted when `self` was known.
     #[must_use]
     pub fn corrected(

@@ -2,10 +2,14 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use serde_json::json;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use crate::job::{Compression, Control, JobOptions, OnTimeout, Statistics};
 use crate::{XenHost, stock};
@@ -85,10 +89,11 @@ impl Command {
     /// # Errors
     /// What went wrong, and so where the domain is.
     pub(super) fn run(self, json: bool) -> Result<()> {
-        let control = Control::new(match &self {
+        let control = Arc::new(Control::new(match &self {
             Self::Save(Save { live, .. }) | Self::Send(Send { live, .. }) => live.options(),
             Self::Restore(Restore { arrival, .. }) | Self::Receive(arrival) => arrival.options(),
-        });
+        }));
+        abort_on_signals(&control)?;
         let host = XenHost::open()?;
         let copied = match self {
             Self::Save(save) => {
@@ -114,6 +119,25 @@ impl Command {
         }
         Ok(())
     }
+}
+
+/// Ctrl-C, SIGTERM and a terminal that goes away undo what has been begun: without that a guest could be
+/// left suspended with nobody to resume it.
+fn abort_on_signals(control: &Arc<Control>) -> Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot handle signals")?;
+    let control = control.clone();
+    let wait = move || {
+        for _ in signals.forever() {
+            if control.abort() {
+                eprintln!("aborting; the guest goes on where it was");
+            } else {
+                eprintln!("it is too late to abort");
+            }
+        }
+    };
+    let thread = thread::Builder::new().name("signals".to_owned());
+    thread.spawn(wait).context("cannot start a thread")?;
+    Ok(())
 }
 
 impl Live {

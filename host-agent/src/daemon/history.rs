@@ -30,7 +30,7 @@ impl History {
     /// Reads what is in this folder, if anything is.
     pub(super) fn open(folder: &Path) -> Self {
         let path = folder.join("history.json");
-        let peers = match fs::read(&path) {
+        let mut peers = match fs::read(&path) {
             Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|error| {
                 log::warn!("{}: {error}; it is begun anew", path.display());
                 Peers::new()
@@ -41,6 +41,10 @@ impl History {
                 Peers::new()
             }
         };
+        for known in peers.values_mut() {
+            known.retain(Past::is_sound);
+        }
+        peers.retain(|_, known| !known.is_empty());
         Self {
             path,
             peers: Mutex::new(peers),
@@ -113,6 +117,19 @@ mod tests {
         assert_eq!(again.of("b").slowness, 4.0);
         assert_eq!(again.peers.lock()["b"].len(), REMEMBERED);
         assert_eq!(again.of("nobody yet"), again.of("b"));
+    }
+
+    #[test]
+    fn figures_that_cannot_be_are_left_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = r#"{"b": [{"preparing_ms": -1, "slowness": 1, "blackout_ms": 1},
+                             {"preparing_ms": 5, "slowness": 3, "blackout_ms": 1},
+                             {"preparing_ms": 1, "slowness": 1e300, "blackout_ms": 1}],
+                       "c": [{"preparing_ms": 1, "slowness": 0, "blackout_ms": 1}]}"#;
+        std::fs::write(folder.path().join("history.json"), text).unwrap();
+        let history = History::open(folder.path());
+        assert_eq!(history.of("b").preparing_ms, 5.0);
+        assert_eq!(history.of("c"), history.of("b"));
     }
 
     #[test]

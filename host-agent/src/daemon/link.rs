@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::wire::{FromPeer, Hello, PROBE_MOST, Parameters, Ticket, ToPeer, VERSION};
 use crate::capabilities::Capabilities;
 use crate::config::Peer;
-use crate::job::{Error, HostFacts, JobOptions, Needs, Result};
+use crate::job::{Control, Error, HostFacts, JobOptions, Needs, Result};
 use crate::session::{Answer, Order, SessionId};
 use crate::transport::frame::{MESSAGE_MOST, read_message, write_message};
 use crate::transport::tls::{Connected, Identity};
@@ -30,6 +30,7 @@ const PROBE_PIECE: usize = 64 << 10;
 /// A control connection.
 pub(super) struct Link {
     stream: Connected,
+    watch: Arc<Watch>,
     calls: u64,
 }
 
@@ -37,10 +38,20 @@ impl Link {
     /// Connects to a peer.
     pub(super) fn connect(identity: &Identity, peer: &Peer) -> Result<Self> {
         let hello = Hello::Control { version: VERSION };
-        let mut stream = open(identity, peer, Arc::new(Watch::default()), &hello)
+        let watch = Arc::new(Watch::default());
+        let mut stream = open(identity, peer, watch.clone(), &hello)
             .map_err(|error| unreachable(peer, &error))?;
         stream.sock.set_silence(ANSWER);
-        Ok(Self { stream, calls: 0 })
+        Ok(Self {
+            stream,
+            watch,
+            calls: 0,
+        })
+    }
+
+    /// A guest stands still: a peer that is gone is to be noticed sooner.
+    pub(super) fn hurry(&self) {
+        self.watch.hurry();
     }
 
     /// Step 0: what both can do, and what the host is.
@@ -74,8 +85,16 @@ impl Link {
         }
     }
 
-    /// Bytes per second on the way, as one connection has it.
-    pub(super) fn probe(&mut self) -> Result<f64> {
+    /// Bytes per second on the way, as one connection has it.  An abort ends it at once; the connection is
+    /// of no use then.
+    pub(super) fn probe(&mut self, control: &Arc<Control>) -> Result<f64> {
+        self.stream.sock.set_watch(Watch::of(control.clone()));
+        let speed = self.speed();
+        self.stream.sock.set_watch(self.watch.clone());
+        speed
+    }
+
+    fn speed(&mut self) -> Result<f64> {
         let mut speed = 0.0_f64;
         for (number, bytes) in PROBES.into_iter().enumerate() {
             let time = self.probe_with(bytes)?;

@@ -291,9 +291,11 @@ fn answer(daemon: &Arc<Daemon>, who: &str, ask: Ask) -> Result<Value> {
 }
 
 fn hosts(daemon: &Daemon) -> Value {
+    // Nobody aborts this.
+    let control = Arc::new(Control::new(JobOptions::default()));
     let peers = daemon.config().peers.iter().map(|peer| {
         let met = super::link::Link::connect(&daemon.identity, peer)
-            .and_then(|mut link| Ok((link.meet(&JobOptions::default())?, link.probe()?)));
+            .and_then(|mut link| Ok((link.meet(control.options())?, link.probe(&control)?)));
         match met {
             Ok(((both, facts), way)) => json!({
                 "name": peer.name, "address": peer.address, "reachable": true,

@@ -37,7 +37,7 @@ use serde_json::json;
 
 use crate::audit::Audit;
 use crate::config::Config;
-use crate::job::{Control, Error, Host, JobOptions, Result};
+use crate::job::{Control, DomainEntry, Error, Host, JobOptions, Needs, Result};
 use crate::journal;
 use crate::predict::Prediction;
 use crate::session::{Locks, SessionId};
@@ -192,10 +192,10 @@ impl Daemon {
         let mut source = self.host.source(domain)?;
         let _claim = self.claim(source.uuid())?;
         let control = Arc::new(Control::new(options));
-        let result = outgoing::check(self, &mut *source, &peer, &control);
-        // Whatever was switched on to watch the guest is switched off.
-        source.resume_here()?;
-        let (prepared, prediction) = result?;
+        let checked = outgoing::check(self, &mut *source, &peer, &control);
+        // With it goes what it switched on to watch the guest, before others may have the guest.
+        drop(source);
+        let (prepared, prediction) = checked?;
         Ok(Checked {
             domain: domain.to_owned(),
             host: host.to_owned(),
@@ -275,7 +275,31 @@ impl Daemon {
         for session in read(&self.folder("source"))? {
             outgoing::recover(self, session)?;
         }
+        for domain in self.host.domains()? {
+            if let Err(error) = self.unwatch(&domain) {
+                log::warn!("{}: {error}", domain.name);
+            }
+        }
         Ok(())
+    }
+
+    /// A run that died while it only watched a guest, to check or before it wrote a journal, has left it
+    /// watched, which costs the guest time.
+    fn unwatch(self: &Arc<Self>, domain: &DomainEntry) -> Result<()> {
+        // What is suspended, or a journal tells of, is another matter.
+        if !matches!(domain.state.as_str(), "running" | "blocked") {
+            return Ok(());
+        }
+        let Ok(_claim) = self.claim(&domain.uuid) else {
+            return Ok(());
+        };
+        let needs = Needs {
+            name: domain.name.clone(),
+            uuid: domain.uuid.clone(),
+            source_domid: domain.domid,
+            ..Needs::default()
+        };
+        self.host.find_source(&needs)?.resume_here()
     }
 }
 

@@ -198,7 +198,7 @@ pub trait Source: Send {
     fn uuid(&self) -> &str;
 
     /// Looks at the guest, and watches it for a moment to see how fast it dirties memory.  Has no effect
-    /// on it that outlasts the call, apart from log-dirty mode.
+    /// on it that outlasts the source, and none but log-dirty mode.
     ///
     /// # Errors
     /// [`Error::Refused`] with what stands in the way.
@@ -219,11 +219,12 @@ pub trait Source: Send {
     /// As [`Source::copy_live`].  The guest may be suspended or not; [`Source::resume_here`] sees to it.
     fn copy_rest(&mut self, sink: &dyn Sink, control: &Control) -> Result<Copied>;
 
-    /// Makes the guest go on here, as if nothing had been: resumed if it was suspended, log-dirty mode
-    /// off, its name its own.  Does nothing for a guest that runs.  May be called again.
+    /// Makes the guest go on here, as if nothing had been: resumed if an agent had suspended it, log-dirty
+    /// mode off if an agent had switched it on, its name its own.  Does nothing for a guest that runs.
+    /// May be called again.
     ///
     /// # Errors
-    /// If it is not there any more, or does not run afterwards.
+    /// If it is not there any more, does not run afterwards, or was suspended by somebody else.
     fn resume_here(&mut self) -> Result<()>;
 
     /// Destroys the copy here: the guest runs at the destination.  Does nothing if it is gone already.

@@ -28,8 +28,9 @@ pub(crate) trait Memory: Send {
     /// Appends the contents of frames.  Those that are gone are taken out of `frames`.
     fn read(&mut self, frames: &mut Vec<u64>, into: &mut Vec<u8>) -> Result<()>;
 
-    /// Starts recording writes to all frames below `frames`.
-    fn record_writes(&mut self, frames: u64) -> Result<()>;
+    /// Starts recording writes to all frames below `frames`.  `is_ours` if they may be recorded already,
+    /// for this run of the agent or one that is dead; that is given up then.
+    fn record_writes(&mut self, frames: u64, is_ours: bool) -> Result<()>;
 
     /// Stops that.
     fn stop_recording(&mut self) -> Result<()>;
@@ -114,9 +115,12 @@ impl Memory for XenGuest {
         Ok(())
     }
 
-    fn record_writes(&mut self, frames: u64) -> Result<()> {
+    fn record_writes(&mut self, frames: u64, is_ours: bool) -> Result<()> {
         let bytes = usize::try_from(frames.div_ceil(8)).unwrap_or(usize::MAX);
         let buffer = self.xen.buffer(bytes).map_err(no_buffer)?;
+        if is_ours {
+            self.domain().disable_log_dirty()?;
+        }
         self.domain().enable_log_dirty()?;
         self.dirty = Some((frames, buffer));
         Ok(())
@@ -250,7 +254,7 @@ pub(crate) mod fake {
             Ok(())
         }
 
-        fn record_writes(&mut self, frames: u64) -> Result<()> {
+        fn record_writes(&mut self, frames: u64, _: bool) -> Result<()> {
             self.recording = Some(frames);
             self.dirty.clear();
             Ok(())

@@ -26,12 +26,13 @@ pub fn save(
     control: &Control,
 ) -> Result<Copied> {
     let mut source = host.source(domain)?;
+    let prepared = source.prepare(control.options(), control)?;
     // Not over another file: that one may be all that is left of a domain.
     let file = File::create_new(path).map_err(Error::io(format!(
         "cannot make the file {}",
         path.display()
     )))?;
-    let saved = write(&mut *source, path, file, control);
+    let saved = write(&mut *source, path, file, &prepared.needs.config, control);
     let saved = saved.and_then(|copied| {
         control.close()?;
         Ok(copied)
@@ -55,11 +56,16 @@ pub fn save(
     }
 }
 
-fn write(source: &mut dyn Source, path: &Path, file: File, control: &Control) -> Result<Copied> {
-    let prepared = source.prepare(control.options(), control)?;
+fn write(
+    source: &mut dyn Source,
+    path: &Path,
+    file: File,
+    config: &[u8],
+    control: &Control,
+) -> Result<Copied> {
     let failed = || Error::io(format!("cannot write {}", path.display()));
     let out = BufWriter::with_capacity(BUFFER, file);
-    let out = Canonical::begin(out, &prepared.needs.config)?;
+    let out = Canonical::begin(out, config)?;
     source.copy_live(&out, control)?;
     let copied = source.copy_rest(&out, control)?;
     out.end()?;

@@ -17,6 +17,7 @@ impl Outgoing<'_> {
             builds_early,
         } = stream.ok_or_else(missing)?;
         let watch = Watch::of(self.job.control.clone());
+        self.watch = watch.clone();
         let mut lanes: Vec<Box<dyn Duplex>> = Vec::new();
         for lane in 0..parallel {
             let hello = Hello::Data {
@@ -63,6 +64,10 @@ impl Outgoing<'_> {
             "the guest is suspended and the rest is copied",
         );
         let sender = stream(self.sender.as_ref())?;
+        self.watch.hurry();
+        if let Some(link) = &self.link {
+            link.hurry();
+        }
         let begun = Instant::now();
         self.copied = self.source.copy_rest(sender, control)?;
         let suspend = Duration::try_from_secs_f64(self.copied.suspend_ms / 1000.0);

@@ -66,7 +66,7 @@ pub(super) fn meet(
     }
     // At the same time, as the parts of a migration are: its guest waits for neither.
     let (prepared, way) = thread::scope(|scope| {
-        let probing = scope.spawn(|| link.probe());
+        let probing = scope.spawn(|| link.probe(control));
         let prepared = source.prepare(options, control);
         let failed = |_| Err(Error::Peer("the probe panicked".to_owned()));
         (prepared, probing.join().unwrap_or_else(failed))

@@ -27,7 +27,7 @@ use crate::session::{
     Answer, Operator, Order, Request, SessionId, SourceEffect, SourceEvent, SourceRecord,
     SourceSession, Token, Trouble,
 };
-use crate::transport::Sender;
+use crate::transport::{Sender, Watch};
 
 pub(super) use self::meet::check;
 
@@ -44,6 +44,8 @@ struct Outgoing<'a> {
     source: Box<dyn Source>,
     link: Option<Link>,
     sender: Option<Sender>,
+    /// Of the sender's connections.
+    watch: Arc<Watch>,
     compress: Compression,
     /// What went wrong with the data connections, told when they are needed.
     lanes: Result<()>,
@@ -67,10 +69,8 @@ pub(super) fn run(
     let met = match meet(daemon, &mut *source, peer, &job.control) {
         Ok(met) => met,
         Err(error) => {
-            // Nothing has happened but that the guest was watched.
-            if let Err(error) = source.resume_here() {
-                log::warn!("{}: {error}", job.id);
-            }
+            // Nothing has happened but that the guest was watched; that ends with the source.
+            drop(source);
             return over(daemon, job, Err(error.to_string()));
         }
     };
@@ -145,6 +145,7 @@ pub(super) fn recover(daemon: &Arc<Daemon>, session: SessionId) -> Result<()> {
             source,
             link: None,
             sender: None,
+            watch: Arc::default(),
             compress: Compression::None,
             lanes: Ok(()),
             retry: RETRY.0,
@@ -183,6 +184,7 @@ fn begin(
         source,
         link: Some(met.link),
         sender: None,
+        watch: Arc::default(),
         compress: met.compress,
         lanes: Ok(()),
         retry: RETRY.0,

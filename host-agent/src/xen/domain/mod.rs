@@ -209,14 +209,21 @@ impl Domain<'_> {
     }
 
     /// Starts recording which frames are written.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if that is done already: Xen records for one only, and does not tell for whom.
     pub(crate) fn enable_log_dirty(&self) -> Result<()> {
-        let enable = || self.shadow(shadow::ENABLE_LOGDIRTY, 0, 0, None);
-        // It may be on already, from a run of the agent that died.
-        if enable().is_err() {
-            self.disable_log_dirty()?;
-            enable().map_err(|error| self.failed("record the writes of", &error))?;
+        match self.shadow(shadow::ENABLE_LOGDIRTY, 0, 0, None) {
+            Ok(_) => Ok(()),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                Err(Error::Refused(format!(
+                    "Xen records the writes of domain {} for somebody else: another migration of it is under way, or \
+                 was killed (`xl save -c`, or an `xl migrate` that fails, would end that)",
+                    self.domid
+                )))
+            }
+            Err(error) => Err(self.failed("record the writes of", &error)),
         }
-        Ok(())
     }
 
     /// Stops recording.

@@ -1,0 +1,331 @@
+//! A live domain's steps as a source, and what undoes them.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::Value;
+
+use super::estimate::{self, Seen};
+use super::guest::{Bitmap, Memory, XenGuest};
+use super::hold::{self, Hold};
+use super::reading::{Reading, announce, skeleton};
+use super::records::Records;
+use super::rounds::Frames;
+use super::suspend::{Suspendable, settle, suspend};
+use super::undo::Found;
+use super::{marker, presence, rounds};
+use crate::job::{
+    Control, Copied, Error, JobOptions, Needs, PAGE_SIZE, Phase, Prepared, Presence, Result, Sink,
+    Source,
+};
+use crate::xen::abi::flags;
+use crate::xen::config;
+use crate::xen::domain::Xen;
+use crate::xen::store::Store;
+use crate::xen::toolstack;
+
+/// What the toolstack puts behind the name of a domain that has moved on.
+const AWAY: &str = "--migratedaway";
+
+/// A domain of this host that is to move.
+pub(crate) struct LiveSource {
+    xen: Xen,
+    store: Arc<dyn Store>,
+    domid: u16,
+    name: String,
+    uuid: String,
+    /// Made by the first step that reads the domain.
+    reading: Option<Reading>,
+    /// From the first step that has an effect.
+    hold: Option<Hold>,
+    /// It was this run that marked it as a source, and nothing was sent yet.
+    is_only_marked: bool,
+}
+
+impl LiveSource {
+    /// The domain of this number, which had this name and UUID when it was looked up.
+    pub(crate) fn new(
+        xen: Xen,
+        store: Arc<dyn Store>,
+        domid: u16,
+        name: String,
+        uuid: String,
+    ) -> Self {
+        Self {
+            xen,
+            store,
+            domid,
+            name,
+            uuid,
+            reading: None,
+            hold: None,
+            is_only_marked: false,
+        }
+    }
+
+    /// The domain, unless its number is another one's by now.
+    fn info(&self) -> Result<Option<crate::xen::abi::DomainInfo>> {
+        let info = self.xen.domain(self.domid).info()?;
+        Ok(info.filter(|info| config::uuid(&info.handle) == self.uuid))
+    }
+
+    fn is_here(&self) -> Result<crate::xen::abi::DomainInfo> {
+        self.info()?
+            .filter(|info| info.flags & flags::DYING == 0)
+            .ok_or_else(|| Error::Refused(format!("there is no domain {} any more", self.name)))
+    }
+
+    /// Keeps other processes of the agent away.
+    fn hold(&mut self) -> Result<()> {
+        if self.hold.is_none() {
+            self.hold = Some(Hold::take(Path::new(hold::FOLDER), self.domid)?);
+        }
+        Ok(())
+    }
+
+    /// Marks it as a source and starts recording writes, if that has not been done.
+    fn reading(&mut self) -> Result<&mut Reading> {
+        self.is_here()?;
+        self.hold()?;
+        if self.reading.is_none() {
+            let mut guest = XenGuest::new(self.xen.clone(), self.domid)?;
+            let end = guest.end_of_frames()?;
+            // The run that left a mark is dead, for nobody held the domain.
+            let is_left = marker::is_source(&*self.store, self.domid, &self.uuid)?;
+            if !is_left {
+                marker::set(&*self.store, self.domid, &self.uuid)?;
+                self.is_only_marked = true;
+            }
+            guest.record_writes(end, is_left)?;
+            self.reading = Some(Reading {
+                guest,
+                records: None,
+                end,
+                words: None,
+                dirty: Bitmap::default(),
+                copied: Copied::default(),
+            });
+        }
+        self.reading
+            .as_mut()
+            .ok_or_else(|| Error::Xen("nothing is read".to_owned()))
+    }
+
+    /// The domain when it has made up its mind: one that was asked to suspend itself, by whichever run of
+    /// the agent, may be about to.
+    fn settled(&self) -> Result<crate::xen::abi::DomainInfo> {
+        let info = self.is_here()?;
+        if info.flags & flags::SHUTDOWN == 0
+            && marker::is_asked(&*self.store, self.domid, &self.uuid)?
+        {
+            let guest = XenGuest::new(self.xen.clone(), self.domid)?;
+            settle(self.domid, &guest, &*self.store)?;
+            return self.is_here();
+        }
+        Ok(info)
+    }
+
+    fn configuration(&self) -> Result<Value> {
+        toolstack::configuration(self.domid)
+    }
+
+    fn can_move(&self, config: &Value) -> Result<()> {
+        let info = self.is_here()?;
+        let refuse = |why: &str| Err(Error::Refused(format!("{} {why}", self.name)));
+        if info.flags & flags::HVM_GUEST == 0 {
+            return refuse(
+                "is a plain PV domain: only one that runs in a shim (type=\"pvh\" pvshim=1) can be moved",
+            );
+        }
+        if info.flags & flags::SHUTDOWN != 0 {
+            return refuse("has shut down");
+        }
+        if info.flags & flags::PAUSED != 0 {
+            return refuse("is paused: it cannot suspend itself");
+        }
+        config::can_move(config).map_err(|why| Error::Refused(format!("{} {why}", self.name)))
+    }
+}
+
+impl Source for LiveSource {
+    fn uuid(&self) -> &str {
+        &self.uuid
+    }
+
+    fn prepare(&mut self, options: &JobOptions, control: &Control) -> Result<Prepared> {
+        let config = self.configuration()?;
+        self.can_move(&config)?;
+        let info = self.is_here()?;
+        let (name, domid) = (self.name.clone(), self.domid);
+        let version = self.xen.version();
+        let uuid = self.uuid.clone();
+        let reading = self.reading()?;
+        let Seen {
+            estimate,
+            words,
+            dirty,
+        } = estimate::estimate(&mut reading.guest, control)?;
+        (reading.words, reading.dirty) = (Some(words), dirty);
+        let destination_name = options.destination_name.clone();
+        Ok(Prepared {
+            needs: Needs {
+                destination_name: destination_name.unwrap_or_else(|| name.clone()),
+                name,
+                uuid,
+                source_domid: u32::from(domid),
+                memory_bytes: config::memory_bytes(&config, info.max_pages, info.max_vcpu_id),
+                vcpus: info.max_vcpu_id.wrapping_add(1),
+                disks: config::writable_disks(&config),
+                xen_version: version,
+                config: config::to_travel(&config),
+            },
+            estimate,
+        })
+    }
+
+    fn copy_live(&mut self, sink: &dyn Sink, control: &Control) -> Result<()> {
+        let begun = Instant::now();
+        self.reading()?;
+        self.is_only_marked = false;
+        let reading = self.reading()?;
+        let end = reading.guest.end_of_frames()?;
+        if end > reading.end {
+            // Frames that nobody has recorded: all is to be looked for anew.
+            reading.guest.record_writes(end, true)?;
+            (reading.end, reading.words) = (end, None);
+        }
+        let domain = reading.guest.domain();
+        let mut records = Records::begin(reading.guest.xen(), domain)?;
+        sink.bytes(&records.take())?;
+        control.enter(Phase::Live, "copying memory; the guest runs");
+        let words = reading.find_frames(control)?;
+        if sink.builds_early() {
+            skeleton(&words, sink)?;
+            records.state(reading.guest.domain())?;
+            sink.bytes(&records.take())?;
+        }
+        reading.records = Some(records);
+        let total = words.len() as u64 * PAGE_SIZE as u64;
+        control.update(|figures| {
+            figures.memory_total = total;
+            figures.memory_page_size = PAGE_SIZE as u64;
+            figures.setup_time = u64::try_from(control.elapsed().as_millis()).unwrap_or(u64::MAX);
+        });
+        match reading.rounds(&words, sink, control, begun)? {
+            Some(reason) => {
+                control.tell(format!("stopping the guest: {}", reason.text()));
+                Ok(())
+            }
+            None => Err(Error::TimedOut(format!(
+                "copying the memory of {}",
+                self.name
+            ))),
+        }
+    }
+
+    fn copy_rest(&mut self, sink: &dyn Sink, control: &Control) -> Result<Copied> {
+        let (domid, store, name) = (self.domid, self.store.clone(), self.name.clone());
+        let uuid = self.uuid.clone();
+        let is_here = || marker::is_destination_too(&*store, domid, &name);
+        let reading = self.reading()?;
+        let Some(records) = &mut reading.records else {
+            return Err(Error::Xen("the stream has not been begun".to_owned()));
+        };
+        control.enter(Phase::StopAndCopy, "suspending the guest");
+        marker::set_asked(&*store, domid, &uuid)?;
+        let asked = Instant::now();
+        suspend(domid, &reading.guest, &*store, control)?;
+        let time = asked.elapsed();
+        reading.copied.suspend_ms = time.as_secs_f64() * 1000.0;
+        control.tell(format!(
+            "the guest is suspended, after {} ms",
+            time.as_millis()
+        ));
+        // Both ends may be on this host; then the destination wants the name.
+        if is_here()? {
+            toolstack::rename(domid, &format!("{name}{AWAY}"))?;
+        }
+        let mut dirty = reading.guest.take_dirty(true)?;
+        // What was written before the last look and has not been sent since.
+        dirty.add(&reading.dirty);
+        announce(control, reading.copied.rounds + 1, dirty.len());
+        let frames = Frames::Written(&dirty);
+        let sent = rounds::send(&mut reading.guest, &frames, sink, control)?;
+        records.state(reading.guest.domain())?;
+        records.end()?;
+        sink.bytes(&records.take())?;
+        sink.barrier()?;
+        reading.copied.rounds += 1;
+        reading.copied.pages += sent.pages;
+        Ok(reading.copied)
+    }
+
+    fn resume_here(&mut self) -> Result<()> {
+        self.hold()?;
+        let info = self.settled()?;
+        let guest = XenGuest::new(self.xen.clone(), self.domid)?;
+        let (domid, store) = (self.domid, &*self.store);
+        let found = Found {
+            is_recorded: self.reading.is_some(),
+            is_source: marker::is_source(store, domid, &self.uuid)?,
+            is_asked: marker::is_asked(store, domid, &self.uuid)?,
+            is_suspended: info.flags & flags::SHUTDOWN != 0 && guest.is_suspended()?,
+        };
+        if let Some(mut reading) = self.reading.take() {
+            reading.guest.stop_recording()?;
+        }
+        let undo = found.undo(&self.name)?;
+        if undo.log_dirty {
+            guest.domain().disable_log_dirty()?;
+        }
+        let name = store.read(&format!("/local/domain/{domid}/name"))?;
+        if undo.name && name.is_some_and(|name| name == format!("{}{AWAY}", self.name)) {
+            toolstack::rename(domid, &self.name)?;
+        }
+        if undo.suspend {
+            guest.domain().resume()?;
+            store.resume(domid)?;
+            if self.presence()? != Presence::Running {
+                let why = "does not run after it was resumed: it is paused, or has ended";
+                return Err(Error::Xen(format!("{} {why}", self.name)));
+            }
+        }
+        marker::clear(&*self.store, domid)?;
+        self.hold = None;
+        Ok(())
+    }
+
+    fn destroy(&mut self) -> Result<()> {
+        self.reading = None;
+        if self.info()?.is_none() {
+            return Ok(());
+        }
+        toolstack::destroy(self.domid)?;
+        if self
+            .info()?
+            .is_some_and(|info| info.flags & flags::DYING == 0)
+        {
+            return Err(Error::Xen(format!("{} is still here", self.name)));
+        }
+        marker::clear(&*self.store, self.domid)
+    }
+
+    fn presence(&mut self) -> Result<Presence> {
+        Ok(self
+            .info()?
+            .map_or(Presence::Absent, |info| presence(info.flags)))
+    }
+}
+
+impl Drop for LiveSource {
+    fn drop(&mut self) {
+        self.reading = None;
+        // Only looked at: nobody will have to tell it from a copy.
+        if self.is_only_marked
+            && let Err(error) = marker::clear(&*self.store, self.domid)
+        {
+            log::debug!("{error}");
+        }
+    }
+}
