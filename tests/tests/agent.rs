@@ -31,6 +31,8 @@ fn agents_move_an_unfriendly_guest_that_does_not_notice() {
         let first = Cell::new(true);
         let by_agents = |guest: &str, from: &Host, to: &Host| {
             if first.take() {
+                others_are_left_alone(guest, from, to)?;
+                killed_while_looking(guest, from, to)?;
                 looked_at(guest, from, to)?;
                 aborted(guest, from, to)?;
             }
@@ -49,6 +51,49 @@ fn agents_move_an_unfriendly_guest_that_does_not_notice() {
         Ok(())
     })
     .unwrap();
+}
+
+/// Runs `xl migrate` of a guest to a receiver that takes some of the memory, waits for a file, and fails.
+const HANGING: &str = "cat >/root/hangs <<'END'
+printf 'xl migration receiver ready, send binary domain data.\\n'
+head -c 3000000 >/dev/null; touch /root/under-way
+until [ -e /root/goes-on ]; do sleep 0.2; done; exit 1
+END
+echo 'xl migrate -s \"\" \"$1\" \"sh /root/hangs\"; touch /root/ended' >/root/moves
+setsid sh /root/moves \"$1\" >/root/xl.log 2>&1 </dev/null &
+for i in $(seq 600); do [ ! -e /root/under-way ] || exit 0; sleep 0.2; done; cat /root/xl.log >&2; exit 1";
+/// Lets it fail, and gives what it said.
+const GO_ON: &str = "touch /root/goes-on
+for i in $(seq 600); do [ ! -e /root/ended ] || break; sleep 0.2; done; cat /root/xl.log";
+/// If a guest is marked as one that an agent reads.
+const IS_MARKED: &str = "xenstore-ls /tool/unmoved/source 2>/dev/null | grep -q =";
+
+/// While `xl migrate` reads a guest, agents keep off: Xen records writes for one only.  When its way is cut
+/// it leaves the recording on, which must not keep them off for ever.
+fn others_are_left_alone(guest: &str, from: &Host, to: &Host) -> Result<()> {
+    from.ok(&["sh", "-c", HANGING, "sh", guest])?;
+    let refused = agents::refused(from, &["check", guest, to.name()])?;
+    ensure!(refused.contains("saves or migrates"), "{refused}");
+    let end = from.sh(GO_ON)?;
+    // It was not us who made it fail.
+    ensure!(
+        end.contains("Migration failed") && !end.contains("logdirty"),
+        "{end}"
+    );
+    ensure!(names(from)? == [guest], "it had an effect");
+    Ok(())
+}
+
+/// A daemon that dies while it watches a guest takes its hands off when it is started again.
+fn killed_while_looking(guest: &str, from: &Host, to: &Host) -> Result<()> {
+    let host = to.name();
+    from.sh(&format!(
+        "setsid {UNMOVED} check {guest} {host} >/root/check.log 2>&1 </dev/null &
+         for i in $(seq 1200); do {IS_MARKED} && break; sleep 0.05; done
+         kill -KILL \"$(pgrep -x unmovedd)\" && {IS_MARKED} || {{ cat /root/check.log >&2; exit 1; }}"
+    ))?;
+    agents::run_daemon(from)?;
+    from.sh(&format!("! {IS_MARKED}")).map(drop)
 }
 
 /// `list`, `check` and `hosts` tell what is there and change nothing.

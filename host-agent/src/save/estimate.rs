@@ -129,7 +129,7 @@ mod tests {
         guest
             .frames
             .extend((0..4096).map(|frame| (frame, (frame / 4 % 2) as u8)));
-        guest.record_writes(4096, false).unwrap();
+        guest.record_writes(4096).unwrap();
         guest
     }
 

@@ -1,8 +1,11 @@
 //! What the rounds need of a guest: its memory, and which of it was written.
 
+use std::path::Path;
+
 use crate::job::{Error, PAGE_SIZE, Result};
 use crate::xen::abi::flags;
 use crate::xen::domain::{Domain, TYPES_AT_ONCE, Xen};
+use crate::xen::saver::{PROC, saver};
 use crate::xen::sys::{Buffer, EventChannels};
 
 pub(crate) use super::bitmap::Bitmap;
@@ -28,9 +31,11 @@ pub(crate) trait Memory: Send {
     /// Appends the contents of frames.  Those that are gone are taken out of `frames`.
     fn read(&mut self, frames: &mut Vec<u64>, into: &mut Vec<u8>) -> Result<()>;
 
-    /// Starts recording writes to all frames below `frames`.  `is_ours` if they may be recorded already,
-    /// for this run of the agent or one that is dead; that is given up then.
-    fn record_writes(&mut self, frames: u64, is_ours: bool) -> Result<()>;
+    /// Starts recording writes to all frames below `frames`, anew if that was done before.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the toolstack is reading the guest.
+    fn record_writes(&mut self, frames: u64) -> Result<()>;
 
     /// Stops that.
     fn stop_recording(&mut self) -> Result<()>;
@@ -74,6 +79,30 @@ impl XenGuest {
         self.xen.domain(self.domid)
     }
 
+    /// Stops what a dead run of the agent has left on, unless the toolstack has taken it over.
+    pub(crate) fn stop_left_recording(&self) -> Result<()> {
+        match self.nobody_else_reads() {
+            Ok(()) => self.domain().disable_log_dirty(),
+            Err(Error::Refused(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn nobody_else_reads(&self) -> Result<()> {
+        let found =
+            saver(Path::new(PROC), self.domid).map_err(Error::io("cannot list processes"))?;
+        found.map_or(Ok(()), |process| {
+            Err(self.is_read(&format!("the toolstack's process {process}")))
+        })
+    }
+
+    fn is_read(&self, who: &str) -> Error {
+        Error::Refused(format!(
+            "{who} saves or migrates domain {} already",
+            self.domid
+        ))
+    }
+
     /// The way to Xen.
     pub(crate) fn xen(&self) -> &Xen {
         &self.xen
@@ -115,13 +144,18 @@ impl Memory for XenGuest {
         Ok(())
     }
 
-    fn record_writes(&mut self, frames: u64, is_ours: bool) -> Result<()> {
+    fn record_writes(&mut self, frames: u64) -> Result<()> {
+        self.stop_recording()?;
         let bytes = usize::try_from(frames.div_ceil(8)).unwrap_or(usize::MAX);
         let buffer = self.xen.buffer(bytes).map_err(no_buffer)?;
-        if is_ours {
+        if !self.domain().enable_log_dirty()? {
+            self.nobody_else_reads()?;
+            // Whoever switched it on, this agent or the toolstack, has been killed since.
             self.domain().disable_log_dirty()?;
+            if !self.domain().enable_log_dirty()? {
+                return Err(self.is_read("something"));
+            }
         }
-        self.domain().enable_log_dirty()?;
         self.dirty = Some((frames, buffer));
         Ok(())
     }
@@ -254,7 +288,7 @@ pub(crate) mod fake {
             Ok(())
         }
 
-        fn record_writes(&mut self, frames: u64, _: bool) -> Result<()> {
+        fn record_writes(&mut self, frames: u64) -> Result<()> {
             self.recording = Some(frames);
             self.dirty.clear();
             Ok(())

@@ -91,13 +91,12 @@ impl LiveSource {
         if self.reading.is_none() {
             let mut guest = XenGuest::new(self.xen.clone(), self.domid)?;
             let end = guest.end_of_frames()?;
-            // The run that left a mark is dead, for nobody held the domain.
-            let is_left = marker::is_source(&*self.store, self.domid, &self.uuid)?;
-            if !is_left {
+            // The run that left a mark is dead, for nobody held the domain; its job may not be.
+            if !marker::is_source(&*self.store, self.domid, &self.uuid)? {
                 marker::set(&*self.store, self.domid, &self.uuid)?;
                 self.is_only_marked = true;
             }
-            guest.record_writes(end, is_left)?;
+            guest.record_writes(end)?;
             self.reading = Some(Reading {
                 guest,
                 records: None,
@@ -192,7 +191,7 @@ impl Source for LiveSource {
         let end = reading.guest.end_of_frames()?;
         if end > reading.end {
             // Frames that nobody has recorded: all is to be looked for anew.
-            reading.guest.record_writes(end, true)?;
+            reading.guest.record_writes(end)?;
             (reading.end, reading.words) = (end, None);
         }
         let domain = reading.guest.domain();
@@ -277,7 +276,7 @@ impl Source for LiveSource {
         }
         let undo = found.undo(&self.name)?;
         if undo.log_dirty {
-            guest.domain().disable_log_dirty()?;
+            guest.stop_left_recording()?;
         }
         let name = store.read(&format!("/local/domain/{domid}/name"))?;
         if undo.name && name.is_some_and(|name| name == format!("{}{AWAY}", self.name)) {

@@ -272,7 +272,7 @@ mod tests {
         ) {
             let (control, receiver) = (control(), Far::default());
             let mut guest = FakeGuest { frames, writes: writes.into(), ..FakeGuest::default() };
-            guest.record_writes(3000, false).unwrap();
+            guest.record_writes(3000).unwrap();
             let all = present(&mut guest, &control).unwrap();
             let sent = send(&mut guest, &Frames::Present(&all), &receiver, &control).unwrap();
             prop_assert!(sent.zero <= sent.pages);

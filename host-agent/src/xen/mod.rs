@@ -4,6 +4,7 @@ pub(crate) mod abi;
 pub(crate) mod config;
 pub(crate) mod domain;
 pub(crate) mod room;
+pub(crate) mod saver;
 pub(crate) mod store;
 pub(crate) mod sys;
 pub(crate) mod toolstack;

@@ -208,20 +208,11 @@ impl Domain<'_> {
         Ok(())
     }
 
-    /// Starts recording which frames are written.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] if that is done already: Xen records for one only, and does not tell for whom.
-    pub(crate) fn enable_log_dirty(&self) -> Result<()> {
+    /// Starts recording which frames are written; `false` if that is done already, for whomever.
+    pub(crate) fn enable_log_dirty(&self) -> Result<bool> {
         match self.shadow(shadow::ENABLE_LOGDIRTY, 0, 0, None) {
-            Ok(_) => Ok(()),
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                Err(Error::Refused(format!(
-                    "Xen records the writes of domain {} for somebody else: another migration of it is under way, or \
-                 was killed (`xl save -c`, or an `xl migrate` that fails, would end that)",
-                    self.domid
-                )))
-            }
+            Ok(_) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
             Err(error) => Err(self.failed("record the writes of", &error)),
         }
     }

@@ -1,0 +1,72 @@
+//! Whether the toolstack is at work on a domain's memory.
+//!
+//! Xen records for one reader at a time which pages a domain writes, and does not tell for whom.  When
+//! it does already, that is either a migration by the toolstack that is under way, which must not be
+//! disturbed, or the trace of one whose helper was killed: that of `xl migrate` dies of SIGPIPE when the
+//! line drops, and leaves it on.  libxl has one process for each domain that it saves, so the
+//! difference can be seen.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+/// Where processes are.
+pub(crate) const PROC: &str = "/proc";
+/// Name of libxl's program, as the kernel cuts it off (`TASK_COMM_LEN`).
+const HELPER: &[u8] = b"libxl-save-help";
+const SAVES: &str = "--save-domain";
+/// Its domain, among its arguments (`run_helper` in `tools/libs/light/libxl_save_callout.c`).
+const DOMAIN: usize = 4;
+
+/// The process of libxl that saves or migrates this domain, if there is one.
+///
+/// # Errors
+/// If the processes cannot be listed.
+pub(crate) fn saver(processes: &Path, domid: u16) -> io::Result<Option<u32>> {
+    let domid = domid.to_string();
+    for entry in fs::read_dir(processes)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let Some(process) = name.to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        // One that has ended meanwhile does not save anything.
+        let read = |file| fs::read(entry.path().join(file)).unwrap_or_default();
+        if !read("comm").starts_with(HELPER) {
+            continue;
+        }
+        let line = read("cmdline");
+        let arguments: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+        if arguments.get(1) == Some(&SAVES.as_bytes())
+            && arguments.get(DOMAIN) == Some(&domid.as_bytes())
+        {
+            return Ok(Some(process));
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::saver;
+    use std::fs;
+
+    #[test]
+    fn the_helper_of_a_domain_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let process = |name: &str, comm: &str, line: &str| {
+            let folder = folder.path().join(name);
+            fs::create_dir(&folder).unwrap();
+            fs::write(folder.join("comm"), comm).unwrap();
+            fs::write(folder.join("cmdline"), line.replace(' ', "\0")).unwrap();
+        };
+        let helper = "libxl-save-help\n";
+        process("1", "systemd\n", "/sbin/init ");
+        process("self", helper, "h --save-domain 11 -1 7 ");
+        process("40", helper, "h --restore-domain 11 -1 7 1 ");
+        process("41", helper, "h --save-domain 7 -1 12 1 0 0 ");
+        process("42", "sh\n", "h --save-domain 11 -1 7 ");
+        assert_eq!(saver(folder.path(), 7).unwrap(), None);
+        assert_eq!(saver(folder.path(), 12).unwrap(), Some(41));
+    }
+}
