@@ -8,6 +8,9 @@
 //!
 //! Slots are bytes; what they mean is the device's business.
 
+mod back;
+mod front;
+
 use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{Ordering, fence};
@@ -15,6 +18,9 @@ use core::sync::atomic::{Ordering, fence};
 use xen_abi::{Mfn, PAGE_SIZE};
 
 use crate::mem::Frames;
+
+pub use back::BackRing;
+pub use front::FrontRing;
 
 /// Bytes before the first slot.
 const HEADER: usize = 64;
@@ -140,226 +146,6 @@ impl<const SLOT: usize> Slots<SLOT> {
         fence(Ordering::SeqCst);
         let wanted = mem.load32(self.head(), event);
         new.wrapping_sub(wanted) < new.wrapping_sub(old)
-    }
-}
-
-/// The end that takes requests and gives responses.
-#[derive(Debug)]
-pub struct BackRing<const SLOT: usize> {
-    slots: Slots<SLOT>,
-    /// Requests up to here were taken.
-    req_cons: u32,
-    /// Responses up to here were written ...
-    rsp_prod: u32,
-    /// ... and up to here are known to the other end.
-    rsp_published: u32,
-}
-
-impl<const SLOT: usize> BackRing<SLOT> {
-    /// Attaches to a ring that the other end has made.  `frames` are as many as the other end
-    /// announced, at least one.
-    pub fn attach(mem: &dyn Frames, frames: Vec<Mfn>) -> Result<Self, RingError> {
-        let slots = Slots::new(frames);
-        // A frontend that comes back may offer the ring that it had; everything up to the last
-        // response is settled.
-        let start = mem.load32(slots.head(), RSP_PROD);
-        let ring = Self {
-            slots,
-            req_cons: start,
-            rsp_prod: start,
-            rsp_published: start,
-        };
-        ring.pending(mem)?;
-        Ok(ring)
-    }
-
-    /// Number of slots.
-    pub fn entries(&self) -> u32 {
-        self.slots.entries
-    }
-
-    /// The ring's frames.
-    pub fn frames(&self) -> &[Mfn] {
-        &self.slots.frames
-    }
-
-    /// Number of requests that were taken and not yet answered.
-    pub fn unanswered(&self) -> u32 {
-        self.req_cons.wrapping_sub(self.rsp_prod)
-    }
-
-    /// Number of requests that wait to be taken.
-    pub fn pending(&self, mem: &dyn Frames) -> Result<u32, RingError> {
-        let possible = self.slots.entries - self.unanswered();
-        self.slots.produced(mem, REQ_PROD, self.req_cons, possible)
-    }
-
-    /// Copies a waiting request, `ahead` after the next one, without taking it.  It must be one of
-    /// those that [`pending`](Self::pending) counted, and what it says may have changed when it is
-    /// copied again.
-    pub fn copy_request(&self, mem: &dyn Frames, ahead: u32) -> [u8; SLOT] {
-        self.slots.copy(mem, self.req_cons.wrapping_add(ahead))
-    }
-
-    /// Takes the next `count` requests, which [`pending`](Self::pending) counted.
-    pub fn consume(&mut self, count: u32) {
-        assert!(
-            count <= self.slots.entries - self.unanswered(),
-            "more requests taken than the ring holds"
-        );
-        self.req_cons = self.req_cons.wrapping_add(count);
-    }
-
-    /// Writes the next response; the other end sees it after the next [`push`](Self::push).
-    pub fn respond(&mut self, mem: &dyn Frames, response: &[u8]) {
-        assert!(self.unanswered() > 0, "a response without a request");
-        self.slots.put(mem, self.rsp_prod, response);
-        self.rsp_prod = self.rsp_prod.wrapping_add(1);
-    }
-
-    /// Publishes what was written and says whether the other end wants to be notified.
-    #[must_use]
-    pub fn push(&mut self, mem: &dyn Frames) -> bool {
-        if self.rsp_prod == self.rsp_published {
-            return false;
-        }
-        let old = core::mem::replace(&mut self.rsp_published, self.rsp_prod);
-        self.slots
-            .publish(mem, RSP_PROD, RSP_EVENT, old, self.rsp_prod)
-    }
-
-    /// Asks to be notified of the next request, and says whether one is there already.
-    pub fn final_check(&self, mem: &dyn Frames) -> Result<bool, RingError> {
-        if self.pending(mem)? > 0 {
-            return Ok(true);
-        }
-        mem.store32(self.slots.head(), REQ_EVENT, self.req_cons.wrapping_add(1));
-        fence(Ordering::SeqCst);
-        Ok(self.pending(mem)? > 0)
-    }
-
-    /// Asks not to be notified before the other end has made `more` further requests: for a ring
-    /// whose requests are left waiting until something else happens.
-    pub fn ignore_next(&self, mem: &dyn Frames, more: u32) {
-        mem.store32(
-            self.slots.head(),
-            REQ_EVENT,
-            self.req_cons.wrapping_add(more).wrapping_add(1),
-        );
-    }
-}
-
-/// The end that gives requests and takes responses.
-#[derive(Debug)]
-pub struct FrontRing<const SLOT: usize> {
-    slots: Slots<SLOT>,
-    /// Requests up to here were written ...
-    req_prod: u32,
-    /// ... and up to here are known to the other end.
-    req_published: u32,
-    /// Responses up to here were taken.
-    rsp_cons: u32,
-}
-
-impl<const SLOT: usize> FrontRing<SLOT> {
-    /// Makes an empty ring over `frames`, whose content is lost.
-    pub fn new(mem: &dyn Frames, frames: Vec<Mfn>) -> Self {
-        let slots = Slots::new(frames);
-        slots.frames.iter().for_each(|&frame| mem.clear(frame));
-        mem.store32(slots.head(), REQ_EVENT, 1);
-        mem.store32(slots.head(), RSP_EVENT, 1);
-        Self {
-            slots,
-            req_prod: 0,
-            req_published: 0,
-            rsp_cons: 0,
-        }
-    }
-
-    /// Number of slots.
-    pub fn entries(&self) -> u32 {
-        self.slots.entries
-    }
-
-    /// The ring's frames.
-    pub fn frames(&self) -> &[Mfn] {
-        &self.slots.frames
-    }
-
-    /// Ends the use of the ring and returns its frames.
-    pub fn into_frames(self) -> Vec<Mfn> {
-        self.slots.frames
-    }
-
-    /// Number of requests that can be written.
-    pub fn free(&self) -> u32 {
-        self.slots.entries - self.req_prod.wrapping_sub(self.rsp_cons)
-    }
-
-    /// Writes the next request, for which there must be room; the other end sees it after the next
-    /// [`push`](Self::push).
-    pub fn put(&mut self, mem: &dyn Frames, request: &[u8]) {
-        assert!(self.free() > 0, "a request without room");
-        self.slots.put(mem, self.req_prod, request);
-        self.req_prod = self.req_prod.wrapping_add(1);
-    }
-
-    /// The index that the next request written will have.
-    pub fn next_index(&self) -> u32 {
-        self.req_prod
-    }
-
-    /// Publishes what was written and says whether the other end wants to be notified.
-    #[must_use]
-    pub fn push(&mut self, mem: &dyn Frames) -> bool {
-        if self.req_prod == self.req_published {
-            return false;
-        }
-        let old = core::mem::replace(&mut self.req_published, self.req_prod);
-        self.slots
-            .publish(mem, REQ_PROD, REQ_EVENT, old, self.req_prod)
-    }
-
-    /// Number of responses that wait to be taken.
-    pub fn pending(&self, mem: &dyn Frames) -> Result<u32, RingError> {
-        let possible = self.req_published.wrapping_sub(self.rsp_cons);
-        self.slots.produced(mem, RSP_PROD, self.rsp_cons, possible)
-    }
-
-    /// Copies a waiting response, `ahead` after the next one, without taking it.
-    pub fn copy_response(&self, mem: &dyn Frames, ahead: u32) -> [u8; SLOT] {
-        self.slots.copy(mem, self.rsp_cons.wrapping_add(ahead))
-    }
-
-    /// Takes the next `count` responses, which [`pending`](Self::pending) counted.
-    pub fn consume(&mut self, count: u32) {
-        assert!(
-            count <= self.req_published.wrapping_sub(self.rsp_cons),
-            "more responses taken than requests made"
-        );
-        self.rsp_cons = self.rsp_cons.wrapping_add(count);
-    }
-
-    /// Asks to be notified of the next response, and says whether one is there already.
-    pub fn final_check(&self, mem: &dyn Frames) -> Result<bool, RingError> {
-        self.check_after(mem, 1)
-    }
-
-    /// Asks to be notified when half of what has been asked is answered, and says whether a response
-    /// is there already: for responses that nobody hurries for.  The last one is always told of.
-    pub fn final_check_half(&self, mem: &dyn Frames) -> Result<bool, RingError> {
-        let unanswered = self.req_published.wrapping_sub(self.rsp_cons);
-        self.check_after(mem, unanswered / 2 + 1)
-    }
-
-    fn check_after(&self, mem: &dyn Frames, responses: u32) -> Result<bool, RingError> {
-        if self.pending(mem)? > 0 {
-            return Ok(true);
-        }
-        let wanted = self.rsp_cons.wrapping_add(responses);
-        mem.store32(self.slots.head(), RSP_EVENT, wanted);
-        fence(Ordering::SeqCst);
-        Ok(self.pending(mem)? > 0)
     }
 }
 
