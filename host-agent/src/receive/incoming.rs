@@ -8,7 +8,6 @@
 //! name, and has done its work when [`Incoming::finish`] returns: nothing but an unpause is left, so no
 //! end of this process can take the domain with it.
 
-use std::io::Read;
 use std::os::fd::AsFd;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +20,7 @@ use unmoved_stream::RecordHeader;
 use unmoved_stream::libxc::{DomainHeader, ImageHeader, RecordType};
 
 use super::canonical::Canonical;
+use super::complaints::Complaints;
 use super::fill::{Record, State, fill, records};
 use super::handshake::{Answers, BANNER, GO, READY, REPORT};
 use crate::job::{Batch, Error, Result, Sink};
@@ -34,8 +34,6 @@ use crate::xen::toolstack;
 const MOMENT: Duration = Duration::from_secs(120);
 /// Longest time for making a domain's devices: scripts have limits of their own.
 const BUILD: Duration = Duration::from_secs(600);
-/// Bytes of what the toolstack says that are kept.
-const SAID: usize = 64 << 10;
 /// The pipe's size: each filling of it wakes the toolstack.
 const PIPE: libc::c_int = 1 << 20;
 
@@ -63,7 +61,7 @@ pub(super) struct Incoming {
     /// If the toolstack has got contents of pages: then it gets all of them.
     has_contents: AtomicBool,
     child: Mutex<Child>,
-    said: Arc<Mutex<String>>,
+    complaints: Complaints,
     answers: Mutex<Answers>,
     canonical: Canonical<ChildStdin>,
     stage: RwLock<Stage>,
@@ -93,12 +91,11 @@ impl Incoming {
         else {
             return Err(Error::Xen("xl has no pipes".to_owned()));
         };
-        let said = Arc::new(Mutex::new(String::new()));
-        collect(stderr, said.clone())?;
+        let complaints = Complaints::listen(stderr)?;
         enlarge(&stdin);
         let mut answers = Answers::listen(stdout)?;
         let banner = answers.expect(BANNER, MOMENT, || Ok(()));
-        banner.map_err(|error| explain(error, &said))?;
+        banner.map_err(|error| complaints.explain(error))?;
         let canonical = Canonical::begin(stdin, config.to_string().as_bytes())?;
         Ok(Self {
             xen,
@@ -108,7 +105,7 @@ impl Incoming {
             is_early: config::can_be_built_early(config),
             has_contents: AtomicBool::new(false),
             child: Mutex::new(child),
-            said,
+            complaints,
             answers: Mutex::new(answers),
             canonical,
             stage: RwLock::new(Stage::Headers),
@@ -125,7 +122,7 @@ impl Incoming {
         self.wait_until_ready()?;
         self.canonical.say(GO)?;
         let mut answers = self.answers.lock();
-        let explain = |error| explain(error, &self.said);
+        let explain = |error| self.complaints.explain(error);
         answers.expect(REPORT, MOMENT, || Ok(())).map_err(explain)?;
         match answers.status(MOMENT).map_err(explain)? {
             0 => Ok(()),
@@ -154,7 +151,7 @@ impl Incoming {
 
     /// What the toolstack said, for a log.
     pub(super) fn said(&self) -> String {
-        self.said.lock().clone()
+        self.complaints.text()
     }
 
     fn wait_until_ready(&self) -> Result<()> {
@@ -162,7 +159,7 @@ impl Incoming {
         if self.is_ready.get().is_none() {
             answers
                 .expect(READY, BUILD, || Ok(()))
-                .map_err(|error| explain(error, &self.said))?;
+                .map_err(|error| self.complaints.explain(error))?;
             log::debug!("the toolstack has built {}", self.name);
             let _ = self.is_ready.set(());
         }
@@ -193,10 +190,9 @@ impl Incoming {
                 log::debug!("{} is domain {domid}, and can be filled", self.name);
                 Ok(*self.domid.get_or_init(|| domid))
             }
-            _ => Err(explain(
-                Error::TimedOut("the toolstack's building of the domain".to_owned()),
-                &self.said,
-            )),
+            _ => Err(self.complaints.explain(Error::TimedOut(
+                "the toolstack's building of the domain".to_owned(),
+            ))),
         }
     }
 
@@ -217,10 +213,9 @@ impl Incoming {
     fn is_alive(&self) -> Result<()> {
         match self.child.lock().try_wait() {
             Ok(None) => Ok(()),
-            _ => Err(explain(
-                Error::Xen("the toolstack has ended".to_owned()),
-                &self.said,
-            )),
+            _ => Err(self
+                .complaints
+                .explain(Error::Xen("the toolstack has ended".to_owned()))),
         }
     }
 
@@ -285,7 +280,7 @@ impl Sink for Incoming {
         let taken = records(rest)?
             .into_iter()
             .try_for_each(|record| self.record(&mut stage, record));
-        taken.map_err(|error| explain(error, &self.said))
+        taken.map_err(|error| self.complaints.explain(error))
     }
 
     fn pages(&self, batch: &mut Batch) -> Result<()> {
@@ -302,7 +297,7 @@ impl Sink for Incoming {
                 "pages of the stream stand where none can be".to_owned(),
             )),
         };
-        taken.map_err(|error| explain(error, &self.said))
+        taken.map_err(|error| self.complaints.explain(error))
     }
 
     fn barrier(&self) -> Result<()> {
@@ -316,40 +311,6 @@ impl Sink for Incoming {
     fn builds_early(&self) -> bool {
         self.is_early
     }
-}
-
-/// Adds what the toolstack complained of, for it knows why.
-fn explain(error: Error, said: &Mutex<String>) -> Error {
-    if matches!(error, Error::Aborted) {
-        return error;
-    }
-    let said = said.lock();
-    if !said.contains("rror") {
-        return error;
-    }
-    Error::Xen(format!("{error}; xl said: {}", toolstack::complaint(&said)))
-}
-
-/// Keeps the last of what the toolstack says, and logs it.
-fn collect(mut from: impl Read + Send + 'static, into: Arc<Mutex<String>>) -> Result<()> {
-    let work = move || {
-        let mut piece = [0; 4096];
-        while let Ok(len @ 1..) = from.read(&mut piece) {
-            let text = String::from_utf8_lossy(&piece[..len]);
-            log::debug!("xl: {}", text.trim_end());
-            let mut said = into.lock();
-            said.push_str(&text);
-            if said.len() > 2 * SAID {
-                let keep = said.ceil_char_boundary(said.len() - SAID);
-                said.drain(..keep);
-            }
-        }
-    };
-    thread::Builder::new()
-        .name("xl".to_owned())
-        .spawn(work)
-        .map(drop)
-        .map_err(Error::io("cannot start a thread"))
 }
 
 fn enlarge(pipe: &ChildStdin) {

@@ -9,6 +9,7 @@
 //! | `reservations` | what other jobs on this host may not touch |
 
 pub(crate) mod canonical;
+mod complaints;
 mod fill;
 pub(crate) mod handshake;
 mod incoming;

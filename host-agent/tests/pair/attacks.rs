@@ -14,7 +14,7 @@ use unmoved::transport::frame::{read_message, write_message};
 use unmoved::transport::tls::{Connected, Identity};
 use unmoved::transport::{Socket, Watch};
 
-use crate::fake::Pair;
+use crate::daemons::Pair;
 use crate::{ended, until};
 
 /// Connects to the daemon of `b` as this host, and says hello.

@@ -7,13 +7,15 @@
 )]
 
 mod attacks;
+mod daemons;
 mod fake;
 mod metrics;
 
 use std::sync::Arc;
 
+use daemons::{Pair, Stopped};
 use event_listener::Listener;
-use fake::{Fake, Pair, Stopped};
+use fake::Fake;
 use unmoved::daemon::{Daemon, Job};
 use unmoved::job::{Compression, JobOptions, Presence};
 use unmoved::journal::Journal;
@@ -231,4 +233,18 @@ fn agents_killed_before_the_hand_over_give_the_guest_back() {
     ended(&only_job(&pair.left)).unwrap_err();
     assert_eq!(pair.a.presence("u-1"), Presence::Running);
     assert_eq!(pair.b.presence("u-1"), Presence::Absent);
+}
+
+#[test]
+fn what_a_dead_agent_watched_is_let_go_and_what_is_suspended_is_not_touched() {
+    let stopped = Pair::prepare();
+    stopped.a.add("web", "u-running");
+    stopped.a.put("db", "u-suspended", Presence::Paused);
+    for uuid in ["u-running", "u-suspended"] {
+        stopped.a.leave_watched(uuid);
+    }
+    let pair = stopped.go();
+    assert!(!pair.a.is_watched("u-running"));
+    assert!(pair.a.is_watched("u-suspended"));
+    assert_eq!(pair.a.presence("u-suspended"), Presence::Paused);
 }

@@ -6,8 +6,8 @@ use std::net::TcpStream;
 
 use unmoved::job::JobOptions;
 
+use crate::daemons::Pair;
 use crate::ended;
-use crate::fake::Pair;
 
 /// The answer to a request: its head and its body.
 fn ask(pair: &Pair, request: &str) -> (String, String) {

@@ -8,6 +8,7 @@
 
 mod effects;
 mod explore;
+mod moves;
 mod outcome;
 mod world;
 

@@ -1,0 +1,140 @@
+//! What the destination's machine has done: places taken, a stream received, a domain finished, let run or
+//! thrown away.
+
+use std::sync::Arc;
+use std::thread;
+
+use super::{Incoming, Inner};
+use crate::daemon::lanes::Lanes;
+use crate::daemon::random;
+use crate::daemon::wire::Ticket;
+use crate::job::{Destination, Error, Phase, Presence, Result};
+use crate::session::{Request, SessionId, Trouble};
+use crate::transport::{Duplex, receive};
+
+impl Incoming {
+    pub(super) fn reserve(self: &Arc<Self>, inner: &mut Inner, request: &Request) -> Result<()> {
+        if !(1..=Request::CONNECTIONS_MOST).contains(&request.parallel) {
+            let why = format!("{} connections cannot be", request.parallel);
+            return Err(Error::Refused(why));
+        }
+        let daemon = inner.daemon.clone();
+        self.job.rename(&request.needs.destination_name);
+        let free = daemon.host.facts()?.free_memory_bytes;
+        daemon
+            .locks
+            .lock()
+            .take(self.session, (&request.needs).into(), free)
+            .map_err(Error::Refused)?;
+        let mut destination = daemon.host.destination()?;
+        destination.reserve(&self.session.to_string(), &request.needs)?;
+        let destination = inner.destination.insert(destination);
+        let sink = destination.receive(&self.job.control)?;
+        let builds_early = sink.builds_early();
+        let ticket = SessionId::new(random()?);
+        let peer = inner.machine.peer().to_owned();
+        let (lanes, connections) = Lanes::new(ticket, peer, request.parallel, inner.watch.clone());
+        *self.lanes.lock() = Some(lanes);
+        let watch = inner.watch.clone();
+        let thread = thread::Builder::new().name("receive".to_owned());
+        let receiving = thread.spawn(move || {
+            let connections: Vec<Box<dyn Duplex>> = connections
+                .recv()
+                .map_err(|_| Error::Peer("the stream never began".to_owned()))?;
+            receive(connections, &*sink, &watch)
+        });
+        inner.receiving = Some(receiving.map_err(Error::io("cannot start a thread"))?);
+        inner.stream = Some(Ticket {
+            ticket,
+            builds_early,
+        });
+        daemon.add(&self.job);
+        let message = format!(
+            "{} comes from {}: its name, memory and disks are locked",
+            request.needs.destination_name,
+            inner.machine.peer()
+        );
+        self.job.control.enter(Phase::Live, message);
+        Ok(())
+    }
+
+    pub(super) fn finish(&self, inner: &mut Inner, sent: u64) -> Result<()> {
+        *self.lanes.lock() = None;
+        let receiving = inner.receiving.take();
+        let receiving = receiving.ok_or_else(|| Error::Peer("there was no stream".to_owned()))?;
+        self.job
+            .control
+            .enter(Phase::Building, "the domain is being built");
+        let received = receiving
+            .join()
+            .map_err(|_| Error::Peer("the receiving thread failed".to_owned()))??;
+        if received.taken != sent {
+            return Err(Error::Peer(format!(
+                "{sent} bytes were sent, but {} have arrived",
+                received.taken
+            )));
+        }
+        self.job.control.update(|statistics| {
+            statistics.wire_bytes = received.wire;
+            statistics.memory_processed = received.taken;
+        });
+        self.destination(inner)?.finish()?;
+        inner.daemon.locks.lock().built(self.session);
+        Ok(())
+    }
+
+    pub(super) fn unpause(
+        &self,
+        inner: &mut Inner,
+        leave_paused: bool,
+    ) -> std::result::Result<(), Trouble> {
+        self.job
+            .control
+            .enter(Phase::HandedOver, "the guest is taken over");
+        let destination = self.destination(inner);
+        let unpaused = destination.and_then(|destination| {
+            destination.unpause(leave_paused).inspect_err(|error| {
+                log::error!("session {}: cannot unpause: {error}", self.session);
+            })
+        });
+        let Err(error) = unpaused else {
+            inner.daemon.locks.lock().give_up(self.session);
+            return Ok(());
+        };
+        let presence = inner.destination.as_mut().map(|there| there.presence());
+        Err(Trouble {
+            reason: error.to_string(),
+            is_gone: matches!(presence, Some(Ok(Presence::Absent | Presence::Partial))),
+        })
+    }
+
+    pub(super) fn discard(&self, inner: &mut Inner) -> Result<()> {
+        *self.lanes.lock() = None;
+        inner.watch.stop();
+        if let Some(receiving) = inner.receiving.take() {
+            // It fails, now that its connections are stopped; that is meant.
+            let _ = receiving.join();
+        }
+        if inner.machine.request().is_some() {
+            // Not reserved for, perhaps, but a run of the daemon before this one may have.
+            self.destination(inner)?.discard()?;
+        }
+        inner.daemon.locks.lock().give_up(self.session);
+        Ok(())
+    }
+
+    /// The destination, looked for again if this run of the daemon has not begun it.
+    fn destination<'a>(&self, inner: &'a mut Inner) -> Result<&'a mut Box<dyn Destination>> {
+        let Some(request) = inner.machine.request() else {
+            return Err(Error::Refused("nothing was ever reserved".to_owned()));
+        };
+        match &mut inner.destination {
+            Some(destination) => Ok(destination),
+            none => {
+                let job = self.session.to_string();
+                let found = inner.daemon.host.find_destination(&job, &request.needs)?;
+                Ok(none.insert(found))
+            }
+        }
+    }
+}

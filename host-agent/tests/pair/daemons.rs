@@ -1,0 +1,112 @@
+//! A pair of daemons on hosts in memory.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::Arc;
+
+use unmoved::config::{Config, Peer, Tls};
+use unmoved::daemon::Daemon;
+use unmoved::pki;
+
+use crate::fake::{Fake, Handle};
+
+/// Two hosts, `a` and `b`, whose daemons do not run yet.
+pub struct Stopped {
+    pub a: Arc<Fake>,
+    pub b: Arc<Fake>,
+    pub folder: tempfile::TempDir,
+    addresses: [SocketAddr; 2],
+    metrics: SocketAddr,
+}
+
+/// Two hosts with their daemons.
+pub struct Pair {
+    pub a: Arc<Fake>,
+    pub b: Arc<Fake>,
+    /// The daemon of `a`.
+    pub left: Arc<Daemon>,
+    /// The daemon of `b`.
+    pub right: Arc<Daemon>,
+    /// Where the daemon of `b` listens.
+    pub address: SocketAddr,
+    /// Where the daemon of `a` serves metrics.
+    pub metrics: SocketAddr,
+    pub folder: tempfile::TempDir,
+}
+
+impl Pair {
+    pub fn start() -> Self {
+        Self::prepare().go()
+    }
+
+    pub fn prepare() -> Stopped {
+        let folder = tempfile::Builder::new()
+            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .tempdir()
+            .unwrap();
+        pki::init(&folder.path().join("pki")).unwrap();
+        for host in ["a", "b", "c"] {
+            pki::issue(&folder.path().join("pki"), &[host.to_owned()]).unwrap();
+        }
+        // Ports that are free now; both daemons must know them before either runs.
+        let held = [(); 3].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
+        let [left, right, metrics] = held.map(|held| held.local_addr().unwrap());
+        let prepared = Stopped {
+            a: Arc::default(),
+            b: Arc::default(),
+            folder,
+            addresses: [left, right],
+            metrics,
+        };
+        for (host, end) in [("a", "source"), ("b", "destination")] {
+            std::fs::create_dir_all(prepared.folder.path().join(host).join(end)).unwrap();
+        }
+        prepared
+    }
+}
+
+impl Stopped {
+    fn config(&self, host: &str, listen: SocketAddr) -> Config {
+        let pki = self.folder.path().join("pki");
+        let names = ["a", "b"].into_iter().zip(self.addresses);
+        Config {
+            name: host.to_owned(),
+            listen,
+            state: self.folder.path().join(host),
+            socket: self.folder.path().join(format!("{host}.sock")),
+            metrics: (host == "a").then_some(self.metrics),
+            allow_uids: std::iter::empty().collect(),
+            tls: Tls {
+                authority: pki.join(pki::AUTHORITY),
+                certificate: pki.join(format!("{host}.pem")),
+                key: pki.join(format!("{host}.key")),
+            },
+            peers: names
+                .map(|(name, address)| Peer {
+                    name: name.to_owned(),
+                    address: address.to_string(),
+                })
+                .collect(),
+        }
+    }
+
+    /// Starts both daemons, the destination first.
+    pub fn go(self) -> Pair {
+        let daemon = |host: &str, fake: &Arc<Fake>, listen| {
+            let handle = Arc::new(Handle(fake.clone()));
+            Daemon::new(self.config(host, listen), handle).unwrap()
+        };
+        let right = daemon("b", &self.b, self.addresses[1]);
+        right.start().unwrap();
+        let left = daemon("a", &self.a, self.addresses[0]);
+        left.start().unwrap();
+        Pair {
+            left,
+            right,
+            address: self.addresses[1],
+            metrics: self.metrics,
+            a: self.a,
+            b: self.b,
+            folder: self.folder,
+        }
+    }
+}
