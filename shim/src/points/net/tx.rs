@@ -228,8 +228,12 @@ impl Vif {
         let Some(rings) = &mut self.host.rings else {
             return Ok(None);
         };
-        // Backends answer piece by piece, and would interrupt us for each.
-        match rings.tx.final_check_half(cx.frames) {
+        // A guest's TCP waits for its packets' answers before it sends more, so each is asked for.
+        let waiting = match rings.tx.pending(cx.frames) {
+            Ok(0) => rings.tx.final_check(cx.frames),
+            found => found.map(|_| true),
+        };
+        match waiting {
             Ok(true) => {
                 let slot = rings.tx.copy_response(cx.frames, 0);
                 rings.tx.consume(1);

@@ -101,22 +101,10 @@ impl<const SLOT: usize> FrontRing<SLOT> {
 
     /// Asks to be notified of the next response, and says whether one is there already.
     pub fn final_check(&self, mem: &dyn Frames) -> Result<bool, RingError> {
-        self.check_after(mem, 1)
-    }
-
-    /// Asks to be notified when half of what has been asked is answered, and says whether a response
-    /// is there already: for responses that nobody hurries for.  The last one is always told of.
-    pub fn final_check_half(&self, mem: &dyn Frames) -> Result<bool, RingError> {
-        let unanswered = self.req_published.wrapping_sub(self.rsp_cons);
-        self.check_after(mem, unanswered / 2 + 1)
-    }
-
-    fn check_after(&self, mem: &dyn Frames, responses: u32) -> Result<bool, RingError> {
         if self.pending(mem)? > 0 {
             return Ok(true);
         }
-        let wanted = self.rsp_cons.wrapping_add(responses);
-        mem.store32(self.slots.head(), RSP_EVENT, wanted);
+        mem.store32(self.slots.head(), RSP_EVENT, self.rsp_cons.wrapping_add(1));
         fence(Ordering::SeqCst);
         Ok(self.pending(mem)? > 0)
     }

@@ -74,34 +74,6 @@ fn a_sleeping_end_is_notified_once() {
     assert!(!back.push(&mem), "nothing new");
 }
 
-#[test]
-fn an_end_that_does_not_hurry_is_told_of_the_last_answer() {
-    let mem = FakeFrames::new(8);
-    for requests in 1..=16_u32 {
-        let mut front = FrontRing::<16>::new(&mem, frames(1));
-        let mut back = BackRing::<16>::attach(&mem, frames(1)).unwrap();
-        assert_eq!(front.final_check_half(&mem), Ok(false));
-        for _ in 0..requests {
-            front.put(&mem, &[7; 16]);
-        }
-        assert!(front.push(&mem));
-        assert_eq!(front.final_check_half(&mem), Ok(false));
-        back.consume(requests);
-        let mut told = 0;
-        for _ in 0..requests {
-            back.respond(&mem, &[8; 16]);
-            if back.push(&mem) {
-                told += 1;
-                let pending = front.pending(&mem).unwrap();
-                front.consume(pending);
-                assert_eq!(front.final_check_half(&mem), Ok(false));
-            }
-        }
-        assert_eq!(front.pending(&mem), Ok(0), "all of {requests} are known");
-        assert!(told <= requests.ilog2() + 1, "{told} for {requests}");
-    }
-}
-
 proptest! {
     /// Whatever the two ends do in turn, requests arrive in order and unchanged, and so do
     /// responses; nobody who went to sleep is left asleep with work to do.
