@@ -10,6 +10,7 @@
 //! the guest and the backends' virtual one, which grants nothing; so a guest can map and copy only
 //! what it granted to itself ([`own`]).
 
+mod copy;
 mod holds;
 mod own;
 

@@ -33,6 +33,7 @@ mod issue;
 pub mod model;
 mod request;
 mod shadow;
+mod slab;
 #[cfg(test)]
 mod tests;
 

@@ -1,6 +1,8 @@
 //! The half that faces the host: a frontend for whatever backend there is, built anew after each
 //! migration and whenever the guest's driver comes back.
 
+mod backend;
+
 use alloc::borrow::ToOwned;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -10,14 +12,13 @@ use xen_abi::Mfn;
 use xen_abi::netif::{RX_SLOT, TX_SLOT};
 use xen_abi::xenbus::XenbusState;
 
-use super::Vif;
-use super::features::{OFFER_KEYS, Offer, Shown, Wishes};
+use super::features::{Offer, Wishes};
 use super::guest::FRONT_KEYS;
 use super::loose::{Held, Loose};
 use crate::host::{Access, HostPort, HostRef};
 use crate::points::ring::FrontRing;
-use crate::points::xenbus::{HostLink, LinkEvent, Nodes, why_failed};
-use crate::points::{Cx, Device, DeviceId};
+use crate::points::xenbus::HostLink;
+use crate::points::{Cx, DeviceId};
 
 /// The collection that is asked for: what the backend offers.
 const OFFER: u8 = 0;
@@ -220,156 +221,6 @@ impl HostHalf {
                 cx.pool.give_back(frame);
                 Err("there is no grant reference for a ring".to_owned())
             }
-        }
-    }
-}
-
-impl Vif {
-    /// Goes on with the connection to the host.
-    pub(super) fn host_link_event(&mut self, cx: &mut Cx<'_>, event: LinkEvent) {
-        match event {
-            LinkEvent::Found(nodes) => {
-                self.announcer.set_mac(nodes.text("mac"));
-                self.guest.publish(cx, &nodes);
-            }
-            LinkEvent::State(state) => self.backend_state(cx, state),
-            LinkEvent::Nodes { what, nodes } => self.backend_nodes(cx, what, &nodes),
-            LinkEvent::Failed { path, error } => match self.host.stage {
-                // The directory goes before we do when the device is removed by force.
-                Stage::Closed | Stage::Broken(_) | Stage::Absent(_) => {}
-                _ => self.break_host(cx, &why_failed(&path, error)),
-            },
-        }
-    }
-
-    fn backend_state(&mut self, cx: &mut Cx<'_>, state: XenbusState) {
-        let link = &self.host.link;
-        match (&self.host.stage, state) {
-            (Stage::Closed, _) => {}
-            (
-                Stage::Waiting | Stage::Absent(_),
-                XenbusState::INIT_WAIT | XenbusState::INITIALISED,
-            ) => {
-                self.host.stage = Stage::Negotiating;
-                let link = &mut self.host.link;
-                link.collect(cx.host_store, OFFER, OFFER_KEYS);
-            }
-            // Connected, but not with us: left over from a domain that was resumed where it was.
-            // It is led once around to where it began.
-            (Stage::Waiting, XenbusState::CONNECTED) => {
-                link.set_state(cx.host_store, XenbusState::CLOSING);
-            }
-            (Stage::Waiting | Stage::Reopening | Stage::Broken(_), XenbusState::CLOSING) => {
-                link.set_state(cx.host_store, XenbusState::CLOSED);
-            }
-            (Stage::Waiting | Stage::Reopening, XenbusState::CLOSED) => {
-                link.set_state(cx.host_store, XenbusState::INITIALISING);
-                self.host.stage = Stage::Waiting;
-            }
-            (Stage::Connecting, XenbusState::CONNECTED) => {
-                self.host.stage = Stage::Connected;
-                self.show_connected(cx);
-                self.announce(cx);
-                self.pump(cx);
-            }
-            (Stage::Waiting | Stage::Absent(_), _) | (Stage::Broken(_), XenbusState::CLOSED) => {}
-            (_, XenbusState::CLOSING | XenbusState::CLOSED | XenbusState::UNKNOWN)
-                if self.can_wait_for_another() =>
-            {
-                self.wait_for_another(cx, "the backend is gone");
-            }
-            (_, XenbusState::CLOSING) => self.unplug(cx),
-            (_, XenbusState::CLOSED | XenbusState::UNKNOWN) => {
-                self.break_host(cx, "the backend is gone");
-                self.unplug(cx);
-            }
-            _ => {}
-        }
-    }
-
-    fn backend_nodes(&mut self, cx: &mut Cx<'_>, what: u8, nodes: &Nodes) {
-        if what != OFFER || self.host.stage != Stage::Negotiating {
-            return;
-        }
-        let offer = Offer::parse(nodes);
-        let is_first = self.shown.is_none();
-        let shown = self.shown.get_or_insert_with(|| Shown::fix(&offer));
-        if let Some(why) = shown.refuses(&offer) {
-            log::error!("vif/{}: the backend is refused: {why}", self.id.index);
-            self.host.stage = Stage::Refused(why);
-            // Nothing was promised to anybody.
-            if is_first {
-                self.shown = None;
-            }
-            return;
-        }
-        self.host.offer = offer;
-        self.host.stage = Stage::Offered;
-        if is_first {
-            self.show(cx);
-        }
-        self.connect_host(cx);
-    }
-
-    /// Connects to the backend if both it and a driver of the guest are ready.
-    pub(super) fn connect_host(&mut self, cx: &mut Cx<'_>) {
-        let (Stage::Offered, Some(driver)) = (&self.host.stage, &self.guest.driver) else {
-            return;
-        };
-        let wishes = driver.wishes;
-        match self.host.offer_rings(cx, &wishes) {
-            Ok(()) => {
-                self.host.stage = Stage::Connecting;
-                // Buffers may be there from the first moment on.
-                self.post_buffers(cx);
-                self.push(cx);
-            }
-            Err(why) => self.break_host(cx, &why),
-        }
-    }
-
-    /// The backend lies or is gone: nothing is asked of it any more, and whatever was sent fails as
-    /// soon as it can no longer touch the guest's pages.
-    pub(super) fn break_host(&mut self, cx: &mut Cx<'_>, why: &str) {
-        if matches!(self.host.stage, Stage::Broken(_) | Stage::Closed) {
-            return;
-        }
-        if self.can_wait_for_another() {
-            return self.wait_for_another(cx, why);
-        }
-        log::error!("vif/{}: {why}", self.id.index);
-        self.host.stage = Stage::Broken(why.to_owned());
-        self.host.drop_rings(cx);
-        let link = &self.host.link;
-        link.set_state(cx.host_store, XenbusState::CLOSING);
-        self.fail_sent(cx);
-        self.withdraw_buffers(cx);
-        self.pump(cx);
-    }
-    /// Whether the guest has come to another host and not run there yet, so that it need not learn
-    /// what its new backend does before it works.
-    fn can_wait_for_another(&self) -> bool {
-        self.was_reattached && self.host.stage != Stage::Connected
-    }
-
-    /// There is no backend that works where the guest came to: gives up what was offered to it, and
-    /// begins anew when one appears, or when the host lists the device again.
-    fn wait_for_another(&mut self, cx: &mut Cx<'_>, why: &str) {
-        log::error!("vif/{}: {why}; waiting for another backend", self.id.index);
-        let had_rings = self.host.rings.is_some();
-        self.host.stage = Stage::Absent(why.to_owned());
-        self.host.drop_rings(cx);
-        self.withdraw_buffers(cx);
-        if had_rings {
-            let link = &self.host.link;
-            link.set_state(cx.host_store, XenbusState::INITIALISING);
-        }
-    }
-
-    /// The host lists the device, which it may not have done before.
-    pub(super) fn host_lists_it(&mut self, cx: &mut Cx<'_>, frontend: &str) {
-        if matches!(self.host.stage, Stage::Absent(_)) {
-            self.host.start(cx, frontend);
         }
     }
 }
