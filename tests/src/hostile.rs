@@ -9,6 +9,8 @@ use crate::within::Way;
 
 /// Longest silence of a run that is well: the kernel says something every few seconds.
 const SILENCE: Duration = Duration::from_secs(180);
+/// Saves the guest to nowhere, and lets it go on: the shim has to stop it for that, whatever it does.
+const SAVE: [&str; 5] = ["xl", "save", "-c", "hostile", "/dev/null"];
 /// What a shim says when it fails, as opposed to its guest.
 const SHIM_FAULT: [&str; 3] = [
     "unmoved E panic",
@@ -105,7 +107,7 @@ fn attack_and_move(host: &Host, system: System, attack: Attack, ways: &[Way]) ->
         said.push('\n');
     }
     let end = match ways.is_empty() {
-        true => wait(&guest.console, host.serial(), mark)?,
+        true => wait(&guest.console, host, mark)?,
         // It has been moved, and goes on: that is what was to be seen.
         false => wait_for_progress(&guest, host, mark).map(|()| None)?,
     };
@@ -128,7 +130,7 @@ fn wait_for_progress(guest: &Guest, host: &Host, mark: usize) -> Result<()> {
 }
 
 /// Wait for the kernel's last line, or for the shim's word that it crashed.
-fn wait(console: &Log, serial: &Log, mark: usize) -> Result<Option<String>> {
+fn wait(console: &Log, host: &Host, mark: usize) -> Result<Option<String>> {
     let (mut seen, mut heard) = (0, Instant::now());
     loop {
         if console.more(seen, Duration::from_secs(2)).is_some() {
@@ -141,18 +143,26 @@ fn wait(console: &Log, serial: &Log, mark: usize) -> Result<Option<String>> {
         if find(&text, "hostile: done").is_some() {
             return Ok(None);
         }
-        let said = String::from_utf8_lossy(&serial.bytes()[mark..]).into_owned();
+        let said = String::from_utf8_lossy(&host.serial().bytes()[mark..]).into_owned();
         if let Some(line) = shim_fault(&said) {
             bail!("the shim failed: {line}");
         }
         if let Some(line) = find(&said, GUEST_FAULT) {
             return Ok(Some(line));
         }
-        let last = text.lines().last().unwrap_or("nothing");
-        ensure!(
-            heard.elapsed() < SILENCE,
-            "the hostile guest fell silent; it last said: {last}"
-        );
+        if heard.elapsed() > SILENCE {
+            let last = text.lines().last().unwrap_or("nothing");
+            let saved = host.run(&SAVE)?;
+            ensure!(
+                saved.code == 0,
+                "the hostile guest fell silent, and the shim does not stop it: {}; it last said: {last}",
+                saved.stderr.trim()
+            );
+            // A jump into the middle of an instruction can be a loop, as the kernel's own code has one.
+            return Ok(Some(format!(
+                "it goes round in circles; it last said: {last}"
+            )));
+        }
     }
 }
 
