@@ -47,6 +47,11 @@ struct Inner {
 impl Incoming {
     /// The session of this name that belongs to this peer; a new one if there is none.
     pub(super) fn of(daemon: &Arc<Daemon>, session: SessionId, peer: &str) -> Result<Arc<Self>> {
+        if daemon.damaged.lock().contains(&session) {
+            return Err(Error::Refused(
+                "the journal of this session is damaged: an operator has to look".to_owned(),
+            ));
+        }
         let mut all = daemon.incoming.lock();
         if let Some(known) = all.get(&session) {
             return Ok(known.clone());
@@ -61,8 +66,11 @@ impl Incoming {
     /// Takes up a session that another run of the daemon began.
     pub(super) fn recover(daemon: &Arc<Daemon>, session: SessionId) -> Result<()> {
         let failed = || Error::io("the journal");
-        let (mut journal, records) =
-            Journal::open(&daemon.folder("destination"), session).map_err(failed())?;
+        let opened = Journal::open(&daemon.folder("destination"), session);
+        let Some((mut journal, records)) = daemon.whole(session, Direction::Incoming, opened)?
+        else {
+            return Ok(());
+        };
         let Some(machine) = DestinationSession::recover(records) else {
             return Ok(());
         };

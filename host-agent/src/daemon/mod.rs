@@ -6,6 +6,7 @@
 //! | `incoming` | a guest that comes: runs the destination's machine |
 //! | `peers` | takes connections from other agents |
 //! | `link` | makes connections to them |
+//! | `recover` | takes up what another run of the daemon left |
 //! | [`local`] | takes orders from the command on this host |
 //! | `metrics` | tells Prometheus |
 //!
@@ -21,9 +22,10 @@ pub mod local;
 mod metrics;
 mod outgoing;
 mod peers;
+mod recover;
 mod wire;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
@@ -37,8 +39,7 @@ use serde_json::json;
 
 use crate::audit::Audit;
 use crate::config::Config;
-use crate::job::{Control, DomainEntry, Error, Host, JobOptions, Needs, Result};
-use crate::journal;
+use crate::job::{Control, Error, Host, JobOptions, Result};
 use crate::predict::Prediction;
 use crate::session::{Locks, SessionId};
 use crate::transport::tls::Identity;
@@ -66,6 +67,8 @@ pub struct Daemon {
     incoming: Mutex<BTreeMap<SessionId, Arc<Incoming>>>,
     /// UUIDs of guests that a job reads.
     leaving: Mutex<Vec<String>>,
+    /// Sessions whose journals cannot be read.
+    damaged: Mutex<BTreeSet<SessionId>>,
 }
 
 /// What `check` found.
@@ -109,6 +112,7 @@ impl Daemon {
             jobs: Mutex::default(),
             incoming: Mutex::default(),
             leaving: Mutex::default(),
+            damaged: Mutex::default(),
         }))
     }
 
@@ -258,48 +262,6 @@ impl Daemon {
 
     fn folder(&self, end: &str) -> PathBuf {
         self.config.state.join(end)
-    }
-
-    fn recover(self: &Arc<Self>) -> Result<()> {
-        let read = |folder: &PathBuf| {
-            journal::sessions(folder)
-                .map_err(Error::io(format!("cannot read {}", folder.display())))
-        };
-        for end in ["source", "destination"] {
-            let pruned = journal::prune(&self.folder(end), KEPT);
-            pruned.map_err(Error::io("old journals"))?;
-        }
-        for session in read(&self.folder("destination"))? {
-            Incoming::recover(self, session)?;
-        }
-        for session in read(&self.folder("source"))? {
-            outgoing::recover(self, session)?;
-        }
-        for domain in self.host.domains()? {
-            if let Err(error) = self.unwatch(&domain) {
-                log::warn!("{}: {error}", domain.name);
-            }
-        }
-        Ok(())
-    }
-
-    /// A run that died while it only watched a guest, to check or before it wrote a journal, has left it
-    /// watched, which costs the guest time.
-    fn unwatch(self: &Arc<Self>, domain: &DomainEntry) -> Result<()> {
-        // What is suspended, or a journal tells of, is another matter.
-        if !matches!(domain.state.as_str(), "running" | "blocked") {
-            return Ok(());
-        }
-        let Ok(_claim) = self.claim(&domain.uuid) else {
-            return Ok(());
-        };
-        let needs = Needs {
-            name: domain.name.clone(),
-            uuid: domain.uuid.clone(),
-            source_domid: domain.domid,
-            ..Needs::default()
-        };
-        self.host.find_source(&needs)?.resume_here()
     }
 }
 

@@ -95,8 +95,10 @@ fn over(daemon: &Daemon, job: &Job, result: std::result::Result<(), String>) {
 
 /// Takes up a job that another run of the daemon began.
 pub(super) fn recover(daemon: &Arc<Daemon>, session: SessionId) -> Result<()> {
-    let (mut journal, records) =
-        Journal::open(&daemon.folder("source"), session).map_err(Error::io("the journal"))?;
+    let opened = Journal::open(&daemon.folder("source"), session);
+    let Some((mut journal, records)) = daemon.whole(session, Direction::Outgoing, opened)? else {
+        return Ok(());
+    };
     if records.last().is_none_or(SourceRecord::is_final) {
         return journal.retire().map_err(Error::io("the journal"));
     }

@@ -1,0 +1,84 @@
+//! Takes up what another run of the daemon left.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::incoming::Incoming;
+use super::job::{Direction, Job};
+use super::{Daemon, KEPT, outgoing};
+use crate::job::{Control, DomainEntry, Error, JobOptions, Needs, Result};
+use crate::journal;
+use crate::session::SessionId;
+
+impl Daemon {
+    pub(super) fn recover(self: &Arc<Self>) -> Result<()> {
+        let read = |folder: &PathBuf| {
+            journal::sessions(folder)
+                .map_err(Error::io(format!("cannot read {}", folder.display())))
+        };
+        for end in ["source", "destination"] {
+            let pruned = journal::prune(&self.folder(end), KEPT);
+            pruned.map_err(Error::io("old journals"))?;
+        }
+        for session in read(&self.folder("destination"))? {
+            Incoming::recover(self, session)?;
+        }
+        for session in read(&self.folder("source"))? {
+            outgoing::recover(self, session)?;
+        }
+        for domain in self.host.domains()? {
+            if let Err(error) = self.unwatch(&domain) {
+                log::warn!("{}: {error}", domain.name);
+            }
+        }
+        Ok(())
+    }
+
+    /// A run that died while it only watched a guest, to check or before it wrote a journal, has left it
+    /// watched, which costs the guest time.
+    fn unwatch(self: &Arc<Self>, domain: &DomainEntry) -> Result<()> {
+        // What is suspended, or a journal tells of, is another matter.
+        if !matches!(domain.state.as_str(), "running" | "blocked") {
+            return Ok(());
+        }
+        let Ok(_claim) = self.claim(&domain.uuid) else {
+            return Ok(());
+        };
+        let needs = Needs {
+            name: domain.name.clone(),
+            uuid: domain.uuid.clone(),
+            source_domid: domain.domid,
+            ..Needs::default()
+        };
+        self.host.find_source(&needs)?.resume_here()
+    }
+
+    /// What was read of a session's journal, unless it is damaged.  That stops its own session and no
+    /// other: nothing of it is touched, and its peer gets no answer, until an operator has looked.
+    pub(super) fn whole<J>(
+        &self,
+        session: SessionId,
+        direction: Direction,
+        opened: io::Result<J>,
+    ) -> Result<Option<J>> {
+        let error = match opened {
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => error,
+            other => return other.map(Some).map_err(Error::io("the journal")),
+        };
+        log::error!("session {session}: {error}");
+        let more = json!({ "job": session, "failed": error.to_string() });
+        self.audit.write("agent", "journal damaged", &more);
+        let control = Arc::new(Control::new(JobOptions::default()));
+        let (domain, peer) = ("(not known)".to_owned(), "(not known)".to_owned());
+        let job = Job::new(session.to_string(), direction, domain, peer, control);
+        let what =
+            "see at both ends where its guest is, then move the file away and restart the agent";
+        job.wait(&format!("{error}; {what}"), false);
+        self.add(&job);
+        self.damaged.lock().insert(session);
+        Ok(None)
+    }
+}
