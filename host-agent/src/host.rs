@@ -124,7 +124,7 @@ impl Host for XenHost {
     }
 
     fn find_destination(&self, job: &str, needs: &Needs) -> Result<Box<dyn Destination>> {
-        Ok(Box::new(self.receiver().again(job, needs)?))
+        Ok(Box::new(self.receiver().again(job, needs)))
     }
 }
 

@@ -9,6 +9,8 @@ use crate::within::Way;
 
 /// Longest silence of a run that is well: the kernel says something every few seconds.
 const SILENCE: Duration = Duration::from_secs(180);
+/// Longest time until the last words of a guest that has ended are read.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 /// Saves the guest to nowhere, and lets it go on: the shim has to stop it for that, whatever it does.
 const SAVE: [&str; 5] = ["xl", "save", "-c", "hostile", "/dev/null"];
 /// What a shim says when it fails, as opposed to its guest.
@@ -148,6 +150,12 @@ fn wait(console: &Log, host: &Host, mark: usize) -> Result<Option<String>> {
             bail!("the shim failed: {line}");
         }
         if let Some(line) = find(&said, GUEST_FAULT) {
+            return Ok(Some(line));
+        }
+        // It may have said why, and nobody has read that yet.
+        if let Some(line) = find(&said, GUEST_END)
+            && heard.elapsed() > LAST_WORDS
+        {
             return Ok(Some(line));
         }
         if heard.elapsed() > SILENCE {

@@ -42,6 +42,8 @@ struct Inner {
     watch: Arc<Watch>,
     /// To be told with the next answer.
     stream: Option<Ticket>,
+    /// This run was asked to reserve, and could not: nothing here is this session's.
+    is_refused: bool,
 }
 
 impl Incoming {
@@ -135,6 +137,7 @@ impl Incoming {
                 receiving: None,
                 watch: Watch::of(control),
                 stream: None,
+                is_refused: false,
             }),
         })
     }
@@ -229,6 +232,15 @@ impl Incoming {
             next = inner.machine.step(result);
         }
         self.show(inner);
+        // However it came to that: what is over keeps nothing from the next.
+        if inner
+            .machine
+            .record()
+            .is_some_and(DestinationRecord::is_final)
+        {
+            inner.destination = None;
+            inner.daemon.locks.lock().give_up(self.session);
+        }
         answer
     }
 

@@ -59,12 +59,15 @@ impl Receiver {
         }
     }
 
-    /// Takes up the place of a job that another run of the agent began.
-    pub(crate) fn again(mut self, job: &str, needs: &Needs) -> Result<Self> {
-        self.reservations.take(job, needs, u64::MAX)?;
-        self.job = Some(job.to_owned());
+    /// Takes up the place of a job that another run of the agent began.  What another job has been promised
+    /// since stays promised: this one only ends what it has begun.
+    pub(crate) fn again(mut self, job: &str, needs: &Needs) -> Self {
+        match self.reservations.take(job, needs, u64::MAX) {
+            Ok(()) => self.job = Some(job.to_owned()),
+            Err(error) => log::warn!("job {job}: {error}"),
+        }
         self.needs = needs.clone();
-        Ok(self)
+        self
     }
 
     /// The copy here: the domain of that UUID which is not the source.

@@ -218,6 +218,34 @@ fn agents_killed_after_the_hand_over_finish_it_when_they_meet_again() {
 }
 
 #[test]
+fn a_guest_that_ran_before_a_restart_leaves_its_place_free_for_the_next() {
+    let pair = Pair::prepare();
+    pair.a.add("guest", "u-1");
+    let (source, destination) = begun(&pair.a);
+    let SourceRecord::Begun { token, .. } = source.clone() else {
+        unreachable!("it is how one begins");
+    };
+    pair.a.set("u-1", Presence::Paused);
+    pair.b.put("guest", "u-1", Presence::Running);
+    left_behind(
+        &pair,
+        &[source, SourceRecord::Suspending, SourceRecord::HandedOver],
+        &[
+            destination,
+            DestinationRecord::Received,
+            DestinationRecord::Taken { token },
+        ],
+    );
+    let pair = pair.go();
+    ended(&only_job(&pair.left)).unwrap();
+    for (from, to) in [(&pair.right, "a"), (&pair.left, "b")] {
+        let job = from.migrate("test", "guest", to, JobOptions::default());
+        ended(&job.unwrap()).unwrap();
+    }
+    assert_eq!(pair.b.presence("u-1"), Presence::Running);
+}
+
+#[test]
 fn agents_killed_before_the_hand_over_give_the_guest_back() {
     let pair = Pair::prepare();
     pair.a.add("guest", "u-1");

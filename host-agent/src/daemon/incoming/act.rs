@@ -19,6 +19,7 @@ impl Incoming {
             return Err(Error::Refused(why));
         }
         let daemon = inner.daemon.clone();
+        inner.is_refused = true;
         self.job.rename(&request.needs.destination_name);
         let free = daemon.host.facts()?.free_memory_bytes;
         daemon
@@ -28,6 +29,7 @@ impl Incoming {
             .map_err(Error::Refused)?;
         let mut destination = daemon.host.destination()?;
         destination.reserve(&self.session.to_string(), &request.needs)?;
+        inner.is_refused = false;
         let destination = inner.destination.insert(destination);
         let sink = destination.receive(&self.job.control)?;
         let builds_early = sink.builds_early();
@@ -115,7 +117,7 @@ impl Incoming {
             // It fails, now that its connections are stopped; that is meant.
             let _ = receiving.join();
         }
-        if inner.machine.request().is_some() {
+        if inner.machine.request().is_some() && !inner.is_refused {
             // Not reserved for, perhaps, but a run of the daemon before this one may have.
             self.destination(inner)?.discard()?;
         }
