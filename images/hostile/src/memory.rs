@@ -283,3 +283,8 @@ pub fn text_sum() -> u64 {
 pub fn text() -> u64 {
     &raw const __text_start as u64
 }
+
+/// If an address is in the text.
+pub fn is_text(address: u64) -> bool {
+    (text()..&raw const __text_end as u64).contains(&address)
+}

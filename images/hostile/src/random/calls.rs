@@ -146,11 +146,13 @@ impl Random {
                 SCRATCH.set(2, 1);
             }
             nr::SET_TRAP_TABLE if *a == 0 => trap::repair_callbacks(),
-            nr::SET_CALLBACKS => *a |= 1,
+            nr::SET_CALLBACKS => {
+                (*a, *b) = (Self::outside(*a) | 1, Self::outside(*b));
+            }
             nr::CALLBACK_OP => {
                 // Without any event callback the next event is the end, and rightly so.
                 SCRATCH.set(0, self.below(9) | self.below(3) << 16);
-                let address = self.word() | 1;
+                let address = Self::outside(self.word()) | 1;
                 SCRATCH.set(1, address);
                 *a = self.below(3);
                 *b = SCRATCH.va(0);

@@ -65,12 +65,10 @@ impl Random {
     /// `iret` with a frame that is partly wild.
     pub(super) fn return_somewhere(&mut self) {
         trap::repair_callbacks();
-        // Not anywhere in its own text: there a jump into the middle of an instruction may find a loop.
         let rip = match self.below(4) {
-            0 => Some(self.pointer()).filter(|to| to.wrapping_sub(memory::text()) >= 4096),
-            _ => None,
+            0 => Self::outside(self.pointer()),
+            _ => trap::done_address(),
         };
-        let rip = rip.unwrap_or_else(trap::done_address);
         // Without a user page table a return to user mode is this kernel's own end.
         let cs = self.of(&[
             0xe030u64, 0xe008, 0xe010, 0, 8, 0x10, 0xe028, 0xe038, 0xfff8,

@@ -54,6 +54,16 @@ impl Random {
         }
     }
 
+    /// `to`, or the same far behind this kernel, where nothing is mapped, if it is in the text: a jump
+    /// into the middle of an instruction may find a loop, or change registers as if the shim had.
+    pub(super) fn outside(to: u64) -> u64 {
+        if memory::is_text(to) {
+            to + 0x4000_0000
+        } else {
+            to
+        }
+    }
+
     /// An address for a breakpoint: not in the text, where a handler could never get past it.
     pub(super) fn watched(&mut self) -> u64 {
         match self.below(6) {
