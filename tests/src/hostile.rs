@@ -166,9 +166,9 @@ fn wait(console: &Log, host: &Host, mark: usize) -> Result<Option<String>> {
                 "the hostile guest fell silent, and the shim does not stop it: {}; it last said: {last}",
                 saved.stderr.trim()
             );
-            // A jump into the middle of an instruction can be a loop, as the kernel's own code has one.
+            // It has lost its timer, or jumped into the middle of an instruction and found a loop.
             return Ok(Some(format!(
-                "it goes round in circles; it last said: {last}"
+                "it sleeps, or goes round in circles; it last said: {last}"
             )));
         }
     }
