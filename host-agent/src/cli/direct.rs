@@ -129,7 +129,7 @@ fn abort_on_signals(control: &Arc<Control>) -> Result<()> {
     let wait = move || {
         for _ in signals.forever() {
             if control.abort() {
-                eprintln!("aborting; the guest goes on where it was");
+                eprintln!("aborting; what was begun is undone");
             } else {
                 eprintln!("it is too late to abort");
             }

@@ -20,8 +20,9 @@ impl Daemon {
                 .map_err(Error::io(format!("cannot read {}", folder.display())))
         };
         for end in ["source", "destination"] {
-            let pruned = journal::prune(&self.folder(end), KEPT);
-            pruned.map_err(Error::io("old journals"))?;
+            if let Err(error) = journal::prune(&self.folder(end), KEPT) {
+                log::warn!("old journals of the {end} stay: {error}");
+            }
         }
         for session in read(&self.folder("destination"))? {
             Incoming::recover(self, session)?;
@@ -29,7 +30,12 @@ impl Daemon {
         for session in read(&self.folder("source"))? {
             outgoing::recover(self, session)?;
         }
-        for domain in self.host.domains()? {
+        // What this does not find costs a guest time, and no more.
+        let domains = self.host.domains().unwrap_or_else(|error| {
+            log::warn!("nobody looks for guests that are still watched: {error}");
+            Vec::new()
+        });
+        for domain in domains {
             if let Err(error) = self.unwatch(&domain) {
                 log::warn!("{}: {error}", domain.name);
             }

@@ -79,8 +79,8 @@ impl XenGuest {
         self.xen.domain(self.domid)
     }
 
-    /// Stops what a dead run of the agent has left on, unless the toolstack has taken it over.
-    pub(crate) fn stop_left_recording(&self) -> Result<()> {
+    /// Switches log-dirty mode off, unless the toolstack has taken it over from whoever switched it on.
+    pub(crate) fn switch_off(&self) -> Result<()> {
         match self.nobody_else_reads() {
             Ok(()) => self.domain().disable_log_dirty(),
             Err(Error::Refused(_)) => Ok(()),
@@ -161,13 +161,17 @@ impl Memory for XenGuest {
     }
 
     fn stop_recording(&mut self) -> Result<()> {
-        if self.dirty.take().is_some() {
-            self.domain().disable_log_dirty()?;
+        match self.dirty.take() {
+            Some(_) => self.switch_off(),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn take_dirty(&mut self, last: bool) -> Result<Bitmap> {
+        if !last {
+            // An `xl migrate` that is begun meanwhile takes the record over, and what was in it is lost.
+            self.nobody_else_reads()?;
+        }
         let Some((frames, buffer)) = &mut self.dirty else {
             return Err(Error::Xen("writes are not recorded".to_owned()));
         };

@@ -4,7 +4,8 @@
 //! each other's records of what the guest has written, and pages would be lost.  The lock is on a file, so
 //! the kernel gives it up when its process dies, however that happens.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{DirBuilder, File, TryLockError};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use crate::job::{Error, Result};
@@ -26,7 +27,10 @@ impl Hold {
     pub(super) fn take(folder: &Path, domid: u16) -> Result<Self> {
         let path = folder.join(domid.to_string());
         let failed = || Error::io(format!("cannot lock {}", path.display()));
-        fs::create_dir_all(folder).map_err(failed())?;
+        // Who can open a file can lock it, and keep the agent from its work.
+        let mut builder = DirBuilder::new();
+        builder.recursive(true).mode(0o700);
+        builder.create(folder).map_err(failed())?;
         // The file stays: one that is taken away could be locked by two.
         let file = File::create(&path).map_err(failed())?;
         match file.try_lock() {

@@ -159,6 +159,12 @@ impl Source for LiveSource {
         let (name, domid) = (self.name.clone(), self.domid);
         let version = self.xen.version();
         let uuid = self.uuid.clone();
+        self.hold()?;
+        if marker::is_asked(&*self.store, domid, &uuid)? {
+            // By a run that died before anything came of it, for the guest runs.  With its mark left, a
+            // suspend of somebody else's would be taken for ours.
+            self.resume_here()?;
+        }
         let reading = self.reading()?;
         let Seen {
             estimate,
@@ -276,7 +282,7 @@ impl Source for LiveSource {
         }
         let undo = found.undo(&self.name)?;
         if undo.log_dirty {
-            guest.stop_left_recording()?;
+            guest.switch_off()?;
         }
         let name = store.read(&format!("/local/domain/{domid}/name"))?;
         if undo.name && name.is_some_and(|name| name == format!("{}{AWAY}", self.name)) {
@@ -291,6 +297,8 @@ impl Source for LiveSource {
             }
         }
         marker::clear(&*self.store, domid)?;
+        // From here on the mark may be another process's.
+        self.is_only_marked = false;
         self.hold = None;
         Ok(())
     }

@@ -8,6 +8,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// Where processes are.
@@ -30,6 +31,11 @@ pub(crate) fn saver(processes: &Path, domid: u16) -> io::Result<Option<u32>> {
         let Some(process) = name.to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
+        // The toolstack runs as the agent does; anybody may call a program so.
+        let is_ours = |owner: fs::Metadata| owner.uid() == rustix::process::geteuid().as_raw();
+        if !entry.metadata().is_ok_and(is_ours) {
+            continue;
+        }
         // One that has ended meanwhile does not save anything.
         let read = |file| fs::read(entry.path().join(file)).unwrap_or_default();
         if !read("comm").starts_with(HELPER) {

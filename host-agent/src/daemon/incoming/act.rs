@@ -14,12 +14,13 @@ use crate::transport::{Duplex, receive};
 
 impl Incoming {
     pub(super) fn reserve(self: &Arc<Self>, inner: &mut Inner, request: &Request) -> Result<()> {
+        // Until it is accepted: whatever has this UUID here is not this session's to throw away.
+        inner.is_refused = true;
         if !(1..=Request::CONNECTIONS_MOST).contains(&request.parallel) {
             let why = format!("{} connections cannot be", request.parallel);
             return Err(Error::Refused(why));
         }
         let daemon = inner.daemon.clone();
-        inner.is_refused = true;
         self.job.rename(&request.needs.destination_name);
         let free = daemon.host.facts()?.free_memory_bytes;
         daemon

@@ -8,6 +8,7 @@
 mod copy;
 mod meet;
 
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -103,9 +104,9 @@ pub(super) fn recover(daemon: &Arc<Daemon>, session: SessionId) -> Result<()> {
         return journal.retire().map_err(Error::io("the journal"));
     }
     let Some(machine) = SourceSession::recover(records) else {
-        return Err(Error::Refused(format!(
-            "the journal of session {session} has no beginning"
-        )));
+        let error = io::Error::new(io::ErrorKind::InvalidData, "the journal has no beginning");
+        let damaged = daemon.whole::<()>(session, Direction::Outgoing, Err(error));
+        return damaged.map(drop);
     };
     let request = machine.request();
     let control = Arc::new(Control::new(JobOptions {
