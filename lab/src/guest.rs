@@ -25,6 +25,9 @@ pub struct Guest {
     follow: Task,
 }
 
+/// Reads a file from its beginning and as it grows; argument: its name.  It is made if need be, since one
+/// that is not there is looked for once a second, and what is measured by it would be wrong by that.
+const FOLLOW: &str = "touch \"$1\" && exec tail -q -n +1 -F \"$1\"";
 /// Puts a line into the console of a guest; arguments: its name, the line.
 const TYPE_LINE: &str =
     "printf '%s\\n' \"$2\" >\"$(xenstore-read \"/local/domain/$(xl domid \"$1\")/console/tty\")\"";
@@ -49,7 +52,7 @@ impl Guest {
 
     fn follow(name: &str, file: &str, host: &Host) -> Result<Self> {
         let file = format!("/var/log/xen/console/guest-{file}.log");
-        let follow = host.start(&["tail", "-q", "-n", "+1", "-F", &file])?;
+        let follow = host.start(&["sh", "-c", FOLLOW, "follow", &file])?;
         Ok(Self {
             name: name.to_owned(),
             console: follow.stdout.clone(),

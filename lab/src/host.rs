@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::channel::{Output, Task};
 use crate::log::Log;
 use crate::machine::Machine;
+use crate::profile::Sampler;
 
 /// Limit of commands and copies for which none is given: long enough for a loaded machine.
 pub const LIMIT: Duration = Duration::from_secs(300);
@@ -70,6 +71,14 @@ impl Host {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.machine.pid()
+    }
+
+    /// Look at what its processor does, this often; once in its life.
+    ///
+    /// # Errors
+    /// The second time.
+    pub fn sample(&self, every: Duration) -> Result<Sampler> {
+        self.machine.sample(every)
     }
 
     /// Start a command in dom0.

@@ -34,6 +34,7 @@ pub mod mirror;
 pub mod modules;
 pub mod paths;
 mod process;
+pub mod profile;
 pub mod programs;
 pub mod progress;
 mod qmp;

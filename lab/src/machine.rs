@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -18,6 +19,7 @@ use crate::channel::Channel;
 use crate::images::Dom0;
 use crate::log::Log;
 use crate::process;
+use crate::profile::Sampler;
 use crate::qmp::Qmp;
 use crate::tools::Tools;
 
@@ -95,6 +97,8 @@ pub struct Machine {
     name: String,
     child: Child,
     qmp: Qmp,
+    /// A second connection of that kind, until a sampler takes it.
+    watch: Mutex<Option<UnixStream>>,
     /// What Xen and dom0's kernel write to the serial port.
     pub serial: Log,
     /// The wire to the agent in dom0.
@@ -108,6 +112,7 @@ impl Plan<'_> {
     /// If QEMU cannot be run or refuses its arguments.
     pub fn start(self, tools: &Tools) -> Result<Machine> {
         let (control, qmp_end) = UnixStream::pair()?;
+        let (watch, watch_end) = UnixStream::pair()?;
         let (agent, agent_end) = UnixStream::pair()?;
         let (serial, serial_end) = UnixStream::pair()?;
         let window = self.folder.join("window.img");
@@ -129,7 +134,10 @@ impl Plan<'_> {
         self.memory_arguments(&mut qemu);
         self.boot_arguments(&mut qemu)?;
         socket(&mut qemu, "control", &qmp_end);
-        qemu.args(["-mon", "chardev=control,mode=control"]);
+        socket(&mut qemu, "watch", &watch_end);
+        for monitor in ["control", "watch"] {
+            qemu.args(["-mon", &format!("chardev={monitor},mode=control")]);
+        }
         socket(&mut qemu, "serial0", &serial_end);
         qemu.args(["-serial", "chardev:serial0"]);
         socket(&mut qemu, "agent", &agent_end);
@@ -141,7 +149,7 @@ impl Plan<'_> {
         drive(&mut qemu, "private", &own_disk, "unsafe");
         drive(&mut qemu, WINDOW_SERIAL, &window, "unsafe");
         let mut descriptors: Vec<OwnedFd> =
-            vec![qmp_end.into(), agent_end.into(), serial_end.into()];
+            vec![qmp_end.into(), watch_end.into(), agent_end.into(), serial_end.into()];
         match self.lan {
             Some(end) => {
                 qemu.arg("-netdev")
@@ -173,6 +181,7 @@ impl Plan<'_> {
             name: self.name.to_owned(),
             child: guard.0.take().expect("set above"),
             qmp,
+            watch: Mutex::new(Some(watch)),
             serial: log,
             channel: Channel::new(agent, window)?,
         })
@@ -277,6 +286,17 @@ impl Machine {
         self.qmp
             .command(name, arguments)
             .with_context(|| format!("host {}", self.name))
+    }
+
+    /// Look at what its processor does, this often; once.
+    ///
+    /// # Errors
+    /// The second time.
+    pub fn sample(&self, every: Duration) -> Result<Sampler> {
+        let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
+        let socket = watch.take();
+        let socket = socket.with_context(|| format!("host {} was sampled already", self.name))?;
+        Ok(Sampler::start(socket, every))
     }
 
     /// Write the stopped machine's state, all but its memory, to a file.

@@ -31,6 +31,9 @@ pub struct Bench {
     /// How often each system is booted and measured; the median counts
     #[arg(long, value_name = "N", default_value_t = 5)]
     repeat: usize,
+    /// Boot the guests, and measure nothing in them
+    #[arg(long)]
+    boots_only: bool,
 }
 
 /// Longest time of a boot, and of a benchmark.
@@ -104,7 +107,7 @@ impl Bench {
                         "{}, boot {round} of {}",
                         contender.name, self.repeat
                     ));
-                    contender.turn(host, &kernel)?;
+                    contender.turn(host, &kernel, !self.boots_only)?;
                     step.done("measured");
                 }
             }
@@ -130,10 +133,10 @@ impl Contender {
 
     /// Take a turn; once more if stock xen-shim stalls, as it does now and then under emulation
     /// (`lab/README.md`).
-    fn turn(&mut self, host: &Host, kernel: &KernelFiles) -> Result<()> {
+    fn turn(&mut self, host: &Host, kernel: &KernelFiles, is_whole: bool) -> Result<()> {
         let mut tries = 0;
         loop {
-            let stall = match self.round(host, kernel) {
+            let stall = match self.round(host, kernel, is_whole) {
                 Err(stall) if self.system == System::XenShim => stall,
                 result => return result,
             };
@@ -146,7 +149,7 @@ impl Contender {
 
     /// Boot the guest and measure inside it: each time, so that a moment in which the machine is
     /// slow costs one figure of several and not all of one system's.
-    fn round(&mut self, host: &Host, kernel: &KernelFiles) -> Result<()> {
+    fn round(&mut self, host: &Host, kernel: &KernelFiles, is_whole: bool) -> Result<()> {
         let mut plan = GuestPlan::new(&self.name, self.system.clone(), kernel.unpacked());
         plan.initrd = Some(initramfs::workload(kernel)?);
         plan.arguments +=
@@ -154,11 +157,12 @@ impl Contender {
         plan.disks.push("phy:/dev/vda,xvda,w".to_owned());
         plan.nics.push("mac=02:00:00:00:01:01".to_owned());
         let guest = self.boot(&plan, host)?;
-        for order in [
+        let orders = [
             format!("bench micro reps={REPEATS}"),
             format!("bench disk dev=/dev/xvda reps={REPEATS} ms=400"),
             format!("bench net to={}:7010 reps={REPEATS} ms=400", host.address()),
-        ] {
+        ];
+        for order in orders.into_iter().filter(|_| is_whole) {
             let found = guest.order(host, &order, LONG)?;
             for (name, _) in FIGURES {
                 if let Some(figure) = found[name].as_f64() {

@@ -7,6 +7,7 @@ mod hostile;
 mod hotplug;
 mod lan;
 mod moves;
+mod profile;
 mod run;
 mod shell;
 mod soak;
@@ -33,6 +34,8 @@ pub enum Command {
     Hostile(hostile::Hostile),
     /// Boot every kind of guest many times
     Boots(boots::Boots),
+    /// Tell what the processor does while a guest boots
+    Profile(profile::Profile),
     /// Run a storm of processes in a Debian guest
     Stress(stress::Stress),
     /// Load a Debian guest's disk and network card, everything checked
@@ -57,6 +60,7 @@ impl Command {
             Self::Cuts(cuts) => cuts.run(),
             Self::Hostile(hostile) => hostile.run(),
             Self::Boots(boots) => boots.run(),
+            Self::Profile(profile) => profile.run(),
             Self::Stress(stress) => stress.run(),
             Self::Devices(devices) => devices.run(),
             Self::Hotplug(hotplug) => hotplug.run(),

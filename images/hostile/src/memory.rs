@@ -40,6 +40,11 @@ impl<const N: usize> Pages<N> {
         mfn_of(self.va(n))
     }
 
+    /// Whether an address lies in these pages.
+    pub fn holds(&self, va: u64) -> bool {
+        (self.va(0)..self.va(0) + (N * PAGE_SIZE) as u64).contains(&va)
+    }
+
     /// Stores a word, which must be writable.
     pub fn set(&self, word: usize, value: u64) {
         assert!(word < N * 512, "no such word");

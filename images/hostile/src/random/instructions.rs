@@ -2,7 +2,7 @@
 
 use super::{Call, Random};
 use crate::attacks::PRIVILEGED;
-use crate::memory::{self, VICTIMS};
+use crate::memory::{self, SCRATCH, VICTIMS};
 use crate::trap::{End, Regs, attempt};
 use crate::verdict::Verdicts;
 
@@ -90,6 +90,12 @@ impl Random {
         }
         if code[..len].ends_with(&[0x0f, 0x23, 0xc0]) {
             regs.rax = self.watched();
+        }
+        // A string from a port that is as long as its count says goes over all that this kernel has around
+        // its scratch memory, the mask of its events included, and it would wait for its timer in vain.
+        if matches!(code[..len], [.., 0x6c | 0x6d]) && SCRATCH.holds(regs.rdi) {
+            regs.rdi = SCRATCH.va(1) + regs.rdi % 0x1000;
+            regs.rcx = self.below(64);
         }
         // A segment base moves what rsi and rdi say; writes go to scratch or fault all the same.
         let flags = 0x202 | self.of(&[0u64, 0x400, 0x4000, 0x40000, 0x3000]);
