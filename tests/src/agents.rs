@@ -22,8 +22,6 @@ const FOLDER: &str = "/etc/unmoved";
 /// Where the daemons keep their journals, and the disk of each host that can be mounted there.
 const STATE: &str = "/var/lib/unmoved";
 const STATE_DISK: &str = "/dev/vdb";
-/// What fsck.minix ends with when it has put everything right.
-const REPAIRED: i32 = 3;
 /// Beside the toolstack's own, where the logs of a failed lab are collected.
 const LOG: &str = "/var/log/xen/unmovedd.log";
 /// A folder for the daemons' logs of migrations, for who wants to know where the time goes.
@@ -126,21 +124,11 @@ pub fn keep_state(host: &Host, is_new: bool) -> Result<()> {
     // What was read of the disk before the host's snapshot was taken is not true any more.
     host.ok(&["blockdev", "--flushbufs", STATE_DISK])?;
     if is_new {
-        let make = ["mkfs.minix", "-3", "-i", "1024", STATE_DISK, "16384"];
-        host.ok(&make)?;
-    } else {
-        // After a loss of power its maps of free blocks are older than its files.
-        let checked = host.run(&["fsck.minix", "-a", "-f", STATE_DISK])?;
-        ensure!(
-            matches!(checked.code, 0 | REPAIRED),
-            "{}: {}{}",
-            host.name(),
-            checked.stdout,
-            checked.stderr
-        );
+        host.ok(&["mkfs.ext4", "-q", STATE_DISK])?;
     }
     host.ok(&["mkdir", "-p", STATE])?;
-    host.ok(&["mount", "-t", "minix", "-o", "sync", STATE_DISK, STATE])
+    // Its own journal is played back here after a loss of power.
+    host.ok(&["mount", "-t", "ext4", STATE_DISK, STATE])
         .map(drop)
 }
 
