@@ -36,7 +36,7 @@ const CPU: &str = "EPYC,-monitor,-smap,-avx,-avx2,-fma,-f16c";
 /// `eager-fpu` because a nested guest's first SSE instruction does not trap in QEMU 7.2 when CR0.TS is
 /// set: with Xen's lazy switching, guests overwrite the XMM registers of dom0's processes.
 const XEN_ARGUMENTS: &str = "dom0_mem=640M,max:640M dom0_max_vcpus=1 loglvl=all guest_loglvl=all/all \
-                             com1=115200,8n1 console=com1 conring_size=1m noreboot bootscrub=0 spec-ctrl=eager-fpu";
+                             com1=115200,8n1 console=com1 conring_size=1m noreboot bootscrub=1 spec-ctrl=eager-fpu";
 const DOM0_ARGUMENTS: &str = "console=hvc0 loglevel=4 rdinit=/init";
 
 /// What can be chosen about a host's machine; part of the key of its snapshot.

@@ -6,10 +6,12 @@
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use rustix::fs::FallocateFlags;
 
 use crate::cpio::Archive;
 use crate::images::{Dom0, Xen};
@@ -27,6 +29,9 @@ const AGENT: [&[u8]; 2] = [
 ];
 /// Longest time from power-on to an answer of the agent.
 const BOOT: Duration = Duration::from_secs(300);
+
+/// What is given back at once, if it is all zero.
+const PIECE: u64 = 1 << 16;
 
 /// A snapshot in the cache.
 #[derive(Clone, Debug)]
@@ -110,6 +115,7 @@ fn make(folder: &Path, shape: Shape, dom0: &Dom0, tools: &Tools) -> Result<()> {
     );
     machine.save_state(&folder.join("state"))?;
     machine.kill();
+    dig_holes(&memory)?;
     for file in [
         "initrd",
         "window.img",
@@ -119,6 +125,23 @@ fn make(folder: &Path, shape: Shape, dom0: &Dom0, tools: &Tools) -> Result<()> {
         "qemu.out",
     ] {
         let _ = fs::remove_file(folder.join(file));
+    }
+    Ok(())
+}
+
+/// Gives what is all zero in a file back to the disk: Xen clears all memory when it boots, as guests may rely
+/// on, and most of it stays so.
+fn dig_holes(path: &Path) -> Result<()> {
+    let file = File::options().read(true).write(true).open(path)?;
+    let length = file.metadata()?.len();
+    let mut piece = vec![0; PIECE as usize];
+    for start in (0..length).step_by(PIECE as usize) {
+        let piece = &mut piece[..PIECE.min(length - start) as usize];
+        file.read_exact_at(piece, start)?;
+        if piece.iter().all(|byte| *byte == 0) {
+            let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            rustix::fs::fallocate(&file, how, start, piece.len() as u64)?;
+        }
     }
     Ok(())
 }
