@@ -313,6 +313,15 @@ impl Sink for Incoming {
     }
 }
 
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        // It has ended long ago, and is to be no zombie.
+        if let Err(error) = self.child.get_mut().try_wait() {
+            log::debug!("xl migrate-receive: {error}");
+        }
+    }
+}
+
 fn enlarge(pipe: &ChildStdin) {
     // What cannot be enlarged is merely slower.
     let result = crate::xen::sys::set_pipe_size(pipe.as_fd(), PIPE);

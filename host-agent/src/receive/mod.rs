@@ -70,17 +70,22 @@ impl Receiver {
         self
     }
 
-    /// The copy here: the domain of that UUID which is not the source.
+    /// The copy here.
     fn find(&self) -> Result<Option<(u16, DomainInfo)>> {
+        self.find_copy(&self.needs.uuid)
+    }
+
+    /// The domain of that UUID which is not the source.
+    fn find_copy(&self, uuid: &str) -> Result<Option<(u16, DomainInfo)>> {
         for domid in self.store.list("/local/domain")? {
             let Ok(number) = domid.parse::<u16>() else {
                 continue;
             };
-            if number == 0 || marker::is_source(&*self.store, number, &self.needs.uuid)? {
+            if number == 0 || marker::is_source(&*self.store, number, uuid)? {
                 continue;
             }
             let info = self.xen.domain(number).info()?;
-            let ours = info.filter(|info| config::uuid(&info.handle) == self.needs.uuid);
+            let ours = info.filter(|info| config::uuid(&info.handle) == uuid);
             if let Some(info) = ours {
                 return Ok(Some((number, info)));
             }
@@ -128,6 +133,13 @@ impl Destination for Receiver {
         let config = config::arrived(&needs.config)?;
         config::can_move(&config).map_err(|why| Error::Refused(format!("{} {why}", needs.name)))?;
         self.check_names(needs)?;
+        // By its UUID this session would find it, and in the end unpause or destroy what is not its own.
+        if let Some((domid, _)) = self.find_copy(&needs.uuid)? {
+            return Err(Error::Refused(format!(
+                "a domain with the UUID {} exists on the destination (number {domid})",
+                needs.uuid
+            )));
+        }
         Self::check_disks(needs)?;
         self.reservations.take(job, needs, self.room.bytes()?)?;
         self.job = Some(job.to_owned());
