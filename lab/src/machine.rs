@@ -148,8 +148,12 @@ impl Plan<'_> {
         drive(&mut qemu, "shared", self.shared_disk, "directsync");
         drive(&mut qemu, "private", &own_disk, "unsafe");
         drive(&mut qemu, WINDOW_SERIAL, &window, "unsafe");
-        let mut descriptors: Vec<OwnedFd> =
-            vec![qmp_end.into(), watch_end.into(), agent_end.into(), serial_end.into()];
+        let mut descriptors: Vec<OwnedFd> = vec![
+            qmp_end.into(),
+            watch_end.into(),
+            agent_end.into(),
+            serial_end.into(),
+        ];
         match self.lan {
             Some(end) => {
                 qemu.arg("-netdev")

@@ -31,6 +31,8 @@ pub(super) struct Incoming {
     inner: Mutex<Inner>,
     /// Apart from the rest: connections come while a call is being answered.
     lanes: Mutex<Option<Lanes>>,
+    /// What failed here while the stream was received, if that was not the way.
+    failure: Mutex<Option<String>>,
 }
 
 struct Inner {
@@ -129,6 +131,7 @@ impl Incoming {
             session,
             job,
             lanes: Mutex::new(None),
+            failure: Mutex::new(None),
             inner: Mutex::new(Inner {
                 daemon: daemon.clone(),
                 machine,
@@ -159,6 +162,7 @@ impl Incoming {
             .daemon
             .audit
             .write(&format!("peer {peer}"), "call", &more);
+        let order = self.explained(order);
         let answer = self.run(&mut inner, DestinationEvent::Called(order));
         let answer = answer.ok_or_else(|| Error::Refused("no answer".to_owned()))?;
         if inner.machine.record().is_none() {
@@ -166,6 +170,16 @@ impl Incoming {
             inner.daemon.incoming.lock().remove(&self.session);
         }
         Ok((answer, inner.stream.take()))
+    }
+
+    /// All that the source sees of a failure here is that its connections are closed: what it was is added.
+    fn explained(&self, order: Order) -> Order {
+        match (order, &*self.failure.lock()) {
+            (Order::Failed(reason), Some(why)) => {
+                Order::Failed(format!("{reason}; at the destination: {why}"))
+            }
+            (order, _) => order,
+        }
     }
 
     /// The source has gone away.

@@ -27,6 +27,8 @@ struct Meeting {
     waiting: usize,
     number: u64,
     failure: Option<String>,
+    /// Whether it was the sink that failed first, and not the way to it.
+    is_sinks: bool,
 }
 
 struct Shared<'a> {
@@ -43,7 +45,7 @@ struct Shared<'a> {
 /// the connections: when one fails, it stops the others.
 ///
 /// # Errors
-/// If a connection fails, the peer breaks the rules, or the sink fails.
+/// [`Error::Peer`] if a connection fails or the peer breaks the rules, [`Error::Xen`] if the sink fails.
 pub fn receive(
     connections: Vec<Box<dyn Duplex>>,
     sink: &dyn Sink,
@@ -74,8 +76,13 @@ pub fn receive(
             });
         }
     });
-    if let Some(why) = shared.meeting.into_inner().failure {
-        return Err(Error::Peer(why));
+    let meeting = shared.meeting.into_inner();
+    if let Some(why) = meeting.failure {
+        return Err(if meeting.is_sinks {
+            Error::Xen(why)
+        } else {
+            Error::Peer(why)
+        });
     }
     Ok(Received {
         taken: shared.taken.into_inner(),
@@ -254,7 +261,11 @@ impl Shared<'_> {
     fn fail(&self, error: &io::Error) {
         self.watch.stop();
         let mut meeting = self.meeting.lock();
-        meeting.failure.get_or_insert(error.to_string());
+        if meeting.failure.is_none() {
+            // What the sink says is passed on as it is; nothing else is of no known kind.
+            meeting.is_sinks = error.kind() == io::ErrorKind::Other;
+            meeting.failure = Some(error.to_string());
+        }
         self.met.notify_all();
     }
 }

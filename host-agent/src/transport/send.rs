@@ -290,7 +290,10 @@ impl State {
 }
 
 fn lost(error: io::Error) -> Error {
-    Error::Peer(format!(
-        "the connection to the destination is lost: {error}"
-    ))
+    let why = match error.kind() {
+        // TLS has more to say about it, for who writes programs.
+        io::ErrorKind::UnexpectedEof => "the other end closed it".to_owned(),
+        _ => error.to_string(),
+    };
+    Error::Peer(format!("the connection to the destination is lost: {why}"))
 }

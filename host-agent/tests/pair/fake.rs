@@ -34,6 +34,7 @@ struct State {
     watched: BTreeSet<String>,
     holds_live: bool,
     fails_to_build: bool,
+    fails_to_fill: bool,
 }
 
 /// A host; its clones are the same.
@@ -99,6 +100,11 @@ impl Fake {
 
     pub fn fail_to_build(&self) {
         self.state.lock().fails_to_build = true;
+    }
+
+    /// With the first pages that arrive.
+    pub fn fail_to_fill(&self) {
+        self.state.lock().fails_to_fill = true;
     }
 }
 

@@ -162,6 +162,21 @@ fn a_destination_that_fails_to_build_gives_the_guest_back() {
     assert_eq!(pair.b.presence("u-1"), Presence::Absent);
 }
 
+/// To the source it looks like a connection that is closed.
+#[test]
+fn a_destination_that_fails_while_it_receives_says_why() {
+    let pair = Pair::start();
+    pair.a.add("guest", "u-1");
+    pair.b.fail_to_fill();
+    let options = JobOptions::default();
+    let job = pair.left.migrate("test", "guest", "b", options).unwrap();
+    let why = ended(&job).unwrap_err();
+    assert!(why.contains("console tty: timed out"), "{why}");
+    assert_eq!(why.matches("timed out").count(), 1, "{why}");
+    assert_eq!(pair.a.presence("u-1"), Presence::Running);
+    assert_eq!(pair.b.presence("u-1"), Presence::Absent);
+}
+
 /// Records as a daemon that was killed left them.
 fn left_behind(pair: &Stopped, source: &[SourceRecord], destination: &[DestinationRecord]) {
     let session = SessionId::new([5; 16]);

@@ -142,7 +142,10 @@ impl Profile {
         let samples = sampler.finish()?;
         let first = samples.first().context("nothing was seen")?;
         let host_tss = first.tss;
-        for sample in samples.iter().filter(|s| boots.iter().any(|b| b.contains(&s.at))) {
+        for sample in samples
+            .iter()
+            .filter(|s| boots.iter().any(|b| b.contains(&s.at)))
+        {
             let who = Who::of(sample, host_tss, functions);
             *seen.who.entry(who).or_default() += 1;
             seen.all += 1;
@@ -152,7 +155,10 @@ impl Profile {
             }
         }
         ensure!(seen.all > 0, "nothing was seen while the guest booted");
-        seen.boots = boots.into_iter().map(|boot| boot.end - boot.start).collect();
+        seen.boots = boots
+            .into_iter()
+            .map(|boot| boot.end - boot.start)
+            .collect();
         Ok(seen)
     }
 
@@ -177,7 +183,8 @@ impl Profile {
             println!("         {:5.1} %  {name}", share(*count) * 100.0);
         }
         if let Some(file) = &self.json {
-            let figures = json!({"boot_ms": mean.as_secs_f64() * 1e3, "looks": seen.all, "shares": shares});
+            let figures =
+                json!({"boot_ms": mean.as_secs_f64() * 1e3, "looks": seen.all, "shares": shares});
             std::fs::write(file, format!("{figures:#}\n"))?;
         }
         Ok(())
@@ -201,7 +208,10 @@ fn functions(file: &Path) -> Result<Vec<Function>> {
         .filter(|symbol| matches!(symbol.st_symtype(), STT_FUNC | STT_NOTYPE))
         .filter_map(|symbol| {
             let name = names.get(symbol.st_name as usize).ok()?;
-            Some((symbol.st_value, format!("{:#}", rustc_demangle::demangle(name))))
+            Some((
+                symbol.st_value,
+                format!("{:#}", rustc_demangle::demangle(name)),
+            ))
         })
         .collect();
     functions.sort();

@@ -38,13 +38,18 @@ impl Incoming {
         let peer = inner.machine.peer().to_owned();
         let (lanes, connections) = Lanes::new(ticket, peer, request.parallel, inner.watch.clone());
         *self.lanes.lock() = Some(lanes);
-        let watch = inner.watch.clone();
+        let (watch, this) = (inner.watch.clone(), self.clone());
         let thread = thread::Builder::new().name("receive".to_owned());
         let receiving = thread.spawn(move || {
             let connections: Vec<Box<dyn Duplex>> = connections
                 .recv()
                 .map_err(|_| Error::Peer("the stream never began".to_owned()))?;
-            receive(connections, &*sink, &watch)
+            receive(connections, &*sink, &watch).inspect_err(|error| {
+                log::debug!("session {}: the stream ends: {error}", this.session);
+                if let Error::Xen(why) = error {
+                    *this.failure.lock() = Some(why.clone());
+                }
+            })
         });
         inner.receiving = Some(receiving.map_err(Error::io("cannot start a thread"))?);
         inner.stream = Some(Ticket {

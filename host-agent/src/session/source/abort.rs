@@ -23,7 +23,10 @@ impl SourceSession {
             }
             SourceEvent::Answered(Answer::NotYet(why)) => return self.wait(why),
             // Any other answer: there is no copy there that could be run with this session's token.
-            SourceEvent::Answered(_) => self.is_told = true,
+            SourceEvent::Answered(answer) => {
+                self.is_told = true;
+                self.explanation = explanation(&reason, answer);
+            }
             SourceEvent::NotAnswered(why) => {
                 return self.wait(format!(
                     "aborted ({reason}); the destination cannot be told: {why}"
@@ -41,7 +44,7 @@ impl SourceSession {
         let reason = match &self.trouble {
             Some(trouble) => format!("{reason}; and the guest is gone: {trouble}"),
             None => reason,
-        };
+        } + &self.explanation;
         self.journal(SourceRecord::Aborted { reason })
     }
 
@@ -52,6 +55,15 @@ impl SourceSession {
         }
         self.act(SourceEffect::Resume)
     }
+}
+
+/// What the destination adds to the reason that it was told.
+fn explanation(reason: &str, answer: Answer) -> String {
+    let Answer::Discarded(why) = answer else {
+        return String::new();
+    };
+    why.split_once(reason)
+        .map_or_else(String::new, |(_, more)| more.to_owned())
 }
 
 pub(super) fn no_answer(why: &str) -> String {

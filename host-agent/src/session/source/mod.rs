@@ -46,6 +46,8 @@ pub struct SourceSession {
     is_told: bool,
     /// Why the guest could not be resumed.
     trouble: Option<String>,
+    /// What the destination knows of why it failed.
+    explanation: String,
 }
 
 impl SourceSession {
@@ -61,6 +63,7 @@ impl SourceSession {
             is_resumed: false,
             is_told: false,
             trouble: None,
+            explanation: String::new(),
         }
     }
 

@@ -90,6 +90,9 @@ impl Sink for FakeSink {
 
     fn pages(&self, batch: &mut Batch) -> Result<()> {
         let mut state = self.host.state.lock();
+        if state.fails_to_fill {
+            return Err(Error::Xen("xl: console tty: timed out".to_owned()));
+        }
         let missing = || Error::Xen("the domain is gone".to_owned());
         let domain = state.domains.get_mut(&self.uuid).ok_or_else(missing)?;
         for (word, page) in batch.words.iter().zip(batch.data.chunks(PAGE_SIZE)) {
