@@ -97,6 +97,10 @@ impl Random {
             regs.rdi = SCRATCH.va(1) + regs.rdi % 0x1000;
             regs.rcx = self.below(64);
         }
+        // One to a port would go through all of its memory, a trap for each element: minutes, and nothing new.
+        if matches!(code[..len], [.., 0x6e | 0x6f]) && regs.rsi >= memory::VIRT_BASE {
+            regs.rcx = self.below(256);
+        }
         // A segment base moves what rsi and rdi say; writes go to scratch or fault all the same.
         let flags = 0x202 | self.of(&[0u64, 0x400, 0x4000, 0x40000, 0x3000]);
         memory::set_stack(0, flags);
