@@ -168,10 +168,6 @@ impl Memory for XenGuest {
     }
 
     fn take_dirty(&mut self, last: bool) -> Result<Bitmap> {
-        if !last {
-            // An `xl migrate` that is begun meanwhile takes the record over, and what was in it is lost.
-            self.nobody_else_reads()?;
-        }
         let Some((frames, buffer)) = &mut self.dirty else {
             return Err(Error::Xen("writes are not recorded".to_owned()));
         };
@@ -186,6 +182,9 @@ impl Memory for XenGuest {
         {
             *last &= (1 << (*frames % 64)) - 1;
         }
+        // An `xl migrate` that was begun meanwhile has taken the record over, and what was in it is lost.  It is
+        // looked for afterwards, so that none is missed, and the last time too: that may not be sent as whole.
+        self.nobody_else_reads()?;
         Ok(Bitmap(bits))
     }
 }
