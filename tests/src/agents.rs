@@ -224,6 +224,7 @@ pub fn migrate(guest: &str, from: &Host, to: &Host) -> Result<(Duration, Value)>
     let output = task.wait(MOMENT)?;
     let total = begun.elapsed();
     if let Some(folder) = std::env::var_os(LOGS) {
+        std::fs::create_dir_all(&folder)?;
         for host in [from, to] {
             let file = Path::new(&folder).join(format!("unmovedd-{}.log", host.name()));
             host.copy_out(LOG, &file)?;

@@ -71,30 +71,32 @@ fn sample(guest: &mut dyn Memory, words: &[u64]) -> Result<Sample> {
     let step = words.len().div_ceil(SAMPLE).max(1);
     let sample = words.iter().step_by(step);
     let frames: Vec<u64> = sample.map(|word| rounds::frame(*word)).collect();
-    let mut data = Vec::new();
-    let mut read_bytes_per_second = 0.0_f64;
+    let (mut all, mut with_content, mut packed) = (0, 0, 0);
+    let (mut read_bytes_per_second, mut compress_bytes_per_second) = (0.0_f64, 0.0_f64);
+    let (mut data, mut content) = (Vec::new(), Vec::new());
     for piece in frames.chunks(frames.len().div_ceil(PIECES).max(1)) {
-        let (begun, before) = (Instant::now(), data.len());
+        data.clear();
+        content.clear();
+        let begun = Instant::now();
         guest.read(&mut piece.to_vec(), &mut data)?;
-        read_bytes_per_second = read_bytes_per_second.max(speed(data.len() - before, begun));
-    }
-    let pages = data.chunks_exact(PAGE_SIZE);
-    let content: Vec<u8> = pages
-        .filter(|page| !is_zero(page))
-        .flatten()
-        .copied()
-        .collect();
-    let (mut packed, mut compress_bytes_per_second) = (0, 0.0_f64);
-    for piece in content.chunks(content.len().div_ceil(PIECES).max(1)) {
+        read_bytes_per_second = read_bytes_per_second.max(speed(data.len(), begun));
+        for page in data.chunks_exact(PAGE_SIZE).filter(|page| !is_zero(page)) {
+            content.extend_from_slice(page);
+        }
         let begun = Instant::now();
         // What cannot be compressed at all is as long as before.
-        packed += zstd::bulk::compress(piece, 1).map_or(piece.len(), |packed| packed.len());
-        compress_bytes_per_second = compress_bytes_per_second.max(speed(piece.len(), begun));
+        packed += zstd::bulk::compress(&content, 1).map_or(content.len(), |packed| packed.len());
+        if !content.is_empty() {
+            let speed = speed(content.len(), begun);
+            compress_bytes_per_second = compress_bytes_per_second.max(speed);
+        }
+        all += data.len();
+        with_content += content.len();
     }
     let share = |part: usize, of: usize| part as f64 / of.max(1) as f64;
     Ok(Sample {
-        zero_share: share(data.len() - content.len(), data.len()),
-        compressed_share: share(packed, content.len()).min(1.0),
+        zero_share: share(all - with_content, all),
+        compressed_share: share(packed, with_content).min(1.0),
         compress_bytes_per_second,
         read_bytes_per_second,
     })

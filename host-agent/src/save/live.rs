@@ -2,11 +2,10 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
 use std::time::Instant;
 
-use serde_json::Value;
-
-use super::estimate::{self, Seen};
+use super::estimate;
 use super::guest::{Bitmap, Memory, XenGuest};
 use super::hold::{self, Hold};
 use super::reading::{Reading, announce, skeleton};
@@ -16,10 +15,10 @@ use super::suspend::{Suspendable, settle, suspend};
 use super::undo::Found;
 use super::{marker, presence, rounds};
 use crate::job::{
-    Control, Copied, Error, JobOptions, Needs, PAGE_SIZE, Phase, Prepared, Presence, Result, Sink,
-    Source,
+    Control, Copied, Error, Estimate, JobOptions, Needs, PAGE_SIZE, Phase, Prepared, Presence,
+    Result, Sink, Source,
 };
-use crate::xen::abi::flags;
+use crate::xen::abi::{DomainInfo, flags};
 use crate::xen::config;
 use crate::xen::domain::Xen;
 use crate::xen::store::Store;
@@ -65,12 +64,12 @@ impl LiveSource {
     }
 
     /// The domain, unless its number is another one's by now.
-    fn info(&self) -> Result<Option<crate::xen::abi::DomainInfo>> {
+    fn info(&self) -> Result<Option<DomainInfo>> {
         let info = self.xen.domain(self.domid).info()?;
         Ok(info.filter(|info| config::uuid(&info.handle) == self.uuid))
     }
 
-    fn is_here(&self) -> Result<crate::xen::abi::DomainInfo> {
+    fn is_here(&self) -> Result<DomainInfo> {
         self.info()?
             .filter(|info| info.flags & flags::DYING == 0)
             .ok_or_else(|| Error::Refused(format!("there is no domain {} any more", self.name)))
@@ -113,7 +112,7 @@ impl LiveSource {
 
     /// The domain when it has made up its mind: one that was asked to suspend itself, by whichever run of
     /// the agent, may be about to.
-    fn settled(&self) -> Result<crate::xen::abi::DomainInfo> {
+    fn settled(&self) -> Result<DomainInfo> {
         let info = self.is_here()?;
         if info.flags & flags::SHUTDOWN == 0
             && marker::is_asked(&*self.store, self.domid, &self.uuid)?
@@ -125,12 +124,8 @@ impl LiveSource {
         Ok(info)
     }
 
-    fn configuration(&self) -> Result<Value> {
-        toolstack::configuration(self.domid)
-    }
-
-    fn can_move(&self, config: &Value) -> Result<()> {
-        let info = self.is_here()?;
+    /// By what Xen knows of it.
+    fn can_move(&self, info: &DomainInfo) -> Result<()> {
         let refuse = |why: &str| Err(Error::Refused(format!("{} {why}", self.name)));
         if info.flags & flags::HVM_GUEST == 0 {
             return refuse(
@@ -143,7 +138,21 @@ impl LiveSource {
         if info.flags & flags::PAUSED != 0 {
             return refuse("is paused: it cannot suspend itself");
         }
-        config::can_move(config).map_err(|why| Error::Refused(format!("{} {why}", self.name)))
+        Ok(())
+    }
+
+    /// Watches the domain.
+    fn watch(&mut self, control: &Control) -> Result<Estimate> {
+        self.hold()?;
+        if marker::is_asked(&*self.store, self.domid, &self.uuid)? {
+            // By a run that died before anything came of it, for the guest runs.  With its mark left, a
+            // suspend of somebody else's would be taken for ours.
+            self.resume_here()?;
+        }
+        let reading = self.reading()?;
+        let seen = estimate::estimate(&mut reading.guest, control)?;
+        (reading.words, reading.dirty) = (Some(seen.words), seen.dirty);
+        Ok(seen.estimate)
     }
 }
 
@@ -153,25 +162,21 @@ impl Source for LiveSource {
     }
 
     fn prepare(&mut self, options: &JobOptions, control: &Control) -> Result<Prepared> {
-        let config = self.configuration()?;
-        self.can_move(&config)?;
         let info = self.is_here()?;
-        let (name, domid) = (self.name.clone(), self.domid);
+        self.can_move(&info)?;
+        let (name, domid, uuid) = (self.name.clone(), self.domid, self.uuid.clone());
         let version = self.xen.version();
-        let uuid = self.uuid.clone();
-        self.hold()?;
-        if marker::is_asked(&*self.store, domid, &uuid)? {
-            // By a run that died before anything came of it, for the guest runs.  With its mark left, a
-            // suspend of somebody else's would be taken for ours.
-            self.resume_here()?;
-        }
-        let reading = self.reading()?;
-        let Seen {
-            estimate,
-            words,
-            dirty,
-        } = estimate::estimate(&mut reading.guest, control)?;
-        (reading.words, reading.dirty) = (Some(words), dirty);
+        // The toolstack takes its time to tell what it knows.
+        let (config, estimate) = thread::scope(|scope| {
+            let asking = scope.spawn(|| toolstack::configuration(domid));
+            let estimate = self.watch(control);
+            let failed = |_| Err(Error::Xen("the thread that asks xl panicked".to_owned()));
+            (asking.join().unwrap_or_else(failed), estimate)
+        });
+        // A domain that cannot be moved may be one that cannot be watched either; then this says why.
+        let config = config?;
+        config::can_move(&config).map_err(|why| Error::Refused(format!("{name} {why}")))?;
+        let estimate = estimate?;
         let destination_name = options.destination_name.clone();
         Ok(Prepared {
             needs: Needs {

@@ -12,6 +12,11 @@ const END_OF_SPECIAL: u64 = 1 << 20;
 /// How many of these are looked at before the rest.
 const SPECIAL: u64 = 4096;
 
+/// Pages that are read at a time.  A full batch is four times as much; but what is read, compressed and
+/// encrypted in turn should stay in a processor's cache, and every page of the memory in which batches wait
+/// for the one before must be faulted in first, which is dear in a control domain that is paravirtualised.
+const AT_ONCE: usize = Batch::MOST / 4;
+
 /// What a round did.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Sent {
@@ -137,7 +142,7 @@ fn read_all(
         control.check()?;
         let mut batch = used.try_recv().unwrap_or_default();
         batch.clear();
-        batch.words.extend(words.take(Batch::MOST));
+        batch.words.extend(words.take(AT_ONCE));
         let asked = batch.words.len() as u64;
         if asked == 0 {
             return Ok(false);

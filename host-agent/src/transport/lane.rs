@@ -3,7 +3,7 @@
 use std::io::{self, IoSlice, Read, Write};
 
 use super::Duplex;
-use super::frame::{self, CONTENT_MOST, Header, Kind, ZERO};
+use super::frame::{self, Header, Kind, ZERO};
 use crate::job::{Batch, Compression, PAGE_SIZE, has_content, is_zero};
 
 pub(super) type Connection = Box<dyn Duplex>;
@@ -76,8 +76,10 @@ impl Lane {
                 }
                 &self.content
             };
-            self.compressed
-                .resize(zstd::zstd_safe::compress_bound(CONTENT_MOST), 0);
+            let most = zstd::zstd_safe::compress_bound(raw);
+            if self.compressed.len() < most {
+                self.compressed.resize(most, 0);
+            }
             let length = compressor.compress_to_buffer(content, &mut self.compressed[..])?;
             if length < raw {
                 sizes.wire = length;
