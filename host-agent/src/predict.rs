@@ -63,6 +63,14 @@ impl Past {
             && (0.1..=100.0).contains(&self.slowness)
     }
 
+    /// What of a blackout is left for memory.  A third at least: what suspend and take-over take is no reason
+    /// to go on for ever.
+    #[must_use]
+    pub fn for_memory(&self, blackout: Duration) -> Duration {
+        let taken = Duration::try_from_secs_f64(self.blackout_ms / 1000.0).unwrap_or_default();
+        blackout.saturating_sub(taken).max(blackout / 3)
+    }
+
     /// What a job has shown, of which this was predicted when `self` was known.
     #[must_use]
     pub fn corrected(
@@ -135,7 +143,7 @@ pub fn predict(
         ..Prediction::default()
     };
     let limits = Limits {
-        max_downtime: Duration::from_millis(options.max_downtime_ms),
+        max_downtime: past.for_memory(Duration::from_millis(options.max_downtime_ms)),
         timeout: options.timeout_ms.map(Duration::from_millis),
         on_timeout: options.on_timeout,
         max_rounds: options.max_rounds,
@@ -160,7 +168,7 @@ pub fn predict(
             Verdict::GoOn => {}
             Verdict::Stop(_) => break,
             // The operator wants such a job aborted: it has no blackout at all.
-            Verdict::GiveUp => {
+            Verdict::GiveUp(_) => {
                 pages = 0.0;
                 break;
             }
@@ -268,6 +276,17 @@ mod tests {
         let took = Duration::from_secs_f64(next.copying_ms / 1000.0);
         let again = past.corrected(&next, Duration::from_secs(5), took, blackout);
         assert!((again.slowness - past.slowness).abs() < 1e-6, "{again:?}");
+    }
+
+    #[test]
+    fn what_is_no_memory_takes_its_part_of_a_blackout() {
+        let past = |blackout_ms| Past {
+            blackout_ms,
+            ..PAST
+        };
+        let ms = Duration::from_millis;
+        assert_eq!(past(100.0).for_memory(ms(300)), ms(200));
+        assert_eq!(past(5000.0).for_memory(ms(300)), ms(100));
     }
 
     #[test]

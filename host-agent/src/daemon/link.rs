@@ -89,14 +89,19 @@ impl Link {
     /// of no use then.
     pub(super) fn probe(&mut self, control: &Arc<Control>) -> Result<f64> {
         self.stream.sock.set_watch(Watch::of(control.clone()));
-        let speed = self.speed();
+        let speed = self.speed(control.bandwidth());
         self.stream.sock.set_watch(self.watch.clone());
         speed
     }
 
-    fn speed(&mut self) -> Result<f64> {
+    /// With a limit nothing is sent that would take it more than [`PROBE_TIME`]: more is not to be known.
+    fn speed(&mut self, limit: Option<u64>) -> Result<f64> {
         let mut speed = 0.0_f64;
+        let most = limit.map_or(f64::MAX, |limit| limit as f64 * PROBE_TIME.as_secs_f64());
         for (number, bytes) in PROBES.into_iter().enumerate() {
+            if number > 0 && bytes as f64 > most {
+                break;
+            }
             let time = self.probe_with(bytes)?;
             // Something else may have been in the way of any of them, but nothing makes it faster.
             speed = speed.max(bytes as f64 / time.as_secs_f64().max(1e-6));

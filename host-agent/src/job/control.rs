@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::{Error, JobOptions, Result, Statistics};
+use crate::predict::Past;
 
 const OPEN: u8 = 0;
 const ABORTED: u8 = 1;
@@ -66,6 +67,7 @@ pub struct Control {
     gate: AtomicU8,
     bandwidth: AtomicU64,
     max_downtime_ms: AtomicU64,
+    past: Mutex<Past>,
     state: Mutex<State>,
     /// Abort, new events, new figures.
     changed: Signal,
@@ -80,6 +82,7 @@ impl Control {
             gate: AtomicU8::new(OPEN),
             bandwidth: AtomicU64::new(options.bandwidth.unwrap_or(0)),
             max_downtime_ms: AtomicU64::new(options.max_downtime_ms),
+            past: Mutex::default(),
             state: Mutex::default(),
             changed: Signal::new(),
             options,
@@ -148,6 +151,17 @@ impl Control {
         Duration::from_millis(self.max_downtime_ms.load(Ordering::Relaxed))
     }
 
+    /// What of the longest blackout memory may take.
+    #[must_use]
+    pub fn time_for_memory(&self) -> Duration {
+        self.past.lock().for_memory(self.max_downtime())
+    }
+
+    /// What earlier jobs have shown about the part of a blackout in which no memory is copied.
+    pub fn set_past(&self, past: Past) {
+        *self.past.lock() = past;
+    }
+
     /// Sets the longest blackout aimed at.
     pub fn set_max_downtime(&self, downtime: Duration) {
         let ms = u64::try_from(downtime.as_millis()).unwrap_or(u64::MAX);
@@ -189,6 +203,12 @@ impl Control {
         if statistics.success.is_none() {
             statistics.time_elapsed = self.elapsed_ms();
         }
+        // Memory is all that is ever sent.
+        statistics.data_total = statistics.memory_total;
+        statistics.data_processed = statistics.memory_processed;
+        statistics.data_remaining = statistics.memory_remaining;
+        let left = statistics.memory_remaining.saturating_mul(1000);
+        statistics.time_remaining = left.checked_div(statistics.memory_bps);
         statistics
     }
 

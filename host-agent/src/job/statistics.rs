@@ -54,6 +54,6 @@ pub struct Statistics {
     pub success: Option<bool>,
     /// Why it failed.
     pub errmsg: Option<String>,
-    /// Ours: bytes on the wire, framing included.
+    /// Ours: bytes given to the connections, framing included, what TLS adds not.
     pub wire_bytes: u64,
 }

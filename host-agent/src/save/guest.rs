@@ -1,6 +1,10 @@
 //! What the rounds need of a guest: its memory, and which of it was written.
 
+#[cfg(test)]
+pub(crate) mod fake;
+
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::job::{Error, PAGE_SIZE, Result};
 use crate::xen::abi::flags;
@@ -15,6 +19,13 @@ use super::suspend::Suspendable;
 const ABSENT: u64 = 0xF;
 /// A page that must not be touched (`XEN_DOMCTL_PFINFO_BROKEN`).
 const BROKEN: u64 = 0xD;
+
+/// Bits of a word that are the frame's number.
+const PFN: u64 = (1 << 52) - 1;
+/// How often frames are asked for that Xen says are there, and gives no access to.
+const ATTEMPTS: u32 = 3;
+/// How often somebody else who reads the domain is looked for while pages are read.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// A guest's memory, alive or still.
 pub(crate) trait Memory: Send {
@@ -59,6 +70,8 @@ pub(crate) struct XenGuest {
     errors: Vec<i32>,
     /// While writes are recorded: for how many frames, and where Xen puts the bits.
     dirty: Option<(u64, Buffer)>,
+    /// When somebody else was looked for last.
+    looked: Instant,
 }
 
 impl XenGuest {
@@ -71,6 +84,7 @@ impl XenGuest {
             words,
             errors: Vec::new(),
             dirty: None,
+            looked: Instant::now(),
         })
     }
 
@@ -103,6 +117,22 @@ impl XenGuest {
         ))
     }
 
+    /// Sees to it that frames that Xen gave no access to are not there (any more).
+    fn are_absent(&mut self, mut frames: Vec<u64>) -> Result<()> {
+        if frames.is_empty() {
+            return Ok(());
+        }
+        self.types(&mut frames)?;
+        match frames.iter().find(|word| is_present(**word)) {
+            None => Ok(()),
+            Some(word) => Err(Error::Xen(format!(
+                "Xen gives no access to frame {:#x} of domain {}, which is there",
+                word & PFN,
+                self.domid
+            ))),
+        }
+    }
+
     /// The way to Xen.
     pub(crate) fn xen(&self) -> &Xen {
         &self.xen
@@ -132,11 +162,28 @@ impl Memory for XenGuest {
         if frames.is_empty() {
             return Ok(());
         }
-        let domain = self.xen.domain(self.domid);
-        let mapping = domain.map(frames, &mut self.errors, false)?;
-        for (index, error) in self.errors.iter().enumerate() {
-            if *error == 0 {
-                mapping.append(index * PAGE_SIZE, PAGE_SIZE, into);
+        if self.dirty.is_some() && self.looked.elapsed() >= LOOK {
+            self.nobody_else_reads()?;
+            self.looked = Instant::now();
+        }
+        let start = into.len();
+        for attempt in 1.. {
+            let domain = self.xen.domain(self.domid);
+            let mapping = domain.map(frames, &mut self.errors, false)?;
+            for (index, error) in self.errors.iter().enumerate() {
+                if *error == 0 {
+                    mapping.append(index * PAGE_SIZE, PAGE_SIZE, into);
+                }
+            }
+            drop(mapping);
+            let errors = frames.iter().zip(&self.errors);
+            let gone = errors.filter(|(_, error)| **error != 0);
+            let gone = gone.map(|(frame, _)| *frame).collect();
+            match self.are_absent(gone) {
+                Ok(()) => break,
+                // It has come back just now, perhaps.
+                Err(_) if attempt < ATTEMPTS => into.truncate(start),
+                Err(error) => return Err(error),
             }
         }
         let mut errors = self.errors.iter();
@@ -182,8 +229,12 @@ impl Memory for XenGuest {
         {
             *last &= (1 << (*frames % 64)) - 1;
         }
-        // An `xl migrate` that was begun meanwhile has taken the record over, and what was in it is lost.  It is
-        // looked for afterwards, so that none is missed, and the last time too: that may not be sent as whole.
+        // An `xl migrate` that was begun meanwhile has taken the record over, and what was in it is lost: that
+        // may not be sent as whole.  One that has ended properly has switched it off, and Xen tells of no
+        // writes then; one that is under way is found, and one that was killed was found while it lived.
+        if self.domain().enable_log_dirty()? {
+            return Err(self.is_read("something that has ended again"));
+        }
         self.nobody_else_reads()?;
         Ok(Bitmap(bits))
     }
@@ -228,89 +279,4 @@ impl Suspendable for XenGuest {
 
 fn no_buffer(error: std::io::Error) -> Error {
     Error::Xen(format!("no memory for hypercalls: {error}"))
-}
-
-#[cfg(test)]
-pub(crate) mod fake {
-    //! A guest whose memory is a map, and that writes when it is looked at.
-
-    use std::collections::BTreeMap;
-
-    use super::{ABSENT, Bitmap, Memory};
-    use crate::job::{PAGE_SIZE, Result};
-
-    /// Frames with one byte each: what their page is full of.
-    #[derive(Default)]
-    pub(crate) struct FakeGuest {
-        pub(crate) frames: BTreeMap<u64, u8>,
-        /// What it writes while a batch is read, one list for each.
-        pub(crate) writes: std::collections::VecDeque<Vec<(u64, Option<u8>)>>,
-        pub(crate) dirty: std::collections::BTreeSet<u64>,
-        pub(crate) recording: Option<u64>,
-        /// How many frames it was asked the types of.
-        pub(crate) asked: u64,
-    }
-
-    impl FakeGuest {
-        fn run(&mut self) {
-            for (frame, value) in self.writes.pop_front().unwrap_or_default() {
-                match value {
-                    Some(value) => drop(self.frames.insert(frame, value)),
-                    None => drop(self.frames.remove(&frame)),
-                }
-                self.dirty.insert(frame);
-            }
-        }
-    }
-
-    impl Memory for FakeGuest {
-        fn end_of_frames(&self) -> Result<u64> {
-            Ok(self.frames.keys().last().map_or(0, |last| last + 1))
-        }
-
-        fn own_frames(&self) -> Result<u64> {
-            Ok(self.frames.len() as u64)
-        }
-
-        fn types(&mut self, words: &mut [u64]) -> Result<()> {
-            self.asked += words.len() as u64;
-            for word in words {
-                if !self.frames.contains_key(word) {
-                    *word |= ABSENT << 60;
-                }
-            }
-            Ok(())
-        }
-
-        fn read(&mut self, frames: &mut Vec<u64>, into: &mut Vec<u8>) -> Result<()> {
-            self.run();
-            frames.retain(|frame| self.frames.contains_key(frame));
-            for frame in frames {
-                into.resize(into.len() + PAGE_SIZE, self.frames[frame]);
-            }
-            Ok(())
-        }
-
-        fn record_writes(&mut self, frames: u64) -> Result<()> {
-            self.recording = Some(frames);
-            self.dirty.clear();
-            Ok(())
-        }
-
-        fn stop_recording(&mut self) -> Result<()> {
-            self.recording = None;
-            Ok(())
-        }
-
-        fn take_dirty(&mut self, _: bool) -> Result<Bitmap> {
-            let end = self.recording.unwrap();
-            let mut bits = vec![0; end.div_ceil(64) as usize];
-            for frame in std::mem::take(&mut self.dirty) {
-                if frame < end {
-                    bits[(frame / 64) as usize] |= 1 << (frame % 64);
-                }
-            }
-            Ok(Bitmap(bits))
-        }
-    }
 }

@@ -8,12 +8,13 @@ use std::time::Instant;
 use super::estimate;
 use super::guest::{Bitmap, Memory, XenGuest};
 use super::hold::{self, Hold};
+use super::policy::Reason;
 use super::reading::{Reading, announce, skeleton};
 use super::records::Records;
 use super::rounds::Frames;
 use super::suspend::{Suspendable, settle, suspend};
 use super::undo::Found;
-use super::{marker, presence, rounds};
+use super::{fit, marker, presence, rounds};
 use crate::job::{
     Control, Copied, Error, Estimate, JobOptions, Needs, PAGE_SIZE, Phase, Prepared, Presence,
     Result, Sink, Source,
@@ -124,23 +125,6 @@ impl LiveSource {
         Ok(info)
     }
 
-    /// By what Xen knows of it.
-    fn can_move(&self, info: &DomainInfo) -> Result<()> {
-        let refuse = |why: &str| Err(Error::Refused(format!("{} {why}", self.name)));
-        if info.flags & flags::HVM_GUEST == 0 {
-            return refuse(
-                "is a plain PV domain: only one that runs in a shim (type=\"pvh\" pvshim=1) can be moved",
-            );
-        }
-        if info.flags & flags::SHUTDOWN != 0 {
-            return refuse("has shut down");
-        }
-        if info.flags & flags::PAUSED != 0 {
-            return refuse("is paused: it cannot suspend itself");
-        }
-        Ok(())
-    }
-
     /// Watches the domain.
     fn watch(&mut self, control: &Control) -> Result<Estimate> {
         self.hold()?;
@@ -163,7 +147,7 @@ impl Source for LiveSource {
 
     fn prepare(&mut self, options: &JobOptions, control: &Control) -> Result<Prepared> {
         let info = self.is_here()?;
-        self.can_move(&info)?;
+        fit::check(&info).map_err(|why| Error::Refused(format!("{} {why}", self.name)))?;
         let (name, domid, uuid) = (self.name.clone(), self.domid, self.uuid.clone());
         let version = self.xen.version();
         // The toolstack takes its time to tell what it knows.
@@ -223,11 +207,15 @@ impl Source for LiveSource {
             figures.setup_time = u64::try_from(control.elapsed().as_millis()).unwrap_or(u64::MAX);
         });
         match reading.rounds(&words, sink, control, begun)? {
-            Some(reason) => {
+            Ok(reason) => {
                 control.tell(format!("stopping the guest: {}", reason.text()));
                 Ok(())
             }
-            None => Err(Error::TimedOut(format!(
+            Err(Reason::Rounds) => Err(Error::Refused(format!(
+                "after all rounds that are allowed the blackout of {} would still be too long",
+                self.name
+            ))),
+            Err(_) => Err(Error::TimedOut(format!(
                 "copying the memory of {}",
                 self.name
             ))),
@@ -257,11 +245,18 @@ impl Source for LiveSource {
             toolstack::rename(domid, &format!("{name}{AWAY}"))?;
         }
         let mut dirty = reading.guest.take_dirty(true)?;
+        let end = reading.guest.end_of_frames()?;
+        if end > reading.end {
+            return Err(Error::Xen(format!(
+                "{name} got memory beyond its last frame while it was copied, whose writes nobody recorded: \
+                 try again"
+            )));
+        }
         // What was written before the last look and has not been sent since.
         dirty.add(&reading.dirty);
         announce(control, reading.copied.rounds + 1, dirty.len());
         let frames = Frames::Written(&dirty);
-        let sent = rounds::send(&mut reading.guest, &frames, sink, control)?;
+        let (sent, _) = rounds::send(&mut reading.guest, &frames, sink, control, None)?;
         records.state(reading.guest.domain())?;
         records.end()?;
         sink.bytes(&records.take())?;

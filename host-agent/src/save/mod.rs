@@ -4,6 +4,7 @@
 //! | file | is |
 //! |---|---|
 //! | `live` | the source: its steps, in the order in which a job takes them |
+//! | `fit` | whether a domain can be moved at all |
 //! | `guest` | a domain's memory and which of it was written, through Xen |
 //! | `reading` | what is under way with one: round after round |
 //! | `bitmap` | a set of frames |
@@ -21,6 +22,7 @@
 
 mod bitmap;
 mod estimate;
+mod fit;
 mod guest;
 mod hold;
 mod live;

@@ -47,8 +47,8 @@ pub(crate) enum Verdict {
     GoOn,
     /// Stop the guest and send the rest, because of this.
     Stop(Reason),
-    /// The time is over, and the operator wants the guest left where it is.
-    GiveUp,
+    /// Because of this the copying is over, and the operator wants the guest left where it is then.
+    GiveUp(Reason),
 }
 
 /// Why copying with the guest running has ended.
@@ -103,20 +103,17 @@ impl Progress {
         }
         let pays = expected.as_secs_f64() <= round.time.as_secs_f64() * SHORTER;
         self.unpaid = if pays { 0 } else { self.unpaid + 1 };
-        if let Some(timeout) = limits.timeout {
-            return match limits.on_timeout {
-                _ if elapsed < timeout && self.rounds < limits.max_rounds => Verdict::GoOn,
-                OnTimeout::Abort => Verdict::GiveUp,
-                OnTimeout::StopAndCopy => Verdict::Stop(Reason::Time),
-            };
+        let reason = match limits.timeout {
+            Some(timeout) if elapsed >= timeout => Reason::Time,
+            _ if self.rounds >= limits.max_rounds => Reason::Rounds,
+            // With so much time the guest may still become calmer.
+            None if self.unpaid >= FORGIVEN => Reason::DoesNotPay,
+            _ => return Verdict::GoOn,
+        };
+        match limits.on_timeout {
+            OnTimeout::Abort if limits.timeout.is_some() => Verdict::GiveUp(reason),
+            _ => Verdict::Stop(reason),
         }
-        if self.rounds >= limits.max_rounds {
-            return Verdict::Stop(Reason::Rounds);
-        }
-        if self.unpaid >= FORGIVEN {
-            return Verdict::Stop(Reason::DoesNotPay);
-        }
-        Verdict::GoOn
     }
 
     /// How long so many pages would take.
@@ -244,7 +241,7 @@ mod tests {
         };
         let timeout = Some(Duration::from_secs(60));
         let (_, elapsed, _, verdict) = busy.play(&Limits { timeout, ..LIMITS });
-        assert_eq!(verdict, Verdict::GiveUp);
+        assert_eq!(verdict, Verdict::GiveUp(Reason::Time));
         assert!(elapsed >= 60.0);
         let on_timeout = OnTimeout::StopAndCopy;
         let limits = Limits {

@@ -44,24 +44,27 @@ impl Reading {
     }
 
     /// Rounds with the guest running, the first over all these frames, until another does not pay: why
-    /// the guest is to be stopped, or nothing if the time is over and it is not to be.
+    /// the guest is to be stopped, or why it is to be left where it is.
     pub(super) fn rounds(
         &mut self,
         words: &[u64],
         sink: &dyn Sink,
         control: &Control,
         begun: Instant,
-    ) -> Result<Option<Reason>> {
+    ) -> Result<std::result::Result<Reason, Reason>> {
         let mut progress = Progress::default();
+        let timeout = limits(control).timeout;
+        let until = timeout.and_then(|timeout| begun.checked_add(timeout));
         let mut frames = Frames::Present(words);
         let mut count = words.len() as u64;
         loop {
             let round = self.copied.rounds + 1;
             announce(control, round, count);
-            let sent = rounds::send(&mut self.guest, &frames, sink, control)?;
+            let (sent, left) = rounds::send(&mut self.guest, &frames, sink, control, until)?;
             self.copied.rounds = round;
             self.copied.pages += sent.pages;
             self.dirty = self.guest.take_dirty(false)?;
+            self.dirty.add(&left);
             let dirty = self.dirty.len();
             let done = Round {
                 pages: sent.pages - sent.zero,
@@ -71,8 +74,8 @@ impl Reading {
             figures(control, &sent, dirty, &progress);
             match verdict {
                 Verdict::GoOn => (frames, count) = (Frames::Written(&self.dirty), dirty),
-                Verdict::GiveUp => return Ok(None),
-                Verdict::Stop(reason) => return Ok(Some(reason)),
+                Verdict::GiveUp(reason) => return Ok(Err(reason)),
+                Verdict::Stop(reason) => return Ok(Ok(reason)),
             }
         }
     }
@@ -95,7 +98,7 @@ pub(super) fn skeleton(words: &[u64], sink: &dyn Sink) -> Result<()> {
 fn limits(control: &Control) -> Limits {
     let options = control.options();
     Limits {
-        max_downtime: control.max_downtime(),
+        max_downtime: control.time_for_memory(),
         timeout: options.timeout_ms.map(std::time::Duration::from_millis),
         on_timeout: options.on_timeout,
         max_rounds: options.max_rounds,

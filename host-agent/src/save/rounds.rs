@@ -68,7 +68,8 @@ pub(crate) enum Frames<'a> {
     Written(&'a Bitmap),
 }
 
-/// One round: sends these frames, as far as they (still) have memory.
+/// One round: sends these frames, as far as they (still) have memory; gives what it did, and what it has
+/// not begun when the time was over.
 ///
 /// The next batch is read while the sink takes the one before, so that neither waits for the other.
 pub(crate) fn send(
@@ -76,15 +77,23 @@ pub(crate) fn send(
     frames: &Frames<'_>,
     sink: &dyn Sink,
     control: &Control,
-) -> Result<Sent> {
+    until: Option<Instant>,
+) -> Result<(Sent, Bitmap)> {
     let begun = Instant::now();
     let mut sent = Sent::default();
     let mut passing = Duration::ZERO;
     let (batches, next) = sync_channel(1);
     // Batches that have been sent, whose memory is used again.
     let (back, used) = channel();
-    thread::scope(|scope| {
-        let reader = scope.spawn(move || read_all(memory, frames, control, &batches, &used));
+    let left = thread::scope(|scope| {
+        let mut reading = Reading {
+            memory,
+            control,
+            until,
+            batches,
+            used,
+        };
+        let reader = scope.spawn(move || reading.all(frames));
         let mut taken = Ok(());
         for mut read in next {
             let since = Instant::now();
@@ -119,7 +128,7 @@ pub(crate) fn send(
         sent.zero,
         sent.time
     );
-    Ok(sent)
+    Ok((sent, left))
 }
 
 /// A batch with what is known of it.
@@ -131,16 +140,40 @@ struct Read {
     zero: u64,
 }
 
-fn read_all(
-    memory: &mut dyn Memory,
-    frames: &Frames<'_>,
-    control: &Control,
-    batches: &SyncSender<Read>,
-    used: &Receiver<Batch>,
-) -> Result<()> {
-    let mut read = |words: &mut dyn Iterator<Item = u64>, are_known: bool| {
-        control.check()?;
-        let mut batch = used.try_recv().unwrap_or_default();
+/// What a reader reads from, and where to.
+struct Reading<'a> {
+    memory: &'a mut dyn Memory,
+    control: &'a Control,
+    until: Option<Instant>,
+    batches: SyncSender<Read>,
+    /// Batches that have been sent.
+    used: Receiver<Batch>,
+}
+
+impl Reading<'_> {
+    /// Reads these frames; gives those that it has not when the time was over.
+    fn all(&mut self, frames: &Frames<'_>) -> Result<Bitmap> {
+        match frames {
+            Frames::Present(words) => {
+                let mut words = words.iter().copied();
+                while self.batch(&mut words, true)? {}
+                Ok(words.map(frame).collect())
+            }
+            Frames::Written(bitmap) => {
+                let mut frames = bitmap.frames();
+                while self.batch(&mut frames, false)? {}
+                Ok(frames.collect())
+            }
+        }
+    }
+
+    /// Reads a batch of these; whether there may be more.
+    fn batch(&mut self, words: &mut dyn Iterator<Item = u64>, are_known: bool) -> Result<bool> {
+        self.control.check()?;
+        if self.until.is_some_and(|until| Instant::now() >= until) {
+            return Ok(false);
+        }
+        let mut batch = self.used.try_recv().unwrap_or_default();
         batch.clear();
         batch.words.extend(words.take(AT_ONCE));
         let asked = batch.words.len() as u64;
@@ -148,25 +181,14 @@ fn read_all(
             return Ok(false);
         }
         if !are_known {
-            memory.types(&mut batch.words)?;
+            self.memory.types(&mut batch.words)?;
             batch.words.retain(|word| is_present(*word));
         }
-        contents(memory, &mut batch)?;
+        contents(self.memory, &mut batch)?;
         let zero = batch.data.chunks_exact(PAGE_SIZE);
         let zero = zero.filter(|page| is_zero(page)).count() as u64;
-        Ok(batches.send(Read { batch, asked, zero }).is_ok())
-    };
-    match frames {
-        Frames::Present(words) => {
-            let mut words = words.iter().copied();
-            while read(&mut words, true)? {}
-        }
-        Frames::Written(bitmap) => {
-            let mut frames = bitmap.frames();
-            while read(&mut frames, false)? {}
-        }
+        Ok(self.batches.send(Read { batch, asked, zero }).is_ok())
     }
-    Ok(())
 }
 
 /// Reads the pages of a batch; those that have gone since their types were asked are left out.
@@ -263,6 +285,22 @@ mod tests {
         assert!(guest.asked < 10_000, "{}", guest.asked);
     }
 
+    #[test]
+    fn what_the_time_did_not_suffice_for_is_told() {
+        let (control, receiver) = (control(), Far::default());
+        let mut guest = FakeGuest::default();
+        guest.frames.extend((0..3000).map(|frame| (frame, 1)));
+        let all = present(&mut guest, &control).unwrap();
+        let now = Some(std::time::Instant::now());
+        let frames = Frames::Present(&all);
+        let (sent, left) = send(&mut guest, &frames, &receiver, &control, now).unwrap();
+        assert_eq!((sent.pages, left.len()), (0, 3000));
+        let frames = Frames::Written(&left);
+        let (sent, left) = send(&mut guest, &frames, &receiver, &control, None).unwrap();
+        assert_eq!((sent.pages, left.len()), (3000, 0));
+        assert_eq!(receiver.0.into_inner(), guest.frames);
+    }
+
     proptest! {
         /// However a guest writes, frees and takes memory while it is copied: after the round with the
         /// guest standing still the receiver has what the guest has.
@@ -279,15 +317,15 @@ mod tests {
             let mut guest = FakeGuest { frames, writes: writes.into(), ..FakeGuest::default() };
             guest.record_writes(3000).unwrap();
             let all = present(&mut guest, &control).unwrap();
-            let sent = send(&mut guest, &Frames::Present(&all), &receiver, &control).unwrap();
+            let (sent, _) = send(&mut guest, &Frames::Present(&all), &receiver, &control, None).unwrap();
             prop_assert!(sent.zero <= sent.pages);
             for _ in 0..rounds {
                 let dirty = guest.take_dirty(false).unwrap();
-                send(&mut guest, &Frames::Written(&dirty), &receiver, &control).unwrap();
+                send(&mut guest, &Frames::Written(&dirty), &receiver, &control, None).unwrap();
             }
             guest.writes.clear();
             let dirty = guest.take_dirty(true).unwrap();
-            send(&mut guest, &Frames::Written(&dirty), &receiver, &control).unwrap();
+            send(&mut guest, &Frames::Written(&dirty), &receiver, &control, None).unwrap();
             let mut received = receiver.0.into_inner();
             // What the guest gave back meanwhile stays with the receiver, as with Xen's own tools.
             received.retain(|frame, _| guest.frames.contains_key(frame));

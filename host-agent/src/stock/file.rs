@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::BufWriter;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use unmoved_stream::{Format, Input, Reader, Reserved};
@@ -28,7 +29,10 @@ pub fn save(
     let mut source = host.source(domain)?;
     let prepared = source.prepare(control.options(), control)?;
     // Not over another file: that one may be all that is left of a domain.
-    let file = File::create_new(path).map_err(Error::io(format!(
+    // It is a guest's memory: for nobody else to read.
+    let mut options = File::options();
+    let file = options.write(true).create_new(true).mode(0o600).open(path);
+    let file = file.map_err(Error::io(format!(
         "cannot make the file {}",
         path.display()
     )))?;
@@ -73,8 +77,13 @@ fn write(
         let file = out
             .into_inner()
             .map_err(|error| failed()(error.into_error()))?;
-        // The domain is only destroyed when the file is on the disk.
+        // The domain is only destroyed when the file is on the disk, and its name too.
         file.sync_all().map_err(failed())?;
+        let folder = path.parent().filter(|folder| *folder != Path::new(""));
+        let folder = File::open(folder.unwrap_or(Path::new(".")));
+        folder
+            .and_then(|folder| folder.sync_all())
+            .map_err(failed())?;
     }
     Ok(copied)
 }

@@ -23,7 +23,6 @@ pub(super) struct Lane {
 pub(super) struct Sizes {
     pub(super) raw: usize,
     pub(super) wire: usize,
-    pub(super) zeros: usize,
     pub(super) is_compressed: bool,
 }
 
@@ -61,7 +60,6 @@ impl Lane {
         let mut sizes = Sizes {
             raw,
             wire: raw,
-            zeros,
             is_compressed: false,
         };
         if let Some(compressor) = &mut self.compressor

@@ -157,8 +157,11 @@ impl Sink for Sender {
             let mut slices = [IoSlice::new(&header), IoSlice::new(piece)];
             write_all(&mut *lane.connection, &mut slices).map_err(lost)?;
         }
-        let mut state = self.shared.state.lock();
-        state.taken += bytes.len() as u64;
+        self.shared.state.lock().taken += bytes.len() as u64;
+        let frames = bytes.len().div_ceil(BYTES_MOST) * Header::SIZE;
+        self.shared.control.update(|statistics| {
+            statistics.wire_bytes += (bytes.len() + frames) as u64;
+        });
         Ok(())
     }
 
@@ -217,7 +220,6 @@ impl Shared {
         lane.write_pages(batch, &sizes).map_err(lost)?;
         self.control.update(|statistics| {
             statistics.wire_bytes += (sizes.wire + Header::SIZE + 8 * batch.words.len()) as u64;
-            statistics.memory_constant += sizes.zeros as u64;
             if sizes.is_compressed {
                 statistics.compression_bytes += sizes.wire as u64;
                 statistics.compression_pages += (sizes.raw / PAGE_SIZE) as u64;

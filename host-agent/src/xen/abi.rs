@@ -127,9 +127,14 @@ layout! {
         cpupool: u32,
         gpaddr_bits: u8,
         pad2: [u8; 7],
-        arch_config: [u32; 2],
+        emulation_flags: u32,
+        misc_flags: u32,
     }
 }
+
+/// `XEN_X86_EMU_LAPIC`: the only bit of [`DomainInfo::emulation_flags`] of a PVH domain
+/// (`xen/include/public/arch-x86/xen.h`).
+pub(crate) const EMULATED_LAPIC: u32 = 1 << 0;
 
 /// Bits of [`DomainInfo::flags`] (`XEN_DOMINF_*`).
 pub(crate) mod flags {

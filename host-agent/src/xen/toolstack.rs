@@ -3,24 +3,74 @@
 //! What the toolstack knows and Xen does not (names, configurations, how to take a domain apart) is asked
 //! of it and done by it, so that its own records stay true.
 
-use std::io;
-use std::process::{Command, Output, Stdio};
+use std::io::{self, Read};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::job::{Error, Result};
 
+/// Longest time for a command; hotplug scripts, which some of them run, have limits of their own below it.
+const LIMIT: Duration = Duration::from_secs(600);
+
 /// Runs `xl` with these words to its end; what it wrote to its standard output.
 ///
 /// # Errors
-/// If it cannot be run, or fails: then the first complaint that it wrote.
+/// If it cannot be run, does not end, or fails: then the first complaint that it wrote.
 pub(crate) fn xl(words: &[&str]) -> Result<String> {
-    let output = Command::new("xl")
+    let child = Command::new("xl")
         .args(words)
         .stdin(Stdio::null())
-        .output()
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
         .map_err(cannot_run)?;
+    let output = output(child, LIMIT).map_err(|error| {
+        Error::Xen(format!(
+            "`xl {}` did not end well: {error}",
+            words.join(" ")
+        ))
+    })?;
     outcome(words, &output)
+}
+
+/// What a process has written when it ends; one that does not in time is killed.
+fn output(mut child: Child, limit: Duration) -> io::Result<Output> {
+    let (out, err) = (child.stdout.take(), child.stderr.take());
+    let out = thread::spawn(move || all(out));
+    let err = thread::spawn(move || all(err));
+    let until = Instant::now() + limit;
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if Instant::now() >= until {
+            child.kill()?;
+            child.wait()?;
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("killed after {} s", limit.as_secs()),
+            ));
+        }
+        // There is no event for the end of a child that could be waited for with a limit.
+        thread::sleep(Duration::from_millis(10));
+    };
+    let failed = |_| Err(io::Error::other("a reader panicked"));
+    Ok(Output {
+        status,
+        stdout: out.join().unwrap_or_else(failed)?,
+        stderr: err.join().unwrap_or_else(failed)?,
+    })
+}
+
+fn all(from: Option<impl Read>) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if let Some(mut from) = from {
+        from.read_to_end(&mut bytes)?;
+    }
+    Ok(bytes)
 }
 
 /// Why `xl` did not start at all.
@@ -82,7 +132,31 @@ pub(crate) fn rename(domid: u16, name: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{complaint, only_configuration};
+    use super::{complaint, only_configuration, output};
+    use std::process::{Command, Stdio};
+    use std::time::Duration;
+
+    #[test]
+    fn a_process_is_waited_for_and_killed_when_its_time_is_over() {
+        let run = |script: &str, limit| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]);
+            command.stdout(Stdio::piped()).stderr(Stdio::piped());
+            output(command.spawn().unwrap(), limit)
+        };
+        let ended = run(
+            "echo said; echo complained >&2; exit 3",
+            Duration::from_secs(60),
+        )
+        .unwrap();
+        assert_eq!(ended.status.code(), Some(3));
+        assert_eq!(
+            (&ended.stdout[..], &ended.stderr[..]),
+            (&b"said\n"[..], &b"complained\n"[..])
+        );
+        let late = run("exec sleep 1000", Duration::from_millis(50)).unwrap_err();
+        assert!(late.to_string().contains("killed"), "{late}");
+    }
 
     #[test]
     fn the_first_complaint_is_what_counts() {

@@ -86,6 +86,7 @@ pub(super) fn meet(
         ..options.clone()
     };
     let past = daemon.history.of(&peer.name);
+    control.set_past(past);
     let at = control.elapsed();
     let prediction = predict(estimate, way, &options, &past, at);
     Ok(Met {

@@ -165,7 +165,8 @@ impl Domain<'_> {
     pub(crate) fn info(&self) -> Result<Option<abi::DomainInfo>> {
         let mut info = abi::DomainInfo::new_zeroed();
         match self.domctl(domctl::GETDOMAININFO, &mut info, &mut []) {
-            Ok(_) => Ok(Some(info)),
+            // Xen before 4.18 tells of the next one if there is none of this number.
+            Ok(_) => Ok(Some(info).filter(|info| info.domain == self.domid)),
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
             Err(error) => Err(self.failed("tell about", &error)),
         }

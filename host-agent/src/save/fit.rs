@@ -1,0 +1,52 @@
+//! Whether a domain can be moved at all, by what Xen knows of it.
+
+use crate::xen::abi::{DomainInfo, EMULATED_LAPIC, flags};
+
+/// What a domain must be.
+const SHIM: &str = "only one that runs in a shim (type=\"pvh\" pvshim=1) can be moved";
+
+/// # Errors
+/// Why it cannot: what stands behind its name in a sentence.
+pub(super) fn check(info: &DomainInfo) -> Result<(), String> {
+    if info.flags & flags::HVM_GUEST == 0 {
+        return Err(format!("is a plain PV domain: {SHIM}"));
+    }
+    if info.emulation_flags & !EMULATED_LAPIC != 0 {
+        return Err(format!("has an emulated machine (type=\"hvm\"): {SHIM}"));
+    }
+    if info.flags & flags::SHUTDOWN != 0 {
+        return Err("has shut down".to_owned());
+    }
+    if info.flags & flags::PAUSED != 0 {
+        return Err("is paused: it cannot suspend itself".to_owned());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use zerocopy::FromZeros;
+
+    use super::check;
+    use crate::xen::abi::{DomainInfo, EMULATED_LAPIC, flags};
+
+    #[test]
+    fn only_a_running_pvh_domain_can_be_moved() {
+        let domain = |flags, emulation_flags| DomainInfo {
+            flags,
+            emulation_flags,
+            ..DomainInfo::new_zeroed()
+        };
+        let pvh = flags::HVM_GUEST | flags::BLOCKED;
+        assert_eq!(check(&domain(pvh, EMULATED_LAPIC)), Ok(()));
+        for (wrong, why) in [
+            (domain(0, 0), "plain PV"),
+            (domain(pvh, 0x1ff), "emulated machine"),
+            (domain(pvh | flags::SHUTDOWN, 1), "shut down"),
+            (domain(pvh | flags::PAUSED, 1), "paused"),
+        ] {
+            let told = check(&wrong).unwrap_err();
+            assert!(told.contains(why), "{told}");
+        }
+    }
+}
