@@ -4,6 +4,7 @@
 mod exceptions;
 mod frames;
 mod iret;
+mod returns;
 mod syscalls;
 
 use crate::cpu::Regs;
