@@ -1,7 +1,6 @@
 //! Writes a libxc stream record by record, and refuses to write one that could not be read.
 //!
-//! Page contents go from the caller's memory to the output without being copied: entries are put
-//! together in a small buffer and contents follow as they are.
+//! PAGE_DATA, whose contents are not gathered before they are written, is in `sink`.
 
 use std::io::{self, IoSlice, Write};
 
@@ -9,8 +8,8 @@ use xen_abi::PAGE_SIZE;
 
 use crate::error::{Defect, Error, Part};
 use crate::libxc::{
-    Content, DomainHeader, HvmParam, ImageHeader, MAX_BATCH, Order, P2mFrames, PageEntry, PageSink,
-    PvInfo, RecordType, TscInfo, VcpuPart, parse,
+    DomainHeader, HvmParam, ImageHeader, Order, P2mFrames, PvInfo, RecordType, TscInfo, VcpuPart,
+    parse,
 };
 use crate::record::{MAX_LENGTH, RecordHeader};
 
@@ -20,7 +19,7 @@ const ZEROES: [u8; 8] = [0; 8];
 #[derive(Debug)]
 pub struct Writer<W> {
     pub(super) out: W,
-    order: Order,
+    pub(super) order: Order,
     pub(super) offset: u64,
     pub(super) records: u64,
     /// What comes before the next contents: the head of a record.
@@ -114,29 +113,6 @@ impl<W: Write> Writer<W> {
             body.extend_from_slice(&pfn.to_le_bytes());
         }
         self.record(RecordType::X86_PV_P2M_FRAMES, &[&body])
-    }
-
-    /// Writes PAGE_DATA: `entries` and the contents of those that have any, in the same order.
-    ///
-    /// The contents come in any number of slices; together they must be whole.
-    ///
-    /// # Errors
-    /// As for all records, or if there are no entries, more than [`MAX_BATCH`], or contents do not fit.
-    pub fn page_data(&mut self, entries: &[PageEntry], contents: &[&[u8]]) -> Result<(), Error> {
-        let mut pages = self.begin_page_data(entries)?;
-        pages.write(contents)?;
-        pages.finish()
-    }
-
-    /// Begins PAGE_DATA: the entries are written, the contents come through the returned sink.
-    ///
-    /// # Errors
-    /// As for all records, or if there are no entries or more than [`MAX_BATCH`].
-    pub fn begin_page_data(&mut self, entries: &[PageEntry]) -> Result<PageSink<'_, W>, Error> {
-        let kind = RecordType::PAGE_DATA;
-        let result = self.start_pages(entries);
-        let left = self.located(kind, result)?;
-        Ok(PageSink { writer: self, left })
     }
 
     /// Writes VERIFY: pages that follow are to be compared.
@@ -283,37 +259,6 @@ impl<W: Write> Writer<W> {
         Ok(header)
     }
 
-    fn start_pages(&mut self, entries: &[PageEntry]) -> Result<usize, Defect> {
-        if entries.is_empty() || entries.len() > MAX_BATCH {
-            return Err(Defect::Value {
-                field: "the number of pages in a batch",
-                value: entries.len() as u64,
-            });
-        }
-        let pages = entries.iter().filter(|e| e.has_contents()).count();
-        let header = header(
-            RecordType::PAGE_DATA,
-            8 + 8 * entries.len() + pages * PAGE_SIZE,
-        )?;
-        for (index, entry) in (0..).zip(entries) {
-            self.order.accept_entry(index, *entry)?;
-        }
-        let count = u32::try_from(entries.len()).unwrap_or(u32::MAX);
-        let pages_u32 = u32::try_from(pages).unwrap_or(u32::MAX);
-        self.order.accept(&Content::PageData {
-            count,
-            pages: pages_u32,
-        })?;
-        self.head.clear();
-        self.head.extend_from_slice(&header.encode());
-        self.head.extend_from_slice(&count.to_le_bytes());
-        self.head.extend_from_slice(&[0; 4]);
-        for entry in entries {
-            self.head.extend_from_slice(&entry.raw().to_le_bytes());
-        }
-        Ok(pages * PAGE_SIZE)
-    }
-
     pub(super) fn located<T>(
         &self,
         kind: RecordType,
@@ -327,7 +272,7 @@ impl<W: Write> Writer<W> {
     }
 }
 
-fn header(kind: RecordType, length: usize) -> Result<RecordHeader, Defect> {
+pub(super) fn header(kind: RecordType, length: usize) -> Result<RecordHeader, Defect> {
     match u32::try_from(length) {
         Ok(length) if length <= MAX_LENGTH => Ok(RecordHeader {
             kind: kind.0,
