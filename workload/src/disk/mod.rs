@@ -6,6 +6,7 @@
 pub mod image;
 pub mod options;
 pub mod pattern;
+mod shared;
 pub mod traffic;
 mod worker;
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::options::Options;
 use super::pattern::{self, BLOCK, Stamp};
-use super::traffic::{Kind, Shared};
+use super::shared::{Kind, Shared};
 use crate::sys::block;
 use crate::sys::buffer::PageBuffer;
 
