@@ -133,6 +133,7 @@ impl Vbd {
         self.fail_all(cx);
         self.pump(cx);
     }
+
     /// Whether the guest has come to another host and not run there yet, so that it need not learn
     /// what its new backend does before it works.
     fn can_wait_for_another(&self) -> bool {

@@ -132,6 +132,7 @@ impl Vif {
         self.withdraw_buffers(cx);
         self.pump(cx);
     }
+
     /// Whether the guest has come to another host and not run there yet, so that it need not learn
     /// what its new backend does before it works.
     fn can_wait_for_another(&self) -> bool {
