@@ -35,6 +35,7 @@ fn agents_move_an_unfriendly_guest_that_does_not_notice() {
                 killed_while_looking(guest, from, to)?;
                 looked_at(guest, from, to)?;
                 aborted(guest, from, to)?;
+                overtaken(guest, from, to)?;
             }
             let (total, report) = agents::migrate(guest, from, to)?;
             reported(&report)?;
@@ -65,6 +66,9 @@ for i in $(seq 600); do [ ! -e /root/under-way ] || exit 0; sleep 0.2; done; cat
 /// Lets it fail, and gives what it said.
 const GO_ON: &str = "touch /root/goes-on
 for i in $(seq 600); do [ ! -e /root/ended ] || break; sleep 0.2; done; cat /root/xl.log";
+/// Saves a guest by the toolstack to where there is no room for it, and says what came of it.
+const NO_ROOM: &str = "mkdir -p /root/small && mount -t tmpfs -o size=2m none /root/small || exit 1
+xl save -c \"$1\" /root/small/file 2>&1; umount /root/small";
 /// If a guest is marked as one that an agent reads.
 const IS_MARKED: &str = "xenstore-ls /tool/unmoved/source 2>/dev/null | grep -q =";
 
@@ -81,6 +85,25 @@ fn others_are_left_alone(guest: &str, from: &Host, to: &Host) -> Result<()> {
         "{end}"
     );
     ensure!(names(from)? == [guest], "it had an effect");
+    Ok(())
+}
+
+/// A save by the toolstack that came and went while an agent copies has taken the record of writes with it:
+/// the agent gives up, and the guest stays whole where it is.
+fn overtaken(guest: &str, from: &Host, to: &Host) -> Result<()> {
+    let slowly = ["migrate", "--detach", "--bandwidth", "1M", guest, to.name()];
+    let begun = agents::ask(from, &slowly)?;
+    let watch = agents::watch(from, begun["job"].as_str().unwrap_or_default())?;
+    watch.stderr.wait_for("round 1", MOMENT)?;
+    let saved = from.ok(&["sh", "-c", NO_ROOM, "sh", guest])?;
+    ensure!(saved.contains("No space left"), "{saved}");
+    let end = watch.wait(MOMENT)?;
+    let is_told = end.stderr.contains("saves or migrates");
+    ensure!(end.code != 0 && is_told, "{end:?}");
+    ensure!(
+        names(from)? == [guest] && names(to)?.is_empty(),
+        "it had an effect"
+    );
     Ok(())
 }
 

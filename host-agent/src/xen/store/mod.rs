@@ -3,20 +3,24 @@
 //!
 //! Plain reads and writes go through `xenstore-rs`.  Its synchronous client has neither watches nor
 //! transactions nor time-outs, and waiting for a guest needs all three: those are made beside it, on
-//! [connections](connection::Connection) of their own.
+//! [connections](connection::Connection) of their own; and it is [asked with a limit](timely::Timely).
 
 mod connection;
+mod timely;
 
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
 use xen_abi::xs_wire::MsgType;
 use xenstore_rs::Xs;
 use xenstore_rs::unix::XsUnix;
 
 use crate::job::{Error, Result};
 use connection::Connection;
+use timely::Timely;
+
+/// Longest time for an answer to a plain question.
+const ANSWER: Duration = Duration::from_secs(20);
 
 /// What the agent needs of xenstore.
 pub(crate) trait Store: Send + Sync {
@@ -49,7 +53,7 @@ pub(crate) trait Store: Send + Sync {
 }
 
 /// The host's xenstored.
-pub(crate) struct XenStore(Mutex<XsUnix>);
+pub(crate) struct XenStore(Timely<XsUnix>);
 
 impl XenStore {
     /// Connects.
@@ -57,23 +61,27 @@ impl XenStore {
     /// # Errors
     /// [`Error::Refused`] if there is no xenstored here.
     pub(crate) fn open() -> Result<Self> {
-        let client = XsUnix::new().map_err(|error| {
+        let client = Timely::new(XsUnix::new, ANSWER).map_err(|error| {
             Error::Refused(format!(
                 "cannot connect to xenstored ({error}): is it running?"
             ))
         })?;
-        Ok(Self(Mutex::new(client)))
+        Ok(Self(client))
     }
 }
 
 impl Store for XenStore {
     fn read(&self, path: &str) -> Result<Option<String>> {
-        let value = present(self.0.lock().read(path)).map_err(failed("read", path))?;
+        let node = path.to_owned();
+        let value = self.0.ask(move |client| client.read(&node));
+        let value = present(value).map_err(failed("read", path))?;
         Ok(value.map(|value| value.into_string()))
     }
 
     fn list(&self, path: &str) -> Result<Vec<String>> {
-        let names = present(self.0.lock().directory(path)).map_err(failed("list", path))?;
+        let node = path.to_owned();
+        let names = self.0.ask(move |client| client.directory(&node));
+        let names = present(names).map_err(failed("list", path))?;
         let names = names.unwrap_or_default();
         // An empty directory comes back as one empty name.
         let named = names.into_iter().filter(|name| !name.is_empty());
@@ -81,16 +89,15 @@ impl Store for XenStore {
     }
 
     fn write(&self, path: &str, value: &str) -> Result<()> {
-        self.0
-            .lock()
-            .write(path, value)
-            .map_err(failed("write", path))
+        let (node, value) = (path.to_owned(), value.to_owned());
+        let written = self.0.ask(move |client| client.write(&node, &value));
+        written.map_err(failed("write", path))
     }
 
     fn remove(&self, path: &str) -> Result<()> {
-        present(self.0.lock().rm(path))
-            .map(drop)
-            .map_err(failed("remove", path))
+        let node = path.to_owned();
+        let removed = self.0.ask(move |client| client.rm(&node));
+        present(removed).map(drop).map_err(failed("remove", path))
     }
 
     fn replace(&self, path: &str, expected: &str, value: &str) -> Result<bool> {
