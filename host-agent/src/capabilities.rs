@@ -15,6 +15,12 @@ use quick_xml::{Reader, Writer};
 const MOST: usize = 64 << 10;
 /// Deepest nesting.
 const DEEPEST: usize = 16;
+/// The way that streams come to this agent: the scheme of the URI in step 0.
+pub const TRANSPORT: &str = "unmoved+tls";
+/// Version of the libxc stream that is sent and taken.
+pub const STREAM: u32 = 3;
+/// What no migration is begun without: the rest is used if both have it.
+const NEEDED: [&str; 3] = ["live", "journal", "zero_pages"];
 
 /// An XML element.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,7 +45,7 @@ impl Capabilities {
             .with(Element::new("live"))
             .with(
                 Element::new("uri_transports")
-                    .with(Element::new("uri_transport").saying("unmoved+tls")),
+                    .with(Element::new("uri_transport").saying(TRANSPORT)),
             )
             .with(Element::new("abort"))
             .with(Element::new("max_downtime"))
@@ -48,7 +54,7 @@ impl Capabilities {
             .with(Element::new("parallel").saying("64"))
             .with(Element::new("compression").saying("zstd"))
             .with(Element::new("journal").saying("1"))
-            .with(Element::new("libxc_stream").saying("3"));
+            .with(Element::new("libxc_stream").saying(&STREAM.to_string()));
         Self { features }
     }
 
@@ -86,6 +92,30 @@ impl Capabilities {
         Self {
             features: self.features.intersection(&other.features),
         }
+    }
+
+    /// Whether this, which both ends can do, is enough to move a guest.
+    ///
+    /// # Errors
+    /// What is missing, as the end of a sentence that begins with the peer's name.
+    pub fn suffice(&self) -> Result<(), String> {
+        if let Some(missing) = NEEDED.into_iter().find(|feature| !self.has(feature)) {
+            return Err(format!(
+                "cannot take part in a live migration that is safe at every step: it does not offer \"{missing}\""
+            ));
+        }
+        if !self.transports().contains(TRANSPORT) {
+            return Err(format!(
+                "has no way for the stream in common with this host: here it is {TRANSPORT}"
+            ));
+        }
+        // Of two numbers it is the smaller.
+        if self.number("libxc_stream") != Some(STREAM.into()) {
+            return Err(format!(
+                "does not know version {STREAM} of the libxc stream"
+            ));
+        }
+        Ok(())
     }
 
     /// If there is such a feature.
@@ -268,6 +298,41 @@ mod tests {
             both.transports().into_iter().collect::<Vec<_>>(),
             ["unmoved+tls"]
         );
+    }
+
+    #[test]
+    fn what_both_can_do_must_suffice() {
+        let ours = Capabilities::ours();
+        assert_eq!(ours.suffice(), Ok(()));
+        let but = |old: &str, new: &str| {
+            let other = Capabilities::from_xml(&ours.to_xml().replace(old, new)).unwrap();
+            ours.intersection(&other).suffice()
+        };
+        for feature in ["live", "zero_pages"] {
+            assert!(
+                but(&format!("<{feature}/>"), "")
+                    .unwrap_err()
+                    .contains(feature)
+            );
+        }
+        assert!(but("unmoved+tls", "tcp").unwrap_err().contains("way"));
+        assert!(
+            but("uri_transports", "no_transports")
+                .unwrap_err()
+                .contains("way")
+        );
+        assert!(
+            but("stream>3<", "stream>2<")
+                .unwrap_err()
+                .contains("version 3")
+        );
+        assert!(
+            but("libxc_stream", "other")
+                .unwrap_err()
+                .contains("version 3")
+        );
+        // Who knows a later version knows this one too.
+        assert_eq!(but("stream>3<", "stream>4<"), Ok(()));
     }
 
     #[test]

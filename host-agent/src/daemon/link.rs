@@ -5,8 +5,8 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::wire::{FromPeer, Hello, PROBE_MOST, Parameters, Ticket, ToPeer, VERSION};
-use crate::capabilities::Capabilities;
+use super::wire::{FromPeer, Hello, LIVE, PROBE_MOST, Parameters, Ticket, ToPeer, VERSION};
+use crate::capabilities::{Capabilities, TRANSPORT};
 use crate::config::Peer;
 use crate::job::{Control, Error, HostFacts, JobOptions, Needs, Result};
 use crate::session::{Answer, Order, SessionId};
@@ -32,6 +32,8 @@ pub(super) struct Link {
     stream: Connected,
     watch: Arc<Watch>,
     calls: u64,
+    /// Of the peer, as the configuration has it.
+    address: String,
 }
 
 impl Link {
@@ -46,6 +48,7 @@ impl Link {
             stream,
             watch,
             calls: 0,
+            address: peer.address.clone(),
         })
     }
 
@@ -60,10 +63,10 @@ impl Link {
         let answer = self.ask(&ToPeer::Meet {
             capabilities: ours.to_xml(),
             parameters: Parameters {
-                uri: None,
+                uri: Some(format!("{TRANSPORT}://{}", self.address)),
                 dname: options.destination_name.clone(),
                 resource: options.bandwidth,
-                flags: 1,
+                flags: LIVE,
             },
         })?;
         let FromPeer::Met {

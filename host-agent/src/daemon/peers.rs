@@ -12,10 +12,10 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::incoming::Incoming;
-use super::wire::{FromPeer, Hello, PROBE_MOST, ToPeer, VERSION};
+use super::wire::{FromPeer, Hello, PROBE_MOST, Parameters, Ticket, ToPeer, VERSION, check_name};
 use super::{Daemon, random, spawn};
 use crate::capabilities::Capabilities;
-use crate::job::{Needs, Result};
+use crate::job::{Error, Needs, Result};
 use crate::session::{Answer, Order, SessionId};
 use crate::transport::frame::{MESSAGE_MOST, read_message, write_message, wrong};
 use crate::transport::tls::Accepted;
@@ -156,9 +156,11 @@ fn calls(
                 capabilities,
                 parameters,
             } => {
-                Capabilities::from_xml(&capabilities).map_err(wrong)?;
                 log::debug!("{host} wants {parameters:?}");
-                met(daemon)
+                match can_meet(host, &capabilities, &parameters) {
+                    Ok(()) => met(daemon),
+                    Err(why) => FromPeer::Refused(why),
+                }
             }
             ToPeer::Check(needs) => match check(daemon, &needs) {
                 Ok(()) => FromPeer::Checked,
@@ -183,8 +185,7 @@ fn calls(
             } => {
                 last_call = call;
                 let is_reserve = matches!(order, Order::Reserve(_));
-                let found = Incoming::of(daemon, session, host);
-                let called = found.and_then(|session| session.called(host, order));
+                let called = called(daemon, host, session, order);
                 let (cookie, stream) =
                     called.unwrap_or_else(|error| (Answer::Refused(error.to_string()), None));
                 if is_reserve && cookie == Answer::Continue {
@@ -194,9 +195,7 @@ fn calls(
                 if let Answer::Refused(why) = &cookie {
                     log::warn!("session {session} of {host}: refused: {why}");
                     let more = json!({ "session": session, "why": why });
-                    daemon
-                        .audit
-                        .write(&format!("peer {host}"), "refused", &more);
+                    note(daemon, host, &more);
                 }
                 FromPeer::Reply {
                     call,
@@ -206,8 +205,42 @@ fn calls(
                 }
             }
         };
+        if let FromPeer::Refused(why) = &answer {
+            log::warn!("{host}: refused: {why}");
+            note(daemon, host, &json!({ "why": why }));
+        }
         write_message(connection, &answer)?;
     }
+}
+
+/// A peer was told no; it may go on.
+fn note(daemon: &Daemon, host: &str, more: &serde_json::Value) {
+    daemon.audit.write(&format!("peer {host}"), "refused", more);
+}
+
+/// One step of a session.
+fn called(
+    daemon: &Arc<Daemon>,
+    host: &str,
+    session: SessionId,
+    order: Order,
+) -> Result<(Answer, Option<Ticket>)> {
+    if let Order::Reserve(request) = &order {
+        check_name(&request.needs.destination_name).map_err(Error::Refused)?;
+    }
+    Incoming::of(daemon, session, host)?.called(host, order)
+}
+
+/// Whether a caller that can do this may have what it asks for: found out before it prepares a guest.
+fn can_meet(
+    host: &str,
+    capabilities: &str,
+    parameters: &Parameters,
+) -> std::result::Result<(), String> {
+    let theirs = Capabilities::from_xml(capabilities)?;
+    let both = Capabilities::ours().intersection(&theirs);
+    both.suffice().map_err(|why| format!("{host} {why}"))?;
+    parameters.check()
 }
 
 fn met(daemon: &Daemon) -> FromPeer {
@@ -222,12 +255,13 @@ fn met(daemon: &Daemon) -> FromPeer {
 
 /// The same as reserving, and undone at once.
 fn check(daemon: &Daemon, needs: &Needs) -> Result<()> {
+    check_name(&needs.destination_name).map_err(Error::Refused)?;
     let session = SessionId::new(random()?);
     let free = daemon.host.facts()?.free_memory_bytes;
     let mut locks = daemon.locks.lock();
     locks
         .take(session, needs.into(), free)
-        .map_err(crate::job::Error::Refused)?;
+        .map_err(Error::Refused)?;
     locks.give_up(session);
     drop(locks);
     let mut destination = daemon.host.destination()?;

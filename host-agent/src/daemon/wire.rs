@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::capabilities::TRANSPORT;
 use crate::job::{HostFacts, Needs};
 use crate::session::{Answer, Order, SessionId, Status};
 
@@ -9,6 +10,10 @@ use crate::session::{Answer, Order, SessionId, Status};
 pub(super) const VERSION: u32 = 1;
 /// Most bytes of a probe.
 pub(super) const PROBE_MOST: u64 = 64 << 20;
+/// In [`Parameters::flags`]: the guest runs while its memory is copied.
+pub(super) const LIVE: u32 = 1;
+/// Longest name of a domain, in bytes: with what the toolstack puts around it, it still names a file.
+const NAME_MOST: usize = 200;
 
 /// The first message on a connection.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -62,14 +67,61 @@ pub(super) enum ToPeer {
 /// The parameters of the proposal of 2007.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Parameters {
-    /// Which way the stream is to come.
+    /// Which way the stream is to come: [`TRANSPORT`] and where the caller finds the destination.
     pub(super) uri: Option<String>,
     /// Name at the destination.
     pub(super) dname: Option<String>,
     /// Bandwidth in bytes per second.
     pub(super) resource: Option<u64>,
-    /// Bit 0: live.
+    /// [`LIVE`] or nothing.
     pub(super) flags: u32,
+}
+
+impl Parameters {
+    /// Whether all of it can be had here.
+    ///
+    /// # Errors
+    /// What cannot.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let is_ours = |uri: &String| {
+            let parts = uri.split_once("://");
+            parts.is_some_and(|(scheme, host)| scheme == TRANSPORT && !host.is_empty())
+        };
+        if !self.uri.as_ref().is_none_or(is_ours) {
+            return Err(format!(
+                "no stream comes here by that URI: it must be {TRANSPORT}://HOST"
+            ));
+        }
+        if let Some(name) = &self.dname {
+            check_name(name)?;
+        }
+        if self.resource == Some(0) {
+            return Err("with a bandwidth of 0 nothing can be moved".to_owned());
+        }
+        match self.flags & !LIVE {
+            0 => Ok(()),
+            unknown => Err(format!("the flags {unknown:#x} are not known here")),
+        }
+    }
+}
+
+/// Whether a domain can be called that: its name becomes part of the names of files, and of commands.
+///
+/// # Errors
+/// Why not.
+pub(super) fn check_name(name: &str) -> Result<(), String> {
+    if name.is_empty() || name.len() > NAME_MOST {
+        return Err(format!(
+            "a domain's name has 1 to {NAME_MOST} bytes, not {}",
+            name.len()
+        ));
+    }
+    if name.starts_with('-') || name.contains(|c: char| c == '/' || c.is_control()) {
+        return Err(format!(
+            "no domain can be called {name:?}: a name has no slash or control character, and no hyphen in front"
+        ));
+    }
+    Ok(())
 }
 
 /// What the source needs to know of the stream.
@@ -112,4 +164,59 @@ pub(super) enum FromPeer {
     },
     /// To anything: no, and it had no effect.
     Refused(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Parameters, check_name};
+
+    #[test]
+    fn parameters_that_cannot_be_had_are_refused() {
+        let good = Parameters {
+            uri: Some("unmoved+tls://192.0.2.2:7711".to_owned()),
+            dname: Some("a guest".to_owned()),
+            resource: Some(1),
+            flags: 1,
+        };
+        good.check().unwrap();
+        Parameters::default().check().unwrap();
+        let refused = |wrong: Parameters| wrong.check().unwrap_err();
+        for uri in ["tcp://192.0.2.2:1", "unmoved+tls", "unmoved+tls://", ""] {
+            let uri = Some(uri.to_owned());
+            assert!(
+                refused(Parameters {
+                    uri,
+                    ..good.clone()
+                })
+                .contains("URI")
+            );
+        }
+        let dname = Some("../x".to_owned());
+        assert!(
+            refused(Parameters {
+                dname,
+                ..good.clone()
+            })
+            .contains("../x")
+        );
+        let resource = Some(0);
+        assert!(
+            refused(Parameters {
+                resource,
+                ..good.clone()
+            })
+            .contains("bandwidth")
+        );
+        assert!(refused(Parameters { flags: 3, ..good }).contains("0x2"));
+    }
+
+    #[test]
+    fn names_are_such_that_files_can_have_them() {
+        for good in ["a", "Web 1", "17", "gäst", &"x".repeat(200)] {
+            check_name(good).unwrap();
+        }
+        for wrong in ["", "-x", "a/b", "a\nb", "a\0", &"x".repeat(201)] {
+            assert!(check_name(wrong).is_err(), "{wrong:?}");
+        }
+    }
 }

@@ -35,20 +35,20 @@ fn connect(pair: &Pair, host: &str, hello: &Value) -> std::io::Result<(Connected
     Ok((stream, welcome))
 }
 
-fn control(pair: &Pair) -> Connected {
+pub fn control(pair: &Pair) -> Connected {
     let hello = json!({ "control": { "version": 1 } });
     let (stream, welcome) = connect(pair, "a", &hello).unwrap();
     assert_eq!(welcome, "welcome");
     stream
 }
 
-fn ask(stream: &mut Connected, question: &Value) -> std::io::Result<Value> {
+pub fn ask(stream: &mut Connected, question: &Value) -> std::io::Result<Value> {
     write_message(stream, question)?;
     read_message(stream, 1 << 20)
 }
 
 /// A session's name as the job has it.
-fn call(session: &str, number: u64, order: &Value) -> Value {
+pub fn call(session: &str, number: u64, order: &Value) -> Value {
     json!({ "call": { "session": session, "call": number, "order": order } })
 }
 

@@ -9,6 +9,7 @@
 mod attacks;
 mod daemons;
 mod fake;
+mod meet;
 mod metrics;
 
 use std::sync::Arc;

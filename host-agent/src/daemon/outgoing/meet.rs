@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use crate::capabilities::STREAM;
 use crate::config::Peer;
 use crate::daemon::Daemon;
 use crate::daemon::link::Link;
@@ -49,10 +50,12 @@ pub(super) fn meet(
     let options = control.options();
     let mut link = Link::connect(&daemon.identity, peer)?;
     let (both, there) = link.meet(options)?;
-    if !both.has("live") || !both.has("journal") {
+    both.suffice()
+        .map_err(|why| Error::Refused(format!("{} {why}", peer.name)))?;
+    if there.stream_version < STREAM {
         return Err(Error::Refused(format!(
-            "{} cannot take part in a live migration that is safe at every step",
-            peer.name
+            "the toolstack at {} reads version {} of the libxc stream, but version {STREAM} is sent",
+            peer.name, there.stream_version
         )));
     }
     let most = both.number("parallel").unwrap_or(1).clamp(1, 64);
