@@ -1,199 +1,280 @@
-//! While a job runs, strangers and peers that break the rules do what they can.
+//! While a job runs, strangers and peers that break the rules do what they can: each is refused, that is
+//! written down, and the job does not know.
 
-use std::io::{Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
-use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use unmoved::daemon::local;
 use unmoved::job::{JobOptions, Presence};
 use unmoved::pki;
-use unmoved::transport::frame::{read_message, write_message};
-use unmoved::transport::tls::{Connected, Identity};
-use unmoved::transport::{Socket, Watch};
+use unmoved::transport::tls::HANDSHAKE;
 
+use crate::attacked::{
+    Attacked, LONG, ask, call, connect, control, controlled, hello, is_closed, secure,
+};
 use crate::daemons::Pair;
-use crate::{ended, until};
+use crate::ended;
 
-/// Connects to the daemon of `b` as this host, and says hello.
-fn connect(pair: &Pair, host: &str, hello: &Value) -> std::io::Result<(Connected, Value)> {
-    let folder = pair.folder.path().join("pki");
-    let identity = Identity::load(
-        &folder.join(pki::AUTHORITY),
-        &folder.join(format!("{host}.pem")),
-        &folder.join(format!("{host}.key")),
-    )?;
-    let socket = Socket::new(
-        TcpStream::connect(pair.address)?,
-        Arc::new(Watch::default()),
-    )?;
-    let mut stream = identity.connect(socket, "b")?;
-    write_message(&mut stream, hello)?;
-    let welcome = read_message(&mut stream, 1 << 20)?;
-    Ok((stream, welcome))
-}
-
-pub fn control(pair: &Pair) -> Connected {
-    let hello = json!({ "control": { "version": 1 } });
-    let (stream, welcome) = connect(pair, "a", &hello).unwrap();
-    assert_eq!(welcome, "welcome");
-    stream
-}
-
-pub fn ask(stream: &mut Connected, question: &Value) -> std::io::Result<Value> {
-    write_message(stream, question)?;
-    read_message(stream, 1 << 20)
-}
-
-/// A session's name as the job has it.
-pub fn call(session: &str, number: u64, order: &Value) -> Value {
-    json!({ "call": { "session": session, "call": number, "order": order } })
+#[test]
+fn a_certificate_of_another_authority_is_refused() {
+    let attacked = Attacked::begin();
+    let pair = &attacked.pair;
+    let other = pair.folder.path().join("other");
+    pki::init(&other).unwrap();
+    pki::issue(&other, &["a".to_owned()]).unwrap();
+    // Our end is through with its part of the handshake before the daemon has seen the certificate.
+    let (mut stream, below) = secure(pair, "other", "a").unwrap();
+    let who = below.local_addr().unwrap().to_string();
+    ask(&mut stream, &hello()).unwrap_err();
+    attacked.is_audited("b", &who, "invalid peer certificate");
+    attacked.goes_on();
 }
 
 #[test]
-fn nobody_disturbs_a_job() {
-    let pair = Pair::start();
-    pair.a.add("guest", "u-1");
-    pair.a.hold_live(true);
-    let job = pair
-        .left
-        .migrate("test", "guest", "b", JobOptions::default())
-        .unwrap();
-    until(&job, || pair.b.presence("u-1") == Presence::Partial);
-    until(&job, || job.status(0).statistics.wire_bytes > 0);
-    let session = job.id.as_str();
+fn a_host_that_is_no_peer_is_refused() {
+    let attacked = Attacked::begin();
+    let (mut stream, below) = secure(&attacked.pair, "pki", "c").unwrap();
+    let who = below.local_addr().unwrap().to_string();
+    ask(&mut stream, &hello()).unwrap_err();
+    attacked.is_audited("b", &who, "no host that is a peer");
+    attacked.goes_on();
+}
 
-    // Plain TCP.
-    let mut plain = TcpStream::connect(pair.address).unwrap();
+#[test]
+fn who_speaks_no_tls_is_refused() {
+    let attacked = Attacked::begin();
+    let mut plain = TcpStream::connect(attacked.pair.address).unwrap();
+    let who = plain.local_addr().unwrap().to_string();
     plain.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
-    let _ = plain.read_to_end(&mut Vec::new());
+    let mut said = Vec::new();
+    let _ = plain.read_to_end(&mut said);
+    // At most an alert.
+    assert!(said.len() < 16, "{said:x?}");
+    attacked.is_audited("b", &who, "corrupt message");
+    attacked.goes_on();
+}
 
-    // Somebody who says nothing keeps only a place for strangers.
-    let silent: Vec<_> = (0..3)
-        .map(|_| TcpStream::connect(pair.address).unwrap())
-        .collect();
-
-    // A host with a good certificate that is no peer.
-    assert!(connect(&pair, "c", &json!({ "control": { "version": 1 } })).is_err());
-
-    // Another version.
-    let (_, answer) = connect(&pair, "a", &json!({ "control": { "version": 99 } })).unwrap();
-    assert!(answer["refused"].as_str().unwrap().contains("version 99"));
-
-    // A stream for this session, with a ticket that was guessed.
-    let data = json!({ "data": { "session": session, "ticket": "0".repeat(32), "lane": 0 } });
-    let (_, answer) = connect(&pair, "a", &data).unwrap();
-    assert!(
-        answer["refused"].as_str().unwrap().contains("ticket"),
-        "{answer}"
-    );
-
-    // The other peer is `b` itself: the session is not its own.
-    let hello = json!({ "control": { "version": 1 } });
-    let (mut other, _) = connect(&pair, "b", &hello).unwrap();
-    let answer = ask(&mut other, &call(session, 1, &json!({ "failed": "x" }))).unwrap();
-    assert_eq!(answer["reply"]["cookie"]["answer"], "refused", "{answer}");
-
-    // The first step played again, and a hand-over with a token that was guessed.
-    let mut again = control(&pair);
-    let answer = ask(
-        &mut again,
-        &call(session, 7, &json!({ "take-over": "0".repeat(64) })),
-    );
-    assert_eq!(answer.unwrap()["reply"]["status"], "failed");
-    assert!(
-        ask(&mut again, &call(session, 7, &json!("retire"))).is_err(),
-        "a call that comes twice ends the connection"
-    );
-
-    // A message that is too long, and one that is none.
-    let mut long = control(&pair);
-    long.write_all(&u32::MAX.to_be_bytes()).unwrap();
-    assert_eq!(long.read(&mut [0; 1]).unwrap_or(0), 0);
-    let mut none = control(&pair);
-    none.write_all(b"\0\0\0\x03abc").unwrap();
-    assert_eq!(none.read(&mut [0; 1]).unwrap_or(0), 0);
-
-    // All of it is written down, and the job does not know.
-    let audit = std::fs::read_to_string(pair.folder.path().join("b/audit.log")).unwrap();
-    for why in [
-        "no host that is a peer",
-        "version 99",
-        "ticket",
-        "came again",
-        "too long",
-    ] {
-        assert!(
-            audit.contains(why),
-            "{why} is not in the audit log:\n{audit}"
-        );
+/// Sends a byte now and then, until the other end has enough of it; gives how long that took.
+fn drip(
+    begun: Instant,
+    below: &TcpStream,
+    mut write: impl FnMut(u8) -> io::Result<()>,
+) -> Duration {
+    // This is what lies between two bytes.
+    below
+        .set_read_timeout(Some(Duration::from_millis(200)))
+        .unwrap();
+    // A message of 256 spaces, or the beginning of a TLS record that is as long.
+    for number in 0_u32.. {
+        let byte = b"\x16\x03\x01\x01\x00".get(number as usize).copied();
+        let look = below.peek(&mut [0]);
+        let is_over = match look {
+            Ok(read) => read == 0,
+            Err(error) => error.kind() != ErrorKind::WouldBlock,
+        };
+        if is_over || write(byte.unwrap_or(b' ')).is_err() {
+            break;
+        }
+        assert!(begun.elapsed() < LONG, "nobody minds");
     }
-    assert!(job.result().is_none());
-    pair.a.hold_live(false);
-    ended(&job).unwrap();
-    assert_eq!(pair.b.presence("u-1"), Presence::Running);
+    begun.elapsed()
+}
+
+/// The only test that takes long: it waits for the limit as it is.
+#[test]
+fn who_drips_is_dropped_at_the_limit() {
+    let attacked = Attacked::begin();
+    let pair = &attacked.pair;
+    let begun = Instant::now();
+    let stranger = TcpStream::connect(pair.address).unwrap();
+    let (mut peer, below) = secure(pair, "pki", "a").unwrap();
+    peer.write_all(&[0, 0, 1, 0]).unwrap();
+    let who = [&stranger, &below].map(|stream| stream.local_addr().unwrap().to_string());
+    let times = thread::scope(|scope| {
+        let handshake =
+            scope.spawn(|| drip(begun, &stranger, |byte| (&stranger).write_all(&[byte])));
+        let message = scope.spawn(|| drip(begun, &below, |byte| peer.write_all(&[byte])));
+        // Meanwhile others are served.
+        control(pair);
+        [handshake.join().unwrap(), message.join().unwrap()]
+    });
+    for (who, time) in who.iter().zip(times) {
+        assert!(time >= HANDSHAKE, "{time:?}");
+        attacked.is_audited("b", who, "did not do its part in time");
+    }
+    attacked.goes_on();
+}
+
+#[test]
+fn who_says_nothing_takes_nobodys_place_but_a_strangers() {
+    let attacked = Attacked::begin();
+    let connect = || TcpStream::connect(attacked.pair.address).unwrap();
+    let silent: Vec<_> = (0..64).map(|_| connect()).collect();
+    let mut last = connect();
+    assert!(is_closed(&mut last));
+    let who = last.local_addr().unwrap().to_string();
+    attacked.is_audited("b", &who, "too many connections");
+    attacked.goes_on();
     drop(silent);
 }
 
 #[test]
-fn a_user_without_permission_is_refused() {
-    let pair = Pair::start();
-    local::serve(&pair.left).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_unmoved"));
-    command
-        .arg("--socket")
-        .arg(pair.folder.path().join("a.sock"));
-    command.arg("list");
-    if rustix::process::geteuid().is_root() {
-        assert!(command.output().unwrap().status.success());
-        command.uid(65534);
+fn messages_that_are_too_long_or_none_end_their_connection() {
+    let attacked = Attacked::begin();
+    let pair = &attacked.pair;
+    // The first message may have a kibibyte, the others four mebibytes.
+    let (mut first, below) = secure(pair, "pki", "a").unwrap();
+    let who = below.local_addr().unwrap().to_string();
+    first.write_all(&1025_u32.to_be_bytes()).unwrap();
+    assert!(is_closed(&mut first));
+    attacked.is_audited("b", &who, "a message of 1025 bytes is too long");
+    for (bytes, why) in [
+        (
+            &((4_u32 << 20) + 1).to_be_bytes()[..],
+            "a message of 4194305 bytes is too long",
+        ),
+        (
+            b"\xff\xff\xff\xff",
+            "a message of 4294967295 bytes is too long",
+        ),
+        (b"\0\0\0\x03abc", "not a message"),
+    ] {
+        let (mut stream, who) = controlled(pair);
+        stream.write_all(bytes).unwrap();
+        assert!(is_closed(&mut stream));
+        attacked.is_audited("b", &who, why);
     }
-    let output = command.output().unwrap();
-    assert!(!output.status.success());
-    let error = String::from_utf8(output.stderr).unwrap();
-    assert!(error.contains("has no permission"), "{error}");
-    let audit = std::fs::read_to_string(pair.folder.path().join("a/audit.log")).unwrap();
-    assert!(audit.contains("no permission"));
+    attacked.goes_on();
 }
 
 #[test]
-fn the_command_shows_a_migration() {
+fn a_peer_has_no_say_in_what_is_not_its_own() {
+    let attacked = Attacked::begin();
+    let (pair, session) = (&attacked.pair, attacked.session());
+    // Another version.
+    let (_, answer, who) = connect(pair, "a", &json!({ "control": { "version": 99 } })).unwrap();
+    assert!(answer["refused"].as_str().unwrap().contains("version 99"));
+    attacked.is_audited("b", &who, "version 99");
+
+    // A stream for this session, with a ticket that was guessed.
+    let data = json!({ "data": { "session": session, "ticket": "0".repeat(32), "lane": 0 } });
+    let (_, answer, who) = connect(pair, "a", &data).unwrap();
+    assert!(
+        answer["refused"].as_str().unwrap().contains("ticket"),
+        "{answer}"
+    );
+    attacked.is_audited("b", &who, "ticket");
+
+    // The other peer is `b` itself: the session is not its own.
+    let (mut other, ..) = connect(pair, "b", &hello()).unwrap();
+    let answer = ask(&mut other, &call(session, 1, &json!({ "failed": "x" }))).unwrap();
+    assert_eq!(answer["reply"]["cookie"]["answer"], "refused", "{answer}");
+    attacked.is_audited("b", "peer b", "belongs to somebody else");
+
+    // A hand-over with a token that was guessed.
+    let (mut again, who) = controlled(pair);
+    let guessed = json!({ "take-over": "0".repeat(64) });
+    let answer = ask(&mut again, &call(session, 7, &guessed)).unwrap();
+    assert_eq!(answer["reply"]["cookie"]["answer"], "refused", "{answer}");
+    attacked.is_audited("b", "peer a", "does not belong here");
+
+    // A call that comes twice ends the connection.
+    ask(&mut again, &call(session, 7, &json!("retire"))).unwrap_err();
+    attacked.is_audited("b", &who, "call 7 came again");
+    attacked.goes_on();
+}
+
+/// Whoever has listened to an earlier session, and could read it, can do nothing with what it has heard.
+#[test]
+fn what_an_earlier_session_said_is_of_no_use_on_a_new_connection() {
     let pair = Pair::start();
-    pair.a.add("guest", "u-1");
-    if !rustix::process::geteuid().is_root() {
-        // Only root may ask, and this test is not allowed to be root.
-        return;
-    }
-    local::serve(&pair.left).unwrap();
-    let unmoved = |arguments: &[&str]| {
+    pair.a.add("first", "u-0");
+    let first = pair
+        .left
+        .migrate("test", "first", "b", JobOptions::default())
+        .unwrap();
+    ended(&first).unwrap();
+    let journal = pair
+        .folder
+        .path()
+        .join(format!("b/destination/{}.journal", first.id));
+    let journal = std::fs::read_to_string(journal).unwrap();
+    let records = journal.lines().map(|line| line.split_once(' ').unwrap().1);
+    let records: Vec<Value> = records
+        .map(|json| serde_json::from_str(json).unwrap())
+        .collect();
+    let of = |state: &str| {
+        records
+            .iter()
+            .find(|record| record["state"] == state)
+            .unwrap()
+    };
+    let take_over = json!({ "take-over": of("taken")["token"] });
+    let reserve = json!({ "reserve": of("reserved")["request"] });
+    // Were it taken over again, it would run.
+    pair.b.set("u-0", Presence::Paused);
+
+    let attacked = Attacked::beside(pair);
+    let mut again = control(&attacked.pair);
+    let mut answer = |session: &str, number, order| {
+        let answer = ask(&mut again, &call(session, number, order)).unwrap();
+        answer["reply"]["cookie"].clone()
+    };
+    // The token in another session.
+    assert_eq!(
+        answer(attacked.session(), 1, &take_over)["answer"],
+        "refused"
+    );
+    attacked.is_audited("b", "peer a", "this order does not belong here now");
+    // Its own session is not begun again, nor is its guest let run again: that it was once is all it says.
+    assert_eq!(answer(&first.id, 2, &reserve)["answer"], "refused");
+    attacked.is_audited("b", "peer a", "this session was begun already");
+    assert_eq!(answer(&first.id, 3, &take_over)["answer"], "complete");
+    assert_eq!(
+        answer(&first.id, 4, &json!({ "failed": "x" }))["answer"],
+        "refused"
+    );
+    assert_eq!(attacked.pair.b.presence("u-0"), Presence::Paused);
+    // Nor is there a stream any more.
+    let ticket = "0".repeat(32);
+    let data = json!({ "data": { "session": first.id, "ticket": ticket, "lane": 0 } });
+    let (_, refused, who) = connect(&attacked.pair, "a", &data).unwrap();
+    assert_eq!(refused["refused"], "no stream is expected");
+    attacked.is_audited("b", &who, "no stream is expected");
+    attacked.goes_on();
+}
+
+#[test]
+fn a_user_without_permission_is_refused() {
+    let attacked = Attacked::begin();
+    local::serve(&attacked.pair.left).unwrap();
+    let command = |arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_unmoved"));
+        let socket = attacked.pair.folder.path().join("a.sock");
+        command.arg("--socket").arg(socket).args(arguments);
         command
-            .arg("--socket")
-            .arg(pair.folder.path().join("a.sock"));
-        let output = command.args(arguments).output().unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        text
     };
-    let json = |arguments: &[&str]| -> Value {
-        let all = [&["--json"], arguments].concat();
-        serde_json::from_str(&unmoved(&all)).unwrap()
-    };
-    assert_eq!(json(&["check", "guest", "b"])["host"], "b");
-    assert_eq!(json(&["hosts"])[1]["reachable"], true);
-    let done = json(&["migrate", "guest", "b", "--parallel", "2"]);
-    assert_eq!(done["report"]["tool"], "unmoved");
-    assert_eq!(done["statistics"]["success"], true);
-    let id = done["id"].as_str().unwrap();
-    assert!(unmoved(&["status"]).contains("done"));
-    assert_eq!(json(&["status", id])["domain"], "guest");
-    assert!(unmoved(&["doctor"]).contains("ok       peer b"));
-    assert!(unmoved(&["capabilities"]).contains("<live/>"));
-    assert!(unmoved(&["completions", "bash"]).contains("migrate"));
+    // Whoever is not root is somebody without permission; root can become one.
+    let user = rustix::process::geteuid();
+    let uid = if user.is_root() { 65534 } else { user.as_raw() };
+    if user.is_root() {
+        assert!(command(&["list"]).output().unwrap().status.success());
+    }
+    for arguments in [&["list"][..], &["abort", attacked.session()]] {
+        let mut command = command(arguments);
+        if user.is_root() {
+            command.uid(uid);
+        }
+        let output = command.output().unwrap();
+        assert!(!output.status.success());
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(error.contains("has no permission"), "{error}");
+    }
+    attacked.is_audited("a", &format!("uid {uid}"), "no permission");
+    attacked.goes_on();
 }

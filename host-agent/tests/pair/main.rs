@@ -6,7 +6,9 @@
     reason = "a test ends where something does not work"
 )]
 
+mod attacked;
 mod attacks;
+mod command;
 mod daemons;
 mod fake;
 mod meet;

@@ -14,7 +14,7 @@ use unmoved::transport::frame::{read_message, write_message};
 use unmoved::transport::tls::Identity;
 use unmoved::transport::{Socket, Watch};
 
-use crate::attacks::{ask, call, control};
+use crate::attacked::{ask, call, control};
 use crate::daemons::Pair;
 use crate::ended;
 use crate::fake::Handle;
