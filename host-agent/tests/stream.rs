@@ -48,6 +48,20 @@ fn a_good_file_is_described() {
     assert_eq!(report["bytes"], bytes.len());
     let output = run(&["inspect", &file]);
     assert!(text(&output.stdout).contains("libxc HVM_CONTEXT, 1003 bytes"));
+    let lines = text(&output.stdout).lines().count();
+    let output = run(&["inspect", &file, "--json"]);
+    let said = text(&output.stdout);
+    let entries: Vec<serde_json::Value> = said
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(entries.len(), lines);
+    let context = entries.iter().find(|entry| entry["type"] == 9).unwrap();
+    assert_eq!(context["layer"], "libxc");
+    assert_eq!(context["record"], "HVM_CONTEXT");
+    assert_eq!(context["length"], 1003);
+    let pages = entries.iter().find(|entry| entry["record"] == "PAGE_DATA");
+    assert_eq!(pages.unwrap()["pages"], 5);
 }
 
 #[test]

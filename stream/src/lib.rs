@@ -65,7 +65,7 @@ pub mod xl;
 
 pub use error::{Defect, Error, Part};
 pub use input::Input;
-pub use inspect::inspect;
+pub use inspect::{Entry, Run, entries, inspect};
 pub use reader::{Event, Format, Kind, MAX_HELD, Pages, Reader, Record, Reserved};
 pub use record::{MAX_LENGTH, OPTIONAL, RecordHeader};
 pub use verify::{Report, verify};

@@ -5,7 +5,7 @@ use std::io::Cursor;
 use unmoved_stream::legacy::{Options, Target, Width, convert};
 use unmoved_stream::libxc::{DomainType, PvInfo};
 use unmoved_stream::testing::{Guest, LegacySample};
-use unmoved_stream::{Error, Format, Input, inspect, verify};
+use unmoved_stream::{Error, Format, Input, Run, entries, inspect, verify};
 
 const GUESTS: [Guest; 3] = [
     Guest::Pv(PvInfo::Bits64),
@@ -229,4 +229,62 @@ fn an_inspection_lists_each_record() {
     ] {
         assert!(text.contains(part), "{part} is not in\n{text}");
     }
+}
+
+#[test]
+fn entries_say_in_fields_what_the_listing_says() {
+    let sample = LegacySample {
+        xl: true,
+        ..LegacySample::new(Width::Bits64, Guest::Hvm)
+    };
+    let bytes = sample.write(Vec::new()).unwrap();
+    let out = converted(&bytes, Target::Libxl).unwrap();
+    let mut found = Vec::new();
+    entries(Input::new(out.as_slice()), Format::Detect, |entry| {
+        found.push(entry.clone());
+        Ok(())
+    })
+    .unwrap();
+    let mut text = Vec::new();
+    inspect(Input::new(out.as_slice()), Format::Detect, &mut text).unwrap();
+    let lines: Vec<_> = found
+        .iter()
+        .map(|entry| format!("{:>12}  {entry}\n", entry.offset))
+        .collect();
+    assert_eq!(lines.concat().as_bytes(), text);
+
+    assert_eq!((found[0].layer, found[0].offset), ("xl", 0));
+    assert_eq!(found[1].layer, "libxl");
+    assert_eq!(found[1].offset, found[0].length);
+    assert_eq!((found[0].number, found[0].record.as_deref()), (None, None));
+    let of = |name: &str| {
+        let is_it = |entry: &&unmoved_stream::Entry| entry.record.as_deref() == Some(name);
+        found.iter().find(is_it).unwrap()
+    };
+    let tsc = of("X86_TSC_INFO");
+    assert_eq!((tsc.layer, tsc.number, tsc.length), ("libxc", Some(8), 24));
+    assert!(tsc.about.starts_with("mode 1, 2500000 kHz"));
+    let pages = of("PAGE_DATA");
+    let run = Run {
+        records: 3,
+        frames: 12,
+        pages: 9,
+    };
+    assert_eq!(pages.pages, Some(run));
+    // Eight bytes of header in each, eight for each frame, and the pages.
+    assert_eq!(pages.length, 3 * 8 + 12 * 8 + 9 * 4096);
+}
+
+#[test]
+fn entries_end_when_they_cannot_be_written() {
+    let sample = LegacySample::new(Width::Bits64, Guest::Hvm);
+    let out = converted(&sample.write(Vec::new()).unwrap(), Target::Libxl).unwrap();
+    let mut count = 0;
+    let error = entries(Input::new(out.as_slice()), Format::Detect, |_| {
+        count += 1;
+        Err(std::io::ErrorKind::BrokenPipe.into())
+    });
+    assert_eq!(count, 1);
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("cannot write"), "{error}");
 }

@@ -98,11 +98,18 @@ impl Command {
     pub(super) fn run(self, json: bool) -> Result<()> {
         match self {
             Self::Verify(verify) => verify.run(json),
-            Self::Inspect(_) if json => bail!("a listing is for people: there is no JSON of it"),
             Self::Inspect(source) => {
                 let input = open(&source.file)?;
                 let mut out = BufWriter::new(io::stdout().lock());
-                let result = unmoved_stream::inspect(input, source.format(), &mut out);
+                let result = if json {
+                    // One object per line: a listing is as long as its stream has records.
+                    unmoved_stream::entries(input, source.format(), |entry| {
+                        serde_json::to_writer(&mut out, entry)?;
+                        out.write_all(b"\n")
+                    })
+                } else {
+                    unmoved_stream::inspect(input, source.format(), &mut out)
+                };
                 out.flush().context("cannot write the listing")?;
                 result.with_context(|| name(&source.file))
             }
