@@ -137,3 +137,33 @@ fn a_converted_file_appears_when_it_is_whole() {
     let left: Vec<_> = fs::read_dir(folder.path()).unwrap().collect();
     assert_eq!(left.len(), 1, "{left:?}");
 }
+
+#[test]
+fn a_failure_is_an_object_if_json_was_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bytes = Sample::new(Guest::Hvm).libxc(Vec::new()).unwrap();
+    bytes.truncate(bytes.len() - 9);
+    let bad = write(folder.path(), "bad.save", &bytes);
+    let failed = |words: &[&str], status| {
+        let output = run(words);
+        assert_eq!(output.status.code(), Some(status), "{words:?}");
+        let said: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
+        said["error"].as_str().unwrap().to_owned()
+    };
+    for what in ["verify", "inspect"] {
+        let error = failed(&["--json", what, &bad], 1);
+        // The whole chain: which file, where in it, and what is wrong.
+        assert!(error.contains("bad.save: at byte "), "{error}");
+        assert!(error.contains("truncated"), "{error}");
+    }
+    let error = failed(&["verify", "/nowhere/at/all", "--json"], 1);
+    assert!(
+        error.starts_with("cannot read /nowhere/at/all: "),
+        "{error}"
+    );
+    let error = failed(&["--json", "nonsense"], 2);
+    assert!(error.contains("unrecognized subcommand"), "{error}");
+    let output = run(&["nonsense"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).starts_with("error: "));
+}

@@ -1,7 +1,8 @@
 //! The command `unmoved`: one module for each family of subcommands.
 //!
 //! Each does its work through the library and prints for people, or JSON with `--json`; a failure is one
-//! line on standard error and exit status 1.
+//! line on standard error, an object with `error` in it if JSON was asked for, and exit status 1.  Words that
+//! are no command are told the same way, with exit status 2.
 
 mod agent;
 mod direct;
@@ -9,10 +10,13 @@ mod papers;
 mod show;
 mod stream;
 
+use std::env;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use serde_json::{Value, json};
 
 /// Moves Xen guests that will not help.
 #[derive(Debug, Parser)]
@@ -55,7 +59,14 @@ enum Command {
 /// Runs the command with the process's arguments.
 #[must_use]
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) if error.use_stderr() && asks_for_json(env::args_os()) => {
+            eprintln!("{}", object(error.to_string().trim_end()));
+            return u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from);
+        }
+        Err(error) => error.exit(),
+    };
     let result = match arguments.command {
         Command::Agent(command) => command.run(&arguments.socket, arguments.json),
         Command::Pki(command) => command.run(arguments.json),
@@ -71,8 +82,41 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // One line, the reasons after colons.
-            eprintln!("unmoved: {error:#}");
+            let text = format!("{error:#}");
+            if arguments.json {
+                eprintln!("{}", object(&text));
+            } else {
+                eprintln!("unmoved: {text}");
+            }
             ExitCode::FAILURE
         }
+    }
+}
+
+/// A failure for programs.
+fn object(error: &str) -> Value {
+    json!({ "error": error })
+}
+
+/// By words that could not be understood as a whole; what follows `--` is no option.
+fn asks_for_json(words: impl Iterator<Item = OsString>) -> bool {
+    words
+        .take_while(|word| word != "--")
+        .any(|word| word == "--json")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use super::asks_for_json;
+
+    #[test]
+    fn json_is_an_option_up_to_the_two_hyphens() {
+        let asks = |words: &str| asks_for_json(words.split(' ').map(OsString::from));
+        assert!(asks("unmoved --json nonsense"));
+        assert!(asks("unmoved nonsense --json"));
+        assert!(!asks("unmoved nonsense -- --json"));
+        assert!(!asks("unmoved nonsense"));
     }
 }
