@@ -8,9 +8,8 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 
-use super::show;
+use super::{show, watch};
 use crate::config;
-use crate::daemon::JobStatus;
 use crate::daemon::local::{Ask, Told};
 use crate::job::{Compression, JobOptions, OnTimeout};
 use crate::transport::frame::{MESSAGE_MOST, read_message, write_message};
@@ -36,8 +35,8 @@ pub(super) enum Command {
     Status {
         /// The job, or the beginning of its name
         job: Option<String>,
-        /// Show it until it is over
-        #[arg(long, requires = "job")]
+        /// Show it until it is over; without a job, what happens to all of them, until interrupted
+        #[arg(long)]
         watch: bool,
     },
     /// Stop a job; the guest goes on at its source
@@ -162,10 +161,12 @@ impl Command {
     pub(super) fn run(self, socket: &Socket, json: bool) -> Result<()> {
         let ask = match self {
             Self::Migrate(migrate) => return migrate.run(socket, json),
-            Self::Status {
-                job: Some(job),
-                watch: true,
-            } => return watch(socket, &job, json),
+            Self::Status { job, watch: true } => {
+                return match job {
+                    Some(job) => watch::one(socket, &job, json),
+                    None => watch::all(socket, json),
+                };
+            }
             Self::Check(guest) => Ask::Check {
                 options: guest.options(),
                 domain: guest.domain,
@@ -226,34 +227,7 @@ impl Migrate {
             }
             return Ok(());
         }
-        watch(socket, job, json)
-    }
-}
-
-/// Shows a job until it is over.  With JSON, its last status is printed, and nothing else.
-fn watch(socket: &Socket, job: &str, json: bool) -> Result<()> {
-    let mut stream = connect(socket)?;
-    let ask = Ask::Watch {
-        job: job.to_owned(),
-    };
-    send(&mut stream, &ask);
-    let mut progress = (!json).then(show::Progress::new);
-    loop {
-        let told = read_message(&mut stream, MESSAGE_MOST);
-        let status: JobStatus = serde_json::from_value(answer(told)?)?;
-        if let Some(progress) = &mut progress {
-            progress.update(&status);
-        }
-        if !status.is_over {
-            continue;
-        }
-        if json {
-            println!("{}", serde_json::to_string_pretty(&status)?);
-        }
-        if let Some(why) = status.statistics.errmsg {
-            bail!("{}: {why}", status.domain);
-        }
-        return Ok(());
+        watch::one(socket, job, json)
     }
 }
 
@@ -265,13 +239,13 @@ fn one(socket: &Socket, ask: &Ask) -> Result<Value> {
 
 /// Asks.  Somebody who may not ask gets the answer before the question is read, and then sending fails:
 /// what counts is what is to be read.
-fn send(stream: &mut UnixStream, ask: &Ask) {
+pub(super) fn send(stream: &mut UnixStream, ask: &Ask) {
     if let Err(error) = write_message(stream, ask) {
         log::debug!("the daemon: {error}");
     }
 }
 
-fn answer(told: io::Result<Told>) -> Result<Value> {
+pub(super) fn answer(told: io::Result<Told>) -> Result<Value> {
     match told
         .context("the daemon has gone away; `unmoved status` tells more once it runs again")?
     {
@@ -280,7 +254,7 @@ fn answer(told: io::Result<Told>) -> Result<Value> {
     }
 }
 
-fn connect(socket: &Socket) -> Result<UnixStream> {
+pub(super) fn connect(socket: &Socket) -> Result<UnixStream> {
     let path = &socket.socket;
     UnixStream::connect(path)
         .with_context(|| format!("cannot reach unmovedd at {} (does it run?)", path.display()))

@@ -9,6 +9,7 @@ mod direct;
 mod papers;
 mod show;
 mod stream;
+mod watch;
 
 use std::env;
 use std::ffi::OsString;

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::daemon::local::Ask;
 use crate::daemon::{Checked, JobStatus};
-use crate::job::{DomainEntry, PAGE_SIZE, Phase};
+use crate::job::{DomainEntry, Event, PAGE_SIZE, Phase};
 
 /// Without a terminal, figures are shown at most so often.
 const SELDOM: Duration = Duration::from_secs(2);
@@ -99,6 +99,20 @@ fn left(status: &JobStatus) -> Option<f64> {
         (Some(round), Some(whole)) => Some(round.max(whole)),
         (either, None) | (None, either) => either,
     }
+}
+
+/// What happened to a job, a line for each event, behind the names of the job and its guest.
+pub(super) fn events(status: &JobStatus) -> String {
+    let line = |event: &Event| {
+        format!(
+            "{:.8}  {}  {:>9.3} s  {}\n",
+            status.id,
+            status.domain,
+            event.at_ms as f64 / 1000.0,
+            event.message
+        )
+    };
+    status.events.iter().map(line).collect()
 }
 
 /// Prints an answer.

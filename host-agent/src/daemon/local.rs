@@ -1,8 +1,10 @@
 //! Takes orders from the command on this host, over a UNIX socket.
 //!
 //! The system tells who is at the other end (`SO_PEERCRED`): root, and whom the configuration names.
-//! A request and its answer are one frame of JSON each ([`crate::transport::frame`]); only a watched job
-//! is answered by a row of them, until it is over.
+//! A request and its answer are one frame of JSON each ([`crate::transport::frame`]); only who watches
+//! jobs is answered by a row of them (`watch`).
+
+mod watch;
 
 use std::fs;
 use std::io;
@@ -10,9 +12,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use event_listener::Listener;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -25,8 +26,6 @@ use crate::transport::frame::{read_message, write_message};
 
 /// Longest request.
 const REQUEST_MOST: usize = 64 << 10;
-/// A watched job is told at most so often.
-const PAUSE: Duration = Duration::from_millis(200);
 /// Longest silence of a client in the middle of a request.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -75,10 +74,10 @@ pub enum Ask {
         /// The beginning of its name.
         job: Option<String>,
     },
-    /// One job, again and again until it is over.
+    /// One job, again and again until it is over; or all, until whoever asked goes away.
     Watch {
         /// The beginning of its name.
-        job: String,
+        job: Option<String>,
     },
     /// Stop a job.
     Abort {
@@ -168,8 +167,11 @@ fn client(daemon: &Arc<Daemon>, mut stream: UnixStream) -> io::Result<()> {
     }
     let ask: Ask = read_message(&mut stream, REQUEST_MOST)?;
     if let Ask::Watch { job } = &ask {
+        let Some(job) = job else {
+            return watch::all(daemon, &mut stream);
+        };
         return match daemon.job(job) {
-            Ok(job) => watch(&job, &mut stream),
+            Ok(job) => watch::one(&job, &mut stream),
             Err(error) => write_message(&mut stream, &Told::Error(error.to_string())),
         };
     }
@@ -178,30 +180,6 @@ fn client(daemon: &Arc<Daemon>, mut stream: UnixStream) -> io::Result<()> {
         Err(error) => Told::Error(error.to_string()),
     };
     write_message(&mut stream, &told)
-}
-
-fn watch(job: &super::Job, stream: &mut UnixStream) -> io::Result<()> {
-    let mut from = 0;
-    loop {
-        let listener = job.control.listen();
-        let status = job.status(from);
-        from = status.events.last().map_or(from, |last| last.number + 1);
-        let is_over = status.is_over;
-        let told = Told::Answer(serde_json::to_value(status)?);
-        write_message(stream, &told)?;
-        if is_over {
-            return Ok(());
-        }
-        // Figures change with every batch; a person needs them less often, an end at once.
-        let until = Instant::now() + PAUSE;
-        listener.wait_deadline(until);
-        while job.result().is_none() && Instant::now() < until {
-            let listener = job.control.listen();
-            if job.result().is_none() {
-                listener.wait_deadline(until);
-            }
-        }
-    }
 }
 
 fn answer(daemon: &Arc<Daemon>, who: &str, ask: Ask) -> Result<Value> {
@@ -242,11 +220,13 @@ fn answer(daemon: &Arc<Daemon>, who: &str, ask: Ask) -> Result<Value> {
             json!({ "file": file })
         }
         Ask::List => value(&daemon.host.domains()?)?,
-        Ask::Status { job: None } => {
+        Ask::Status { job: None } | Ask::Watch { job: None } => {
             let all: Vec<_> = daemon.jobs().iter().map(|job| job.status(0)).collect();
             value(&all)?
         }
-        Ask::Status { job: Some(job) } | Ask::Watch { job } => value(&daemon.job(&job)?.status(0))?,
+        Ask::Status { job: Some(job) } | Ask::Watch { job: Some(job) } => {
+            value(&daemon.job(&job)?.status(0))?
+        }
         Ask::Abort { job } => {
             let job = daemon.job(&job)?;
             daemon.audit.write(who, "abort", &json!({ "job": job.id }));

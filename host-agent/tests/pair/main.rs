@@ -13,6 +13,7 @@ mod daemons;
 mod fake;
 mod meet;
 mod metrics;
+mod watching;
 
 use std::sync::Arc;
 
