@@ -7,12 +7,14 @@
 //! | `peers` | takes connections from other agents |
 //! | `link` | makes connections to them |
 //! | `recover` | takes up what another run of the daemon left |
+//! | `alone` | keeps a second daemon from the same state |
 //! | [`local`] | takes orders from the command on this host |
 //! | `metrics` | tells Prometheus |
 //!
 //! Threads and blocking calls: there are few connections, and what they wait for is a disk, the toolstack
 //! or a network.  Killing the daemon is safe at any moment; it needs no orderly end.
 
+mod alone;
 mod history;
 mod incoming;
 mod job;
@@ -46,6 +48,7 @@ use crate::transport::tls::Identity;
 
 pub use job::{Direction, Job, JobStatus, Report};
 
+use alone::Alone;
 use history::History;
 use incoming::Incoming;
 
@@ -59,6 +62,8 @@ const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 pub struct Daemon {
     config: Config,
     identity: Identity,
+    /// Until it dies.
+    _alone: Alone,
     host: Arc<dyn Host>,
     audit: Audit,
     history: History,
@@ -90,7 +95,7 @@ impl Daemon {
     /// Reads certificates, opens the audit log; nothing is done yet.
     ///
     /// # Errors
-    /// If a file is missing or wrong; says which.
+    /// If a file is missing or wrong, or another daemon works with the same state; says which.
     pub fn new(config: Config, host: Arc<dyn Host>) -> Result<Arc<Self>> {
         let tls = &config.tls;
         let identity = Identity::load(&tls.authority, &tls.certificate, &tls.key)
@@ -100,11 +105,13 @@ impl Daemon {
             fs::create_dir_all(&folder)
                 .map_err(Error::io(format!("cannot make {}", folder.display())))?;
         }
+        let alone = Alone::with(&config.state)?;
         let audit = Audit::open(&config.state).map_err(Error::io("the audit log"))?;
         let history = History::open(&config.state);
         Ok(Arc::new(Self {
             config,
             identity,
+            _alone: alone,
             host,
             audit,
             history,
