@@ -153,6 +153,11 @@ impl Job {
         self.state.lock().claim = Some(claim);
     }
 
+    /// The guest may be another job's, though this one has not ended.
+    pub(super) fn let_go(&self) {
+        self.state.lock().claim = None;
+    }
+
     /// The guest's name becomes known.
     pub(super) fn rename(&self, domain: &str) {
         domain.clone_into(&mut self.state.lock().domain);

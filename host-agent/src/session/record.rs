@@ -30,6 +30,12 @@ pub enum SourceRecord {
         /// Why.
         reason: String,
     },
+    /// It goes on here, and is not this session's any more: another may be moving it by now.  Only the
+    /// destination has still to be told.
+    Resumed {
+        /// Why.
+        reason: String,
+    },
     /// It goes on here, and the destination knows.
     Aborted {
         /// Why.
@@ -84,6 +90,17 @@ impl SourceRecord {
     #[must_use]
     pub const fn is_final(&self) -> bool {
         matches!(self, Self::Aborted { .. })
+    }
+
+    /// How it ended for the guest, if nothing is left to do with the guest: then this session must never
+    /// touch it again.
+    #[must_use]
+    pub fn ended(&self) -> Option<Result<(), String>> {
+        match self {
+            Self::Done => Some(Ok(())),
+            Self::Resumed { reason } | Self::Aborted { reason } => Some(Err(reason.clone())),
+            _ => None,
+        }
     }
 }
 

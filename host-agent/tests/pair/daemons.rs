@@ -89,16 +89,27 @@ impl Stopped {
         }
     }
 
+    fn daemon(&self, host: &str, fake: &Arc<Fake>, listen: SocketAddr) -> Arc<Daemon> {
+        let handle = Arc::new(Handle(fake.clone()));
+        let daemon = Daemon::new(self.config(host, listen), handle).unwrap();
+        daemon.start().unwrap();
+        daemon
+    }
+
+    /// Starts the source's daemon only.
+    pub fn go_left(&self) -> Arc<Daemon> {
+        self.daemon("a", &self.a, self.addresses[0])
+    }
+
+    /// Starts the destination's daemon only.
+    pub fn go_right(&self) -> Arc<Daemon> {
+        self.daemon("b", &self.b, self.addresses[1])
+    }
+
     /// Starts both daemons, the destination first.
     pub fn go(self) -> Pair {
-        let daemon = |host: &str, fake: &Arc<Fake>, listen| {
-            let handle = Arc::new(Handle(fake.clone()));
-            Daemon::new(self.config(host, listen), handle).unwrap()
-        };
-        let right = daemon("b", &self.b, self.addresses[1]);
-        right.start().unwrap();
-        let left = daemon("a", &self.a, self.addresses[0]);
-        left.start().unwrap();
+        let right = self.go_right();
+        let left = self.go_left();
         Pair {
             left,
             right,

@@ -13,17 +13,13 @@ mod daemons;
 mod fake;
 mod meet;
 mod metrics;
+mod restarts;
 mod watching;
 
-use std::sync::Arc;
-
-use daemons::{Pair, Stopped};
+use daemons::Pair;
 use event_listener::Listener;
-use fake::Fake;
-use unmoved::daemon::{Daemon, Job};
+use unmoved::daemon::Job;
 use unmoved::job::{Compression, JobOptions, Presence};
-use unmoved::journal::Journal;
-use unmoved::session::{DestinationRecord, Request, SessionId, SourceRecord, Token};
 
 /// Waits for the job's end.
 pub fn ended(job: &Job) -> Result<(), String> {
@@ -179,144 +175,4 @@ fn a_destination_that_fails_while_it_receives_says_why() {
     assert_eq!(why.matches("timed out").count(), 1, "{why}");
     assert_eq!(pair.a.presence("u-1"), Presence::Running);
     assert_eq!(pair.b.presence("u-1"), Presence::Absent);
-}
-
-/// Records as a daemon that was killed left them.
-fn left_behind(pair: &Stopped, source: &[SourceRecord], destination: &[DestinationRecord]) {
-    let session = SessionId::new([5; 16]);
-    let mut journal = Journal::new(&pair.folder.path().join("a").join("source"), session);
-    for record in source {
-        journal.append(record).unwrap();
-    }
-    let mut journal = Journal::new(&pair.folder.path().join("b").join("destination"), session);
-    for record in destination {
-        journal.append(record).unwrap();
-    }
-}
-
-fn begun(host: &Arc<Fake>) -> (SourceRecord, DestinationRecord) {
-    let token = Token::new([9; 32]);
-    let control = unmoved::job::Control::new(JobOptions::default());
-    let mut source = host.source("guest").unwrap();
-    let prepared = source.prepare(control.options(), &control).unwrap();
-    let request = Box::new(Request {
-        needs: prepared.needs,
-        leave_paused: false,
-        parallel: 1,
-        seal: token.seal(),
-    });
-    let source = SourceRecord::Begun {
-        request: request.clone(),
-        token,
-        peer: "b".to_owned(),
-    };
-    let peer = "a".to_owned();
-    (source, DestinationRecord::Reserved { request, peer })
-}
-
-fn only_job(daemon: &Daemon) -> Arc<Job> {
-    daemon.jobs().first().unwrap().clone()
-}
-
-#[test]
-fn agents_killed_after_the_hand_over_finish_it_when_they_meet_again() {
-    let pair = Pair::prepare();
-    pair.a.add("guest", "u-1");
-    let (source, destination) = begun(&pair.a);
-    pair.a.set("u-1", Presence::Paused);
-    pair.b.put("guest", "u-1", Presence::Paused);
-    left_behind(
-        &pair,
-        &[source, SourceRecord::Suspending, SourceRecord::HandedOver],
-        &[destination, DestinationRecord::Received],
-    );
-    let pair = pair.go();
-    ended(&only_job(&pair.left)).unwrap();
-    assert_eq!(pair.a.presence("u-1"), Presence::Absent);
-    assert_eq!(pair.b.presence("u-1"), Presence::Running);
-}
-
-#[test]
-fn a_guest_that_ran_before_a_restart_leaves_its_place_free_for_the_next() {
-    let pair = Pair::prepare();
-    pair.a.add("guest", "u-1");
-    let (source, destination) = begun(&pair.a);
-    let SourceRecord::Begun { token, .. } = source.clone() else {
-        unreachable!("it is how one begins");
-    };
-    pair.a.set("u-1", Presence::Paused);
-    pair.b.put("guest", "u-1", Presence::Running);
-    left_behind(
-        &pair,
-        &[source, SourceRecord::Suspending, SourceRecord::HandedOver],
-        &[
-            destination,
-            DestinationRecord::Received,
-            DestinationRecord::Taken { token },
-        ],
-    );
-    let pair = pair.go();
-    ended(&only_job(&pair.left)).unwrap();
-    for (from, to) in [(&pair.right, "a"), (&pair.left, "b")] {
-        let job = from.migrate("test", "guest", to, JobOptions::default());
-        ended(&job.unwrap()).unwrap();
-    }
-    assert_eq!(pair.b.presence("u-1"), Presence::Running);
-}
-
-#[test]
-fn agents_killed_before_the_hand_over_give_the_guest_back() {
-    let pair = Pair::prepare();
-    pair.a.add("guest", "u-1");
-    let (source, destination) = begun(&pair.a);
-    pair.a.set("u-1", Presence::Paused);
-    pair.b.put("guest", "u-1", Presence::Paused);
-    left_behind(
-        &pair,
-        &[source, SourceRecord::Suspending],
-        &[destination, DestinationRecord::Received],
-    );
-    let pair = pair.go();
-    ended(&only_job(&pair.left)).unwrap_err();
-    assert_eq!(pair.a.presence("u-1"), Presence::Running);
-    assert_eq!(pair.b.presence("u-1"), Presence::Absent);
-}
-
-#[test]
-fn what_a_dead_agent_watched_is_let_go_and_what_is_suspended_is_not_touched() {
-    let stopped = Pair::prepare();
-    stopped.a.add("web", "u-running");
-    stopped.a.put("db", "u-suspended", Presence::Paused);
-    for uuid in ["u-running", "u-suspended"] {
-        stopped.a.leave_watched(uuid);
-    }
-    let pair = stopped.go();
-    assert!(!pair.a.is_watched("u-running"));
-    assert!(pair.a.is_watched("u-suspended"));
-    assert_eq!(pair.a.presence("u-suspended"), Presence::Paused);
-}
-
-#[test]
-fn a_damaged_journal_stops_its_own_session_and_no_other() {
-    let stopped = Pair::prepare();
-    let session = SessionId::new([9; 16]);
-    stopped.a.add("web", "u-web");
-    for (host, end) in [("a", "source"), ("b", "destination")] {
-        let file = format!("{host}/{end}/{session}.journal");
-        std::fs::write(stopped.folder.path().join(file), "0 rot\n0 rot\n").unwrap();
-    }
-    let pair = stopped.go();
-    for daemon in [&pair.left, &pair.right] {
-        let job = daemon.job(&session.to_string()).unwrap();
-        assert!(job.result().is_none());
-    }
-    let options = JobOptions::default();
-    let job = pair.left.migrate("me", "web", "b", options).unwrap();
-    assert_eq!(ended(&job), Ok(()));
-    let left = std::fs::read(
-        pair.folder
-            .path()
-            .join(format!("b/destination/{session}.journal")),
-    );
-    assert_eq!(left.unwrap(), b"0 rot\n0 rot\n");
 }

@@ -139,7 +139,13 @@ impl World<'_> {
     }
 
     fn source_does(&mut self, effect: &SourceEffect) -> Result<Option<SourceEvent>, String> {
+        let is_let_go = self.source.has_let_go();
         let source = &mut self.source;
+        if is_let_go && touches(effect) {
+            return Err(format!(
+                "{effect:?} of a guest that may be another session's"
+            ));
+        }
         Ok(Some(match effect {
             SourceEffect::Journal(record) => {
                 source.journal.push(record.clone());
@@ -244,6 +250,17 @@ impl World<'_> {
             DestinationEffect::Idle { .. } => return Ok(None),
         }))
     }
+}
+
+/// Whether it is done with the guest at the source.
+const fn touches(effect: &SourceEffect) -> bool {
+    matches!(
+        effect,
+        SourceEffect::CopyLive
+            | SourceEffect::CopyRest
+            | SourceEffect::Resume
+            | SourceEffect::Destroy
+    )
 }
 
 fn why() -> String {

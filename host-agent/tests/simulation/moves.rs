@@ -20,6 +20,9 @@ pub enum Move {
     Retry,
     Decide(Operator),
     Over,
+    /// Another session suspends the guest, then takes it away.
+    AnotherSuspends,
+    AnotherTakesIt,
     // Faults.
     Lose,
     Delay,
@@ -53,7 +56,13 @@ impl World<'_> {
                 moves.push(Move::Decide(Operator::RunHere));
             }
         }
+        if self.may_be_taken() && moves[0] != Move::AnotherTakesIt {
+            moves.push(Move::AnotherTakesIt);
+        }
         if self.faults_left > 0 {
+            if self.source.has_let_go() && self.source.domain == Presence::Running {
+                moves.push(Move::AnotherSuspends);
+            }
             if !self.way.is_empty() {
                 moves.extend([Move::Lose, Move::Delay, Move::Double]);
             }
@@ -109,7 +118,14 @@ impl World<'_> {
         if self.has_idle_lease() {
             return Move::LeaseExpires;
         }
+        if self.may_be_taken() {
+            return Move::AnotherTakesIt;
+        }
         Move::Over
+    }
+
+    fn may_be_taken(&self) -> bool {
+        self.source.is_anothers && self.source.domain == Presence::Paused
     }
 
     fn has_idle_lease(&self) -> bool {

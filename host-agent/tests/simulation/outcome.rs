@@ -14,6 +14,8 @@ pub enum Outcome {
     Moved,
     /// It runs at the source, and both ends know that it stays.
     Stayed,
+    /// It stayed at the source, from where another session has moved it; both ends know that this one has not.
+    MovedByAnother,
     /// It runs nowhere; both ends say why, and an operator can choose.
     Held,
     /// It was running on the host that crashed, or existed nowhere else.
@@ -25,6 +27,7 @@ impl fmt::Display for Outcome {
         f.write_str(match self {
             Self::Moved => "moved",
             Self::Stayed => "stayed at the source",
+            Self::MovedByAnother => "stayed, and was moved by another session",
             Self::Held => "stands paused with a named reason",
             Self::DiedWithItsHost => "died with the host that crashed",
         })
@@ -38,6 +41,12 @@ pub fn judge(world: &World<'_>) -> Result<Outcome, String> {
     let last = world.source.journal.last();
     let there = world.destination.journal.last();
     match (source, destination) {
+        (Presence::Absent, Presence::Absent) if world.source.is_anothers => match last {
+            Some(SourceRecord::Aborted { .. }) => Ok(Outcome::MovedByAnother),
+            _ => Err(format!(
+                "another session has moved it, but this one's ends say {last:?} and {there:?}"
+            )),
+        },
         (Presence::Running, Presence::Running) => Err("two copies run".to_owned()),
         (Presence::Absent, Presence::Running) => {
             let ended = world.source.effect == Some(SourceEffect::End(Ok(())));

@@ -51,6 +51,8 @@ pub struct Source {
     /// It ran here after the state that was sent: that state is stale.
     pub ran_after_suspend: bool,
     pub was_suspended: bool,
+    /// Another session has suspended it, and will take it, or has taken it, to a third host.
+    pub is_anothers: bool,
     /// The call that an answer is waited for.
     pub calling: Option<u32>,
 }
@@ -115,6 +117,7 @@ impl<'a> World<'a> {
                 domain: Presence::Running,
                 ran_after_suspend: false,
                 was_suspended: false,
+                is_anothers: false,
                 calling: None,
             },
             destination: Destination {
@@ -203,6 +206,12 @@ impl<'a> World<'a> {
                 self.may_decide = false;
                 self.tell_source(SourceEvent::Decided(operator));
             }
+            Move::AnotherSuspends => {
+                self.faults_left -= 1;
+                self.source.domain = Presence::Paused;
+                self.source.is_anothers = true;
+            }
+            Move::AnotherTakesIt => self.source.domain = Presence::Absent,
             Move::Lose => {
                 self.faults_left -= 1;
                 self.way.pop_front();
@@ -293,10 +302,26 @@ impl<'a> World<'a> {
         if self.source.domain == Presence::Running && self.destination.domain == Presence::Running {
             return Err("two copies run".to_owned());
         }
+        let is_taken = matches!(
+            self.destination.journal.last(),
+            Some(DestinationRecord::Taken { .. } | DestinationRecord::Running)
+        );
+        if self.source.has_let_go() && (is_taken || self.destination.domain == Presence::Running) {
+            return Err("it was let go at the source and taken over at the destination".to_owned());
+        }
         if self.source.ran_after_suspend && self.destination.has_run {
             return Err("two copies have run after the guest was suspended".to_owned());
         }
         Ok(())
+    }
+}
+
+impl Source {
+    /// The session has nothing to do with the guest any more: another may move it.
+    pub fn has_let_go(&self) -> bool {
+        self.journal
+            .iter()
+            .any(|record| matches!(record, SourceRecord::Resumed { .. }))
     }
 }
 

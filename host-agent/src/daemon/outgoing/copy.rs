@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::Outgoing;
+use super::{Outgoing, guest};
 use crate::daemon::job::Report;
 use crate::daemon::link;
 use crate::daemon::wire::{Hello, Ticket};
@@ -50,7 +50,7 @@ impl Outgoing<'_> {
         });
         control.enter(Phase::Live, "memory is copied while the guest runs");
         let sink: &dyn Sink = stream(self.sender.as_ref())?;
-        self.source.copy_live(sink, control)?;
+        guest(&mut self.source)?.copy_live(sink, control)?;
         // The source says when its first round began.
         let begun = Duration::from_millis(control.statistics().setup_time);
         self.copying = control.elapsed().saturating_sub(begun);
@@ -69,7 +69,7 @@ impl Outgoing<'_> {
             link.hurry();
         }
         let begun = Instant::now();
-        self.copied = self.source.copy_rest(sender, control)?;
+        self.copied = guest(&mut self.source)?.copy_rest(sender, control)?;
         let suspend = Duration::try_from_secs_f64(self.copied.suspend_ms / 1000.0);
         self.suspended = Some(begun + suspend.unwrap_or_default());
         let sent = sender.finish()?;

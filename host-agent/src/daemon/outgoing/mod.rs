@@ -4,11 +4,12 @@
 //! |---|---|
 //! | `meet` | step 0: everything up to where it would have an effect |
 //! | `copy` | the stream, and the report of it |
+//! | `again` | a job that another run of the daemon began |
 
+mod again;
 mod copy;
 mod meet;
 
-use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,13 +17,11 @@ use event_listener::Listener;
 use serde_json::json;
 
 use self::meet::{Expected, Met, meet};
-use super::job::{Direction, Job};
+use super::job::Job;
 use super::link::Link;
-use super::{Daemon, random, spawn};
+use super::{Daemon, random};
 use crate::config::Peer;
-use crate::job::{
-    Compression, Control, Copied, Error, JobOptions, Phase, Presence, Result, Source,
-};
+use crate::job::{Compression, Copied, Error, Phase, Presence, Result, Source};
 use crate::journal::Journal;
 use crate::session::{
     Answer, Operator, Order, Request, SessionId, SourceEffect, SourceEvent, SourceRecord,
@@ -30,6 +29,7 @@ use crate::session::{
 };
 use crate::transport::{Sender, Watch};
 
+pub(super) use self::again::recover;
 pub(super) use self::meet::check;
 
 /// How long to wait before the destination is asked again: at first, and at most.
@@ -42,7 +42,8 @@ struct Outgoing<'a> {
     peer: &'a Peer,
     machine: SourceSession,
     journal: Journal<SourceRecord>,
-    source: Box<dyn Source>,
+    /// As long as the guest is this session's.
+    source: Option<Box<dyn Source>>,
     link: Option<Link>,
     sender: Option<Sender>,
     /// Of the sender's connections.
@@ -94,74 +95,6 @@ fn over(daemon: &Daemon, job: &Job, result: std::result::Result<(), String>) {
     job.end(result);
 }
 
-/// Takes up a job that another run of the daemon began.
-pub(super) fn recover(daemon: &Arc<Daemon>, session: SessionId) -> Result<()> {
-    let opened = Journal::open(&daemon.folder("source"), session);
-    let Some((mut journal, records)) = daemon.whole(session, Direction::Outgoing, opened)? else {
-        return Ok(());
-    };
-    if records.last().is_none_or(SourceRecord::is_final) {
-        return journal.retire().map_err(Error::io("the journal"));
-    }
-    let Some(machine) = SourceSession::recover(records) else {
-        let error = io::Error::new(io::ErrorKind::InvalidData, "the journal has no beginning");
-        let damaged = daemon.whole::<()>(session, Direction::Outgoing, Err(error));
-        return damaged.map(drop);
-    };
-    let request = machine.request();
-    let control = Arc::new(Control::new(JobOptions {
-        leave_paused: request.leave_paused,
-        ..JobOptions::default()
-    }));
-    let job = Job::new(
-        session.to_string(),
-        Direction::Outgoing,
-        request.needs.name.clone(),
-        machine.peer().to_owned(),
-        control,
-    );
-    let mut source = daemon.host.find_source(&request.needs)?;
-    let presence = source.presence()?;
-    job.control.tell(format!(
-        "the agent was restarted; the journal says {}, the guest is {presence:?}",
-        machine.record().map_or("nothing", state_name),
-    ));
-    daemon.add(&job);
-    if let Ok(claim) = daemon.claim(&request.needs.uuid) {
-        job.hold(claim);
-    }
-    // A peer that was taken out of the configuration meanwhile cannot be reached, but the rest goes on.
-    let peer = daemon.config.peer(machine.peer()).cloned();
-    let peer = peer.unwrap_or_else(|_| Peer {
-        name: machine.peer().to_owned(),
-        address: String::new(),
-    });
-    let daemon = daemon.clone();
-    spawn("recover", move || {
-        let mut outgoing = Outgoing {
-            daemon: &daemon,
-            job: &job,
-            session,
-            peer: &peer,
-            machine,
-            journal,
-            source,
-            link: None,
-            sender: None,
-            watch: Arc::default(),
-            compress: Compression::None,
-            lanes: Ok(()),
-            retry: RETRY.0,
-            copied: Copied::default(),
-            suspended: None,
-            expected: None,
-            copying: Duration::ZERO,
-        };
-        outgoing.run(SourceEvent::Restarted(presence));
-    })?;
-    Ok(())
-}
-
 fn begin(
     daemon: &Arc<Daemon>,
     job: &Arc<Job>,
@@ -184,7 +117,7 @@ fn begin(
         peer,
         machine: SourceSession::new(Box::new(request), token, peer.name.clone()),
         journal: Journal::new(&daemon.folder("source"), session),
-        source,
+        source: Some(source),
         link: Some(met.link),
         sender: None,
         watch: Arc::default(),
@@ -216,12 +149,12 @@ impl Outgoing<'_> {
                 SourceEffect::Seal => SourceEvent::Sealed(self.job.control.close().map_err(said)),
                 SourceEffect::Resume => {
                     self.hang_up();
-                    let resumed = self.source.resume_here();
+                    let resumed = guest(&mut self.source).and_then(Source::resume_here);
                     SourceEvent::Resumed(self.troubled(resumed))
                 }
                 SourceEffect::Destroy => {
                     self.hang_up();
-                    let destroyed = self.source.destroy();
+                    let destroyed = guest(&mut self.source).and_then(Source::destroy);
                     SourceEvent::Destroyed(self.troubled(destroyed))
                 }
                 SourceEffect::Wait { reason, is_held } => self.wait(&reason, is_held),
@@ -254,7 +187,18 @@ impl Outgoing<'_> {
             }
             SourceRecord::Released => self.report(),
             // It is over for who waits, even if the destination has not heard so yet.
-            SourceRecord::Done => self.job.end(Ok(())),
+            SourceRecord::Done => {
+                self.source = None;
+                self.job.end(Ok(()));
+            }
+            // Whoever waits is told when the destination has been asked once: it may know why it failed.
+            SourceRecord::Resumed { .. } => {
+                self.source = None;
+                self.job.let_go();
+                self.job
+                    .control
+                    .tell("the guest goes on here, and can be moved again");
+            }
             _ => {}
         }
         Ok(())
@@ -296,13 +240,22 @@ impl Outgoing<'_> {
     fn troubled(&mut self, result: Result<()>) -> std::result::Result<(), Trouble> {
         result.map_err(|error| Trouble {
             reason: error.to_string(),
-            is_gone: matches!(self.source.presence(), Ok(Presence::Absent)),
+            is_gone: matches!(
+                guest(&mut self.source).and_then(Source::presence),
+                Ok(Presence::Absent)
+            ),
         })
     }
 
     /// Waits until it is time to try again, or an operator has decided.
     fn wait(&mut self, reason: &str, is_held: bool) -> SourceEvent {
-        self.job.wait(reason, is_held);
+        if let Some(result) = self.machine.record().and_then(SourceRecord::ended) {
+            // What is still to be done is no matter of the guest's, nor of whoever waits for it.
+            self.job.end(result);
+            log::info!("session {}: {reason}", self.session);
+        } else {
+            self.job.wait(reason, is_held);
+        }
         let until = Instant::now() + self.retry;
         self.retry = (self.retry * 2).min(RETRY.1);
         loop {
@@ -325,6 +278,12 @@ impl Outgoing<'_> {
     }
 }
 
+/// The guest, as long as it is the session's.
+fn guest(source: &mut Option<Box<dyn Source>>) -> Result<&mut (dyn Source + 'static)> {
+    let gone = || Error::Refused("the guest is not this session's any more".to_owned());
+    source.as_deref_mut().ok_or_else(gone)
+}
+
 #[expect(clippy::needless_pass_by_value, reason = "it is what map_err gives")]
 fn said(error: Error) -> String {
     error.to_string()
@@ -338,6 +297,7 @@ fn state_name(record: &SourceRecord) -> &'static str {
         SourceRecord::Released => "released",
         SourceRecord::Done => "done",
         SourceRecord::Aborting { .. } => "aborting",
+        SourceRecord::Resumed { .. } => "resumed",
         SourceRecord::Aborted { .. } => "aborted",
         SourceRecord::Held { .. } => "held",
     }

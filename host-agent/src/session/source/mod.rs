@@ -157,6 +157,7 @@ impl SourceSession {
             SourceRecord::Released => self.act(SourceEffect::Destroy),
             SourceRecord::Done => self.call(Order::Retire),
             SourceRecord::Aborting { reason } => self.abort_further(reason),
+            SourceRecord::Resumed { reason } => self.tell(reason),
             SourceRecord::Aborted { reason } => SourceEffect::End(Err(reason)),
             SourceRecord::Held { reason } => self.hold(reason),
         }
@@ -211,6 +212,7 @@ impl SourceSession {
             // An answer other than "complete" means that it knows nothing (any more).
             (SourceRecord::Done, SourceEvent::Answered(_)) => SourceEffect::End(Ok(())),
             (SourceRecord::Aborting { reason }, event) => self.aborting(reason, event),
+            (SourceRecord::Resumed { reason }, event) => self.resumed(reason, event),
             (_, SourceEvent::NotAnswered(why)) => self.wait(format!("no answer: {why}")),
             // Nothing is under way in the other states.
             _ => self.go_on(),
@@ -296,6 +298,7 @@ impl SourceSession {
             (State::At(SourceRecord::Begun { .. } | SourceRecord::Suspending), _) => {
                 self.abort(why)
             }
+            (_, SourceRecord::Resumed { .. }) => self.not_let_go(why),
             // Everything else can be decided again, the same way.
             _ => self.wait(why),
         }

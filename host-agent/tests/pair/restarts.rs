@@ -1,0 +1,260 @@
+//! What daemons that were killed have left, and others take up.
+
+use std::sync::Arc;
+
+use unmoved::daemon::{Daemon, Job};
+use unmoved::job::{JobOptions, Presence};
+use unmoved::journal::Journal;
+use unmoved::session::{DestinationRecord, Request, SessionId, SourceRecord, Token};
+
+use crate::daemons::{Pair, Stopped};
+use crate::fake::{Fake, Handle};
+use crate::{ended, until};
+
+const SESSION: SessionId = SessionId::new([5; 16]);
+
+/// Records as a daemon that was killed left them.
+fn left_behind(pair: &Stopped, source: &[SourceRecord], destination: &[DestinationRecord]) {
+    let session = SESSION;
+    let mut journal = Journal::new(&pair.folder.path().join("a").join("source"), session);
+    for record in source {
+        journal.append(record).unwrap();
+    }
+    let mut journal = Journal::new(&pair.folder.path().join("b").join("destination"), session);
+    for record in destination {
+        journal.append(record).unwrap();
+    }
+}
+
+fn begun(host: &Arc<Fake>) -> (SourceRecord, DestinationRecord) {
+    let token = Token::new([9; 32]);
+    let control = unmoved::job::Control::new(JobOptions::default());
+    let mut source = host.source("guest").unwrap();
+    let prepared = source.prepare(control.options(), &control).unwrap();
+    let request = Box::new(Request {
+        needs: prepared.needs,
+        leave_paused: false,
+        parallel: 1,
+        seal: token.seal(),
+    });
+    let source = SourceRecord::Begun {
+        request: request.clone(),
+        token,
+        peer: "b".to_owned(),
+    };
+    let peer = "a".to_owned();
+    (source, DestinationRecord::Reserved { request, peer })
+}
+
+fn only_job(daemon: &Daemon) -> Arc<Job> {
+    daemon.jobs().first().unwrap().clone()
+}
+
+#[test]
+fn agents_killed_after_the_hand_over_finish_it_when_they_meet_again() {
+    let pair = Pair::prepare();
+    pair.a.add("guest", "u-1");
+    let (source, destination) = begun(&pair.a);
+    pair.a.set("u-1", Presence::Paused);
+    pair.b.put("guest", "u-1", Presence::Paused);
+    left_behind(
+        &pair,
+        &[source, SourceRecord::Suspending, SourceRecord::HandedOver],
+        &[destination, DestinationRecord::Received],
+    );
+    let pair = pair.go();
+    ended(&only_job(&pair.left)).unwrap();
+    assert_eq!(pair.a.presence("u-1"), Presence::Absent);
+    assert_eq!(pair.b.presence("u-1"), Presence::Running);
+}
+
+#[test]
+fn a_guest_that_ran_before_a_restart_leaves_its_place_free_for_the_next() {
+    let pair = Pair::prepare();
+    pair.a.add("guest", "u-1");
+    let (source, destination) = begun(&pair.a);
+    let SourceRecord::Begun { token, .. } = source.clone() else {
+        unreachable!("it is how one begins");
+    };
+    pair.a.set("u-1", Presence::Paused);
+    pair.b.put("guest", "u-1", Presence::Running);
+    left_behind(
+        &pair,
+        &[source, SourceRecord::Suspending, SourceRecord::HandedOver],
+        &[
+            destination,
+            DestinationRecord::Received,
+            DestinationRecord::Taken { token },
+        ],
+    );
+    let pair = pair.go();
+    ended(&only_job(&pair.left)).unwrap();
+    for (from, to) in [(&pair.right, "a"), (&pair.left, "b")] {
+        let job = from.migrate("test", "guest", to, JobOptions::default());
+        ended(&job.unwrap()).unwrap();
+    }
+    assert_eq!(pair.b.presence("u-1"), Presence::Running);
+}
+
+#[test]
+fn agents_killed_before_the_hand_over_give_the_guest_back() {
+    let pair = Pair::prepare();
+    pair.a.add("guest", "u-1");
+    let (source, destination) = begun(&pair.a);
+    pair.a.set("u-1", Presence::Paused);
+    pair.b.put("guest", "u-1", Presence::Paused);
+    left_behind(
+        &pair,
+        &[source, SourceRecord::Suspending],
+        &[destination, DestinationRecord::Received],
+    );
+    let pair = pair.go();
+    ended(&only_job(&pair.left)).unwrap_err();
+    assert_eq!(pair.a.presence("u-1"), Presence::Running);
+    assert_eq!(pair.b.presence("u-1"), Presence::Absent);
+}
+
+#[test]
+fn a_second_daemon_is_refused_before_it_touches_what_the_first_does() {
+    let pair = Pair::start();
+    pair.a.add("guest", "u-1");
+    pair.a.hold_live(true);
+    let options = JobOptions::default();
+    let job = pair.left.migrate("test", "guest", "b", options).unwrap();
+    until(&job, || pair.b.presence("u-1") == Presence::Partial);
+    let config = pair.right.config().clone();
+    let folder = config.state.display().to_string();
+    let second = Daemon::new(config, Arc::new(Handle(pair.b.clone())));
+    let why = second.err().unwrap().to_string();
+    assert!(why.contains(&folder), "{why}");
+    assert_eq!(pair.b.presence("u-1"), Presence::Partial);
+    pair.a.hold_live(false);
+    ended(&job).unwrap();
+    assert_eq!(pair.b.presence("u-1"), Presence::Running);
+}
+
+#[test]
+fn what_a_dead_agent_watched_is_let_go_and_what_is_suspended_is_not_touched() {
+    let stopped = Pair::prepare();
+    stopped.a.add("web", "u-running");
+    stopped.a.put("db", "u-suspended", Presence::Paused);
+    for uuid in ["u-running", "u-suspended"] {
+        stopped.a.leave_watched(uuid);
+    }
+    let pair = stopped.go();
+    assert!(!pair.a.is_watched("u-running"));
+    assert!(pair.a.is_watched("u-suspended"));
+    assert_eq!(pair.a.presence("u-suspended"), Presence::Paused);
+}
+
+#[test]
+fn a_damaged_journal_stops_its_own_session_and_no_other() {
+    let stopped = Pair::prepare();
+    let session = SessionId::new([9; 16]);
+    stopped.a.add("web", "u-web");
+    for (host, end) in [("a", "source"), ("b", "destination")] {
+        let file = format!("{host}/{end}/{session}.journal");
+        std::fs::write(stopped.folder.path().join(file), "0 rot\n0 rot\n").unwrap();
+    }
+    let pair = stopped.go();
+    for daemon in [&pair.left, &pair.right] {
+        let job = daemon.job(&session.to_string()).unwrap();
+        assert!(job.result().is_none());
+    }
+    let options = JobOptions::default();
+    let job = pair.left.migrate("me", "web", "b", options).unwrap();
+    assert_eq!(ended(&job), Ok(()));
+    let left = std::fs::read(
+        pair.folder
+            .path()
+            .join(format!("b/destination/{session}.journal")),
+    );
+    assert_eq!(left.unwrap(), b"0 rot\n0 rot\n");
+}
+
+fn aborting(records: Vec<SourceRecord>, last: Presence) -> Stopped {
+    let stopped = Pair::prepare();
+    stopped.a.add("guest", "u-1");
+    let (source, destination) = begun(&stopped.a);
+    stopped.a.set("u-1", last);
+    stopped.b.put("guest", "u-1", Presence::Paused);
+    let records = [vec![source, SourceRecord::Suspending], records].concat();
+    left_behind(
+        &stopped,
+        &records,
+        &[destination, DestinationRecord::Received],
+    );
+    stopped
+}
+
+fn journaled(stopped: &Stopped) -> Vec<SourceRecord> {
+    let folder = stopped.folder.path().join("a").join("source");
+    Journal::open(&folder, SESSION).map_or_else(|_| Vec::new(), |(_, records)| records)
+}
+
+#[test]
+fn an_aborted_guest_is_free_though_the_destination_is_dead() {
+    let reason = "somebody stumbled".to_owned();
+    let stopped = aborting(vec![SourceRecord::Aborting { reason }], Presence::Paused);
+    let left = stopped.go_left();
+    let job = only_job(&left);
+    let why = ended(&job).unwrap_err();
+    assert!(why.contains("somebody stumbled"), "{why}");
+    assert_eq!(stopped.a.presence("u-1"), Presence::Running);
+    assert!(matches!(
+        journaled(&stopped).last(),
+        Some(SourceRecord::Resumed { .. })
+    ));
+    // The guest is nobody's: a job may have it, and fails for want of a destination only.
+    let options = JobOptions::default();
+    let again = left.migrate("test", "guest", "b", options).unwrap();
+    let why = ended(&again).unwrap_err();
+    assert!(why.contains("cannot connect"), "{why}");
+    // And when the destination is back, it is told.
+    let _right = stopped.go_right();
+    until(&job, || stopped.b.presence("u-1") == Presence::Absent);
+    until(&job, || journaled(&stopped).is_empty());
+    assert_eq!(stopped.a.presence("u-1"), Presence::Running);
+}
+
+#[test]
+fn a_guest_that_was_let_go_is_not_touched_after_a_restart() {
+    // Another job has suspended it meanwhile, and may be about to hand it over.
+    let reason = "somebody stumbled".to_owned();
+    let record = SourceRecord::Resumed { reason };
+    let stopped = aborting(vec![record], Presence::Paused);
+    let left = stopped.go_left();
+    let job = only_job(&left);
+    assert!(job.result().unwrap().is_err());
+    assert!(!job.control.abort() || job.status(0).is_over);
+    let _right = stopped.go_right();
+    until(&job, || journaled(&stopped).is_empty());
+    assert_eq!(stopped.a.presence("u-1"), Presence::Paused);
+    assert_eq!(stopped.b.presence("u-1"), Presence::Absent);
+}
+
+#[test]
+fn a_job_that_was_done_claims_nothing_after_a_restart() {
+    let stopped = Pair::prepare();
+    stopped.a.add("guest", "u-1");
+    let (source, destination) = begun(&stopped.a);
+    let records = [
+        source,
+        SourceRecord::Suspending,
+        SourceRecord::HandedOver,
+        SourceRecord::Released,
+        SourceRecord::Done,
+    ];
+    left_behind(
+        &stopped,
+        &records,
+        &[destination, DestinationRecord::Running],
+    );
+    // It has come back by another way.
+    let left = stopped.go_left();
+    assert_eq!(only_job(&left).result(), Some(Ok(())));
+    let options = JobOptions::default();
+    let again = left.migrate("test", "guest", "b", options).unwrap();
+    ended(&again).unwrap_err();
+    assert_eq!(stopped.a.presence("u-1"), Presence::Running);
+}
