@@ -10,6 +10,12 @@ use serde_json::json;
 
 use crate::pki;
 
+/// Pages that no command describes itself: of the daemon, and of its configuration.
+const PAGES: [(&str, &str); 2] = [
+    ("unmovedd.8", include_str!("../../man/unmovedd.8")),
+    ("unmoved.toml.5", include_str!("../../man/unmoved.toml.5")),
+];
+
 /// Certificates.
 #[derive(Debug, Subcommand)]
 pub(super) enum Pki {
@@ -54,9 +60,14 @@ pub(super) fn completions<C: CommandFactory>(shell: Shell) {
     clap_complete::generate(shell, &mut command, "unmoved", &mut io::stdout());
 }
 
-/// Writes a manual page for each command.
+/// Writes a manual page for each command, and those of the daemon.
 pub(super) fn man<C: CommandFactory>(folder: &PathBuf) -> Result<()> {
     std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    clap_mangen::generate_to(C::command(), folder)
-        .with_context(|| format!("cannot write to {}", folder.display()))
+    let failed = || format!("cannot write to {}", folder.display());
+    clap_mangen::generate_to(C::command(), folder).with_context(failed)?;
+    for (name, page) in PAGES {
+        let page = page.replace("@VERSION@", env!("CARGO_PKG_VERSION"));
+        std::fs::write(folder.join(name), page).with_context(failed)?;
+    }
+    Ok(())
 }
