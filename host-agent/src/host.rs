@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::job::{Destination, DomainEntry, Error, Host, HostFacts, Needs, Result, Source};
+use crate::job::{Destination, DomainEntry, Error, Host, HostFacts, Lone, Needs, Result, Source};
 use crate::receive::{Receiver, Reservations};
 use crate::save::LiveSource;
 use crate::xen::abi::{DomainInfo, flags};
@@ -54,14 +54,36 @@ impl XenHost {
         Ok(all)
     }
 
-    fn live(&self, domid: u16, name: String, uuid: String) -> Box<dyn Source> {
-        Box::new(LiveSource::new(
-            self.xen.clone(),
-            self.store.clone(),
-            domid,
-            name,
-            uuid,
-        ))
+    fn live(&self, domid: u16, name: String, uuid: String) -> LiveSource {
+        LiveSource::new(self.xen.clone(), self.store.clone(), domid, name, uuid)
+    }
+
+    /// The domain of this name or number, and how many of this host have its UUID.
+    fn find(&self, domain: &str) -> Result<(LiveSource, usize)> {
+        let all = self.all()?;
+        // A name counts before a number, as with xl.
+        let found = all
+            .iter()
+            .find(|(name, _, _)| name == domain)
+            .or_else(|| all.iter().find(|(_, domid, _)| domid.to_string() == domain));
+        let (name, domid, info) =
+            found.ok_or_else(|| Error::Refused(format!("there is no domain {domain} here")))?;
+        let same = all
+            .iter()
+            .filter(|(_, _, other)| other.handle == info.handle);
+        let live = self.live(*domid, name.clone(), config::uuid(&info.handle));
+        Ok((live, same.count()))
+    }
+
+    /// Lets a guest go on that a killed save or send has left suspended; says which of these it was.
+    /// `is_vouched`: the operator says that no other copy runs.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if that is not what has suspended it, another process is at work on it, or a copy
+    /// of it runs or may run.
+    pub fn resume(&self, domain: &str, is_vouched: bool) -> Result<Lone> {
+        let (mut live, same) = self.find(domain)?;
+        live.resume_left(same > 1, is_vouched)
     }
 
     fn receiver(&self) -> Receiver {
@@ -102,15 +124,11 @@ impl Host for XenHost {
     }
 
     fn source(&self, domain: &str) -> Result<Box<dyn Source>> {
-        let all = self.all()?;
-        // A name counts before a number, as with xl.
-        let found = all
-            .iter()
-            .find(|(name, _, _)| name == domain)
-            .or_else(|| all.iter().find(|(_, domid, _)| domid.to_string() == domain));
-        let (name, domid, info) =
-            found.ok_or_else(|| Error::Refused(format!("there is no domain {domain} here")))?;
-        Ok(self.live(*domid, name.clone(), config::uuid(&info.handle)))
+        Ok(Box::new(self.find(domain)?.0))
+    }
+
+    fn lone_source(&self, domain: &str, lone: Lone) -> Result<Box<dyn Source>> {
+        Ok(Box::new(self.find(domain)?.0.alone(lone)))
     }
 
     fn destination(&self) -> Result<Box<dyn Destination>> {
@@ -120,7 +138,8 @@ impl Host for XenHost {
     fn find_source(&self, needs: &Needs) -> Result<Box<dyn Source>> {
         let domid = u16::try_from(needs.source_domid)
             .map_err(|_| Error::Refused(format!("no domain has number {}", needs.source_domid)))?;
-        Ok(self.live(domid, needs.name.clone(), needs.uuid.clone()))
+        let (name, uuid) = (needs.name.clone(), needs.uuid.clone());
+        Ok(Box::new(self.live(domid, name, uuid)))
     }
 
     fn find_destination(&self, job: &str, needs: &Needs) -> Result<Box<dyn Destination>> {

@@ -11,7 +11,7 @@ use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::job::{Compression, Control, JobOptions, OnTimeout, Statistics};
+use crate::job::{Compression, Control, JobOptions, Lone, OnTimeout, Statistics};
 use crate::{XenHost, stock};
 
 /// What is at the other end.
@@ -25,6 +25,17 @@ pub(super) enum Command {
     Send(Send),
     /// Receive a domain on standard input: `xl migrate -s '' DOMAIN 'ssh HOST unmoved direct receive'`
     Receive(Arrival),
+    /// Let a domain go on that a killed save or send, also one by the daemon, has left suspended
+    Resume(Resume),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Resume {
+    /// Name or number of the domain
+    domain: String,
+    /// You vouch that no other copy runs, and none will: needed if it was being sent to another host
+    #[arg(long)]
+    vouch: bool,
 }
 
 #[derive(Debug, Args)]
@@ -92,6 +103,7 @@ impl Command {
         let control = Arc::new(Control::new(match &self {
             Self::Save(Save { live, .. }) | Self::Send(Send { live, .. }) => live.options(),
             Self::Restore(Restore { arrival, .. }) | Self::Receive(arrival) => arrival.options(),
+            Self::Resume(resume) => return resume.run(json),
         }));
         abort_on_signals(&control)?;
         let host = XenHost::open()?;
@@ -105,6 +117,7 @@ impl Command {
                 stock::receive(&host, io::stdin().lock(), io::stdout().lock(), &control)
                     .map(|()| None)
             }
+            Self::Resume(_) => Ok(None),
         }?;
         let Statistics { time_elapsed, .. } = control.statistics();
         if json {
@@ -116,6 +129,30 @@ impl Command {
             });
             // Standard output may be the way to a sender.
             eprintln!("{report}");
+        }
+        Ok(())
+    }
+}
+
+impl Resume {
+    fn run(&self, json: bool) -> Result<()> {
+        let lone = XenHost::open()?.resume(&self.domain, self.vouch)?;
+        let (what, warning) = match lone {
+            // What is in it is older than the guest's disks from now on.
+            Lone::Save => (
+                "save",
+                Some("do not restore the file of the save that was killed"),
+            ),
+            Lone::Send => ("send", None),
+        };
+        if json {
+            let more = json!({ "domain": self.domain, "interrupted": what, "warning": warning });
+            println!("{more}");
+            return Ok(());
+        }
+        println!("{} goes on", self.domain);
+        if let Some(warning) = warning {
+            println!("{warning}");
         }
         Ok(())
     }

@@ -147,6 +147,15 @@ pub enum Presence {
     Running,
 }
 
+/// A move that no journal tells of: after the death of its process, only a mark on its domain does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lone {
+    /// To a file.
+    Save,
+    /// To another host, which has only Xen's own tools.
+    Send,
+}
+
 /// A host: where sources and destinations come from.
 pub trait Host: Send + Sync {
     /// What it tells its peers.
@@ -169,6 +178,15 @@ pub trait Host: Send + Sync {
     /// # Errors
     /// [`Error::Refused`] if there is none, or it cannot be moved.
     fn source(&self, domain: &str) -> Result<Box<dyn Source>>;
+
+    /// As [`Host::source`], for a move without a journal: a guest that this leaves suspended is marked so
+    /// that an operator, and nobody else, may let it go on.
+    ///
+    /// # Errors
+    /// As [`Host::source`].
+    fn lone_source(&self, domain: &str, _lone: Lone) -> Result<Box<dyn Source>> {
+        self.source(domain)
+    }
 
     /// A destination for one domain.  Nothing is reserved yet.
     ///

@@ -8,6 +8,7 @@ use std::time::Instant;
 use super::estimate;
 use super::guest::{Bitmap, Memory, XenGuest};
 use super::hold::{self, Hold};
+use super::marker::Asker;
 use super::policy::Reason;
 use super::reading::{Reading, announce, skeleton};
 use super::records::Records;
@@ -26,15 +27,17 @@ use crate::xen::store::Store;
 use crate::xen::toolstack;
 
 /// What the toolstack puts behind the name of a domain that has moved on.
-const AWAY: &str = "--migratedaway";
+pub(super) const AWAY: &str = "--migratedaway";
 
 /// A domain of this host that is to move.
 pub(crate) struct LiveSource {
     xen: Xen,
-    store: Arc<dyn Store>,
-    domid: u16,
-    name: String,
-    uuid: String,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) domid: u16,
+    pub(super) name: String,
+    pub(super) uuid: String,
+    /// Who marks it as asked to suspend itself.
+    pub(super) by: Asker,
     /// Made by the first step that reads the domain.
     reading: Option<Reading>,
     /// From the first step that has an effect.
@@ -58,6 +61,7 @@ impl LiveSource {
             domid,
             name,
             uuid,
+            by: Asker::Job,
             reading: None,
             hold: None,
             is_only_marked: false,
@@ -77,7 +81,7 @@ impl LiveSource {
     }
 
     /// Keeps other processes of the agent away.
-    fn hold(&mut self) -> Result<()> {
+    pub(super) fn hold(&mut self) -> Result<()> {
         if self.hold.is_none() {
             self.hold = Some(Hold::take(Path::new(hold::FOLDER), self.domid)?);
         }
@@ -113,7 +117,7 @@ impl LiveSource {
 
     /// The domain when it has made up its mind: one that was asked to suspend itself, by whichever run of
     /// the agent, may be about to.
-    fn settled(&self) -> Result<DomainInfo> {
+    pub(super) fn settled(&self) -> Result<DomainInfo> {
         let info = self.is_here()?;
         if info.flags & flags::SHUTDOWN == 0
             && marker::is_asked(&*self.store, self.domid, &self.uuid)?
@@ -224,14 +228,14 @@ impl Source for LiveSource {
 
     fn copy_rest(&mut self, sink: &dyn Sink, control: &Control) -> Result<Copied> {
         let (domid, store, name) = (self.domid, self.store.clone(), self.name.clone());
-        let uuid = self.uuid.clone();
+        let (uuid, by) = (self.uuid.clone(), self.by);
         let is_here = || marker::is_destination_too(&*store, domid, &name);
         let reading = self.reading()?;
         let Some(records) = &mut reading.records else {
             return Err(Error::Xen("the stream has not been begun".to_owned()));
         };
         control.enter(Phase::StopAndCopy, "suspending the guest");
-        marker::set_asked(&*store, domid, &uuid)?;
+        marker::set_asked(&*store, domid, &uuid, by)?;
         let asked = Instant::now();
         suspend(domid, &reading.guest, &*store, control)?;
         let time = asked.elapsed();

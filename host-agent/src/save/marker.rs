@@ -6,8 +6,28 @@
 //! host is restarted.
 
 use super::INCOMING;
-use crate::job::Result;
+use crate::job::{Lone, Result};
 use crate::xen::store::Store;
+
+/// Who has asked a domain to suspend itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asker {
+    /// A job of the daemon, which has a journal.
+    Job,
+    /// A move without a journal.
+    Lone(Lone),
+}
+
+impl Asker {
+    /// What stands behind the UUID.
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Job => "",
+            Self::Lone(Lone::Save) => " save",
+            Self::Lone(Lone::Send) => " send",
+        }
+    }
+}
 
 fn path(domid: u16) -> String {
     format!("/tool/unmoved/source/{domid}")
@@ -18,15 +38,21 @@ fn asked(domid: u16) -> String {
 }
 
 /// It is going to be asked to suspend itself.
-pub(crate) fn set_asked(store: &dyn Store, domid: u16, uuid: &str) -> Result<()> {
-    store.write(&asked(domid), uuid)
+pub(crate) fn set_asked(store: &dyn Store, domid: u16, uuid: &str, by: Asker) -> Result<()> {
+    store.write(&asked(domid), &format!("{uuid}{}", by.word()))
 }
 
 /// If it was asked, and nobody has taken note of what came of it.
 pub(crate) fn is_asked(store: &dyn Store, domid: u16, uuid: &str) -> Result<bool> {
-    Ok(store
-        .read(&asked(domid))?
-        .is_some_and(|found| found == uuid))
+    Ok(asker(store, domid, uuid)?.is_some())
+}
+
+/// Who has asked it, if anybody has and it is not known what came of it.
+pub(crate) fn asker(store: &dyn Store, domid: u16, uuid: &str) -> Result<Option<Asker>> {
+    let mark = store.read(&asked(domid))?.unwrap_or_default();
+    let all = [Asker::Job, Asker::Lone(Lone::Save), Asker::Lone(Lone::Send)];
+    let is_it = |by: &Asker| mark.strip_prefix(uuid) == Some(by.word());
+    Ok(all.into_iter().find(is_it))
 }
 
 /// Marks it.
@@ -61,7 +87,8 @@ pub(crate) fn is_destination_too(store: &dyn Store, domid: u16, name: &str) -> R
 
 #[cfg(test)]
 mod tests {
-    use super::{clear, is_asked, is_source, set, set_asked};
+    use super::{Asker, asker, clear, is_asked, is_source, set, set_asked};
+    use crate::job::Lone;
     use crate::xen::store::fake::FakeStore;
 
     #[test]
@@ -72,11 +99,24 @@ mod tests {
         assert!(!is_source(&store, 3, "other").unwrap());
         assert!(!is_source(&store, 4, "uuid").unwrap());
         assert!(!is_asked(&store, 3, "uuid").unwrap());
-        set_asked(&store, 3, "uuid").unwrap();
+        set_asked(&store, 3, "uuid", Asker::Job).unwrap();
         assert!(is_asked(&store, 3, "uuid").unwrap());
         clear(&store, 3).unwrap();
         clear(&store, 3).unwrap();
         assert!(!is_asked(&store, 3, "uuid").unwrap());
         assert!(!is_source(&store, 3, "uuid").unwrap());
+    }
+
+    #[test]
+    fn a_mark_says_who_has_set_it() {
+        let store = FakeStore::default();
+        assert_eq!(asker(&store, 3, "uuid").unwrap(), None);
+        for by in [Asker::Lone(Lone::Save), Asker::Job, Asker::Lone(Lone::Send)] {
+            set_asked(&store, 3, "uuid", by).unwrap();
+            assert_eq!(asker(&store, 3, "uuid").unwrap(), Some(by));
+            assert!(is_asked(&store, 3, "uuid").unwrap());
+            assert_eq!(asker(&store, 3, "uui").unwrap(), None);
+            assert_eq!(asker(&store, 4, "uuid").unwrap(), None);
+        }
     }
 }

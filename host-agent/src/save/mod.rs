@@ -16,6 +16,7 @@
 //! | `marker` | says of a domain that it is a source, for whoever looks after a crash |
 //! | `hold` | keeps other processes of the agent away |
 //! | `undo` | what an agent did to a domain, and so may undo |
+//! | `lone` | lets a guest go on that a killed save or send has left suspended |
 //!
 //! All of it is for domains of type `pvh`: shims, whatever runs inside them.  Their frames are the guest's
 //! machine frames, so nothing is rewritten, and no emulator has a state of its own.
@@ -26,6 +27,7 @@ mod fit;
 mod guest;
 mod hold;
 mod live;
+mod lone;
 pub(crate) mod marker;
 pub(crate) mod policy;
 mod reading;

@@ -8,7 +8,7 @@ use std::path::Path;
 use unmoved_stream::{Format, Input, Reader, Reserved};
 
 use super::feed::{feed, needs, unreadable};
-use crate::job::{Control, Copied, Error, Host, Phase, Result, Source};
+use crate::job::{Control, Copied, Error, Host, Lone, Phase, Result, Source};
 use crate::receive::canonical::Canonical;
 
 /// Bytes gathered before they are written.
@@ -26,7 +26,7 @@ pub fn save(
     keep: bool,
     control: &Control,
 ) -> Result<Copied> {
-    let mut source = host.source(domain)?;
+    let mut source = host.lone_source(domain, Lone::Save)?;
     let prepared = source.prepare(control.options(), control)?;
     // Not over another file: that one may be all that is left of a domain.
     // It is a guest's memory: for nobody else to read.

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::{Child, Command, Stdio};
 
 use super::receive::PATIENCE;
-use crate::job::{Batch, Control, Copied, Error, Host, Phase, Result, Sink, Source};
+use crate::job::{Batch, Control, Copied, Error, Host, Lone, Phase, Result, Sink, Source};
 use crate::receive::canonical::Canonical;
 use crate::receive::handshake::{Answers, BANNER, GO, READY, REPORT};
 
@@ -15,7 +15,7 @@ use crate::receive::handshake::{Answers, BANNER, GO, READY, REPORT};
 /// What went wrong.  The domain runs on here, unless the receiver had got the permission to start its
 /// copy and did not report: then the domain stays suspended here, and the error says so.
 pub fn send(host: &dyn Host, domain: &str, via: &str, control: &Control) -> Result<Copied> {
-    let mut source = host.source(domain)?;
+    let mut source = host.lone_source(domain, Lone::Send)?;
     let prepared = source.prepare(control.options(), control)?;
     let mut child = Command::new("sh")
         .args(["-c", via])
@@ -87,7 +87,8 @@ fn hand_over(
 fn unknown(error: Error) -> Error {
     Error::Peer(format!(
         "{error}; the receiver had permission to start the domain, so it may run there: it stays suspended \
-         here.  Look there first; only if it does not run, and will not, may this copy go on"
+         here.  Look there first; only if it does not run, and will not, may this copy go on, by \
+         `unmoved direct resume`"
     ))
 }
 

@@ -1,0 +1,164 @@
+//! Lets a guest go on that a killed save or send has left suspended, because an operator asks for it.
+//!
+//! Nobody else may: a save or send has no journal, so nothing tells how far it had come.  And an operator
+//! may do so with these only.  What a job of the daemon has suspended may have been handed over, which its
+//! journal knows, and `unmoved recover` asks; what somebody else has suspended is theirs.  The mark on the
+//! domain tells which of these it is: it is set while the guest runs here, so no older journal can have
+//! handed it over, and a guest that is suspended gets no other mark.
+
+use super::live::{AWAY, LiveSource};
+use super::marker::{self, Asker};
+use crate::job::{Error, Lone, Result, Source};
+use crate::xen::abi::flags;
+
+/// What is known of a domain that an operator wants to go on.
+#[derive(Clone, Copy, Debug)]
+struct Left {
+    /// Who has asked it to suspend itself.
+    asker: Option<Asker>,
+    /// It stands still.
+    is_suspended: bool,
+    /// Another domain of this host has its UUID.
+    has_twin: bool,
+    /// The operator vouches that no other copy runs.
+    is_vouched: bool,
+}
+
+impl Left {
+    /// What had been begun, if the domain may go on.
+    fn may_go_on(self, name: &str) -> Result<Lone> {
+        let refuse = |why: &str| Err(Error::Refused(format!("{name} {why}")));
+        let lone = match self.asker {
+            None if self.is_suspended => {
+                return refuse(
+                    "was not suspended by an agent: whoever did it (such as xl save or xl migrate) has to resume it",
+                );
+            }
+            None => return refuse("is not suspended"),
+            Some(Asker::Job) => {
+                return refuse(
+                    "was suspended by a job of the daemon: `unmoved status` shows it, and `unmoved recover` decides \
+                     where the guest is to run",
+                );
+            }
+            Some(Asker::Lone(lone)) => lone,
+        };
+        if !self.is_suspended {
+            return Ok(lone);
+        }
+        if self.has_twin {
+            return refuse("has a copy on this host: one of them has to be destroyed first");
+        }
+        if lone == Lone::Send && !self.is_vouched {
+            return refuse(
+                "may run where it was sent to: look there, and say --vouch if it does not run there, and will not",
+            );
+        }
+        Ok(lone)
+    }
+}
+
+impl LiveSource {
+    /// No journal tells of its move.
+    pub(crate) fn alone(mut self, lone: Lone) -> Self {
+        self.by = Asker::Lone(lone);
+        self
+    }
+
+    /// Lets the guest go on; says what had been begun.  `has_twin`: another domain of this host has its
+    /// UUID.  `is_vouched`: the operator says that no other copy runs.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if it may not, or another process of the agent is at work on it.
+    pub(crate) fn resume_left(&mut self, has_twin: bool, is_vouched: bool) -> Result<Lone> {
+        // Whoever is at work on it decides; from here on nobody else changes the mark.
+        self.hold()?;
+        let info = self.settled()?;
+        let left = Left {
+            asker: marker::asker(&*self.store, self.domid, &self.uuid)?,
+            is_suspended: info.flags & flags::SHUTDOWN != 0,
+            has_twin,
+            is_vouched,
+        };
+        let lone = left.may_go_on(&self.name)?;
+        if let Some(own) = self.name.strip_suffix(AWAY) {
+            self.name = own.to_owned();
+        }
+        self.resume_here()?;
+        Ok(lone)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Left;
+    use crate::job::Lone;
+    use crate::save::marker::Asker;
+
+    const SUSPENDED: Left = Left {
+        asker: None,
+        is_suspended: true,
+        has_twin: false,
+        is_vouched: false,
+    };
+
+    fn refused(left: Left) -> String {
+        left.may_go_on("web").unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_a_killed_save_has_left_goes_on() {
+        let asker = Some(Asker::Lone(Lone::Save));
+        let left = Left { asker, ..SUSPENDED };
+        assert_eq!(left.may_go_on("web").unwrap(), Lone::Save);
+        let restored = Left {
+            has_twin: true,
+            is_vouched: true,
+            ..left
+        };
+        assert!(refused(restored).contains("web has a copy on this host"));
+    }
+
+    #[test]
+    fn what_was_sent_goes_on_only_if_somebody_vouches() {
+        let asker = Some(Asker::Lone(Lone::Send));
+        let left = Left { asker, ..SUSPENDED };
+        assert!(refused(left).contains("--vouch"));
+        let vouched = Left {
+            is_vouched: true,
+            ..left
+        };
+        assert_eq!(vouched.may_go_on("web").unwrap(), Lone::Send);
+        // It had only been asked, so nobody has got all of it.
+        let asked = Left {
+            is_suspended: false,
+            ..left
+        };
+        assert_eq!(asked.may_go_on("web").unwrap(), Lone::Send);
+    }
+
+    #[test]
+    fn what_others_have_suspended_is_theirs_whoever_vouches() {
+        for is_vouched in [false, true] {
+            for is_suspended in [false, true] {
+                let job = Left {
+                    asker: Some(Asker::Job),
+                    is_suspended,
+                    is_vouched,
+                    ..SUSPENDED
+                };
+                assert!(refused(job).contains("unmoved recover"));
+            }
+            let foreign = Left {
+                is_vouched,
+                ..SUSPENDED
+            };
+            assert!(refused(foreign).contains("not suspended by an agent"));
+            let running = Left {
+                is_suspended: false,
+                ..foreign
+            };
+            assert_eq!(refused(running), "web is not suspended");
+        }
+    }
+}
