@@ -210,6 +210,40 @@ fn a_peer_that_breaks_the_rules_is_refused() {
     }
 }
 
+/// Two connections of a stream, each of which has sent one frame of this kind and then says nothing.
+fn parted(kinds: [u8; 2], watch: &Arc<Watch>) -> Result<unmoved::transport::Received> {
+    let (mut near, mut far) = (Vec::new(), Vec::<Box<dyn Duplex>>::new());
+    for kind in kinds {
+        let (mut a, b) = tcp();
+        let mut header = [0; 16];
+        header[0] = kind;
+        a.write_all(&header).unwrap();
+        near.push(a);
+        far.push(Box::new(Socket::new(b, watch.clone()).unwrap()));
+    }
+    receive(far, &Record::default(), watch)
+}
+
+#[test]
+fn an_end_beside_a_barrier_does_not_keep_the_others_waiting() {
+    for kinds in [[3, 5], [5, 3]] {
+        let error = parted(kinds, &Arc::default()).unwrap_err().to_string();
+        assert!(error.contains("others are at a barrier"), "{error}");
+    }
+}
+
+#[test]
+fn a_stream_that_is_given_up_ends_at_a_barrier_too() {
+    let control = Arc::new(Control::new(JobOptions::default()));
+    let watch = Watch::of(control.clone());
+    thread::scope(|scope| {
+        // The other connection says nothing that could be received.
+        let waiting = scope.spawn(|| parted([3, 0], &watch));
+        control.abort();
+        assert!(waiting.join().unwrap().is_err());
+    });
+}
+
 #[test]
 fn an_abort_ends_the_waiting_for_a_peer_that_does_not_read() {
     let control = Arc::new(Control::new(JobOptions::default()));

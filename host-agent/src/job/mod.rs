@@ -287,6 +287,10 @@ pub trait Destination: Send {
     /// If the domain is not there, or does not run afterwards.
     fn unpause(&mut self, leave_paused: bool) -> Result<()>;
 
+    /// Ends the toolstack's work on what is being received, so that whoever feeds its [`Sink`] fails soon
+    /// and can be waited for; to be followed by [`Destination::discard`].
+    fn cancel(&self);
+
     /// Throws away whatever there is of the domain, and the lock.  Does nothing if there is nothing.
     /// Never touches a copy that runs.
     ///

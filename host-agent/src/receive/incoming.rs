@@ -21,6 +21,7 @@ use unmoved_stream::libxc::{DomainHeader, ImageHeader, RecordType};
 
 use super::canonical::Canonical;
 use super::complaints::Complaints;
+use super::feed::{Feed, GiveUp};
 use super::fill::{Record, State, fill, records};
 use super::handshake::{Answers, BANNER, GO, READY, REPORT};
 use crate::job::{Batch, Error, Result, Sink};
@@ -63,7 +64,8 @@ pub(super) struct Incoming {
     child: Mutex<Child>,
     complaints: Complaints,
     answers: Mutex<Answers>,
-    canonical: Canonical<ChildStdin>,
+    canonical: Canonical<Feed>,
+    give_up: GiveUp,
     stage: RwLock<Stage>,
     domid: OnceLock<u16>,
     is_ready: OnceLock<()>,
@@ -96,7 +98,9 @@ impl Incoming {
         let mut answers = Answers::listen(stdout)?;
         let banner = answers.expect(BANNER, MOMENT, || Ok(()));
         banner.map_err(|error| complaints.explain(error))?;
-        let canonical = Canonical::begin(stdin, config.to_string().as_bytes())?;
+        let give_up = GiveUp::default();
+        let feed = Feed::new(stdin, give_up.clone()).map_err(Error::io("the pipe to xl"))?;
+        let canonical = Canonical::begin(feed, config.to_string().as_bytes())?;
         Ok(Self {
             xen,
             store,
@@ -108,6 +112,7 @@ impl Incoming {
             complaints,
             answers: Mutex::new(answers),
             canonical,
+            give_up,
             stage: RwLock::new(Stage::Headers),
             domid: OnceLock::new(),
             is_ready: OnceLock::new(),
@@ -133,7 +138,9 @@ impl Incoming {
     }
 
     /// Ends the toolstack's work, unless it is finished: it destroys what it has built when its input ends.
+    /// Whoever still writes is stopped.  Does nothing if this was done already.
     pub(super) fn cancel(&self) {
+        self.give_up.now();
         drop(self.canonical.close());
         let until = Instant::now() + MOMENT;
         let mut child = self.child.lock();

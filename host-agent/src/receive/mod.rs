@@ -3,6 +3,7 @@
 //! | file | is |
 //! |---|---|
 //! | `incoming` | the toolstack at work, and where each part of the stream goes |
+//! | `feed` | the pipe into it, which can be given up |
 //! | `canonical` | the stream as Xen's own tools write it |
 //! | `fill` | memory and state straight into the domain |
 //! | `handshake` | the words that `xl` says before and after a stream |
@@ -10,6 +11,7 @@
 
 pub(crate) mod canonical;
 mod complaints;
+mod feed;
 mod fill;
 pub(crate) mod handshake;
 mod incoming;
@@ -186,6 +188,12 @@ impl Destination for Receiver {
         }
         self.release();
         Ok(())
+    }
+
+    fn cancel(&self) {
+        if let Some(incoming) = &self.incoming {
+            incoming.cancel();
+        }
     }
 
     fn discard(&mut self) -> Result<()> {

@@ -3,6 +3,7 @@
 use std::io::{self, IoSliceMut, Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
@@ -12,6 +13,10 @@ use crate::job::{Batch, Error, PAGE_SIZE, Result, Sink, has_content};
 
 /// Pages that are read and handed on at a time: they stay in a processor's cache meanwhile.
 const PIECE: usize = 128;
+
+/// So often a connection at a barrier looks whether all are to stop.
+const LOOK: Duration = Duration::from_millis(200);
+const PARTED: &str = "a connection has ended, and others are at a barrier";
 
 /// What has arrived.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,6 +31,8 @@ pub struct Received {
 struct Meeting {
     waiting: usize,
     number: u64,
+    /// Connections that have brought their end, and come to no barrier any more.
+    ended: usize,
     failure: Option<String>,
     /// Whether it was the sink that failed first, and not the way to it.
     is_sinks: bool,
@@ -114,7 +121,10 @@ impl Lane {
                     shared.meet()?;
                     self.acknowledge()?;
                 }
-                Kind::End => return self.acknowledge(),
+                Kind::End => {
+                    shared.end()?;
+                    return self.acknowledge();
+                }
                 Kind::Bytes | Kind::Ack => {
                     return Err(wrong(format!("{:?} does not belong here", header.kind)));
                 }
@@ -240,6 +250,9 @@ impl Shared<'_> {
     /// Waits until all connections stand at the same barrier; the last one tells the sink.
     fn meet(&self) -> io::Result<()> {
         let mut meeting = self.meeting.lock();
+        if meeting.ended > 0 {
+            return Err(wrong(PARTED));
+        }
         meeting.waiting += 1;
         if meeting.waiting == self.lanes {
             self.sink.barrier().map_err(io::Error::other)?;
@@ -250,12 +263,25 @@ impl Shared<'_> {
         }
         let number = meeting.number;
         while meeting.number == number && meeting.failure.is_none() {
-            self.met.wait(&mut meeting);
+            if self.watch.is_over() {
+                return Err(wrong("the stream was given up"));
+            }
+            self.met.wait_for(&mut meeting, LOOK);
         }
         match &meeting.failure {
             Some(why) => Err(io::Error::other(why.clone())),
             None => Ok(()),
         }
+    }
+
+    /// A connection has brought its end.
+    fn end(&self) -> io::Result<()> {
+        let mut meeting = self.meeting.lock();
+        meeting.ended += 1;
+        if meeting.waiting > 0 {
+            return Err(wrong(PARTED));
+        }
+        Ok(())
     }
 
     fn fail(&self, error: &io::Error) {

@@ -60,7 +60,7 @@ impl Watch {
         self.is_urgent.store(true, Ordering::Release);
     }
 
-    fn is_over(&self) -> bool {
+    pub(super) fn is_over(&self) -> bool {
         let is_aborted = self.control.as_ref().is_some_and(|job| job.is_aborted());
         self.is_stopped.load(Ordering::Acquire) || is_aborted
     }

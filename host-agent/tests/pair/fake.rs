@@ -35,6 +35,7 @@ struct State {
     holds_live: bool,
     fails_to_build: bool,
     fails_to_fill: bool,
+    is_stuck: bool,
 }
 
 /// A host; its clones are the same.
@@ -100,6 +101,11 @@ impl Fake {
 
     pub fn fail_to_build(&self) {
         self.state.lock().fails_to_build = true;
+    }
+
+    /// The toolstack lives, but takes no pages any more until it is killed.
+    pub fn get_stuck(&self) {
+        self.state.lock().is_stuck = true;
     }
 
     /// With the first pages that arrive.

@@ -176,3 +176,19 @@ fn a_destination_that_fails_while_it_receives_says_why() {
     assert_eq!(pair.a.presence("u-1"), Presence::Running);
     assert_eq!(pair.b.presence("u-1"), Presence::Absent);
 }
+
+#[test]
+fn a_toolstack_that_takes_nothing_does_not_keep_what_is_locked() {
+    let pair = Pair::start();
+    pair.a.add("guest", "u-1");
+    pair.b.get_stuck();
+    let options = JobOptions::default();
+    let job = pair.left.migrate("test", "guest", "b", options).unwrap();
+    until(&job, || pair.b.presence("u-1") == Presence::Partial);
+    assert!(job.control.abort());
+    ended(&job).unwrap_err();
+    assert_eq!(pair.b.presence("u-1"), Presence::Absent);
+    let options = JobOptions::default();
+    let job = pair.left.migrate("test", "guest", "b", options).unwrap();
+    ended(&job).unwrap();
+}

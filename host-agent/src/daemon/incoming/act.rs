@@ -2,7 +2,8 @@
 //! thrown away.
 
 use std::sync::Arc;
-use std::thread;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use super::{Incoming, Inner};
 use crate::daemon::lanes::Lanes;
@@ -10,7 +11,10 @@ use crate::daemon::random;
 use crate::daemon::wire::Ticket;
 use crate::job::{Destination, Error, Phase, Presence, Result};
 use crate::session::{Request, SessionId, Trouble};
-use crate::transport::{Duplex, receive};
+use crate::transport::{Duplex, Received, receive};
+
+/// Longest time for the end of a stream of which the source says that all of it is acknowledged.
+const END: Duration = Duration::from_secs(60);
 
 impl Incoming {
     pub(super) fn reserve(self: &Arc<Self>, inner: &mut Inner, request: &Request) -> Result<()> {
@@ -68,12 +72,10 @@ impl Incoming {
 
     pub(super) fn finish(&self, inner: &mut Inner, sent: u64) -> Result<()> {
         *self.lanes.lock() = None;
-        let receiving = inner.receiving.take();
-        let receiving = receiving.ok_or_else(|| Error::Peer("there was no stream".to_owned()))?;
         self.job
             .control
             .enter(Phase::Building, "the domain is being built");
-        let received = receiving
+        let received = received(inner)?
             .join()
             .map_err(|_| Error::Peer("the receiving thread failed".to_owned()))??;
         if received.taken != sent {
@@ -119,6 +121,10 @@ impl Incoming {
     pub(super) fn discard(&self, inner: &mut Inner) -> Result<()> {
         *self.lanes.lock() = None;
         inner.watch.stop();
+        if let Some(destination) = &inner.destination {
+            // A toolstack that does not read any more would hold the thread.
+            destination.cancel();
+        }
         if let Some(receiving) = inner.receiving.take() {
             // It fails, now that its connections are stopped; that is meant.
             let _ = receiving.join();
@@ -145,4 +151,19 @@ impl Incoming {
             }
         }
     }
+}
+
+/// The thread that receives, when it is about to end.  If it does not, it stays where it is: to be stopped.
+fn received(inner: &mut Inner) -> Result<JoinHandle<Result<Received>>> {
+    let missing = || Error::Peer("there was no stream".to_owned());
+    let receiving = inner.receiving.as_ref().ok_or_else(missing)?;
+    let until = Instant::now() + END;
+    while !receiving.is_finished() {
+        if Instant::now() > until {
+            return Err(Error::TimedOut("the end of the stream".to_owned()));
+        }
+        // There is no event for it that could be waited for with a limit, and the guest stands still.
+        thread::sleep(Duration::from_millis(1));
+    }
+    inner.receiving.take().ok_or_else(missing)
 }

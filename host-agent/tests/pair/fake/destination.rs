@@ -63,6 +63,10 @@ impl Destination for FakeDestination {
         Ok(())
     }
 
+    fn cancel(&self) {
+        self.host.state.lock().is_stuck = false;
+    }
+
     fn discard(&mut self) -> Result<()> {
         let Some(needs) = &self.needs else {
             return Ok(());
@@ -89,6 +93,9 @@ impl Sink for FakeSink {
     }
 
     fn pages(&self, batch: &mut Batch) -> Result<()> {
+        while self.host.state.lock().is_stuck {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
         let mut state = self.host.state.lock();
         if state.fails_to_fill {
             return Err(Error::Xen("xl: console tty: timed out".to_owned()));

@@ -1,0 +1,129 @@
+//! The toolstack's input: a pipe that can be given up while somebody writes into it.
+//!
+//! A toolstack that does not read any more, but lives, would hold the writing thread for ever, and with it
+//! whoever waits for that thread.  Killing it is not enough: it has children that have the pipe, too.
+
+use std::io::{self, IoSlice, Write};
+use std::process::ChildStdin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+
+/// So often a writer looks whether the pipe has been given up.
+const TICK: Duration = Duration::from_millis(200);
+
+/// Gives a pipe up, from any thread.
+#[derive(Clone, Debug, Default)]
+pub(super) struct GiveUp(Arc<AtomicBool>);
+
+impl GiveUp {
+    /// Ends all writing, soon.
+    pub(super) fn now(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// The pipe.
+#[derive(Debug)]
+pub(super) struct Feed {
+    pipe: ChildStdin,
+    is_given_up: GiveUp,
+}
+
+impl Feed {
+    /// Takes the pipe over.
+    pub(super) fn new(pipe: ChildStdin, is_given_up: GiveUp) -> io::Result<Self> {
+        let flags = fcntl_getfl(&pipe)?;
+        // Of this end only: who reads waits as before.
+        fcntl_setfl(&pipe, flags | OFlags::NONBLOCK)?;
+        Ok(Self { pipe, is_given_up })
+    }
+
+    fn patiently(
+        &mut self,
+        mut write: impl FnMut(&mut ChildStdin) -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        let tick = Timespec {
+            tv_sec: 0,
+            tv_nsec: TICK.subsec_nanos().into(),
+        };
+        loop {
+            if self.is_given_up.0.load(Ordering::Acquire) {
+                let why = "the toolstack's work was given up";
+                return Err(io::Error::new(io::ErrorKind::BrokenPipe, why));
+            }
+            match write(&mut self.pipe) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                done => return done,
+            }
+            match poll(&mut [PollFd::new(&self.pipe, PollFlags::OUT)], Some(&tick)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+impl Write for Feed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.patiently(|pipe| pipe.write(bytes))
+    }
+
+    fn write_vectored(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.patiently(|pipe| pipe.write_vectored(pieces))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.pipe.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::process::{Command, Stdio};
+    use std::thread;
+
+    use super::{Feed, GiveUp};
+
+    #[test]
+    fn a_reader_gets_all_however_slow_it_is() {
+        let mut child = Command::new("sh")
+            .args(["-c", "sleep 0.1; cat"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut out = child.stdout.take().unwrap();
+        let reading = thread::spawn(move || {
+            let mut all = Vec::new();
+            out.read_to_end(&mut all).unwrap();
+            all
+        });
+        let mut feed = Feed::new(child.stdin.take().unwrap(), GiveUp::default()).unwrap();
+        let sent: Vec<u8> = (0..500_000_u32).flat_map(u32::to_le_bytes).collect();
+        feed.write_all(&sent).unwrap();
+        drop(feed);
+        assert!(reading.join().unwrap() == sent);
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_writer_is_not_held_by_who_does_not_read() {
+        let mut child = Command::new("sleep")
+            .arg("60")
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let give_up = GiveUp::default();
+        let mut feed = Feed::new(child.stdin.take().unwrap(), give_up.clone()).unwrap();
+        let writing = thread::spawn(move || feed.write_all(&vec![0; 4 << 20]));
+        give_up.now();
+        writing.join().unwrap().unwrap_err();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
