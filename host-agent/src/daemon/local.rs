@@ -158,10 +158,9 @@ fn client(daemon: &Arc<Daemon>, mut stream: UnixStream) -> io::Result<()> {
     stream.set_write_timeout(Some(PATIENCE))?;
     let who = format!("uid {uid}");
     if uid != 0 && !daemon.config().allow_uids.contains(&uid) {
-        log::warn!("{who} has no permission");
         daemon
-            .audit
-            .write(&who, "refused", &json!({ "why": "no permission" }));
+            .refusals_here
+            .tell(&daemon.audit, &who, "no permission");
         let why = format!("user {uid} has no permission (allow_uids in the configuration)");
         return write_message(&mut stream, &Told::Error(why));
     }

@@ -7,6 +7,7 @@
 //! | `peers` | takes connections from other agents |
 //! | `link` | makes connections to them |
 //! | `recover` | takes up what another run of the daemon left |
+//! | `refusals` | keeps strangers from filling the audit log |
 //! | `alone` | keeps a second daemon from the same state |
 //! | [`local`] | takes orders from the command on this host |
 //! | `metrics` | tells Prometheus |
@@ -25,6 +26,7 @@ mod metrics;
 mod outgoing;
 mod peers;
 mod recover;
+mod refusals;
 mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -51,6 +53,7 @@ pub use job::{Direction, Job, JobStatus, Report};
 use alone::Alone;
 use history::History;
 use incoming::Incoming;
+use refusals::Refusals;
 
 /// Jobs that are over are remembered so long as there are not more than this.
 const REMEMBERED: usize = 100;
@@ -74,6 +77,9 @@ pub struct Daemon {
     leaving: Mutex<Vec<String>>,
     /// Sessions whose journals cannot be read.
     damaged: Mutex<BTreeSet<SessionId>>,
+    /// Of other hosts, and of users of this one.
+    refusals: Refusals,
+    refusals_here: Refusals,
 }
 
 /// What `check` found.
@@ -120,6 +126,8 @@ impl Daemon {
             incoming: Mutex::default(),
             leaving: Mutex::default(),
             damaged: Mutex::default(),
+            refusals: Refusals::default(),
+            refusals_here: Refusals::default(),
         }))
     }
 

@@ -59,10 +59,7 @@ pub(super) fn serve(daemon: &Arc<Daemon>, listener: &TcpListener) {
 }
 
 fn refused(daemon: &Daemon, from: SocketAddr, why: &str) {
-    log::warn!("{from}: refused: {why}");
-    daemon
-        .audit
-        .write(&from.to_string(), "refused", &json!({ "why": why }));
+    daemon.refusals.tell(&daemon.audit, &from.to_string(), why);
 }
 
 /// Who it is and what it wants.
