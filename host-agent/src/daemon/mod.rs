@@ -45,6 +45,7 @@ use crate::audit::Audit;
 use crate::config::Config;
 use crate::job::{Control, Error, Host, JobOptions, Result};
 use crate::predict::Prediction;
+use crate::save::INCOMING;
 use crate::session::{Locks, SessionId};
 use crate::transport::tls::Identity;
 
@@ -273,6 +274,21 @@ impl Daemon {
             daemon: self.clone(),
             uuid: uuid.to_owned(),
         })
+    }
+
+    /// How much memory is free; the locks know then what the domains that are on their way have already.
+    fn reckon(&self) -> Result<u64> {
+        // In this order, lest what one gets meanwhile is promised to somebody else.
+        let domains = self.host.domains()?;
+        let free = self.host.facts()?.free_memory_bytes;
+        self.locks.lock().reckon(|uuid| {
+            let mut coming = domains.iter().filter(|domain| {
+                // Not its source, if that is on this host, too.
+                domain.uuid == uuid && domain.name.ends_with(INCOMING)
+            });
+            coming.next().map_or(0, |domain| domain.memory_bytes)
+        });
+        Ok(free)
     }
 
     fn folder(&self, end: &str) -> PathBuf {

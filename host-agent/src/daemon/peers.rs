@@ -254,7 +254,7 @@ fn met(daemon: &Daemon) -> FromPeer {
 fn check(daemon: &Daemon, needs: &Needs) -> Result<()> {
     check_name(&needs.destination_name).map_err(Error::Refused)?;
     let session = SessionId::new(random()?);
-    let free = daemon.host.facts()?.free_memory_bytes;
+    let free = daemon.reckon()?;
     let mut locks = daemon.locks.lock();
     locks
         .take(session, needs.into(), free)

@@ -17,6 +17,7 @@ pub(crate) mod handshake;
 mod incoming;
 mod reservations;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -26,7 +27,7 @@ use crate::job::{Control, Destination, Error, Needs, Presence, Result, Sink};
 use crate::save::{INCOMING, marker, presence};
 use crate::xen::abi::{DomainInfo, flags};
 use crate::xen::config;
-use crate::xen::domain::Xen;
+use crate::xen::domain::{PAGE, Xen};
 use crate::xen::room::Room;
 use crate::xen::store::Store;
 use crate::xen::toolstack;
@@ -64,12 +65,31 @@ impl Receiver {
     /// Takes up the place of a job that another run of the agent began.  What another job has been promised
     /// since stays promised: this one only ends what it has begun.
     pub(crate) fn again(mut self, job: &str, needs: &Needs) -> Self {
-        match self.reservations.take(job, needs, u64::MAX) {
+        self.needs = needs.clone();
+        let none = BTreeMap::new();
+        match self.reservations.take(job, needs, u64::MAX, &none) {
             Ok(()) => self.job = Some(job.to_owned()),
             Err(error) => log::warn!("job {job}: {error}"),
         }
-        self.needs = needs.clone();
+        if matches!(self.presence(), Ok(Presence::Paused | Presence::Running)) {
+            self.reservations.built(job);
+        }
         self
+    }
+
+    /// What the domains have that are being built now, by UUID.
+    fn being_built(&self) -> Result<BTreeMap<String, u64>> {
+        let mut all = BTreeMap::new();
+        for domid in self.store.list("/local/domain")? {
+            let name = self.store.read(&format!("/local/domain/{domid}/name"))?;
+            let is_coming = name.is_some_and(|name| name.ends_with(INCOMING));
+            if let (Ok(number), true) = (domid.parse(), is_coming)
+                && let Some(info) = self.xen.domain(number).info()?
+            {
+                all.insert(config::uuid(&info.handle), info.tot_pages * PAGE);
+            }
+        }
+        Ok(all)
     }
 
     /// The copy here.
@@ -143,7 +163,10 @@ impl Destination for Receiver {
             )));
         }
         Self::check_disks(needs)?;
-        self.reservations.take(job, needs, self.room.bytes()?)?;
+        // Before what is free, lest what a domain gets meanwhile is promised to this one.
+        let has = self.being_built()?;
+        self.reservations
+            .take(job, needs, self.room.bytes()?, &has)?;
         self.job = Some(job.to_owned());
         self.needs = needs.clone();
         Ok(())
@@ -167,6 +190,9 @@ impl Destination for Receiver {
         let incoming =
             incoming.ok_or_else(|| Error::Xen("nothing has been received".to_owned()))?;
         incoming.finish()?;
+        if let Some(job) = &self.job {
+            self.reservations.built(job);
+        }
         log::debug!("xl said: {}", incoming.said());
         Ok(())
     }

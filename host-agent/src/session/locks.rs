@@ -14,6 +14,8 @@ pub struct Resources {
     name: String,
     uuid: String,
     memory_bytes: u64,
+    /// What of it the domain has already: it is not free any more, and is not counted twice.
+    has_bytes: u64,
     disks: Vec<String>,
 }
 
@@ -23,6 +25,7 @@ impl From<&Needs> for Resources {
             name: needs.destination_name.clone(),
             uuid: needs.uuid.clone(),
             memory_bytes: needs.memory_bytes,
+            has_bytes: 0,
             disks: needs.disks.clone(),
         }
     }
@@ -61,7 +64,7 @@ impl Locks {
             }
         }
         let reserved = others()
-            .map(|(_, held)| held.memory_bytes)
+            .map(|(_, held)| held.memory_bytes.saturating_sub(held.has_bytes))
             .fold(0, u64::saturating_add);
         let needed = reserved.saturating_add(wanted.memory_bytes);
         if needed > free_memory_bytes {
@@ -74,6 +77,14 @@ impl Locks {
         }
         self.held.insert(session, wanted);
         Ok(())
+    }
+
+    /// What the domains have that are being built, by UUID.  To be asked for before how much is free, lest
+    /// what one gets meanwhile is promised to somebody else.
+    pub fn reckon(&mut self, has: impl Fn(&str) -> u64) {
+        for held in self.held.values_mut() {
+            held.has_bytes = has(&held.uuid);
+        }
     }
 
     /// The domain of this session is built: its memory is not free any more, and is not counted twice.
@@ -108,6 +119,7 @@ mod tests {
             name: name.to_owned(),
             uuid: uuid.to_owned(),
             memory_bytes: 100,
+            has_bytes: 0,
             disks: vec![disk.to_owned()],
         }
     }
@@ -132,6 +144,23 @@ mod tests {
         assert!(!locks.is_held_by(B));
         locks.built(A);
         locks.take(B, b, 150).unwrap();
+    }
+
+    #[test]
+    fn what_a_domain_has_already_is_not_promised_any_more() {
+        let mut locks = Locks::default();
+        locks.take(A, guest("a", "1", "/dev/a"), 250).unwrap();
+        // 60 of 100 are there, so as much less is free.
+        locks.reckon(|uuid| if uuid == "1" { 60 } else { 0 });
+        let b = guest("b", "2", "/dev/b");
+        locks.clone().take(B, b.clone(), 250 - 60).unwrap();
+        assert!(locks.clone().take(B, b.clone(), 139).is_err());
+        // It is destroyed: all is free again, and promised.
+        locks.reckon(|_| 0);
+        assert!(locks.clone().take(B, b.clone(), 199).is_err());
+        // An overhead that was not reckoned with makes nobody else's memory.
+        locks.reckon(|_| 1000);
+        assert!(locks.take(B, b, 99).is_err());
     }
 
     #[test]

@@ -26,7 +26,7 @@ impl Incoming {
         }
         let daemon = inner.daemon.clone();
         self.job.rename(&request.needs.destination_name);
-        let free = daemon.host.facts()?.free_memory_bytes;
+        let free = daemon.reckon()?;
         daemon
             .locks
             .lock()
