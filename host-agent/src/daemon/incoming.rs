@@ -162,6 +162,9 @@ impl Incoming {
             .daemon
             .audit
             .write(&format!("peer {peer}"), "call", &more);
+        if let Order::Failed(_) = order {
+            inner.wait_for_stream();
+        }
         let order = self.explained(order);
         let answer = self.run(&mut inner, DestinationEvent::Called(order));
         let answer = answer.ok_or_else(|| Error::Refused("no answer".to_owned()))?;

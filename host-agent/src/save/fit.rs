@@ -15,7 +15,9 @@ pub(super) fn check(info: &DomainInfo) -> Result<(), String> {
         return Err(format!("has an emulated machine (type=\"hvm\"): {SHIM}"));
     }
     if info.flags & flags::SHUTDOWN != 0 {
-        return Err("has shut down".to_owned());
+        let why = "has shut down, or was suspended: if a killed save or send has left it so, \
+                   `unmoved direct resume` lets it go on";
+        return Err(why.to_owned());
     }
     if info.flags & flags::PAUSED != 0 {
         return Err("is paused: it cannot suspend itself".to_owned());

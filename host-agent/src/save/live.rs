@@ -74,7 +74,7 @@ impl LiveSource {
         Ok(info.filter(|info| config::uuid(&info.handle) == self.uuid))
     }
 
-    fn is_here(&self) -> Result<DomainInfo> {
+    pub(super) fn is_here(&self) -> Result<DomainInfo> {
         self.info()?
             .filter(|info| info.flags & flags::DYING == 0)
             .ok_or_else(|| Error::Refused(format!("there is no domain {} any more", self.name)))
@@ -272,6 +272,7 @@ impl Source for LiveSource {
 
     fn resume_here(&mut self) -> Result<()> {
         self.hold()?;
+        self.is_no_others()?;
         let info = self.settled()?;
         let guest = XenGuest::new(self.xen.clone(), self.domid)?;
         let (domid, store) = (self.domid, &*self.store);

@@ -65,6 +65,32 @@ impl LiveSource {
         self
     }
 
+    /// Sees to it that the domain does not stand still for a save or send that is not this one: its copy may
+    /// run elsewhere, whatever the journal of a job that was interrupted before it says.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if it does.
+    pub(super) fn is_no_others(&self) -> Result<()> {
+        let asker = marker::asker(&*self.store, self.domid, &self.uuid)?;
+        match asker {
+            Some(Asker::Lone(lone)) if asker != Some(self.by) && self.is_suspended_now()? => {
+                Err(Error::Refused(format!(
+                    "{} was suspended by a {} of which nobody knows how it ended: `unmoved direct resume` decides",
+                    self.name,
+                    match lone {
+                        Lone::Save => "save",
+                        Lone::Send => "send",
+                    }
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn is_suspended_now(&self) -> Result<bool> {
+        Ok(self.is_here()?.flags & flags::SHUTDOWN != 0)
+    }
+
     /// Lets the guest go on; says what had been begun.  `has_twin`: another domain of this host has its
     /// UUID.  `is_vouched`: the operator says that no other copy runs.
     ///
@@ -81,6 +107,7 @@ impl LiveSource {
             is_vouched,
         };
         let lone = left.may_go_on(&self.name)?;
+        self.by = Asker::Lone(lone);
         if let Some(own) = self.name.strip_suffix(AWAY) {
             self.name = own.to_owned();
         }

@@ -16,6 +16,22 @@ use crate::transport::{Duplex, Received, receive};
 /// Longest time for the end of a stream of which the source says that all of it is acknowledged.
 const END: Duration = Duration::from_secs(60);
 
+/// A source that has failed has closed its connections: longest time until that is noticed here.
+const NOTICED: Duration = Duration::from_secs(2);
+
+impl Inner {
+    /// Waits until the stream has ended, and what made it end here is known; not for ever, for a toolstack
+    /// may hang.
+    pub(super) fn wait_for_stream(&self) {
+        let until = Instant::now() + NOTICED;
+        let is_under_way = || self.receiving.as_ref().is_some_and(|it| !it.is_finished());
+        while is_under_way() && Instant::now() < until {
+            // There is no event for the end of a thread that could be waited for with a limit.
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
 impl Incoming {
     pub(super) fn reserve(self: &Arc<Self>, inner: &mut Inner, request: &Request) -> Result<()> {
         // Until it is accepted: whatever has this UUID here is not this session's to throw away.
