@@ -19,8 +19,8 @@ use super::{Daemon, KEPT};
 use crate::job::{Control, Destination, Error, JobOptions, Presence, Result};
 use crate::journal::Journal;
 use crate::session::{
-    Answer, DestinationEffect, DestinationEvent, DestinationRecord, DestinationSession, Order,
-    SessionId,
+    Answer, Choice, DestinationEffect, DestinationEvent, DestinationRecord, DestinationSession,
+    Order, SessionId,
 };
 use crate::transport::{Duplex, Received, Watch};
 
@@ -107,6 +107,7 @@ impl Incoming {
             }
             log::info!("session {session}: the domain is {presence:?} after a restart");
             incoming.run(&mut inner, DestinationEvent::Restarted(presence));
+            incoming.ask_operator(&inner);
         }
         daemon.incoming.lock().insert(session, incoming);
         Ok(())
@@ -189,6 +190,46 @@ impl Incoming {
     pub(super) fn silent(self: &Arc<Self>) {
         let mut inner = self.inner.lock();
         self.run(&mut inner, DestinationEvent::LeaseExpired);
+        self.ask_operator(&inner);
+    }
+
+    /// Nobody knows when the source comes back, if ever.
+    fn ask_operator(&self, inner: &Inner) {
+        if let Some(DestinationRecord::Received) = inner.machine.record() {
+            let reason = format!(
+                "whole and paused; waits for {}'s word. If that host is gone for good, `unmoved recover {}` \
+                 decides: see first that it is off, or its copy destroyed",
+                self.job.peer, self.job.id
+            );
+            self.job.wait(&reason, false);
+        }
+    }
+
+    /// Who the source is.
+    pub(super) fn peer(&self) -> &str {
+        &self.job.peer
+    }
+
+    /// Whether an operator may choose this now.
+    pub(super) fn may(&self, choice: Choice) -> bool {
+        self.inner.lock().machine.may(choice)
+    }
+
+    /// An operator decides.
+    pub(super) fn decided(self: &Arc<Self>, choice: Choice) -> Result<()> {
+        let mut inner = self.inner.lock();
+        self.run(&mut inner, DestinationEvent::Decided(choice));
+        let is_done = match (inner.machine.record(), choice) {
+            (Some(DestinationRecord::Running), Choice::RunHere) => true,
+            (Some(record), Choice::Forget) => record.is_final(),
+            _ => false,
+        };
+        drop(inner);
+        if is_done {
+            return Ok(());
+        }
+        let waiting = self.job.status(u64::MAX).waiting.unwrap_or_default();
+        Err(Error::Refused(format!("it is not done: {waiting}")))
     }
 
     /// A connection of the stream wants in: each is let in once.
@@ -271,7 +312,11 @@ impl Incoming {
             Some(DestinationRecord::Running | DestinationRecord::Retired { taken: true }) => {
                 self.job.end(Ok(()));
             }
-            Some(DestinationRecord::Discarded { reason }) => self.job.end(Err(reason.clone())),
+            Some(
+                DestinationRecord::Discarded { reason } | DestinationRecord::Forgotten { reason },
+            ) => {
+                self.job.end(Err(reason.clone()));
+            }
             Some(DestinationRecord::Lost { reason }) => self.job.wait(reason, true),
             _ => {}
         }

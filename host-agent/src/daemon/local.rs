@@ -20,7 +20,6 @@ use serde_json::{Value, json};
 use super::{Daemon, spawn};
 use crate::capabilities::Capabilities;
 use crate::job::{Control, Error, JobOptions, Result};
-use crate::session::Operator;
 use crate::stock;
 use crate::transport::frame::{read_message, write_message};
 
@@ -246,21 +245,12 @@ fn answer(daemon: &Arc<Daemon>, who: &str, ask: Ask) -> Result<Value> {
         }
         Ask::Recover { job, run_here } => {
             let job = daemon.job(&job)?;
-            let decision = if run_here {
-                Operator::RunHere
-            } else {
-                Operator::HandOver
-            };
             daemon.audit.write(
                 who,
                 "recover",
                 &json!({ "job": job.id, "run_here": run_here }),
             );
-            if !job.decide(decision) {
-                return Err(Error::Refused(
-                    "the job does not ask for a decision".to_owned(),
-                ));
-            }
+            daemon.decide(&job, run_here)?;
             json!({ "job": job.id })
         }
         Ask::Capabilities => json!({ "xml": Capabilities::ours().to_xml() }),

@@ -6,6 +6,7 @@
 //! | `incoming` | a guest that comes: runs the destination's machine |
 //! | `peers` | takes connections from other agents |
 //! | `link` | makes connections to them |
+//! | `decide` | takes what an operator decides |
 //! | `recover` | takes up what another run of the daemon left |
 //! | `refusals` | keeps strangers from filling the audit log |
 //! | `alone` | keeps a second daemon from the same state |
@@ -16,6 +17,7 @@
 //! or a network.  Killing the daemon is safe at any moment; it needs no orderly end.
 
 mod alone;
+mod decide;
 mod history;
 mod incoming;
 mod job;

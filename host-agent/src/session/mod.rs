@@ -33,7 +33,7 @@ mod record;
 mod source;
 mod token;
 
-pub use destination::{DestinationEffect, DestinationEvent, DestinationSession};
+pub use destination::{Choice, DestinationEffect, DestinationEvent, DestinationSession};
 pub use locks::{Locks, Resources};
 pub use message::{Answer, Order, Request, Status, Trouble};
 pub use record::{DestinationRecord, SourceRecord};

@@ -66,6 +66,9 @@ pub enum DestinationRecord {
         /// The proof.
         token: Token,
     },
+    /// It is going to run, for an operator has decided so without the source's word: he vouches that the
+    /// source's copy does not run, and never will.
+    Adopted,
     /// It runs.
     Running,
     /// The copy here is gone and will never run.
@@ -76,6 +79,11 @@ pub enum DestinationRecord {
     /// It was taken over, and is not there any more.
     Lost {
         /// What is known about it.
+        reason: String,
+    },
+    /// As [`DestinationRecord::Lost`], and an operator has seen to it: nothing is kept for it here.
+    Forgotten {
+        /// What was known about it.
         reason: String,
     },
     /// The source has finished too; kept only so that a late message is known to be late.
@@ -110,7 +118,7 @@ impl DestinationRecord {
     pub const fn is_final(&self) -> bool {
         matches!(
             self,
-            Self::Running | Self::Discarded { .. } | Self::Retired { .. }
+            Self::Running | Self::Discarded { .. } | Self::Forgotten { .. } | Self::Retired { .. }
         )
     }
 }

@@ -258,3 +258,75 @@ fn a_job_that_was_done_claims_nothing_after_a_restart() {
     ended(&again).unwrap_err();
     assert_eq!(stopped.a.presence("u-1"), Presence::Running);
 }
+
+/// A whole copy at the destination, whose daemon runs; the source's does not.
+fn received(last: DestinationRecord, presence: Presence) -> (Stopped, Arc<Daemon>, Arc<Job>) {
+    let stopped = Pair::prepare();
+    stopped.a.add("guest", "u-1");
+    let (source, destination) = begun(&stopped.a);
+    stopped.a.set("u-1", Presence::Paused);
+    if presence != Presence::Absent {
+        stopped.b.put("guest", "u-1", presence);
+    }
+    left_behind(
+        &stopped,
+        &[source, SourceRecord::Suspending, SourceRecord::HandedOver],
+        &[destination, DestinationRecord::Received, last],
+    );
+    let right = stopped.go_right();
+    let job = only_job(&right);
+    assert!(job.result().is_none());
+    (stopped, right, job)
+}
+
+#[test]
+fn an_operator_lets_a_whole_copy_run_whose_source_is_gone() {
+    let (stopped, right, job) = received(DestinationRecord::Received, Presence::Paused);
+    let waiting = job.status(0).waiting.unwrap();
+    assert!(waiting.contains("unmoved recover"), "{waiting}");
+    right.decide(&job, true).unwrap();
+    ended(&job).unwrap();
+    assert_eq!(stopped.b.presence("u-1"), Presence::Running);
+    right.decide(&job, true).unwrap_err();
+    // The source comes back after all, and is told that it was taken over.
+    let left = stopped.go_left();
+    ended(&only_job(&left)).unwrap();
+    assert_eq!(stopped.a.presence("u-1"), Presence::Absent);
+    assert_eq!(stopped.b.presence("u-1"), Presence::Running);
+}
+
+#[test]
+fn an_operator_forgets_a_whole_copy_and_the_source_runs_its_own() {
+    let (stopped, right, job) = received(DestinationRecord::Received, Presence::Paused);
+    right.decide(&job, false).unwrap();
+    ended(&job).unwrap_err();
+    assert_eq!(stopped.b.presence("u-1"), Presence::Absent);
+    let left = stopped.go_left();
+    ended(&only_job(&left)).unwrap_err();
+    assert_eq!(stopped.a.presence("u-1"), Presence::Running);
+}
+
+#[test]
+fn a_copy_that_was_lost_is_forgotten_and_the_source_is_told_that_it_may_have_run() {
+    let reason = "it may have run".to_owned();
+    let (stopped, right, job) = received(DestinationRecord::Lost { reason }, Presence::Absent);
+    let why = right.decide(&job, true).unwrap_err().to_string();
+    assert!(why.contains("only be forgotten"), "{why}");
+    right.decide(&job, false).unwrap();
+    ended(&job).unwrap_err();
+    let left = stopped.go_left();
+    let job = only_job(&left);
+    until(&job, || job.status(0).is_held);
+    assert_eq!(stopped.a.presence("u-1"), Presence::Paused);
+}
+
+#[test]
+fn nobody_decides_for_a_source_whose_agent_answers() {
+    let (stopped, right, job) = received(DestinationRecord::Received, Presence::Paused);
+    let folder = stopped.folder.path().join("a").join("source");
+    std::fs::remove_file(folder.join(format!("{SESSION}.journal"))).unwrap();
+    let _left = stopped.go_left();
+    let why = right.decide(&job, true).unwrap_err().to_string();
+    assert!(why.contains("the agent of a answers"), "{why}");
+    assert_eq!(stopped.b.presence("u-1"), Presence::Paused);
+}

@@ -57,6 +57,7 @@ fn one_copy_runs_whatever_crashes_and_whichever_message_is_lost() {
     let outcomes =
         all("any two faults", Rules::faults(2)).unwrap_or_else(|found| panic!("{found}"));
     assert!(outcomes.values().sum::<u64>() > 10_000);
+    assert!(outcomes.contains_key(&Outcome::Adopted));
 }
 
 #[test]

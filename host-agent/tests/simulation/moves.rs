@@ -1,7 +1,9 @@
 //! What can happen next in a world.
 
 use unmoved::job::Presence;
-use unmoved::session::{DestinationEffect, DestinationSession, Operator, SourceEffect};
+use unmoved::session::{
+    Choice, DestinationEffect, DestinationRecord, DestinationSession, Operator, SourceEffect,
+};
 
 use crate::world::World;
 
@@ -19,6 +21,8 @@ pub enum Move {
     LeaseExpires,
     Retry,
     Decide(Operator),
+    /// An operator decides at the destination.
+    DecideThere(Choice),
     Over,
     /// Another session suspends the guest, then takes it away.
     AnotherSuspends,
@@ -55,6 +59,9 @@ impl World<'_> {
             if self.destination.domain == Presence::Absent && !self.destination.has_run {
                 moves.push(Move::Decide(Operator::RunHere));
             }
+        }
+        if moves[0] == Move::Over || self.source.session.is_none() {
+            moves.extend(self.choices_there().into_iter().map(Move::DecideThere));
         }
         if self.may_be_taken() && moves[0] != Move::AnotherTakesIt {
             moves.push(Move::AnotherTakesIt);
@@ -121,7 +128,34 @@ impl World<'_> {
         if self.may_be_taken() {
             return Move::AnotherTakesIt;
         }
+        // It was decided, and could not be done: an operator sees that.
+        let there = destination
+            .session
+            .as_ref()
+            .and_then(DestinationSession::record);
+        if there == Some(&DestinationRecord::Adopted) {
+            return Move::DecideThere(Choice::RunHere);
+        }
         Move::Over
+    }
+
+    /// What an operator at the destination may decide, who has looked for the source's copy.
+    fn choices_there(&self) -> Vec<Choice> {
+        let (source, destination) = (&self.source, &self.destination);
+        let is_idle = matches!(
+            destination.effect,
+            None | Some(DestinationEffect::Idle { .. })
+        );
+        let Some(session) = destination.session.as_ref().filter(|_| is_idle) else {
+            return Vec::new();
+        };
+        // What ran at the source since it was suspended is newer than what is here.
+        let is_gone =
+            source.domain == Presence::Absent && !source.ran_after_suspend && !source.is_anothers;
+        let mut choices = vec![Choice::Forget];
+        choices.extend(is_gone.then_some(Choice::RunHere));
+        choices.retain(|choice| self.may_decide_there && session.may(*choice));
+        choices
     }
 
     fn may_be_taken(&self) -> bool {

@@ -3,9 +3,9 @@
 use std::fmt;
 
 use unmoved::job::Presence;
-use unmoved::session::{DestinationRecord, SourceEffect, SourceRecord};
+use unmoved::session::{DestinationRecord, DestinationSession, SourceEffect, SourceRecord};
 
-use crate::world::World;
+use crate::world::{Destination, Source, World};
 
 /// How a case ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -16,6 +16,8 @@ pub enum Outcome {
     Stayed,
     /// It stayed at the source, from where another session has moved it; both ends know that this one has not.
     MovedByAnother,
+    /// It runs at the destination, for an operator there has decided so.
+    Adopted,
     /// It runs nowhere; both ends say why, and an operator can choose.
     Held,
     /// It was running on the host that crashed, or existed nowhere else.
@@ -28,6 +30,7 @@ impl fmt::Display for Outcome {
             Self::Moved => "moved",
             Self::Stayed => "stayed at the source",
             Self::MovedByAnother => "stayed, and was moved by another session",
+            Self::Adopted => "runs at the destination by an operator's decision there",
             Self::Held => "stands paused with a named reason",
             Self::DiedWithItsHost => "died with the host that crashed",
         })
@@ -56,6 +59,16 @@ pub fn judge(world: &World<'_>) -> Result<Outcome, String> {
             );
             if ended && last == Some(&SourceRecord::Done) && is_retired {
                 return Ok(Outcome::Moved);
+            }
+            // The source has no copy, and asks its own operator or has given it up.
+            let is_asking = matches!(
+                world.source.effect,
+                Some(SourceEffect::Wait { is_held: true, .. } | SourceEffect::End(Err(_)))
+            );
+            // That it runs need not be on the disk: a restart sees it.
+            let runs = world.destination.session().record() == Some(&DestinationRecord::Running);
+            if world.destination.is_adopted() && is_asking && runs {
+                return Ok(Outcome::Adopted);
             }
             Err(format!("moved, but the ends say {last:?} and {there:?}"))
         }
@@ -94,5 +107,26 @@ pub fn judge(world: &World<'_>) -> Result<Outcome, String> {
                  {last:?}, {there:?}"
             )),
         },
+    }
+}
+
+impl Source {
+    /// The session has nothing to do with the guest any more: another may move it.
+    pub fn has_let_go(&self) -> bool {
+        self.journal
+            .iter()
+            .any(|record| matches!(record, SourceRecord::Resumed { .. }))
+    }
+}
+
+impl Destination {
+    /// An operator has vouched for the source's copy.
+    pub fn is_adopted(&self) -> bool {
+        self.journal.contains(&DestinationRecord::Adopted)
+    }
+
+    /// The end's machine; only asked when it is up.
+    pub fn session(&self) -> &DestinationSession {
+        self.session.as_ref().expect("everything is up at the end")
     }
 }

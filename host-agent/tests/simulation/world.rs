@@ -93,6 +93,7 @@ pub struct World<'a> {
     /// Retries without any change, to see that nothing more happens.
     pub idle_retries: usize,
     pub may_decide: bool,
+    pub may_decide_there: bool,
 }
 
 impl<'a> World<'a> {
@@ -137,6 +138,7 @@ impl<'a> World<'a> {
             hosts_crashed: 0,
             idle_retries: 0,
             may_decide: true,
+            may_decide_there: true,
         }
     }
 
@@ -205,6 +207,10 @@ impl<'a> World<'a> {
             Move::Decide(operator) => {
                 self.may_decide = false;
                 self.tell_source(SourceEvent::Decided(operator));
+            }
+            Move::DecideThere(choice) => {
+                self.may_decide_there = false;
+                self.tell_destination(DestinationEvent::Decided(choice));
             }
             Move::AnotherSuspends => {
                 self.faults_left -= 1;
@@ -306,29 +312,17 @@ impl<'a> World<'a> {
             self.destination.journal.last(),
             Some(DestinationRecord::Taken { .. } | DestinationRecord::Running)
         );
-        if self.source.has_let_go() && (is_taken || self.destination.domain == Presence::Running) {
+        let is_vouched_for = self.destination.is_adopted();
+        if self.source.has_let_go()
+            && !is_vouched_for
+            && (is_taken || self.destination.domain == Presence::Running)
+        {
             return Err("it was let go at the source and taken over at the destination".to_owned());
         }
         if self.source.ran_after_suspend && self.destination.has_run {
             return Err("two copies have run after the guest was suspended".to_owned());
         }
         Ok(())
-    }
-}
-
-impl Source {
-    /// The session has nothing to do with the guest any more: another may move it.
-    pub fn has_let_go(&self) -> bool {
-        self.journal
-            .iter()
-            .any(|record| matches!(record, SourceRecord::Resumed { .. }))
-    }
-}
-
-impl Destination {
-    /// The end's machine; only asked when it is up.
-    pub fn session(&self) -> &DestinationSession {
-        self.session.as_ref().expect("everything is up at the end")
     }
 }
 

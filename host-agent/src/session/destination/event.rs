@@ -3,6 +3,16 @@
 use crate::job::Presence;
 use crate::session::{Answer, DestinationRecord, Order, Request, Trouble};
 
+/// What an operator decides about a copy whose source does not say what is to become of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// It is to run here: the operator vouches that the source's copy does not, has not since it was
+    /// suspended, and never will.
+    RunHere,
+    /// It is not to run here: nothing of it is kept.
+    Forget,
+}
+
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DestinationEvent {
@@ -12,6 +22,8 @@ pub enum DestinationEvent {
     Restarted(Presence),
     /// The source has been silent for too long.
     LeaseExpired,
+    /// An operator decides.
+    Decided(Choice),
     /// Result of [`DestinationEffect::Journal`].
     Journaled(Result<(), String>),
     /// Result of [`DestinationEffect::Reserve`].

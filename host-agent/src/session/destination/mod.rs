@@ -1,12 +1,13 @@
 //! The destination's end of a session.
 
+mod again;
+mod decision;
 mod event;
 
 use self::event::is_result;
 use super::{Answer, DestinationRecord, Order, Request, Token};
-use crate::job::Presence;
 
-pub use event::{DestinationEffect, DestinationEvent};
+pub use event::{Choice, DestinationEffect, DestinationEvent};
 
 /// What is being waited for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,6 +103,7 @@ impl DestinationSession {
             (Pending::Nothing, DestinationEvent::LeaseExpired) if self.has_lease() => {
                 self.discard("the source has gone silent".to_owned())
             }
+            (Pending::Nothing, DestinationEvent::Decided(choice)) => self.decided(choice),
             (Pending::Record(record), DestinationEvent::Journaled(Ok(()))) => {
                 self.record = Some(record);
                 self.journaled()
@@ -154,6 +156,10 @@ impl DestinationSession {
                 }
                 self.refuse("that is not this session's token")
             }
+            // An operator was quicker than the source.
+            (Order::TakeOver(token), Some(Record::Adopted)) if self.is_right(&token) => {
+                self.unpause()
+            }
             (Order::TakeOver(_), Some(Record::Running | Record::Retired { taken: true }))
             | (Order::Retire, Some(Record::Retired { .. })) => self.answer(Answer::Complete),
 
@@ -170,38 +176,22 @@ impl DestinationSession {
             ) => self.discard(format!("the source has failed: {reason}")),
             (
                 Order::Failed(_),
-                Some(Record::Discarded { .. } | Record::Retired { taken: false }),
+                Some(
+                    Record::Discarded { .. }
+                    | Record::Forgotten { .. }
+                    | Record::Retired { taken: false },
+                ),
             ) => self.answer(Answer::Complete),
 
             (_, Some(Record::Discarded { reason })) => self.answer(Answer::Discarded(reason)),
             (_, Some(Record::Retired { taken: false })) => {
                 self.answer(Answer::Discarded("long ago".to_owned()))
             }
-            (_, Some(Record::Lost { reason })) => self.answer(Answer::Lost(reason)),
+            (_, Some(Record::Lost { reason } | Record::Forgotten { reason })) => {
+                self.answer(Answer::Lost(reason))
+            }
             (_, None) => self.answer(Answer::Unknown),
             (_, Some(_)) => self.refuse("this order does not belong here now"),
-        }
-    }
-
-    fn restarted(&mut self, presence: Presence) -> DestinationEffect {
-        match (self.record.clone(), presence) {
-            (Some(DestinationRecord::Reserved { .. }), _) => {
-                self.discard("the agent was restarted while it received".to_owned())
-            }
-            (Some(DestinationRecord::Received), Presence::Absent | Presence::Partial) => {
-                self.discard("the domain is gone since the agent was restarted".to_owned())
-            }
-            (Some(DestinationRecord::Taken { .. }), Presence::Running) => {
-                self.journal(DestinationRecord::Running)
-            }
-            (Some(DestinationRecord::Taken { .. }), Presence::Paused) => self.unpause(),
-            (Some(DestinationRecord::Taken { .. }), Presence::Absent | Presence::Partial) => {
-                let reason = "the domain is gone since the agent was restarted; it may have run";
-                self.journal(DestinationRecord::Lost {
-                    reason: reason.to_owned(),
-                })
-            }
-            _ => self.idle(),
         }
     }
 
@@ -211,13 +201,15 @@ impl DestinationSession {
         match self.record.clone() {
             Some(Record::Reserved { request, .. }) => self.act(DestinationEffect::Reserve(request)),
             Some(Record::Received) => self.answer(Answer::Continue),
-            Some(Record::Taken { .. }) => self.unpause(),
+            Some(Record::Taken { .. } | Record::Adopted) => self.unpause(),
             Some(Record::Discarded { reason }) => {
                 self.is_gone = false;
                 self.failure = None;
                 self.answer(Answer::Discarded(reason))
             }
-            Some(Record::Lost { reason }) => self.answer(Answer::Lost(reason)),
+            Some(Record::Lost { reason } | Record::Forgotten { reason }) => {
+                self.answer(Answer::Lost(reason))
+            }
             Some(Record::Running | Record::Retired { .. }) => self.answer(Answer::Complete),
             None => self.idle(),
         }
@@ -239,8 +231,11 @@ impl DestinationSession {
                 self.record = Some(Record::Running);
                 self.answer(Answer::Complete)
             }
-            // Not done; whether it is on the disk or not, the source asks again, and then it will be.
+            // Not done; whether it is on the disk or not, the source, or an operator, asks again, and then
+            // it will be.
             Record::Taken { .. }
+            | Record::Adopted
+            | Record::Forgotten { .. }
             | Record::Discarded { .. }
             | Record::Lost { .. }
             | Record::Retired { .. } => self.answer(Answer::NotYet(why)),
@@ -334,6 +329,10 @@ impl DestinationSession {
             Some(DestinationRecord::Taken { .. }) => {
                 Some("handed over, but it could not be unpaused yet".to_owned())
             }
+            Some(DestinationRecord::Adopted) => Some(
+                "it is to run here, but could not be unpaused yet; `unmoved recover` tries again"
+                    .to_owned(),
+            ),
             Some(DestinationRecord::Lost { reason }) => Some(reason.clone()),
             _ => None,
         };

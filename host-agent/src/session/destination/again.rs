@@ -1,0 +1,36 @@
+//! Where a session goes on after a restart of the agent.
+
+use super::{DestinationEffect, DestinationSession};
+use crate::job::Presence;
+use crate::session::DestinationRecord;
+
+impl DestinationSession {
+    pub(super) fn restarted(&mut self, presence: Presence) -> DestinationEffect {
+        match (self.record.clone(), presence) {
+            (Some(DestinationRecord::Reserved { .. }), _) => {
+                self.discard("the agent was restarted while it received".to_owned())
+            }
+            (Some(DestinationRecord::Received), Presence::Absent | Presence::Partial) => {
+                self.discard("the domain is gone since the agent was restarted".to_owned())
+            }
+            (
+                Some(DestinationRecord::Taken { .. } | DestinationRecord::Adopted),
+                Presence::Running,
+            ) => self.journal(DestinationRecord::Running),
+            (
+                Some(DestinationRecord::Taken { .. } | DestinationRecord::Adopted),
+                Presence::Paused,
+            ) => self.unpause(),
+            (
+                Some(DestinationRecord::Taken { .. } | DestinationRecord::Adopted),
+                Presence::Absent | Presence::Partial,
+            ) => {
+                let reason = "the domain is gone since the agent was restarted; it may have run";
+                self.journal(DestinationRecord::Lost {
+                    reason: reason.to_owned(),
+                })
+            }
+            _ => self.idle(),
+        }
+    }
+}
