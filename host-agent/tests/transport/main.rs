@@ -5,6 +5,8 @@
     reason = "a test ends where something does not work"
 )]
 
+mod record;
+
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
@@ -12,54 +14,11 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use record::{Arrived, Record};
 use unmoved::job::{Batch, Compression, Control, JobOptions, PAGE_SIZE, Result, Sink};
 use unmoved::pki;
 use unmoved::transport::tls::Identity;
 use unmoved::transport::{Duplex, Sender, Socket, Watch, receive};
-
-/// What arrived, in order; batches up to the next call of another kind are sorted.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Arrived {
-    Bytes(Vec<u8>),
-    Pages(Vec<u64>, Vec<u8>),
-    Barrier,
-}
-
-#[derive(Default)]
-struct Record(Mutex<Vec<Arrived>>);
-
-impl Sink for Record {
-    fn bytes(&self, bytes: &[u8]) -> Result<()> {
-        self.0.lock().push(Arrived::Bytes(bytes.to_vec()));
-        Ok(())
-    }
-
-    fn pages(&self, batch: &mut Batch) -> Result<()> {
-        let pages = Arrived::Pages(batch.words.clone(), batch.data.clone());
-        self.0.lock().push(pages);
-        Ok(())
-    }
-
-    fn barrier(&self) -> Result<()> {
-        self.0.lock().push(Arrived::Barrier);
-        Ok(())
-    }
-}
-
-impl Record {
-    /// In an order that does not depend on which connection was faster; barriers left out.
-    fn sorted(self) -> Vec<Arrived> {
-        let mut all = self.0.into_inner();
-        for run in
-            all.chunk_by_mut(|a, b| matches!((a, b), (Arrived::Pages(..), Arrived::Pages(..))))
-        {
-            run.sort();
-        }
-        all.retain(|arrived| *arrived != Arrived::Barrier);
-        all
-    }
-}
 
 fn tcp() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
