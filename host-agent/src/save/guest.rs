@@ -24,8 +24,9 @@ const BROKEN: u64 = 0xD;
 const PFN: u64 = (1 << 52) - 1;
 /// How often frames are asked for that Xen says are there, and gives no access to.
 const ATTEMPTS: u32 = 3;
-/// How often somebody else who reads the domain is looked for while pages are read.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often somebody else who reads the domain is looked for while pages are read: for one that is killed and
+/// so leaves no trace, which takes a while, as its way has to break.
+const LOOK: Duration = Duration::from_secs(3);
 
 /// A guest's memory, alive or still.
 pub(crate) trait Memory: Send {

@@ -6,8 +6,8 @@
 //! line drops, and leaves it on.  libxl has one process for each domain that it saves, so the
 //! difference can be seen.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -31,17 +31,16 @@ pub(crate) fn saver(processes: &Path, domid: u16) -> io::Result<Option<u32>> {
         let Some(process) = name.to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
+        // One that has ended meanwhile does not save anything.
+        if !begins_with(&entry.path().join("comm"), HELPER) {
+            continue;
+        }
         // The toolstack runs as the agent does; anybody may call a program so.
         let is_ours = |owner: fs::Metadata| owner.uid() == rustix::process::geteuid().as_raw();
         if !entry.metadata().is_ok_and(is_ours) {
             continue;
         }
-        // One that has ended meanwhile does not save anything.
-        let read = |file| fs::read(entry.path().join(file)).unwrap_or_default();
-        if !read("comm").starts_with(HELPER) {
-            continue;
-        }
-        let line = read("cmdline");
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let arguments: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
         if arguments.get(1) == Some(&SAVES.as_bytes())
             && arguments.get(DOMAIN) == Some(&domid.as_bytes())
@@ -50,6 +49,14 @@ pub(crate) fn saver(processes: &Path, domid: u16) -> io::Result<Option<u32>> {
         }
     }
     Ok(None)
+}
+
+/// Whether a small file does.  There is one for each process and they are looked at often, so that a system
+/// call less counts.
+fn begins_with(path: &Path, bytes: &[u8]) -> bool {
+    let mut head = [0; 16];
+    let read = File::open(path).and_then(|mut file| file.read(&mut head));
+    read.is_ok_and(|read| head[..read].starts_with(bytes))
 }
 
 #[cfg(test)]
