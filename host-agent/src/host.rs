@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::capabilities::STREAM;
 use crate::job::{Destination, DomainEntry, Error, Host, HostFacts, Lone, Needs, Result, Source};
 use crate::receive::{Receiver, Reservations};
 use crate::save::LiveSource;
@@ -11,9 +12,6 @@ use crate::xen::domain::{PAGE, Xen};
 use crate::xen::room::Room;
 use crate::xen::store::{Store, XenStore};
 use crate::xen::toolstack;
-
-/// Version of the libxc stream that is written here, and read by the toolstacks of all known releases.
-const STREAM_VERSION: u32 = 3;
 
 /// A host with Xen, seen from its control domain.
 pub struct XenHost {
@@ -102,7 +100,7 @@ impl Host for XenHost {
             xen_version: self.xen.version(),
             free_memory_bytes: self.room.bytes()?,
             cpus: info.nr_cpus,
-            stream_version: STREAM_VERSION,
+            stream_version: STREAM,
         })
     }
 

@@ -235,14 +235,17 @@ fn xl_restores_what_unmoved_saves_and_the_other_way_round() {
         Lab::run(name, &config, |lab| {
             let kernel = GuestKernel::Debian12.get(&Tools::get()?)?;
             let host = lab.host(0);
-            direct::install(host)?;
+            agents::start(lab)?;
             let plan = unnoticed::plan(&kernel)?;
             let guest = plan.create(host)?;
             guest.ready(BOOT)?;
             let before = fingerprint(&guest, host)?;
-            let ours = [UNMOVED, "direct"];
-            let xls = ["xl"];
-            for (save, restore) in [(&ours[..], &xls[..]), (&xls[..], &ours[..])] {
+            let (ours, daemons, xls) = ([UNMOVED, "direct"], [UNMOVED], ["xl"]);
+            for (save, restore) in [
+                (&ours[..], &xls[..]),
+                (&xls[..], &ours[..]),
+                (&daemons[..], &daemons[..]),
+            ] {
                 host.ok(&[save, &["save", "web1", FILE]].concat())?;
                 ensure!(names(host)?.is_empty(), "{:?}", names(host)?);
                 accepted_by_xens_verifier(lab, host)?;

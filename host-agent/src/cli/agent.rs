@@ -61,6 +61,8 @@ pub(super) enum Command {
         /// The guest goes on afterwards
         #[arg(long)]
         keep: bool,
+        #[command(flatten)]
+        follow: Follow,
     },
     /// Read a guest from a file that `xl save` or `unmoved save` wrote
     Restore {
@@ -69,6 +71,8 @@ pub(super) enum Command {
         /// Leave it paused
         #[arg(long)]
         paused: bool,
+        #[command(flatten)]
+        follow: Follow,
     },
     /// Show what this agent can do, as XML in libvirt's form
     Capabilities,
@@ -91,6 +95,13 @@ pub(super) enum Side {
 pub(super) struct Migrate {
     #[command(flatten)]
     guest: Guest,
+    #[command(flatten)]
+    follow: Follow,
+}
+
+/// If a job is shown until it is over.
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct Follow {
     /// Only begin; `unmoved status` shows how it goes
     #[arg(long)]
     detach: bool,
@@ -160,7 +171,38 @@ impl Guest {
 impl Command {
     pub(super) fn run(self, socket: &Socket, json: bool) -> Result<()> {
         let ask = match self {
-            Self::Migrate(migrate) => return migrate.run(socket, json),
+            Self::Migrate(Migrate { guest, follow }) => {
+                let ask = Ask::Migrate {
+                    options: guest.options(),
+                    domain: guest.domain,
+                    host: guest.host,
+                };
+                return follow.job(socket, &ask, json);
+            }
+            Self::Save {
+                domain,
+                file,
+                keep,
+                follow,
+            } => {
+                let ask = Ask::Save {
+                    domain,
+                    file: absolute(&file)?,
+                    keep_running: keep,
+                };
+                return follow.job(socket, &ask, json);
+            }
+            Self::Restore {
+                file,
+                paused,
+                follow,
+            } => {
+                let ask = Ask::Restore {
+                    file: absolute(&file)?,
+                    leave_paused: paused,
+                };
+                return follow.job(socket, &ask, json);
+            }
             Self::Status { job, watch: true } => {
                 return match job {
                     Some(job) => watch::one(socket, &job, json),
@@ -178,15 +220,6 @@ impl Command {
             Self::Recover { job, run } => Ask::Recover {
                 job,
                 run_here: matches!(run, Side::Here),
-            },
-            Self::Save { domain, file, keep } => Ask::Save {
-                domain,
-                file: absolute(&file)?,
-                keep_running: keep,
-            },
-            Self::Restore { file, paused } => Ask::Restore {
-                file: absolute(&file)?,
-                leave_paused: paused,
             },
             Self::Capabilities => Ask::Capabilities,
             Self::Hosts => Ask::Hosts,
@@ -210,24 +243,20 @@ impl Command {
     }
 }
 
-impl Migrate {
-    fn run(self, socket: &Socket, json: bool) -> Result<()> {
-        let ask = Ask::Migrate {
-            options: self.guest.options(),
-            domain: self.guest.domain,
-            host: self.guest.host,
-        };
-        let begun = one(socket, &ask)?;
+impl Follow {
+    /// Has a job begun, and shows it.
+    fn job(self, socket: &Socket, ask: &Ask, json: bool) -> Result<()> {
+        let begun = one(socket, ask)?;
         let job = begun["job"].as_str().context("the daemon gave no job")?;
-        if self.detach {
-            if json {
-                println!("{begun}");
-            } else {
-                println!("{job}");
-            }
-            return Ok(());
+        if !self.detach {
+            return watch::one(socket, job, json);
         }
-        watch::one(socket, job, json)
+        if json {
+            println!("{begun}");
+        } else {
+            println!("{job}");
+        }
+        Ok(())
     }
 }
 

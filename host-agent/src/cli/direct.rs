@@ -112,7 +112,9 @@ impl Command {
                 stock::save(&host, &save.domain, &save.file, save.keep, &control).map(Some)
             }
             Self::Send(send) => stock::send(&host, &send.domain, &send.via, &control).map(Some),
-            Self::Restore(restore) => stock::restore(&host, &restore.file, &control).map(|()| None),
+            Self::Restore(restore) => {
+                stock::restore(&host, &restore.file, &control, |_| ()).map(|()| None)
+            }
             Self::Receive(_) => {
                 stock::receive(&host, io::stdin().lock(), io::stdout().lock(), &control)
                     .map(|()| None)

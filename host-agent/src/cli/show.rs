@@ -6,7 +6,7 @@ use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use serde_json::Value;
 
 use crate::daemon::local::Ask;
-use crate::daemon::{Checked, JobStatus};
+use crate::daemon::{Checked, Direction, JobStatus};
 use crate::job::{DomainEntry, Event, PAGE_SIZE, Phase};
 
 /// Without a terminal, figures are shown at most so often.
@@ -66,6 +66,12 @@ impl Progress {
             return;
         }
         self.bar.finish_and_clear();
+        match status.direction {
+            _ if status.statistics.success != Some(true) => {}
+            Direction::Save => println!("{} is in {}", status.domain, status.peer),
+            Direction::Restore => println!("{} is back", status.domain),
+            Direction::Outgoing | Direction::Incoming => {}
+        }
         if let Some(report) = &status.report {
             println!("{} runs at {}", status.domain, status.peer);
             println!("                 outcome      expected");
@@ -188,8 +194,8 @@ fn each<T: serde::de::DeserializeOwned>(answer: &Value) -> Vec<T> {
 
 fn job(status: &JobStatus) {
     let arrow = match status.direction {
-        crate::daemon::Direction::Outgoing => "to",
-        crate::daemon::Direction::Incoming => "from",
+        Direction::Outgoing | Direction::Save => "to",
+        Direction::Incoming | Direction::Restore => "from",
     };
     let state = match (&status.statistics.success, &status.waiting) {
         (Some(true), _) => "done".to_owned(),

@@ -10,7 +10,7 @@ use crate::job::{Control, Event, Phase, Statistics};
 use crate::predict::Prediction;
 use crate::session::Operator;
 
-/// Which end of a job this host is.
+/// Which end of a job this host is, or which way a file is used.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub enum Direction {
@@ -18,16 +18,40 @@ pub enum Direction {
     Outgoing,
     /// The guest comes.
     Incoming,
+    /// The guest is written to a file.
+    Save,
+    /// The guest is read from a file.
+    Restore,
+}
+
+impl Direction {
+    /// Its name, here and in the metrics.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Outgoing => "outgoing",
+            Self::Incoming => "incoming",
+            Self::Save => "save",
+            Self::Restore => "restore",
+        }
+    }
+
+    /// What libvirt calls it.
+    const fn operation(self) -> &'static str {
+        match self {
+            Self::Outgoing | Self::Incoming => "migration",
+            Self::Save | Self::Restore => self.name(),
+        }
+    }
 }
 
 /// A job.
 #[derive(Debug)]
 pub struct Job {
-    /// The session's name.
+    /// The session's name; without a session one of the same form.
     pub id: String,
     /// Which end this is.
     pub direction: Direction,
-    /// The other host.
+    /// The other host, or the file.
     pub peer: String,
     /// The handle.
     pub control: Arc<Control>,
@@ -70,13 +94,13 @@ pub struct Report {
 /// A job as others see it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct JobStatus {
-    /// The session's name.
+    /// The session's name; without a session one of the same form.
     pub id: String,
     /// Which end this is.
     pub direction: Direction,
     /// The guest's name.
     pub domain: String,
-    /// The other host.
+    /// The other host, or the file.
     pub peer: String,
     /// What it does.
     pub phase: Phase,
@@ -104,6 +128,7 @@ impl Job {
         peer: String,
         control: Arc<Control>,
     ) -> Arc<Self> {
+        control.update(|statistics| direction.operation().clone_into(&mut statistics.operation));
         Arc::new(Self {
             id,
             direction,

@@ -17,10 +17,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Daemon, spawn};
+use super::{Daemon, Direction, spawn};
 use crate::capabilities::Capabilities;
 use crate::job::{Control, Error, JobOptions, Result};
-use crate::stock;
 use crate::transport::frame::{read_message, write_message};
 
 /// Longest request.
@@ -200,22 +199,12 @@ fn answer(daemon: &Arc<Daemon>, who: &str, ask: Ask) -> Result<Value> {
             file,
             keep_running,
         } => {
-            daemon
-                .audit
-                .write(who, "save", &json!({ "domain": domain, "file": file }));
-            let _claim = daemon.claim(daemon.host.source(&domain)?.uuid())?;
-            let control = Control::new(JobOptions::default());
-            let saved = stock::save(&*daemon.host, &domain, &file, keep_running, &control);
-            json!({ "file": file, "rounds": saved?.rounds })
+            let job = daemon.save(who, &domain, &file, keep_running)?;
+            json!({ "job": job.id })
         }
         Ask::Restore { file, leave_paused } => {
-            daemon.audit.write(who, "restore", &json!({ "file": file }));
-            let control = Control::new(JobOptions {
-                leave_paused,
-                ..JobOptions::default()
-            });
-            stock::restore(&*daemon.host, &file, &control)?;
-            json!({ "file": file })
+            let job = daemon.restore(who, &file, leave_paused)?;
+            json!({ "job": job.id })
         }
         Ask::List => value(&daemon.host.domains()?)?,
         Ask::Status { job: None } | Ask::Watch { job: None } => {
@@ -231,14 +220,18 @@ fn answer(daemon: &Arc<Daemon>, who: &str, ask: Ask) -> Result<Value> {
             if job.result().is_some() {
                 return Err(Error::Refused("the job is over".to_owned()));
             }
-            if job.direction == super::Direction::Incoming {
+            if job.direction == Direction::Incoming {
                 return Err(Error::Refused(
                     "a job is aborted at its source, or by the loss of the source".to_owned(),
                 ));
             }
             if !job.control.abort() {
                 return Err(Error::Refused(
-                    "the guest has been handed over: too late for that".to_owned(),
+                    match job.direction {
+                        Direction::Save | Direction::Restore => "all is copied: too late for that",
+                        _ => "the guest has been handed over: too late for that",
+                    }
+                    .to_owned(),
                 ));
             }
             json!({ "job": job.id, "aborting": true })

@@ -66,7 +66,7 @@ fn text(daemon: &Daemon) -> String {
         .iter()
         .map(|job| job.status(u64::MAX))
         .collect();
-    let count = |direction: Direction, name: &str, state: &str| {
+    let count = |direction: Direction, state: &str| {
         let is_in = |job: &&super::JobStatus| {
             let is = match job.statistics.success {
                 _ if job.is_held => "held",
@@ -76,16 +76,19 @@ fn text(daemon: &Daemon) -> String {
             };
             job.direction == direction && is == state
         };
+        let name = direction.name();
         let labels = format!("{{direction=\"{name}\",state=\"{state}\"}}");
         (labels, all.iter().filter(is_in).count() as f64)
     };
     let mut jobs = Vec::new();
-    for (direction, name) in [
-        (Direction::Outgoing, "outgoing"),
-        (Direction::Incoming, "incoming"),
+    for direction in [
+        Direction::Outgoing,
+        Direction::Incoming,
+        Direction::Save,
+        Direction::Restore,
     ] {
         for state in ["running", "held", "succeeded", "failed"] {
-            jobs.push(count(direction, name, state));
+            jobs.push(count(direction, state));
         }
     }
     family("jobs", "gauge", "Jobs that are remembered.", &jobs);

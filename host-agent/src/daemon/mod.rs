@@ -6,6 +6,7 @@
 //! | `incoming` | a guest that comes: runs the destination's machine |
 //! | `peers` | takes connections from other agents |
 //! | `link` | makes connections to them |
+//! | `files` | a guest that is written to a file, or read from one |
 //! | `decide` | takes what an operator decides |
 //! | `recover` | takes up what another run of the daemon left |
 //! | `refusals` | keeps strangers from filling the audit log |
@@ -18,6 +19,7 @@
 
 mod alone;
 mod decide;
+mod files;
 mod history;
 mod incoming;
 mod job;

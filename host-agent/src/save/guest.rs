@@ -232,7 +232,8 @@ impl Memory for XenGuest {
         }
         // An `xl migrate` that was begun meanwhile has taken the record over, and what was in it is lost: that
         // may not be sent as whole.  One that has ended properly has switched it off, and Xen tells of no
-        // writes then; one that is under way is found, and one that was killed was found while it lived.
+        // writes then; one that is under way is found.  One that was killed was found while it lived, if it
+        // lived from one look to the next.
         if self.domain().enable_log_dirty()? {
             return Err(self.is_read("something that has ended again"));
         }

@@ -9,7 +9,6 @@ use super::estimate;
 use super::guest::{Bitmap, Memory, XenGuest};
 use super::hold::{self, Hold};
 use super::marker::Asker;
-use super::policy::Reason;
 use super::reading::{Reading, announce, skeleton};
 use super::records::Records;
 use super::rounds::Frames;
@@ -210,20 +209,9 @@ impl Source for LiveSource {
             figures.memory_page_size = PAGE_SIZE as u64;
             figures.setup_time = u64::try_from(control.elapsed().as_millis()).unwrap_or(u64::MAX);
         });
-        match reading.rounds(&words, sink, control, begun)? {
-            Ok(reason) => {
-                control.tell(format!("stopping the guest: {}", reason.text()));
-                Ok(())
-            }
-            Err(Reason::Rounds) => Err(Error::Refused(format!(
-                "after all rounds that are allowed the blackout of {} would still be too long",
-                self.name
-            ))),
-            Err(_) => Err(Error::TimedOut(format!(
-                "copying the memory of {}",
-                self.name
-            ))),
-        }
+        let reason = reading.rounds(&words, sink, control, begun)?;
+        control.tell(format!("stopping the guest: {}", reason.text()));
+        Ok(())
     }
 
     fn copy_rest(&mut self, sink: &dyn Sink, control: &Control) -> Result<Copied> {

@@ -6,7 +6,7 @@ use super::guest::{self, Bitmap, Memory, XenGuest};
 use super::policy::{Limits, Progress, Reason, Round, Verdict};
 use super::records::Records;
 use super::rounds::{self, Frames, Sent};
-use crate::job::{Batch, Control, Copied, PAGE_SIZE, Result, Sink};
+use crate::job::{Batch, Control, Copied, Error, PAGE_SIZE, Result, Sink};
 
 /// Frames marked in one batch as such that will come.
 const SKELETON: u64 = 0xE;
@@ -43,15 +43,18 @@ impl Reading {
         Ok(words)
     }
 
-    /// Rounds with the guest running, the first over all these frames, until another does not pay: why
-    /// the guest is to be stopped, or why it is to be left where it is.
+    /// Rounds with the guest running, the first over all these frames, until another does not pay; gives
+    /// why the guest is to be stopped.
+    ///
+    /// # Errors
+    /// Why the guest is to be left where it is.
     pub(super) fn rounds(
         &mut self,
         words: &[u64],
         sink: &dyn Sink,
         control: &Control,
         begun: Instant,
-    ) -> Result<std::result::Result<Reason, Reason>> {
+    ) -> Result<Reason> {
         let mut progress = Progress::default();
         let timeout = limits(control).timeout;
         let until = timeout.and_then(|timeout| begun.checked_add(timeout));
@@ -74,10 +77,19 @@ impl Reading {
             figures(control, &sent, dirty, &progress);
             match verdict {
                 Verdict::GoOn => (frames, count) = (Frames::Written(&self.dirty), dirty),
-                Verdict::GiveUp(reason) => return Ok(Err(reason)),
-                Verdict::Stop(reason) => return Ok(Ok(reason)),
+                Verdict::GiveUp(reason) => return Err(given_up(reason)),
+                Verdict::Stop(reason) => return Ok(reason),
             }
         }
+    }
+}
+
+fn given_up(reason: Reason) -> Error {
+    match reason {
+        Reason::Rounds => Error::Refused(
+            "after all rounds that are allowed the blackout would still be too long".to_owned(),
+        ),
+        _ => Error::TimedOut("copying the memory".to_owned()),
     }
 }
 

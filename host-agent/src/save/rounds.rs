@@ -86,14 +86,14 @@ pub(crate) fn send(
     // Batches that have been sent, whose memory is used again.
     let (back, used) = channel();
     let left = thread::scope(|scope| {
-        let mut reading = Reading {
+        let mut reader = PageReader {
             memory,
             control,
             until,
             batches,
             used,
         };
-        let reader = scope.spawn(move || reading.all(frames));
+        let reader = scope.spawn(move || reader.all(frames));
         let mut taken = Ok(());
         for mut read in next {
             let since = Instant::now();
@@ -141,7 +141,7 @@ struct Read {
 }
 
 /// What a reader reads from, and where to.
-struct Reading<'a> {
+struct PageReader<'a> {
     memory: &'a mut dyn Memory,
     control: &'a Control,
     until: Option<Instant>,
@@ -150,7 +150,7 @@ struct Reading<'a> {
     used: Receiver<Batch>,
 }
 
-impl Reading<'_> {
+impl PageReader<'_> {
     /// Reads these frames; gives those that it has not when the time was over.
     fn all(&mut self, frames: &Frames<'_>) -> Result<Bitmap> {
         match frames {

@@ -98,8 +98,11 @@ fn flush(batch: &mut Batch, sink: &dyn Sink, control: &Control) -> Result<()> {
     let bytes = batch.data.len() as u64;
     sink.pages(batch)?;
     batch.clear();
+    let seconds = control.elapsed().as_secs_f64().max(0.001);
     control.update(|figures| {
         figures.memory_processed += bytes;
+        figures.memory_remaining = figures.memory_remaining.saturating_sub(bytes);
+        figures.memory_bps = (figures.memory_processed as f64 / seconds) as u64;
         figures.memory_normal += bytes / PAGE_SIZE as u64;
     });
     Ok(())

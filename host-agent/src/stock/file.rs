@@ -8,7 +8,7 @@ use std::path::Path;
 use unmoved_stream::{Format, Input, Reader, Reserved};
 
 use super::feed::{feed, needs, unreadable};
-use crate::job::{Control, Copied, Error, Host, Lone, Phase, Result, Source};
+use crate::job::{Control, Copied, Error, Host, Lone, PAGE_SIZE, Phase, Result, Source};
 use crate::receive::canonical::Canonical;
 
 /// Bytes gathered before they are written.
@@ -89,15 +89,28 @@ fn write(
 }
 
 /// Builds a domain from a file, under its own name or another, and lets it run unless the options say
-/// that it stays paused.
+/// that it stays paused.  Tells its name as soon as that is read.
 ///
 /// # Errors
 /// What went wrong; there is no domain then.
-pub fn restore(host: &dyn Host, path: &Path, control: &Control) -> Result<()> {
-    let file = File::open(path).map_err(Error::io(format!("cannot read {}", path.display())))?;
+pub fn restore(
+    host: &dyn Host,
+    path: &Path,
+    control: &Control,
+    named: impl FnOnce(&str),
+) -> Result<()> {
+    let failed = || Error::io(format!("cannot read {}", path.display()));
+    let file = File::open(path).map_err(failed())?;
+    let length = file.metadata().map_err(failed())?.len();
     let mut reader = Reader::new(Input::file(file), Format::Xl, Reserved::Ignore);
     let options = control.options();
     let needs = needs(&mut reader, options.destination_name.as_deref())?;
+    named(&needs.destination_name);
+    // Nearly all of the file is memory.
+    control.update(|figures| {
+        (figures.memory_total, figures.memory_remaining) = (length, length);
+        figures.memory_page_size = PAGE_SIZE as u64;
+    });
     let mut destination = host.destination()?;
     destination.reserve(&format!("restore-{}", std::process::id()), &needs)?;
     let mut build = || {

@@ -11,6 +11,7 @@ mod attacks;
 mod command;
 mod daemons;
 mod fake;
+mod files;
 mod meet;
 mod metrics;
 mod restarts;

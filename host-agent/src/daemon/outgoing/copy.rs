@@ -45,7 +45,6 @@ impl Outgoing<'_> {
         let control = &self.job.control;
         let setup = control.elapsed();
         control.update(|statistics| {
-            statistics.operation = "migration".to_owned();
             statistics.setup_time = u64::try_from(setup.as_millis()).unwrap_or(u64::MAX);
         });
         control.enter(Phase::Live, "memory is copied while the guest runs");

@@ -1,0 +1,97 @@
+//! Guests that are written to files and read from them: jobs that are shown, watched and aborted as a
+//! migration is, but without a session, for there is no other agent.
+//!
+//! Nor is there a journal: a save that was killed has left its guest suspended, and `unmoved direct resume`
+//! lets it go on; a restore that was killed has left a domain that is not whole.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::job::{Direction, Job};
+use super::{Daemon, random, spawn};
+use crate::job::{Control, JobOptions, Result};
+use crate::session::SessionId;
+use crate::stock;
+
+impl Daemon {
+    /// Begins to write a guest to a new file; gives the job.
+    ///
+    /// # Errors
+    /// If there is no such domain, or another job reads it.
+    pub fn save(
+        self: &Arc<Self>,
+        who: &str,
+        domain: &str,
+        file: &Path,
+        keep_running: bool,
+    ) -> Result<Arc<Job>> {
+        let claim = self.claim(self.host.source(domain)?.uuid())?;
+        let job = file_job(Direction::Save, domain, file, JobOptions::default())?;
+        self.audit.write(
+            who,
+            "save",
+            &json!({ "job": job.id, "domain": domain, "file": file }),
+        );
+        job.hold(claim);
+        let (domain, file) = (domain.to_owned(), file.to_owned());
+        self.begin(job, move |daemon, job| {
+            stock::save(&*daemon.host, &domain, &file, keep_running, &job.control).map(drop)
+        })
+    }
+
+    /// Begins to build a guest from a file; gives the job.
+    ///
+    /// # Errors
+    /// If it cannot be begun.
+    pub fn restore(
+        self: &Arc<Self>,
+        who: &str,
+        file: &Path,
+        leave_paused: bool,
+    ) -> Result<Arc<Job>> {
+        let options = JobOptions {
+            leave_paused,
+            ..JobOptions::default()
+        };
+        // The file says what its guest's name is.
+        let job = file_job(Direction::Restore, "?", file, options)?;
+        self.audit
+            .write(who, "restore", &json!({ "job": job.id, "file": file }));
+        let file = file.to_owned();
+        self.begin(job, move |daemon, job| {
+            stock::restore(&*daemon.host, &file, &job.control, |name| job.rename(name))
+        })
+    }
+
+    fn begin(
+        self: &Arc<Self>,
+        job: Arc<Job>,
+        work: impl FnOnce(&Self, &Job) -> Result<()> + Send + 'static,
+    ) -> Result<Arc<Job>> {
+        self.add(&job);
+        let (daemon, running) = (self.clone(), job.clone());
+        spawn("file", move || {
+            let done = work(&daemon, &running);
+            running.end(done.map_err(|error| error.to_string()));
+        })
+        .inspect_err(|error| job.end(Err(error.to_string())))?;
+        Ok(job)
+    }
+}
+
+fn file_job(
+    direction: Direction,
+    domain: &str,
+    file: &Path,
+    options: JobOptions,
+) -> Result<Arc<Job>> {
+    Ok(Job::new(
+        SessionId::new(random()?).to_string(),
+        direction,
+        domain.to_owned(),
+        file.display().to_string(),
+        Arc::new(Control::new(options)),
+    ))
+}

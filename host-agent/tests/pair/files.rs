@@ -1,0 +1,69 @@
+//! `unmoved save` and `restore`: jobs as a migration is one.
+
+use std::fs;
+
+use unmoved::daemon::Direction;
+use unmoved::job::Presence;
+
+use crate::daemons::Pair;
+use crate::ended;
+
+#[test]
+fn a_save_is_a_job_that_ends_with_a_file() {
+    let pair = Pair::start();
+    pair.a.add("guest", "u-1");
+    let file = pair.folder.path().join("kept");
+    let job = pair.left.save("test", "guest", &file, true).unwrap();
+    ended(&job).unwrap();
+    assert_eq!(pair.a.presence("u-1"), Presence::Running);
+    assert!(fs::metadata(&file).unwrap().len() > 1 << 20);
+    let status = job.status(0);
+    assert_eq!(
+        (status.direction, status.domain.as_str()),
+        (Direction::Save, "guest")
+    );
+    assert_eq!(status.statistics.operation, "save");
+    assert_eq!(status.peer, file.display().to_string());
+    // Never over another file, which may be all that is left of a guest.
+    let job = pair.left.save("test", "guest", &file, false).unwrap();
+    assert!(ended(&job).unwrap_err().contains("cannot make the file"));
+    assert_eq!(pair.a.presence("u-1"), Presence::Running);
+    let last = pair.folder.path().join("last");
+    ended(&pair.left.save("test", "guest", &last, false).unwrap()).unwrap();
+    assert_eq!(pair.a.presence("u-1"), Presence::Absent);
+    assert_eq!(fs::read(&last).unwrap(), fs::read(&file).unwrap());
+}
+
+#[test]
+fn an_aborted_save_leaves_the_guest_running_and_no_file() {
+    let pair = Pair::start();
+    pair.a.add("guest", "u-1");
+    pair.a.hold_live(true);
+    let file = pair.folder.path().join("file");
+    let job = pair.left.save("test", "guest", &file, false).unwrap();
+    // The guest is this job's.
+    let other = pair.left.migrate("test", "guest", "b", Default::default());
+    assert!(other.unwrap_err().to_string().contains("leaving already"));
+    assert!(job.control.abort());
+    assert!(ended(&job).unwrap_err().contains("aborted"));
+    assert_eq!(pair.a.presence("u-1"), Presence::Running);
+    assert!(!file.exists());
+    pair.a.hold_live(false);
+    ended(&pair.left.save("test", "guest", &file, true).unwrap()).unwrap();
+}
+
+#[test]
+fn a_file_that_is_no_guest_is_refused() {
+    let pair = Pair::start();
+    let file = pair.folder.path().join("file");
+    for content in [&b"nothing"[..], &[0; 4096]] {
+        fs::write(&file, content).unwrap();
+        let job = pair.left.restore("test", &file, false).unwrap();
+        let why = ended(&job).unwrap_err();
+        assert!(why.contains("cannot be read"), "{why}");
+        assert_eq!(job.status(0).statistics.operation, "restore");
+    }
+    fs::remove_file(&file).unwrap();
+    let job = pair.left.restore("test", &file, false).unwrap();
+    assert!(ended(&job).unwrap_err().contains("cannot read"));
+}
