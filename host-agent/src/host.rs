@@ -6,10 +6,11 @@ use crate::capabilities::STREAM;
 use crate::job::{Destination, DomainEntry, Error, Host, HostFacts, Lone, Needs, Result, Source};
 use crate::receive::{Receiver, Reservations};
 use crate::save::LiveSource;
-use crate::xen::abi::{DomainInfo, flags};
+use crate::xen::abi::DomainInfo;
 use crate::xen::config;
 use crate::xen::domain::{PAGE, Xen};
 use crate::xen::room::Room;
+use crate::xen::state::{DomainFlags, SHUTDOWN_CRASH};
 use crate::xen::store::{Store, XenStore};
 use crate::xen::toolstack;
 
@@ -116,7 +117,7 @@ impl Host for XenHost {
             uuid: config::uuid(&info.handle),
             memory_bytes: info.tot_pages * PAGE,
             vcpus: info.nr_online_vcpus,
-            state: state(info.flags).to_owned(),
+            state: state(info.state()).to_owned(),
         };
         Ok(self.all()?.into_iter().map(entry).collect())
     }
@@ -145,34 +146,32 @@ impl Host for XenHost {
     }
 }
 
-fn state(domain: u32) -> &'static str {
-    if domain & flags::DYING != 0 {
-        "dying"
-    } else if domain & flags::SHUTDOWN != 0 {
-        match domain >> flags::SHUTDOWN_SHIFT & flags::SHUTDOWN_MASK {
-            flags::SHUTDOWN_CRASH => "crashed",
-            _ => "shutdown",
-        }
-    } else if domain & flags::PAUSED != 0 {
-        "paused"
-    } else if domain & flags::BLOCKED != 0 {
-        "blocked"
-    } else {
-        "running"
+fn state(domain: DomainFlags) -> &'static str {
+    if domain.contains(DomainFlags::DYING) {
+        return "dying";
+    }
+    match domain.shutdown_reason() {
+        Some(SHUTDOWN_CRASH) => "crashed",
+        Some(_) => "shutdown",
+        None if domain.contains(DomainFlags::PAUSED) => "paused",
+        None if domain.contains(DomainFlags::BLOCKED) => "blocked",
+        None => "running",
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::state;
-    use crate::xen::abi::flags;
+    use crate::xen::state::DomainFlags as Flags;
 
     #[test]
     fn states_have_names() {
-        assert_eq!(state(flags::HVM_GUEST), "running");
-        assert_eq!(state(flags::PAUSED | flags::BLOCKED), "paused");
-        assert_eq!(state(flags::SHUTDOWN | 2 << 16), "shutdown");
-        assert_eq!(state(flags::SHUTDOWN | 3 << 16), "crashed");
-        assert_eq!(state(flags::DYING | flags::SHUTDOWN), "dying");
+        let reason = |reason: u32| Flags::from_bits_retain(reason << 16) | Flags::SHUTDOWN;
+        assert_eq!(state(Flags::HVM_GUEST), "running");
+        assert_eq!(state(Flags::PAUSED | Flags::BLOCKED), "paused");
+        assert_eq!(state(Flags::BLOCKED), "blocked");
+        assert_eq!(state(reason(2)), "shutdown");
+        assert_eq!(state(reason(3)), "crashed");
+        assert_eq!(state(Flags::DYING | Flags::SHUTDOWN), "dying");
     }
 }

@@ -5,7 +5,7 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::wire::{FromPeer, Hello, LIVE, PROBE_MOST, Parameters, Ticket, ToPeer, VERSION};
+use super::wire::{Flags, FromPeer, Hello, PROBE_MOST, Parameters, Ticket, ToPeer, VERSION};
 use crate::capabilities::{Capabilities, TRANSPORT};
 use crate::config::Peer;
 use crate::job::{Control, Error, HostFacts, JobOptions, Needs, Result};
@@ -66,7 +66,7 @@ impl Link {
                 uri: Some(format!("{TRANSPORT}://{}", self.address)),
                 dname: options.destination_name.clone(),
                 resource: options.bandwidth,
-                flags: LIVE,
+                flags: Flags::LIVE.bits(),
             },
         })?;
         let FromPeer::Met {

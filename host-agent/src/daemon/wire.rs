@@ -1,5 +1,6 @@
 //! What agents say to each other, once they know who the other is; `docs/protocol.md` tells the rest.
 
+use bitflags::bitflags;
 use serde::{Deserialize, Serialize};
 
 use crate::capabilities::TRANSPORT;
@@ -10,8 +11,15 @@ use crate::session::{Answer, Order, SessionId, Status};
 pub(super) const VERSION: u32 = 1;
 /// Most bytes of a probe.
 pub(super) const PROBE_MOST: u64 = 64 << 20;
-/// In [`Parameters::flags`]: the guest runs while its memory is copied.
-pub(super) const LIVE: u32 = 1;
+bitflags! {
+    /// [`Parameters::flags`].
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(super) struct Flags: u32 {
+        /// The guest runs while its memory is copied.
+        const LIVE = 1 << 0;
+    }
+}
+
 /// Longest name of a domain, in bytes: with what the toolstack puts around it, it still names a file.
 const NAME_MOST: usize = 200;
 
@@ -73,7 +81,7 @@ pub(super) struct Parameters {
     pub(super) dname: Option<String>,
     /// Bandwidth in bytes per second.
     pub(super) resource: Option<u64>,
-    /// [`LIVE`] or nothing.
+    /// Bits of [`Flags`].
     pub(super) flags: u32,
 }
 
@@ -98,7 +106,7 @@ impl Parameters {
         if self.resource == Some(0) {
             return Err("with a bandwidth of 0 nothing can be moved".to_owned());
         }
-        match self.flags & !LIVE {
+        match self.flags & !Flags::all().bits() {
             0 => Ok(()),
             unknown => Err(format!("the flags {unknown:#x} are not known here")),
         }

@@ -25,10 +25,11 @@ use self::incoming::Incoming;
 pub(crate) use self::reservations::Reservations;
 use crate::job::{Control, Destination, Error, Needs, Presence, Result, Sink};
 use crate::save::{INCOMING, marker, presence};
-use crate::xen::abi::{DomainInfo, flags};
+use crate::xen::abi::DomainInfo;
 use crate::xen::config;
 use crate::xen::domain::{PAGE, Xen};
 use crate::xen::room::Room;
+use crate::xen::state::DomainFlags;
 use crate::xen::store::Store;
 use crate::xen::toolstack;
 
@@ -201,11 +202,11 @@ impl Destination for Receiver {
         let (domid, info) = self.find()?.ok_or_else(|| {
             Error::Xen(format!("there is no {} here", self.needs.destination_name))
         })?;
-        if info.flags & flags::PAUSED != 0 && !leave_paused {
+        if info.state().contains(DomainFlags::PAUSED) && !leave_paused {
             // What the toolstack does for domains of this type, without starting it.
             self.xen.domain(domid).unpause()?;
             let info = self.xen.domain(domid).live_info()?;
-            if info.flags & flags::PAUSED != 0 {
+            if info.state().contains(DomainFlags::PAUSED) {
                 return Err(Error::Xen(format!(
                     "{} is paused by somebody else too",
                     self.needs.destination_name
@@ -227,9 +228,9 @@ impl Destination for Receiver {
             incoming.cancel();
         }
         if let Some((domid, info)) = self.find()?
-            && info.flags & flags::DYING == 0
+            && !info.state().contains(DomainFlags::DYING)
         {
-            if presence(info.flags) == Presence::Running {
+            if presence(info.state()) == Presence::Running {
                 return Err(Error::Xen(format!(
                     "{} runs here (domain {domid}): it is not thrown away",
                     self.needs.destination_name
@@ -248,7 +249,7 @@ impl Destination for Receiver {
         if self.name(domid)? == format!("{}{INCOMING}", self.needs.destination_name) {
             return Ok(Presence::Partial);
         }
-        Ok(presence(info.flags))
+        Ok(presence(info.state()))
     }
 }
 

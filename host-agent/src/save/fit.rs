@@ -1,6 +1,7 @@
 //! Whether a domain can be moved at all, by what Xen knows of it.
 
-use crate::xen::abi::{DomainInfo, EMULATED_LAPIC, flags};
+use crate::xen::abi::{DomainInfo, EMULATED_LAPIC};
+use crate::xen::state::DomainFlags;
 
 /// What a domain must be.
 const SHIM: &str = "only one that runs in a shim (type=\"pvh\" pvshim=1) can be moved";
@@ -8,18 +9,19 @@ const SHIM: &str = "only one that runs in a shim (type=\"pvh\" pvshim=1) can be 
 /// # Errors
 /// Why it cannot: what stands behind its name in a sentence.
 pub(super) fn check(info: &DomainInfo) -> Result<(), String> {
-    if info.flags & flags::HVM_GUEST == 0 {
+    let state = info.state();
+    if !state.contains(DomainFlags::HVM_GUEST) {
         return Err(format!("is a plain PV domain: {SHIM}"));
     }
     if info.emulation_flags & !EMULATED_LAPIC != 0 {
         return Err(format!("has an emulated machine (type=\"hvm\"): {SHIM}"));
     }
-    if info.flags & flags::SHUTDOWN != 0 {
+    if state.contains(DomainFlags::SHUTDOWN) {
         let why = "has shut down, or was suspended: if a killed save or send has left it so, \
                    `unmoved direct resume` lets it go on";
         return Err(why.to_owned());
     }
-    if info.flags & flags::PAUSED != 0 {
+    if state.contains(DomainFlags::PAUSED) {
         return Err("is paused: it cannot suspend itself".to_owned());
     }
     Ok(())
@@ -30,22 +32,23 @@ mod tests {
     use zerocopy::FromZeros;
 
     use super::check;
-    use crate::xen::abi::{DomainInfo, EMULATED_LAPIC, flags};
+    use crate::xen::abi::{DomainInfo, EMULATED_LAPIC};
+    use crate::xen::state::DomainFlags as Flags;
 
     #[test]
     fn only_a_running_pvh_domain_can_be_moved() {
-        let domain = |flags, emulation_flags| DomainInfo {
-            flags,
+        let domain = |flags: Flags, emulation_flags| DomainInfo {
+            flags: flags.bits(),
             emulation_flags,
             ..DomainInfo::new_zeroed()
         };
-        let pvh = flags::HVM_GUEST | flags::BLOCKED;
+        let pvh = Flags::HVM_GUEST | Flags::BLOCKED;
         assert_eq!(check(&domain(pvh, EMULATED_LAPIC)), Ok(()));
         for (wrong, why) in [
-            (domain(0, 0), "plain PV"),
+            (domain(Flags::empty(), 0), "plain PV"),
             (domain(pvh, 0x1ff), "emulated machine"),
-            (domain(pvh | flags::SHUTDOWN, 1), "shut down"),
-            (domain(pvh | flags::PAUSED, 1), "paused"),
+            (domain(pvh | Flags::SHUTDOWN, 1), "shut down"),
+            (domain(pvh | Flags::PAUSED, 1), "paused"),
         ] {
             let told = check(&wrong).unwrap_err();
             assert!(told.contains(why), "{told}");

@@ -7,9 +7,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::job::{Error, PAGE_SIZE, Result};
-use crate::xen::abi::flags;
 use crate::xen::domain::{Domain, TYPES_AT_ONCE, Xen};
 use crate::xen::saver::{PROC, saver};
+use crate::xen::state::SHUTDOWN_SUSPEND;
 use crate::xen::sys::{Buffer, EventChannels};
 
 pub(crate) use super::bitmap::Bitmap;
@@ -254,12 +254,10 @@ impl Drop for XenGuest {
 impl Suspendable for XenGuest {
     fn is_suspended(&self) -> Result<bool> {
         let info = self.domain().live_info()?;
-        if info.flags & flags::SHUTDOWN == 0 {
-            return Ok(false);
-        }
-        match info.flags >> flags::SHUTDOWN_SHIFT & flags::SHUTDOWN_MASK {
-            flags::SHUTDOWN_SUSPEND => Ok(true),
-            reason => Err(Error::Xen(format!(
+        match info.state().shutdown_reason() {
+            None => Ok(false),
+            Some(SHUTDOWN_SUSPEND) => Ok(true),
+            Some(reason) => Err(Error::Xen(format!(
                 "domain {} has shut down for reason {reason} instead of suspending itself",
                 self.domid
             ))),

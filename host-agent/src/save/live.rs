@@ -19,9 +19,10 @@ use crate::job::{
     Control, Copied, Error, Estimate, JobOptions, Needs, PAGE_SIZE, Phase, Prepared, Presence,
     Result, Sink, Source,
 };
-use crate::xen::abi::{DomainInfo, flags};
+use crate::xen::abi::DomainInfo;
 use crate::xen::config;
 use crate::xen::domain::Xen;
+use crate::xen::state::DomainFlags;
 use crate::xen::store::Store;
 use crate::xen::toolstack;
 
@@ -75,7 +76,7 @@ impl LiveSource {
 
     pub(super) fn is_here(&self) -> Result<DomainInfo> {
         self.info()?
-            .filter(|info| info.flags & flags::DYING == 0)
+            .filter(|info| !info.state().contains(DomainFlags::DYING))
             .ok_or_else(|| Error::Refused(format!("there is no domain {} any more", self.name)))
     }
 
@@ -118,7 +119,7 @@ impl LiveSource {
     /// the agent, may be about to.
     pub(super) fn settled(&self) -> Result<DomainInfo> {
         let info = self.is_here()?;
-        if info.flags & flags::SHUTDOWN == 0
+        if !info.state().contains(DomainFlags::SHUTDOWN)
             && marker::is_asked(&*self.store, self.domid, &self.uuid)?
         {
             let guest = XenGuest::new(self.xen.clone(), self.domid)?;
@@ -268,7 +269,7 @@ impl Source for LiveSource {
             is_recorded: self.reading.is_some(),
             is_source: marker::is_source(store, domid, &self.uuid)?,
             is_asked: marker::is_asked(store, domid, &self.uuid)?,
-            is_suspended: info.flags & flags::SHUTDOWN != 0 && guest.is_suspended()?,
+            is_suspended: info.state().contains(DomainFlags::SHUTDOWN) && guest.is_suspended()?,
         };
         if let Some(mut reading) = self.reading.take() {
             reading.guest.stop_recording()?;
@@ -304,7 +305,7 @@ impl Source for LiveSource {
         toolstack::destroy(self.domid)?;
         if self
             .info()?
-            .is_some_and(|info| info.flags & flags::DYING == 0)
+            .is_some_and(|info| !info.state().contains(DomainFlags::DYING))
         {
             return Err(Error::Xen(format!("{} is still here", self.name)));
         }
@@ -314,7 +315,7 @@ impl Source for LiveSource {
     fn presence(&mut self) -> Result<Presence> {
         Ok(self
             .info()?
-            .map_or(Presence::Absent, |info| presence(info.flags)))
+            .map_or(Presence::Absent, |info| presence(info.state())))
     }
 }
 

@@ -9,7 +9,7 @@
 use super::live::{AWAY, LiveSource};
 use super::marker::{self, Asker};
 use crate::job::{Error, Lone, Result, Source};
-use crate::xen::abi::flags;
+use crate::xen::state::DomainFlags;
 
 /// What is known of a domain that an operator wants to go on.
 #[derive(Clone, Copy, Debug)]
@@ -88,7 +88,7 @@ impl LiveSource {
     }
 
     fn is_suspended_now(&self) -> Result<bool> {
-        Ok(self.is_here()?.flags & flags::SHUTDOWN != 0)
+        Ok(self.is_here()?.state().contains(DomainFlags::SHUTDOWN))
     }
 
     /// Lets the guest go on; says what had been begun.  `has_twin`: another domain of this host has its
@@ -102,7 +102,7 @@ impl LiveSource {
         let info = self.settled()?;
         let left = Left {
             asker: marker::asker(&*self.store, self.domid, &self.uuid)?,
-            is_suspended: info.flags & flags::SHUTDOWN != 0,
+            is_suspended: info.state().contains(DomainFlags::SHUTDOWN),
             has_twin,
             is_vouched,
         };

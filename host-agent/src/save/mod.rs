@@ -37,7 +37,7 @@ mod suspend;
 mod undo;
 
 use crate::job::Presence;
-use crate::xen::abi::flags;
+use crate::xen::state::DomainFlags;
 
 pub(crate) use self::live::LiveSource;
 
@@ -45,10 +45,10 @@ pub(crate) use self::live::LiveSource;
 pub(crate) const INCOMING: &str = "--incoming";
 
 /// Where a domain with these flags stands.
-pub(crate) fn presence(domain: u32) -> Presence {
-    if domain & flags::DYING != 0 {
+pub(crate) fn presence(domain: DomainFlags) -> Presence {
+    if domain.contains(DomainFlags::DYING) {
         Presence::Partial
-    } else if domain & (flags::SHUTDOWN | flags::PAUSED) != 0 {
+    } else if domain.intersects(DomainFlags::SHUTDOWN | DomainFlags::PAUSED) {
         Presence::Paused
     } else {
         Presence::Running

@@ -136,23 +136,6 @@ layout! {
 /// (`xen/include/public/arch-x86/xen.h`).
 pub(crate) const EMULATED_LAPIC: u32 = 1 << 0;
 
-/// Bits of [`DomainInfo::flags`] (`XEN_DOMINF_*`).
-pub(crate) mod flags {
-    pub(crate) const DYING: u32 = 1 << 0;
-    pub(crate) const HVM_GUEST: u32 = 1 << 1;
-    pub(crate) const SHUTDOWN: u32 = 1 << 2;
-    pub(crate) const PAUSED: u32 = 1 << 3;
-    pub(crate) const BLOCKED: u32 = 1 << 4;
-    /// Where the reason of a shutdown begins.
-    pub(crate) const SHUTDOWN_SHIFT: u32 = 16;
-    /// Its width.
-    pub(crate) const SHUTDOWN_MASK: u32 = 255;
-    /// `SHUTDOWN_suspend` (`xen/include/public/sched.h`).
-    pub(crate) const SHUTDOWN_SUSPEND: u32 = 2;
-    /// `SHUTDOWN_crash`.
-    pub(crate) const SHUTDOWN_CRASH: u32 = 3;
-}
-
 layout! {
     /// `struct xen_domctl_shadow_op`.
     ShadowOp = 40, stats @ 32 {

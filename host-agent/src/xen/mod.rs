@@ -5,6 +5,7 @@ pub(crate) mod config;
 pub(crate) mod domain;
 pub(crate) mod room;
 pub(crate) mod saver;
+pub(crate) mod state;
 pub(crate) mod store;
 pub(crate) mod sys;
 pub(crate) mod toolstack;

@@ -9,7 +9,8 @@ use parking_lot::Mutex;
 use xen_abi::{hypercall, memory, version};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
-use super::abi::{self, BODY, DomctlHeader, Interface, SysctlHeader, domctl, flags, shadow};
+use super::abi::{self, BODY, DomctlHeader, Interface, SysctlHeader, domctl, shadow};
+use super::state::DomainFlags;
 use crate::job::{Error, PAGE_SIZE, Result};
 use crate::xen::sys::{Argument, Buffer, Mapping, Privcmd};
 
@@ -175,7 +176,7 @@ impl Domain<'_> {
     /// As [`Domain::info`], of a domain that must be there.
     pub(crate) fn live_info(&self) -> Result<abi::DomainInfo> {
         self.info()?
-            .filter(|info| info.flags & flags::DYING == 0)
+            .filter(|info| !info.state().contains(DomainFlags::DYING))
             .ok_or_else(|| Error::Xen(format!("domain {} is gone", self.domid)))
     }
 
