@@ -31,6 +31,13 @@ pub(in crate::daemon) fn recover(daemon: &Arc<Daemon>, session: SessionId) -> Re
         leave_paused: request.leave_paused,
         ..JobOptions::default()
     }));
+    if !matches!(
+        machine.record(),
+        Some(SourceRecord::Begun { .. } | SourceRecord::Suspending)
+    ) {
+        // It is aborting already, or it is too late for that.
+        let _ = control.close();
+    }
     let job = Job::new(
         session.to_string(),
         Direction::Outgoing,

@@ -210,7 +210,10 @@ impl Outgoing<'_> {
             .and_then(|(session, link)| link.call(session, order));
         match called {
             Ok((answer, ticket)) => {
-                self.retry = RETRY.0;
+                // A guest that stands still is asked for often; a copy that cannot be discarded is not.
+                if !matches!((order, &answer), (Order::Failed(_), Answer::NotYet(_))) {
+                    self.retry = RETRY.0;
+                }
                 if let (Order::Reserve(request), Answer::Continue) = (order, &answer) {
                     self.lanes = self.open_lanes(ticket, request.parallel);
                 }
@@ -242,7 +245,7 @@ impl Outgoing<'_> {
             reason: error.to_string(),
             is_gone: matches!(
                 guest(&mut self.source).and_then(Source::presence),
-                Ok(Presence::Absent)
+                Ok(Presence::Absent | Presence::Partial)
             ),
         })
     }

@@ -18,6 +18,17 @@ impl SourceSession {
                 self.is_resumed = true;
                 self.trouble = None;
             }
+            // To end here would be to have the only whole copy thrown away, perhaps.
+            SourceEvent::Resumed(Err(trouble))
+                if trouble.is_gone && self.was_suspending && !self.is_told =>
+            {
+                return self.journal(SourceRecord::Held {
+                    reason: format!(
+                        "{reason}; and the guest is gone here: {}; the destination may have a whole copy",
+                        trouble.reason
+                    ),
+                });
+            }
             SourceEvent::Resumed(Err(trouble)) => {
                 // What is gone cannot be resumed however often we try.
                 self.is_resumed = trouble.is_gone;
@@ -123,5 +134,113 @@ pub(super) fn refusal(answer: Answer) -> String {
         Answer::NotYet(why) => format!("the destination is not ready: {why}"),
         Answer::Unknown => "the destination knows nothing of this session".to_owned(),
         Answer::Complete | Answer::Continue => "the destination's answer makes no sense".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Answer, Order, SourceEffect, SourceEvent, SourceRecord, SourceSession};
+    use crate::job::{Needs, Presence};
+    use crate::session::{Operator, Request, Token, Trouble};
+
+    /// Does as it is told, but the guest is gone and the destination's answers are these; what was called,
+    /// and what it waits for or how it ended.
+    fn play(
+        session: &mut SourceSession,
+        event: SourceEvent,
+        answer: &dyn Fn(&Order) -> SourceEvent,
+    ) -> (Vec<Order>, SourceEffect) {
+        let mut calls = Vec::new();
+        let mut next = session.step(event);
+        loop {
+            let event = match next.expect("nothing waits for that") {
+                SourceEffect::Journal(_) => SourceEvent::Journaled(Ok(())),
+                SourceEffect::Call(order) => {
+                    let event = answer(&order);
+                    calls.push(order);
+                    event
+                }
+                SourceEffect::CopyLive => SourceEvent::LiveCopied(Ok(())),
+                SourceEffect::CopyRest => SourceEvent::RestCopied(Ok(1)),
+                SourceEffect::Seal => SourceEvent::Sealed(Ok(())),
+                SourceEffect::Resume => SourceEvent::Resumed(Err(Trouble {
+                    reason: "no domain".to_owned(),
+                    is_gone: true,
+                })),
+                end => return (calls, end),
+            };
+            next = session.step(event);
+        }
+    }
+
+    fn request(token: &Token) -> Box<Request> {
+        Box::new(Request {
+            needs: Needs::default(),
+            leave_paused: false,
+            parallel: 1,
+            seal: token.seal(),
+        })
+    }
+
+    /// The destination has got everything, and its answer is lost.
+    fn silent(order: &Order) -> SourceEvent {
+        match order {
+            Order::Reserve(_) => SourceEvent::Answered(Answer::Continue),
+            _ => SourceEvent::NotAnswered("the way is cut".to_owned()),
+        }
+    }
+
+    #[test]
+    fn a_copy_that_may_be_the_only_one_is_not_thrown_away() {
+        let token = Token::new([7; 32]);
+        let mut session = SourceSession::new(request(&token), token, "b".to_owned());
+        let (calls, held) = play(&mut session, SourceEvent::Begin, &silent);
+        assert!(
+            matches!(held, SourceEffect::Wait { is_held: true, .. }),
+            "{held:?}"
+        );
+        let is_failed = |order: &Order| matches!(order, Order::Failed(_));
+        assert!(!calls.iter().any(is_failed), "{calls:?}");
+        // It cannot run here, whoever wants that.
+        let here = SourceEvent::Decided(Operator::RunHere);
+        let (calls, held) = play(&mut session, here, &silent);
+        assert!(
+            matches!(held, SourceEffect::Wait { is_held: true, .. }),
+            "{held:?}"
+        );
+        assert_eq!(calls, []);
+        // There is none: that is the end.
+        let there = SourceEvent::Decided(Operator::HandOver);
+        let discarded = |_: &Order| SourceEvent::Answered(Answer::Discarded("crash".to_owned()));
+        let (calls, end) = play(&mut session, there, &discarded);
+        assert_eq!(calls, [Order::TakeOver(token)]);
+        assert!(matches!(end, SourceEffect::End(Err(why)) if why.contains("gone")));
+    }
+
+    #[test]
+    fn a_guest_that_is_found_dying_after_a_restart_is_held() {
+        let token = Token::new([7; 32]);
+        let begun = SourceRecord::Begun {
+            request: request(&token),
+            token,
+            peer: "b".to_owned(),
+        };
+        for presence in [Presence::Absent, Presence::Partial] {
+            let records = vec![begun.clone(), SourceRecord::Suspending];
+            let mut session = SourceSession::recover(records).expect("it has a beginning");
+            let event = SourceEvent::Restarted(presence);
+            let (calls, held) = play(&mut session, event, &silent);
+            assert!(
+                matches!(held, SourceEffect::Wait { is_held: true, .. }),
+                "{held:?}"
+            );
+            assert_eq!(calls, []);
+        }
+        // One that only ran here has no copy that is whole.
+        let mut session = SourceSession::recover(vec![begun]).expect("it has a beginning");
+        let discarded = |_: &Order| SourceEvent::Answered(Answer::Complete);
+        let event = SourceEvent::Restarted(Presence::Absent);
+        let (_, end) = play(&mut session, event, &discarded);
+        assert!(matches!(end, SourceEffect::End(Err(_))), "{end:?}");
     }
 }

@@ -1,12 +1,12 @@
 //! The source's end of a session.
 
 mod abort;
+mod again;
 mod event;
 
 use self::abort::{no_answer, refusal};
 use self::event::is_result;
 use super::{Answer, Order, Request, SourceRecord, Token};
-use crate::job::Presence;
 
 pub use event::{Operator, SourceEffect, SourceEvent};
 
@@ -41,6 +41,8 @@ pub struct SourceSession {
     peer: String,
     state: State,
     pending: Pending,
+    /// The guest was to be suspended: from then on the destination may have a whole copy.
+    was_suspending: bool,
     /// While aborting: whether the guest goes on, and the destination knows.
     is_resumed: bool,
     is_told: bool,
@@ -60,6 +62,7 @@ impl SourceSession {
             peer,
             state: State::New,
             pending: Pending::Nothing,
+            was_suspending: false,
             is_resumed: false,
             is_told: false,
             trouble: None,
@@ -81,7 +84,11 @@ impl SourceSession {
             return None;
         };
         let mut session = Self::new(request, token, peer);
-        session.state = State::At(records.last().unwrap_or(first));
+        let mut records = records.inspect(|record| {
+            session.was_suspending |= *record == SourceRecord::Suspending;
+        });
+        let last = records.by_ref().last();
+        session.state = State::At(last.unwrap_or(first));
         Some(session)
     }
 
@@ -122,6 +129,7 @@ impl SourceSession {
             }
             (Pending::Nothing, SourceEvent::Restarted(presence)) => self.restarted(presence),
             (Pending::Record(record), SourceEvent::Journaled(Ok(()))) => {
+                self.was_suspending |= record == SourceRecord::Suspending;
                 self.state = State::At(record);
                 self.go_on()
             }
@@ -160,37 +168,6 @@ impl SourceSession {
             SourceRecord::Resumed { reason } => self.tell(reason),
             SourceRecord::Aborted { reason } => SourceEffect::End(Err(reason)),
             SourceRecord::Held { reason } => self.hold(reason),
-        }
-    }
-
-    fn restarted(&mut self, presence: Presence) -> SourceEffect {
-        let State::At(record) = &self.state else {
-            return self.go_on();
-        };
-        match (record, presence) {
-            (SourceRecord::Begun { .. }, _) => {
-                self.abort("the agent was restarted while it copied".to_owned())
-            }
-            // Whether the destination has a whole copy is not known, and neither is what became of
-            // the one here: for all that we know somebody has resumed it, and it has written to its
-            // disks.
-            (SourceRecord::Suspending, Presence::Absent) => {
-                let reason = "the agent was restarted and the suspended guest is not here any more; \
-                              the destination may have a whole copy";
-                self.journal(SourceRecord::Held {
-                    reason: reason.to_owned(),
-                })
-            }
-            (SourceRecord::Suspending, _) => {
-                self.abort("the agent was restarted while the guest was suspended".to_owned())
-            }
-            (SourceRecord::HandedOver, Presence::Running) => {
-                let reason = "the guest runs here though it was handed over";
-                self.journal(SourceRecord::Held {
-                    reason: reason.to_owned(),
-                })
-            }
-            _ => self.go_on(),
         }
     }
 
@@ -252,6 +229,7 @@ impl SourceSession {
             // Its word is final: it will never run there.
             SourceEvent::Answered(Answer::Discarded(why)) => {
                 let reason = format!("the destination has discarded its copy: {why}");
+                self.is_told = true;
                 self.journal(SourceRecord::Aborting { reason })
             }
             SourceEvent::Answered(Answer::Lost(why)) => {

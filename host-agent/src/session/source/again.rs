@@ -1,0 +1,38 @@
+//! Where a session goes on after a restart of the agent.
+
+use super::{SourceEffect, SourceSession, State};
+use crate::job::Presence;
+use crate::session::SourceRecord;
+
+impl SourceSession {
+    pub(super) fn restarted(&mut self, presence: Presence) -> SourceEffect {
+        let State::At(record) = &self.state else {
+            return self.go_on();
+        };
+        match (record, presence) {
+            (SourceRecord::Begun { .. }, _) => {
+                self.abort("the agent was restarted while it copied".to_owned())
+            }
+            // Whether the destination has a whole copy is not known, and neither is what became of
+            // the one here: for all that we know somebody has resumed it, and it has written to its
+            // disks.
+            (SourceRecord::Suspending, Presence::Absent | Presence::Partial) => {
+                let reason = "the agent was restarted and the suspended guest is not here any more; \
+                              the destination may have a whole copy";
+                self.journal(SourceRecord::Held {
+                    reason: reason.to_owned(),
+                })
+            }
+            (SourceRecord::Suspending, _) => {
+                self.abort("the agent was restarted while the guest was suspended".to_owned())
+            }
+            (SourceRecord::HandedOver, Presence::Running) => {
+                let reason = "the guest runs here though it was handed over";
+                self.journal(SourceRecord::Held {
+                    reason: reason.to_owned(),
+                })
+            }
+            _ => self.go_on(),
+        }
+    }
+}
