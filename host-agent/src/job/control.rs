@@ -3,6 +3,7 @@
 //! Whoever does a part of the job holds the same [`Control`]: it asks [`Control::check`] often, and keeps
 //! the [`Statistics`] true.  An abort is possible up to the point of no return and never after it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -59,12 +60,24 @@ struct State {
     next_event: u64,
 }
 
+/// Tells if a job is to stop, where its [`Control`] is out of reach.
+#[derive(Clone, Debug)]
+pub struct Stop(Arc<AtomicU8>);
+
+impl Stop {
+    /// If somebody has aborted the job.
+    #[must_use]
+    pub fn is_asked(&self) -> bool {
+        self.0.load(Ordering::Acquire) == ABORTED
+    }
+}
+
 /// The handle that everybody who has to do with a job holds.
 #[derive(Debug)]
 pub struct Control {
     options: JobOptions,
     begun: Instant,
-    gate: AtomicU8,
+    gate: Arc<AtomicU8>,
     bandwidth: AtomicU64,
     max_downtime_ms: AtomicU64,
     past: Mutex<Past>,
@@ -79,7 +92,7 @@ impl Control {
     pub fn new(options: JobOptions) -> Self {
         Self {
             begun: Instant::now(),
-            gate: AtomicU8::new(OPEN),
+            gate: Arc::new(AtomicU8::new(OPEN)),
             bandwidth: AtomicU64::new(options.bandwidth.unwrap_or(0)),
             max_downtime_ms: AtomicU64::new(options.max_downtime_ms),
             past: Mutex::default(),
@@ -107,6 +120,12 @@ impl Control {
                 .compare_exchange(OPEN, ABORTED, Ordering::AcqRel, Ordering::Acquire);
         self.changed.notify(usize::MAX);
         stopped != Err(CLOSED)
+    }
+
+    /// Tells of an abort without the rest of the job.
+    #[must_use]
+    pub fn stop(&self) -> Stop {
+        Stop(self.gate.clone())
     }
 
     /// From here on nobody can abort.

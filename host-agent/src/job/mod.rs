@@ -34,7 +34,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use batch::{Batch, PAGE_SIZE, Sink, has_content, is_zero};
-pub use control::{Control, Event, Phase};
+pub use control::{Control, Event, Phase, Stop};
 pub use error::{Error, Result};
 pub use options::{Compression, JobOptions, OnTimeout};
 pub use statistics::Statistics;

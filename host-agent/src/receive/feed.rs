@@ -12,17 +12,41 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
+use crate::job::{Error, Result, Stop};
+
 /// So often a writer looks whether the pipe has been given up.
 const TICK: Duration = Duration::from_millis(200);
 
-/// Gives a pipe up, from any thread.
-#[derive(Clone, Debug, Default)]
-pub(super) struct GiveUp(Arc<AtomicBool>);
+/// Gives a pipe up, from any thread; an abort of the job does it too.
+#[derive(Clone, Debug)]
+pub(super) struct GiveUp {
+    now: Arc<AtomicBool>,
+    job: Stop,
+}
 
 impl GiveUp {
+    /// Nothing is given up yet.
+    pub(super) fn with(job: Stop) -> Self {
+        let now = Arc::default();
+        Self { now, job }
+    }
+
     /// Ends all writing, soon.
     pub(super) fn now(&self) {
-        self.0.store(true, Ordering::Release);
+        self.now.store(true, Ordering::Release);
+    }
+
+    /// # Errors
+    /// [`Error::Aborted`] if the job was.
+    pub(super) fn check_job(&self) -> Result<()> {
+        if self.job.is_asked() {
+            return Err(Error::Aborted);
+        }
+        Ok(())
+    }
+
+    fn is_asked(&self) -> bool {
+        self.now.load(Ordering::Acquire) || self.job.is_asked()
     }
 }
 
@@ -51,7 +75,7 @@ impl Feed {
             tv_nsec: TICK.subsec_nanos().into(),
         };
         loop {
-            if self.is_given_up.0.load(Ordering::Acquire) {
+            if self.is_given_up.is_asked() {
                 let why = "the toolstack's work was given up";
                 return Err(io::Error::new(io::ErrorKind::BrokenPipe, why));
             }
@@ -88,6 +112,7 @@ mod tests {
     use std::thread;
 
     use super::{Feed, GiveUp};
+    use crate::job::{Control, JobOptions};
 
     #[test]
     fn a_reader_gets_all_however_slow_it_is() {
@@ -103,7 +128,8 @@ mod tests {
             out.read_to_end(&mut all).unwrap();
             all
         });
-        let mut feed = Feed::new(child.stdin.take().unwrap(), GiveUp::default()).unwrap();
+        let give_up = GiveUp::with(Control::new(JobOptions::default()).stop());
+        let mut feed = Feed::new(child.stdin.take().unwrap(), give_up).unwrap();
         let sent: Vec<u8> = (0..500_000_u32).flat_map(u32::to_le_bytes).collect();
         feed.write_all(&sent).unwrap();
         drop(feed);
@@ -113,17 +139,26 @@ mod tests {
 
     #[test]
     fn a_writer_is_not_held_by_who_does_not_read() {
-        let mut child = Command::new("sleep")
-            .arg("60")
-            .stdin(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let give_up = GiveUp::default();
-        let mut feed = Feed::new(child.stdin.take().unwrap(), give_up.clone()).unwrap();
-        let writing = thread::spawn(move || feed.write_all(&vec![0; 4 << 20]));
-        give_up.now();
-        writing.join().unwrap().unwrap_err();
-        child.kill().unwrap();
-        child.wait().unwrap();
+        for is_abort in [false, true] {
+            let mut child = Command::new("sleep")
+                .arg("60")
+                .stdin(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let control = Control::new(JobOptions::default());
+            let give_up = GiveUp::with(control.stop());
+            let mut feed = Feed::new(child.stdin.take().unwrap(), give_up.clone()).unwrap();
+            let writing = thread::spawn(move || feed.write_all(&vec![0; 4 << 20]));
+            if is_abort {
+                control.abort();
+                give_up.check_job().unwrap_err();
+            } else {
+                give_up.now();
+                give_up.check_job().unwrap();
+            }
+            writing.join().unwrap().unwrap_err();
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
     }
 }

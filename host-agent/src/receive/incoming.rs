@@ -24,7 +24,8 @@ use super::complaints::Complaints;
 use super::feed::{Feed, GiveUp};
 use super::fill::{Record, State, fill, records};
 use super::handshake::{Answers, BANNER, GO, READY, REPORT};
-use crate::job::{Batch, Error, Result, Sink};
+use super::mark;
+use crate::job::{Batch, Error, Result, Sink, Stop};
 use crate::save::INCOMING;
 use crate::xen::config;
 use crate::xen::domain::Xen;
@@ -58,6 +59,7 @@ pub(super) struct Incoming {
     /// The domain's name while it comes, and its UUID.
     name: String,
     uuid: String,
+    job: String,
     is_early: bool,
     /// If the toolstack has got contents of pages: then it gets all of them.
     has_contents: AtomicBool,
@@ -78,6 +80,8 @@ impl Incoming {
         store: Arc<dyn Store>,
         config: &serde_json::Value,
         uuid: &str,
+        job: &str,
+        stop: Stop,
     ) -> Result<Self> {
         let name = config["c_info"]["name"].as_str().unwrap_or_default();
         // Paused, so that letting it run is a step of its own.
@@ -98,7 +102,7 @@ impl Incoming {
         let mut answers = Answers::listen(stdout)?;
         let banner = answers.expect(BANNER, MOMENT, || Ok(()));
         banner.map_err(|error| complaints.explain(error))?;
-        let give_up = GiveUp::default();
+        let give_up = GiveUp::with(stop);
         let feed = Feed::new(stdin, give_up.clone()).map_err(Error::io("the pipe to xl"))?;
         let canonical = Canonical::begin(feed, config.to_string().as_bytes())?;
         Ok(Self {
@@ -106,6 +110,7 @@ impl Incoming {
             store,
             name: format!("{name}{INCOMING}"),
             uuid: uuid.to_owned(),
+            job: job.to_owned(),
             is_early: config::can_be_built_early(config),
             has_contents: AtomicBool::new(false),
             child: Mutex::new(child),
@@ -165,9 +170,12 @@ impl Incoming {
         let mut answers = self.answers.lock();
         if self.is_ready.get().is_none() {
             answers
-                .expect(READY, BUILD, || Ok(()))
+                .expect(READY, BUILD, || self.give_up.check_job())
                 .map_err(|error| self.complaints.explain(error))?;
             log::debug!("the toolstack has built {}", self.name);
+            let missing = || Error::Xen(format!("xl has built no {}", self.name));
+            let domid = self.find()?.ok_or_else(missing)?;
+            mark::set(&*self.store, domid, &self.uuid, &self.job)?;
             let _ = self.is_ready.set(());
         }
         Ok(())

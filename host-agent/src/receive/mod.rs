@@ -6,6 +6,7 @@
 //! | `feed` | the pipe into it, which can be given up |
 //! | `canonical` | the stream as Xen's own tools write it |
 //! | `fill` | memory and state straight into the domain |
+//! | `mark` | which domain is whose copy |
 //! | `handshake` | the words that `xl` says before and after a stream |
 //! | `reservations` | what other jobs on this host may not touch |
 
@@ -15,6 +16,7 @@ mod feed;
 mod fill;
 pub(crate) mod handshake;
 mod incoming;
+mod mark;
 mod reservations;
 
 use std::collections::BTreeMap;
@@ -39,7 +41,10 @@ pub(crate) struct Receiver {
     store: Arc<dyn Store>,
     reservations: Arc<Reservations>,
     room: Arc<Room>,
-    job: Option<String>,
+    /// Whose copy it is.
+    job: String,
+    /// A place is promised to it.
+    is_promised: bool,
     needs: Needs,
     incoming: Option<Arc<Incoming>>,
 }
@@ -57,7 +62,8 @@ impl Receiver {
             store,
             reservations,
             room,
-            job: None,
+            job: String::new(),
+            is_promised: false,
             needs: Needs::default(),
             incoming: None,
         }
@@ -67,9 +73,10 @@ impl Receiver {
     /// since stays promised: this one only ends what it has begun.
     pub(crate) fn again(mut self, job: &str, needs: &Needs) -> Self {
         self.needs = needs.clone();
+        job.clone_into(&mut self.job);
         let none = BTreeMap::new();
         match self.reservations.take(job, needs, u64::MAX, &none) {
-            Ok(()) => self.job = Some(job.to_owned()),
+            Ok(()) => self.is_promised = true,
             Err(error) => log::warn!("job {job}: {error}"),
         }
         if matches!(self.presence(), Ok(Presence::Paused | Presence::Running)) {
@@ -93,32 +100,38 @@ impl Receiver {
         Ok(all)
     }
 
-    /// The copy here.
+    /// The copy that this job has made or is making, whichever run of the agent it was.
     fn find(&self) -> Result<Option<(u16, DomainInfo)>> {
-        self.find_copy(&self.needs.uuid)
-    }
-
-    /// The domain of that UUID which is not the source.
-    fn find_copy(&self, uuid: &str) -> Result<Option<(u16, DomainInfo)>> {
-        for domid in self.store.list("/local/domain")? {
-            let Ok(number) = domid.parse::<u16>() else {
-                continue;
-            };
-            if number == 0 || marker::is_source(&*self.store, number, uuid)? {
-                continue;
-            }
-            let info = self.xen.domain(number).info()?;
-            let ours = info.filter(|info| config::uuid(&info.handle) == uuid);
-            if let Some(info) = ours {
-                return Ok(Some((number, info)));
+        let uuid = &self.needs.uuid;
+        for (domid, info) in self.of_uuid(uuid)? {
+            if self.is_coming(domid)? || mark::is_set(&*self.store, domid, uuid, &self.job)? {
+                return Ok(Some((domid, info)));
             }
         }
         Ok(None)
     }
 
-    fn name(&self, domid: u16) -> Result<String> {
+    /// The domains of that UUID which are not the source.
+    fn of_uuid(&self, uuid: &str) -> Result<Vec<(u16, DomainInfo)>> {
+        let mut found = Vec::new();
+        for domid in self.store.list("/local/domain")? {
+            let Ok(domid @ 1..) = domid.parse() else {
+                continue;
+            };
+            if marker::is_source(&*self.store, domid, uuid)? {
+                continue;
+            }
+            let info = self.xen.domain(domid).info()?;
+            let same = info.filter(|info| config::uuid(&info.handle) == uuid);
+            found.extend(same.map(|info| (domid, info)));
+        }
+        Ok(found)
+    }
+
+    /// If it has the name that domains have while they come.
+    fn is_coming(&self, domid: u16) -> Result<bool> {
         let name = self.store.read(&format!("/local/domain/{domid}/name"))?;
-        Ok(name.unwrap_or_default())
+        Ok(name.is_some_and(|name| name == format!("{}{INCOMING}", self.needs.destination_name)))
     }
 
     fn check_names(&self, needs: &Needs) -> Result<()> {
@@ -155,9 +168,10 @@ impl Destination for Receiver {
     fn reserve(&mut self, job: &str, needs: &Needs) -> Result<()> {
         let config = config::arrived(&needs.config)?;
         config::can_move(&config).map_err(|why| Error::Refused(format!("{} {why}", needs.name)))?;
+        config::agrees(&config, &needs.uuid, &needs.disks).map_err(Error::Refused)?;
         self.check_names(needs)?;
-        // By its UUID this session would find it, and in the end unpause or destroy what is not its own.
-        if let Some((domid, _)) = self.find_copy(&needs.uuid)? {
+        // Either this guest, which would run twice, or one that pretends to be it.
+        if let Some((domid, _)) = self.of_uuid(&needs.uuid)?.first() {
             return Err(Error::Refused(format!(
                 "a domain with the UUID {} exists on the destination (number {domid})",
                 needs.uuid
@@ -168,12 +182,13 @@ impl Destination for Receiver {
         let has = self.being_built()?;
         self.reservations
             .take(job, needs, self.room.bytes()?, &has)?;
-        self.job = Some(job.to_owned());
+        job.clone_into(&mut self.job);
+        self.is_promised = true;
         self.needs = needs.clone();
         Ok(())
     }
 
-    fn receive(&mut self, _: &Control) -> Result<Arc<dyn Sink>> {
+    fn receive(&mut self, control: &Control) -> Result<Arc<dyn Sink>> {
         let config = config::arrived(&self.needs.config)?;
         let config = config::named(config, &self.needs.destination_name);
         let incoming = Arc::new(Incoming::start(
@@ -181,6 +196,8 @@ impl Destination for Receiver {
             self.store.clone(),
             &config,
             &self.needs.uuid,
+            &self.job,
+            control.stop(),
         )?);
         self.incoming = Some(incoming.clone());
         Ok(incoming)
@@ -191,9 +208,7 @@ impl Destination for Receiver {
         let incoming =
             incoming.ok_or_else(|| Error::Xen("nothing has been received".to_owned()))?;
         incoming.finish()?;
-        if let Some(job) = &self.job {
-            self.reservations.built(job);
-        }
+        self.reservations.built(&self.job);
         log::debug!("xl said: {}", incoming.said());
         Ok(())
     }
@@ -246,7 +261,7 @@ impl Destination for Receiver {
         let Some((domid, info)) = self.find()? else {
             return Ok(Presence::Absent);
         };
-        if self.name(domid)? == format!("{}{INCOMING}", self.needs.destination_name) {
+        if self.is_coming(domid)? {
             return Ok(Presence::Partial);
         }
         Ok(presence(info.state()))
@@ -255,8 +270,8 @@ impl Destination for Receiver {
 
 impl Receiver {
     fn release(&mut self) {
-        if let Some(job) = self.job.take() {
-            self.reservations.release(&job);
+        if std::mem::take(&mut self.is_promised) {
+            self.reservations.release(&self.job);
         }
     }
 }

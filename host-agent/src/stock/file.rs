@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::BufWriter;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use unmoved_stream::{Format, Input, Reader, Reserved};
 
@@ -11,6 +12,8 @@ use super::feed::{feed, needs, unreadable};
 use crate::job::{Control, Copied, Error, Host, Lone, PAGE_SIZE, Phase, Result, Source};
 use crate::receive::canonical::Canonical;
 
+/// Restores that this process has begun.
+static RESTORES: AtomicU64 = AtomicU64::new(0);
 /// Bytes gathered before they are written.
 const BUFFER: usize = 1 << 20;
 
@@ -112,7 +115,10 @@ pub fn restore(
         figures.memory_page_size = PAGE_SIZE as u64;
     });
     let mut destination = host.destination()?;
-    destination.reserve(&format!("restore-{}", std::process::id()), &needs)?;
+    // The daemon may restore several at a time.
+    let number = RESTORES.fetch_add(1, Ordering::Relaxed);
+    let job = format!("restore-{}-{number}", std::process::id());
+    destination.reserve(&job, &needs)?;
     let mut build = || {
         let sink = destination.receive(control)?;
         control.enter(Phase::Live, format!("restoring {}", needs.destination_name));
@@ -126,7 +132,8 @@ pub fn restore(
     let ended = built.and_then(|()| destination.unpause(options.leave_paused));
     if let Err(error) = ended {
         destination.discard()?;
-        return Err(error);
+        // What an abort breaks fails for reasons of its own.
+        return Err(control.check().err().unwrap_or(error));
     }
     control.enter(Phase::Ended, "restored");
     Ok(())

@@ -104,6 +104,31 @@ pub(crate) fn arrived(bytes: &[u8]) -> Result<Value> {
     ))
 }
 
+/// Whether a configuration is of the domain of this UUID with these disks: what is locked for it must be
+/// what the toolstack will use.
+///
+/// # Errors
+/// What does not agree.
+pub(crate) fn agrees(
+    config: &Value,
+    uuid: &str,
+    disks: &[String],
+) -> std::result::Result<(), String> {
+    let own = config["c_info"]["uuid"].as_str().unwrap_or_default();
+    if !own.eq_ignore_ascii_case(uuid) {
+        return Err(format!(
+            "the domain's configuration has the UUID {own:?}, not {uuid}"
+        ));
+    }
+    let missing = |disk: &&String| !disks.contains(disk);
+    if let Some(disk) = writable_disks(config).iter().find(missing) {
+        return Err(format!(
+            "the domain's configuration has a disk that was not told: {disk}"
+        ));
+    }
+    Ok(())
+}
+
 /// The same with another name.
 pub(crate) fn named(mut config: Value, name: &str) -> Value {
     config["c_info"]["name"] = json!(name);
