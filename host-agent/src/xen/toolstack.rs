@@ -5,6 +5,7 @@
 
 use std::io::{self, Read};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,8 @@ use crate::job::{Error, Result};
 
 /// Longest time for a command; hotplug scripts, which some of them run, have limits of their own below it.
 const LIMIT: Duration = Duration::from_secs(600);
+/// Longest time from a command's end to the end of what it wrote.
+const LEFT: Duration = Duration::from_secs(10);
 
 /// Runs `xl` with these words to its end; what it wrote to its standard output.
 ///
@@ -39,8 +42,7 @@ pub(crate) fn xl(words: &[&str]) -> Result<String> {
 /// What a process has written when it ends; one that does not in time is killed.
 fn output(mut child: Child, limit: Duration) -> io::Result<Output> {
     let (out, err) = (child.stdout.take(), child.stderr.take());
-    let out = thread::spawn(move || all(out));
-    let err = thread::spawn(move || all(err));
+    let (out, err) = (reader(out), reader(err));
     let until = Instant::now() + limit;
     let status = loop {
         if let Some(status) = child.try_wait()? {
@@ -57,11 +59,26 @@ fn output(mut child: Child, limit: Duration) -> io::Result<Output> {
         // There is no event for the end of a child that could be waited for with a limit.
         thread::sleep(Duration::from_millis(10));
     };
-    let failed = |_| Err(io::Error::other("a reader panicked"));
     Ok(Output {
         status,
-        stdout: out.join().unwrap_or_else(failed)?,
-        stderr: err.join().unwrap_or_else(failed)?,
+        stdout: read(&out)?,
+        stderr: read(&err)?,
+    })
+}
+
+/// Reads a pipe to its end, in a thread of its own.
+fn reader(from: Option<impl Read + Send + 'static>) -> Receiver<io::Result<Vec<u8>>> {
+    let (to, reader) = channel();
+    // If nobody waits for it any more it has been told to whom it concerned.
+    thread::spawn(move || drop(to.send(all(from))));
+    reader
+}
+
+/// What was read when the process had ended.  A script that it left behind may have the pipe still.
+fn read(reader: &Receiver<io::Result<Vec<u8>>>) -> io::Result<Vec<u8>> {
+    reader.recv_timeout(LEFT).unwrap_or_else(|error| {
+        log::warn!("what xl wrote cannot be read to its end: {error}");
+        Ok(Vec::new())
     })
 }
 
