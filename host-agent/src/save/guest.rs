@@ -103,7 +103,9 @@ impl XenGuest {
         }
     }
 
-    fn nobody_else_reads(&self) -> Result<()> {
+    /// # Errors
+    /// [`Error::Refused`] if the toolstack saves or migrates it.
+    pub(super) fn nobody_else_reads(&self) -> Result<()> {
         let found =
             saver(Path::new(PROC), self.domid).map_err(Error::io("cannot list processes"))?;
         found.map_or(Ok(()), |process| {

@@ -224,6 +224,12 @@ impl Source for LiveSource {
             return Err(Error::Xen("the stream has not been begun".to_owned()));
         };
         control.enter(Phase::StopAndCopy, "suspending the guest");
+        if reading.guest.is_suspended()? && !marker::is_asked(&*store, domid, &uuid)? {
+            // With our mark on it we would resume it, while the other has a copy that is to run.
+            return Err(Error::Refused(format!(
+                "{name} was suspended by somebody else"
+            )));
+        }
         marker::set_asked(&*store, domid, &uuid, by)?;
         let asked = Instant::now();
         suspend(domid, &reading.guest, &*store, control)?;
@@ -283,6 +289,8 @@ impl Source for LiveSource {
             toolstack::rename(domid, &self.name)?;
         }
         if undo.suspend {
+            // Whoever reads it now counts on its standing still.
+            guest.nobody_else_reads()?;
             guest.domain().resume()?;
             store.resume(domid)?;
             if self.presence()? != Presence::Running {
@@ -299,8 +307,15 @@ impl Source for LiveSource {
 
     fn destroy(&mut self) -> Result<()> {
         self.reading = None;
-        if self.info()?.is_none() {
+        let Some(info) = self.info()? else {
             return Ok(());
+        };
+        if presence(info.state()) == Presence::Running {
+            // Not what was copied: it has been started again since.
+            return Err(Error::Xen(format!(
+                "{} runs here: it is not destroyed",
+                self.name
+            )));
         }
         toolstack::destroy(self.domid)?;
         if self
