@@ -107,7 +107,12 @@ impl Host for XenHost {
 
     fn problems(&self) -> Vec<String> {
         let answer = toolstack::xl(&["uptime"]);
-        answer.err().iter().map(Error::to_string).collect()
+        let mut problems: Vec<_> = answer.err().iter().map(Error::to_string).collect();
+        for (name, domid, info) in self.all().unwrap_or_default() {
+            let mut live = self.live(domid, name, config::uuid(&info.handle));
+            problems.extend(live.is_left().unwrap_or_default());
+        }
+        problems
     }
 
     fn domains(&self) -> Result<Vec<DomainEntry>> {

@@ -3,12 +3,18 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 use unmoved::XenHost;
 use unmoved::config::{self, Config};
 use unmoved::daemon::{Daemon, local};
+
+/// Longest time until saves and restores are undone: less than systemd waits for.
+const UNDONE: Duration = Duration::from_secs(80);
 
 /// The host agent's daemon.
 #[derive(Debug, Parser)]
@@ -41,6 +47,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     if arguments.check {
         return Ok(());
     }
+    let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot handle signals")?;
     let host = XenHost::open().context("this is no control domain that can be used")?;
     let daemon = Daemon::new(config, Arc::new(host))?;
     let address = daemon.start()?;
@@ -48,8 +55,9 @@ fn run(arguments: &Arguments) -> Result<()> {
     log::info!("ready; agents connect to {address}");
     // Nobody listens when it was not started by systemd.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    // A daemon may be killed at any moment: there is nothing to do in the end.
-    loop {
-        std::thread::park();
-    }
+    // Sessions may be killed at any moment; what is under way with files is undone.
+    let signal = signals.forever().next();
+    log::info!("ends by signal {}", signal.unwrap_or_default());
+    daemon.end_files(UNDONE);
+    Ok(())
 }

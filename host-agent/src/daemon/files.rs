@@ -1,12 +1,14 @@
 //! Guests that are written to files and read from them: jobs that are shown, watched and aborted as a
 //! migration is, but without a session, for there is no other agent.
 //!
-//! Nor is there a journal: a save that was killed has left its guest suspended, and `unmoved direct resume`
-//! lets it go on; a restore that was killed has left a domain that is not whole.
+//! Nor is there a journal, so whoever ends the daemon has them [undone](Daemon::end_files) first.  A save that
+//! was killed may have left its guest suspended: `doctor` tells, and `unmoved direct resume` lets it go on.
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use event_listener::Listener;
 use serde_json::json;
 
 use super::job::{Direction, Job};
@@ -63,6 +65,26 @@ impl Daemon {
         self.begin(job, move |daemon, job| {
             stock::restore(&*daemon.host, &file, &job.control, |name| job.rename(name))
         })
+    }
+
+    /// Aborts these jobs, and waits until what they have begun is undone, but no longer than `limit`: no
+    /// other run of the daemon would take them up.
+    pub fn end_files(&self, limit: Duration) {
+        let until = Instant::now() + limit;
+        let mut jobs = self.jobs();
+        jobs.retain(|job| matches!(job.direction, Direction::Save | Direction::Restore));
+        jobs.retain(|job| job.result().is_none());
+        for job in &jobs {
+            job.control.abort();
+        }
+        for job in jobs {
+            while job.result().is_none() && Instant::now() < until {
+                let listener = job.control.listen();
+                if job.result().is_none() {
+                    listener.wait_deadline(until);
+                }
+            }
+        }
     }
 
     fn begin(

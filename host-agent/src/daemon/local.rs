@@ -163,6 +163,12 @@ fn client(daemon: &Arc<Daemon>, mut stream: UnixStream) -> io::Result<()> {
         return write_message(&mut stream, &Told::Error(why));
     }
     let ask: Ask = read_message(&mut stream, REQUEST_MOST)?;
+    if uid != 0 && matches!(ask, Ask::Save { .. } | Ask::Restore { .. }) {
+        // Any file could be made, and a file's configuration names scripts that root runs.
+        let why = "only root may have files written and read";
+        daemon.refusals_here.tell(&daemon.audit, &who, why);
+        return write_message(&mut stream, &Told::Error(why.to_owned()));
+    }
     if let Ask::Watch { job } = &ask {
         let Some(job) = job else {
             return watch::all(daemon, &mut stream);

@@ -87,6 +87,22 @@ impl LiveSource {
         }
     }
 
+    /// What there is to say of it, if a save or send that is dead has left it suspended.
+    pub(crate) fn is_left(&mut self) -> Result<Option<String>> {
+        let asker = marker::asker(&*self.store, self.domid, &self.uuid)?;
+        // Who is still at work on it holds it.
+        if !matches!(asker, Some(Asker::Lone(_)))
+            || !self.is_suspended_now()?
+            || self.hold().is_err()
+        {
+            return Ok(None);
+        }
+        Ok(Some(format!(
+            "a save or send that was killed has left {} suspended: `unmoved direct resume {}` decides",
+            self.name, self.domid
+        )))
+    }
+
     fn is_suspended_now(&self) -> Result<bool> {
         Ok(self.is_here()?.state().contains(DomainFlags::SHUTDOWN))
     }

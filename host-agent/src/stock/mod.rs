@@ -11,16 +11,31 @@ mod file;
 mod receive;
 mod send;
 
+use std::thread;
+use std::time::Duration;
+
 use crate::job::{Error, Source};
 
 pub use file::{restore, save};
 pub use receive::receive;
 pub use send::send;
 
+/// So often a guest is tried to be let go on, and the time between.
+const ATTEMPTS: u32 = 5;
+const PAUSE: Duration = Duration::from_secs(1);
+
 /// Lets a guest go on after `error`; what there is to say of both.
 fn back(source: &mut dyn Source, error: Error) -> Error {
-    match source.resume_here() {
-        Ok(()) => error,
-        Err(other) => Error::Xen(format!("{error}; and the guest does not go on: {other}")),
+    // There is no journal by which anybody would try again later.
+    for left in (0..ATTEMPTS).rev() {
+        match source.resume_here() {
+            Ok(()) => break,
+            Err(other) if left == 0 => {
+                return Error::Xen(format!("{error}; and the guest does not go on: {other}"));
+            }
+            Err(other) => log::warn!("the guest does not go on yet: {other}"),
+        }
+        thread::sleep(PAUSE);
     }
+    error
 }
