@@ -9,6 +9,9 @@ use unmoved::pki;
 
 use crate::fake::{Fake, Handle};
 
+/// A user besides root that may use the agents.
+pub const ALLOWED: u32 = 65533;
+
 /// Two hosts, `a` and `b`, whose daemons do not run yet.
 pub struct Stopped {
     pub a: Arc<Fake>,
@@ -74,7 +77,7 @@ impl Stopped {
             state: self.folder.path().join(host),
             socket: self.folder.path().join(format!("{host}.sock")),
             metrics: (host == "a").then_some(self.metrics),
-            allow_uids: std::iter::empty().collect(),
+            allow_uids: std::iter::once(ALLOWED).collect(),
             tls: Tls {
                 authority: pki.join(pki::AUTHORITY),
                 certificate: pki.join(format!("{host}.pem")),

@@ -1,11 +1,14 @@
 //! `unmoved save` and `restore`: jobs as a migration is one.
 
 use std::fs;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::time::Duration;
 
-use unmoved::daemon::Direction;
+use unmoved::daemon::{Direction, local};
 use unmoved::job::Presence;
 
-use crate::daemons::Pair;
+use crate::daemons::{ALLOWED, Pair};
 use crate::ended;
 
 #[test]
@@ -66,4 +69,43 @@ fn a_file_that_is_no_guest_is_refused() {
     fs::remove_file(&file).unwrap();
     let job = pair.left.restore("test", &file, false).unwrap();
     assert!(ended(&job).unwrap_err().contains("cannot read"));
+}
+
+#[test]
+fn a_daemon_that_is_stopped_undoes_its_saves() {
+    let pair = Pair::start();
+    pair.a.add("guest", "u-1");
+    pair.a.hold_live(true);
+    let file = pair.folder.path().join("file");
+    let job = pair.left.save("test", "guest", &file, false).unwrap();
+    pair.left.end_files(Duration::from_secs(60));
+    assert!(job.result().unwrap().unwrap_err().contains("aborted"));
+    assert_eq!(pair.a.presence("u-1"), Presence::Running);
+    assert!(!file.exists());
+}
+
+#[test]
+fn only_root_may_have_files_written_and_read() {
+    let pair = Pair::start();
+    if !rustix::process::geteuid().is_root() {
+        // Only root can become another user.
+        return;
+    }
+    pair.a.add("guest", "u-1");
+    local::serve(&pair.left).unwrap();
+    let file = pair.folder.path().join("file");
+    let file = file.to_str().unwrap();
+    let command = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_unmoved"));
+        let socket = pair.folder.path().join("a.sock");
+        command.arg("--socket").arg(socket).args(arguments);
+        command.uid(ALLOWED).output().unwrap()
+    };
+    assert!(command(&["list"]).status.success());
+    for arguments in [&["save", "guest", file][..], &["restore", file]] {
+        let error = String::from_utf8(command(arguments).stderr).unwrap();
+        assert!(error.contains("only root"), "{error}");
+    }
+    assert!(!fs::exists(file).unwrap());
+    assert_eq!(pair.a.presence("u-1"), Presence::Running);
 }
