@@ -35,7 +35,8 @@ fn agents_move_an_unfriendly_guest_that_does_not_notice() {
                 killed_while_looking(guest, from, to)?;
                 looked_at(guest, from, to)?;
                 aborted(guest, from, to)?;
-                overtaken(guest, from, to)?;
+                overtaken(guest, from, to, NO_ROOM, "No space left")?;
+                overtaken(guest, from, to, KILLED, "Failed to save domain")?;
             }
             let (total, report) = agents::migrate(guest, from, to)?;
             reported(&report)?;
@@ -69,6 +70,11 @@ for i in $(seq 600); do [ ! -e /root/ended ] || break; sleep 0.2; done; cat /roo
 /// Saves a guest by the toolstack to where there is no room for it, and says what came of it.
 const NO_ROOM: &str = "mkdir -p /root/small && mount -t tmpfs -o size=2m none /root/small || exit 1
 xl save -c \"$1\" /root/small/file 2>&1; umount /root/small";
+/// Begins such a save, kills its helper as soon as it is there, and says what came of it.
+const KILLED: &str = "xl save -c \"$1\" /root/killed >/root/killed.log 2>&1 </dev/null &
+for i in $(seq 1000); do helper=$(pgrep -x libxl-save-help) && break; sleep 0.02; done
+sleep 0.2; kill -KILL $helper || exit 1
+wait; cat /root/killed.log; rm -f /root/killed";
 /// If a guest is marked as one that an agent reads.
 const IS_MARKED: &str = "xenstore-ls /tool/unmoved/source 2>/dev/null | grep -q =";
 
@@ -88,15 +94,15 @@ fn others_are_left_alone(guest: &str, from: &Host, to: &Host) -> Result<()> {
     Ok(())
 }
 
-/// A save by the toolstack that came and went while an agent copies has taken the record of writes with it:
-/// the agent gives up, and the guest stays whole where it is.
-fn overtaken(guest: &str, from: &Host, to: &Host) -> Result<()> {
+/// A save by the toolstack that came and went while an agent copies, by itself or because somebody killed it,
+/// has taken the record of writes with it: the agent gives up, and the guest stays whole where it is.
+fn overtaken(guest: &str, from: &Host, to: &Host, save: &str, end: &str) -> Result<()> {
     let slowly = ["migrate", "--detach", "--bandwidth", "1M", guest, to.name()];
     let begun = agents::ask(from, &slowly)?;
     let watch = agents::watch(from, begun["job"].as_str().unwrap_or_default())?;
     watch.stderr.wait_for("round 1", MOMENT)?;
-    let saved = from.ok(&["sh", "-c", NO_ROOM, "sh", guest])?;
-    ensure!(saved.contains("No space left"), "{saved}");
+    let saved = from.ok(&["sh", "-c", save, "sh", guest])?;
+    ensure!(saved.contains(end), "{saved}");
     let end = watch.wait(MOMENT)?;
     let is_told = end.stderr.contains("saves or migrates");
     ensure!(end.code != 0 && is_told, "{end:?}");

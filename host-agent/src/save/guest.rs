@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::job::{Error, PAGE_SIZE, Result};
 use crate::xen::domain::{Domain, TYPES_AT_ONCE, Xen};
-use crate::xen::saver::{PROC, saver};
+use crate::xen::saver::{self, PROC};
 use crate::xen::state::SHUTDOWN_SUSPEND;
 use crate::xen::sys::{Buffer, EventChannels};
 
@@ -24,8 +24,7 @@ const BROKEN: u64 = 0xD;
 const PFN: u64 = (1 << 52) - 1;
 /// How often frames are asked for that Xen says are there, and gives no access to.
 const ATTEMPTS: u32 = 3;
-/// How often somebody else who reads the domain is looked for while pages are read: for one that is killed and
-/// so leaves no trace, which takes a while, as its way has to break.
+/// How often somebody else who reads the domain is looked for while pages are read, where starts are not told.
 const LOOK: Duration = Duration::from_secs(3);
 
 /// A guest's memory, alive or still.
@@ -73,6 +72,8 @@ pub(crate) struct XenGuest {
     dirty: Option<(u64, Buffer)>,
     /// When somebody else was looked for last.
     looked: Instant,
+    /// Tells of others that begin to read it, while writes are recorded.
+    watch: Option<saver::Watch>,
 }
 
 impl XenGuest {
@@ -86,6 +87,7 @@ impl XenGuest {
             errors: Vec::new(),
             dirty: None,
             looked: Instant::now(),
+            watch: None,
         })
     }
 
@@ -106,11 +108,20 @@ impl XenGuest {
     /// # Errors
     /// [`Error::Refused`] if the toolstack saves or migrates it.
     pub(super) fn nobody_else_reads(&self) -> Result<()> {
-        let found =
-            saver(Path::new(PROC), self.domid).map_err(Error::io("cannot list processes"))?;
+        let found = saver::saver(Path::new(PROC), self.domid);
+        let found = found.map_err(Error::io("cannot list processes"))?;
         found.map_or(Ok(()), |process| {
             Err(self.is_read(&format!("the toolstack's process {process}")))
         })
+    }
+
+    /// # Errors
+    /// [`Error::Refused`] if the toolstack has begun to read it since writes are recorded.
+    fn nobody_has_begun(&self) -> Result<()> {
+        match self.watch.as_ref().and_then(saver::Watch::seen) {
+            None => Ok(()),
+            Some(process) => Err(self.is_read(&format!("the toolstack's process {process}"))),
+        }
     }
 
     fn is_read(&self, who: &str) -> Error {
@@ -165,7 +176,8 @@ impl Memory for XenGuest {
         if frames.is_empty() {
             return Ok(());
         }
-        if self.dirty.is_some() && self.looked.elapsed() >= LOOK {
+        self.nobody_has_begun()?;
+        if self.dirty.is_some() && self.watch.is_none() && self.looked.elapsed() >= LOOK {
             self.nobody_else_reads()?;
             self.looked = Instant::now();
         }
@@ -198,6 +210,10 @@ impl Memory for XenGuest {
         self.stop_recording()?;
         let bytes = usize::try_from(frames.div_ceil(8)).unwrap_or(usize::MAX);
         let buffer = self.xen.buffer(bytes).map_err(no_buffer)?;
+        // Before it is recorded: whoever begins after the look below is told of.
+        self.watch = saver::Watch::begin(self.domid)
+            .inspect_err(|error| log::warn!("it is looked for others who read domains: {error}"))
+            .ok();
         if !self.domain().enable_log_dirty()? {
             self.nobody_else_reads()?;
             // Whoever switched it on, this agent or the toolstack, has been killed since.
@@ -211,6 +227,7 @@ impl Memory for XenGuest {
     }
 
     fn stop_recording(&mut self) -> Result<()> {
+        self.watch = None;
         match self.dirty.take() {
             Some(_) => self.switch_off(),
             None => Ok(()),
@@ -234,11 +251,11 @@ impl Memory for XenGuest {
         }
         // An `xl migrate` that was begun meanwhile has taken the record over, and what was in it is lost: that
         // may not be sent as whole.  One that has ended properly has switched it off, and Xen tells of no
-        // writes then; one that is under way is found.  One that was killed was found while it lived, if it
-        // lived from one look to the next.
+        // writes then; one that is under way is found, and one that was killed was told of when it began.
         if self.domain().enable_log_dirty()? {
             return Err(self.is_read("something that has ended again"));
         }
+        self.nobody_has_begun()?;
         self.nobody_else_reads()?;
         Ok(Bitmap(bits))
     }

@@ -6,10 +6,14 @@
 //! line drops, and leaves it on.  libxl has one process for each domain that it saves, so the
 //! difference can be seen.
 
+mod watch;
+
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+
+pub(crate) use self::watch::Watch;
 
 /// Where processes are.
 pub(crate) const PROC: &str = "/proc";
