@@ -20,7 +20,7 @@ impl SourceSession {
             }
             // To end here would be to have the only whole copy thrown away, perhaps.
             SourceEvent::Resumed(Err(trouble))
-                if trouble.is_gone && self.was_suspending && !self.is_told =>
+                if trouble.is_gone && self.may_be_whole && !self.is_told =>
             {
                 return self.journal(SourceRecord::Held {
                     reason: format!(
@@ -214,6 +214,28 @@ mod tests {
         let discarded = |_: &Order| SourceEvent::Answered(Answer::Discarded("crash".to_owned()));
         let (calls, end) = play(&mut session, there, &discarded);
         assert_eq!(calls, [Order::TakeOver(token)]);
+        assert!(matches!(end, SourceEffect::End(Err(why)) if why.contains("gone")));
+    }
+
+    #[test]
+    fn a_guest_that_dies_before_all_is_sent_needs_no_operator() {
+        let token = Token::new([7; 32]);
+        let mut session = SourceSession::new(request(&token), token, "b".to_owned());
+        let answer = |order: &Order| match order {
+            Order::Reserve(_) => SourceEvent::Answered(Answer::Continue),
+            _ => SourceEvent::Answered(Answer::Complete),
+        };
+        let mut next = session.step(SourceEvent::Begin);
+        while next != Some(SourceEffect::CopyRest) {
+            next = session.step(match next.expect("nothing waits for that") {
+                SourceEffect::Journal(_) => SourceEvent::Journaled(Ok(())),
+                SourceEffect::Call(order) => answer(&order),
+                _ => SourceEvent::LiveCopied(Ok(())),
+            });
+        }
+        let died = SourceEvent::RestCopied(Err("it has crashed".to_owned()));
+        let (calls, end) = play(&mut session, died, &answer);
+        assert!(matches!(&calls[..], [Order::Failed(_)]), "{calls:?}");
         assert!(matches!(end, SourceEffect::End(Err(why)) if why.contains("gone")));
     }
 

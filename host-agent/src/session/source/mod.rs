@@ -41,8 +41,9 @@ pub struct SourceSession {
     peer: String,
     state: State,
     pending: Pending,
-    /// The guest was to be suspended: from then on the destination may have a whole copy.
-    was_suspending: bool,
+    /// The destination may have a whole copy: it was told that all is sent, or a run of the agent that is
+    /// dead may have told it so.
+    may_be_whole: bool,
     /// While aborting: whether the guest goes on, and the destination knows.
     is_resumed: bool,
     is_told: bool,
@@ -62,7 +63,7 @@ impl SourceSession {
             peer,
             state: State::New,
             pending: Pending::Nothing,
-            was_suspending: false,
+            may_be_whole: false,
             is_resumed: false,
             is_told: false,
             trouble: None,
@@ -84,11 +85,9 @@ impl SourceSession {
             return None;
         };
         let mut session = Self::new(request, token, peer);
-        let mut records = records.inspect(|record| {
-            session.was_suspending |= *record == SourceRecord::Suspending;
-        });
-        let last = records.by_ref().last();
-        session.state = State::At(last.unwrap_or(first));
+        let records: Vec<_> = records.collect();
+        session.may_be_whole = records.contains(&SourceRecord::Suspending);
+        session.state = State::At(records.into_iter().last().unwrap_or(first));
         Some(session)
     }
 
@@ -129,7 +128,6 @@ impl SourceSession {
             }
             (Pending::Nothing, SourceEvent::Restarted(presence)) => self.restarted(presence),
             (Pending::Record(record), SourceEvent::Journaled(Ok(()))) => {
-                self.was_suspending |= record == SourceRecord::Suspending;
                 self.state = State::At(record);
                 self.go_on()
             }
@@ -211,7 +209,10 @@ impl SourceSession {
     /// The guest is suspended, and still the source's.
     fn before_hand_over(&mut self, event: SourceEvent) -> SourceEffect {
         match event {
-            SourceEvent::RestCopied(Ok(sent)) => self.call(Order::Receive { sent }),
+            SourceEvent::RestCopied(Ok(sent)) => {
+                self.may_be_whole = true;
+                self.call(Order::Receive { sent })
+            }
             // The domain is whole, there, paused.
             SourceEvent::Answered(Answer::Continue) => self.act(SourceEffect::Seal),
             SourceEvent::Sealed(Ok(())) => self.journal(SourceRecord::HandedOver),
