@@ -210,11 +210,13 @@ impl Memory for XenGuest {
         self.stop_recording()?;
         let bytes = usize::try_from(frames.div_ceil(8)).unwrap_or(usize::MAX);
         let buffer = self.xen.buffer(bytes).map_err(no_buffer)?;
-        // Before it is recorded: whoever begins after the look below is told of.
+        // Before it is recorded: who has begun already is found, and who begins from here on is told of.
         self.watch = saver::Watch::begin(self.domid)
             .inspect_err(|error| log::warn!("it is looked for others who read domains: {error}"))
             .ok();
+        self.nobody_else_reads()?;
         if !self.domain().enable_log_dirty()? {
+            // It may be somebody's who has begun just now, and is not to be taken from them.
             self.nobody_else_reads()?;
             // Whoever switched it on, this agent or the toolstack, has been killed since.
             self.domain().disable_log_dirty()?;

@@ -118,9 +118,14 @@ fn look_out(
         while rustix::io::read(starts, &mut events).is_ok_and(|length| length != 0) {}
         for pause in LOOKS {
             thread::sleep(pause);
-            if let Some(process) = find()? {
-                seen.store(process, Ordering::Release);
-                break;
+            match find() {
+                Ok(None) => {}
+                Ok(Some(process)) => {
+                    seen.store(process, Ordering::Release);
+                    break;
+                }
+                // One look less; the next start is told of all the same.
+                Err(error) => log::warn!("cannot list processes: {error}"),
             }
         }
     }
