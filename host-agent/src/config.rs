@@ -34,6 +34,10 @@ pub struct Config {
     /// Users besides root that may use the agent, by number.
     #[serde(default)]
     pub allow_uids: BTreeSet<u32>,
+    /// The control domain's weight with Xen's scheduler while the daemon watches and copies a guest, unless it
+    /// is higher; 0 leaves it as it is.
+    #[serde(default = "copying_weight")]
+    pub copying_weight: u16,
     /// Certificates.
     pub tls: Tls,
     /// Other hosts.
@@ -121,6 +125,11 @@ fn state() -> PathBuf {
     "/var/lib/unmoved".into()
 }
 
+/// Four times that of a guest to which nobody has given another.
+const fn copying_weight() -> u16 {
+    1024
+}
+
 fn socket() -> PathBuf {
     SOCKET.into()
 }
@@ -143,7 +152,7 @@ mod tests {
     #[test]
     fn a_short_configuration_is_enough() {
         let config = Config::parse(GOOD).unwrap();
-        assert_eq!(config.listen.port(), 7711);
+        assert_eq!((config.listen.port(), config.copying_weight), (7711, 1024));
         assert_eq!(config.peer("b").unwrap().address, "192.0.2.2:7711");
         assert!(
             config

@@ -9,6 +9,7 @@ use crate::save::LiveSource;
 use crate::xen::abi::DomainInfo;
 use crate::xen::config;
 use crate::xen::domain::{PAGE, Xen};
+use crate::xen::priority::Priority;
 use crate::xen::room::Room;
 use crate::xen::state::{DomainFlags, SHUTDOWN_CRASH};
 use crate::xen::store::{Store, XenStore};
@@ -20,21 +21,30 @@ pub struct XenHost {
     store: Arc<dyn Store>,
     reservations: Arc<Reservations>,
     room: Arc<Room>,
+    priority: Arc<Priority>,
 }
 
 impl XenHost {
-    /// Opens Xen's devices and connects to xenstored.
+    /// Opens Xen's devices and connects to xenstored.  `copying_weight`: as in the
+    /// [configuration](crate::config::Config::copying_weight); 0 for all but the daemon, which alone sets it back.
     ///
     /// # Errors
     /// [`Error::Refused`] if this is no control domain, or its Xen is of a release that is not known.
-    pub fn open() -> Result<Self> {
+    pub fn open(copying_weight: u16) -> Result<Self> {
         let xen = Xen::open()?;
         Ok(Self {
             room: Arc::new(Room::new(xen.clone())),
+            priority: Priority::new(xen.clone(), copying_weight),
             xen,
             store: Arc::new(XenStore::open()?),
             reservations: Arc::default(),
         })
+    }
+
+    /// Sets back what this run of the daemon, or one that was killed, has changed in the host's settings;
+    /// what goes wrong is only logged.  For when nothing is copied.
+    pub fn tidy(&self) {
+        self.priority.tidy();
     }
 
     /// All domains but this one: name, number, and what Xen says.
@@ -54,7 +64,8 @@ impl XenHost {
     }
 
     fn live(&self, domid: u16, name: String, uuid: String) -> LiveSource {
-        LiveSource::new(self.xen.clone(), self.store.clone(), domid, name, uuid)
+        let (store, priority) = (self.store.clone(), self.priority.clone());
+        LiveSource::new(self.xen.clone(), store, priority, domid, name, uuid)
     }
 
     /// The domain of this name or number, and how many of this host have its UUID.
@@ -87,7 +98,8 @@ impl XenHost {
 
     fn receiver(&self) -> Receiver {
         let (reservations, room) = (self.reservations.clone(), self.room.clone());
-        Receiver::new(self.xen.clone(), self.store.clone(), reservations, room)
+        let (store, priority) = (self.store.clone(), self.priority.clone());
+        Receiver::new(self.xen.clone(), store, reservations, room, priority)
     }
 }
 

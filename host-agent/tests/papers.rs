@@ -78,6 +78,8 @@ fn every_setting_is_described_with_its_default() {
         let default = format!("Default:\n.BR \\(dq{default}\\(dq ");
         assert!(page.contains(&default), "{default}");
     }
+    let weight = format!("Default:\n.BR {} ", config.copying_weight);
+    assert!(page.contains(&weight), "{weight}");
     assert!(config.metrics.is_none() && config.allow_uids.is_empty());
     let (_, example) = page.split_once(".nf\n").unwrap();
     let (example, _) = example.split_once(".fi\n").unwrap();

@@ -49,6 +49,7 @@ fn agents_move_an_unfriendly_guest_that_does_not_notice() {
         for host in &lab.hosts {
             let problems = host.run(&[UNMOVED, "doctor"])?;
             ensure!(problems.code == 0, "{}", problems.stdout);
+            ensure!(weight(host)? == USUAL, "{} has priority", host.name());
         }
         Ok(())
     })
@@ -75,6 +76,11 @@ const KILLED: &str = "xl save -c \"$1\" /root/killed >/root/killed.log 2>&1 </de
 for i in $(seq 1000); do helper=$(pgrep -x libxl-save-help) && break; sleep 0.02; done
 sleep 0.2; kill -KILL $helper || exit 1
 wait; cat /root/killed.log; rm -f /root/killed";
+/// The control domain's weight as it is, and while a guest is copied.
+const USUAL: &str = "256";
+const RAISED: &str = "1024";
+/// If an agent has raised it.
+const IS_RAISED: &str = "[ -e /run/unmoved/weight ]";
 /// If a guest is marked as one that an agent reads.
 const IS_MARKED: &str = "xenstore-ls /tool/unmoved/source 2>/dev/null | grep -q =";
 
@@ -118,11 +124,13 @@ fn killed_while_looking(guest: &str, from: &Host, to: &Host) -> Result<()> {
     let host = to.name();
     from.sh(&format!(
         "setsid {UNMOVED} check {guest} {host} >/root/check.log 2>&1 </dev/null &
-         for i in $(seq 1200); do {IS_MARKED} && break; sleep 0.05; done
+         for i in $(seq 1200); do {IS_RAISED} && break; sleep 0.05; done
          kill -KILL \"$(pgrep -x unmovedd)\" && {IS_MARKED} || {{ cat /root/check.log >&2; exit 1; }}"
     ))?;
     agents::run_daemon(from)?;
-    from.sh(&format!("! {IS_MARKED}")).map(drop)
+    from.sh(&format!("! {IS_MARKED} && ! {IS_RAISED}"))?;
+    ensure!(weight(from)? == USUAL, "it kept its priority");
+    Ok(())
 }
 
 /// `list`, `check` and `hosts` tell what is there and change nothing.
@@ -164,6 +172,9 @@ fn aborted(guest: &str, from: &Host, to: &Host) -> Result<()> {
         there[0]["direction"] == "incoming" && there[0]["id"] == *job,
         "{there}"
     );
+    for host in [from, to] {
+        ensure!(weight(host)? == RAISED, "{} has no priority", host.name());
+    }
     let refused = agents::refused(to, &["abort", &job])?;
     ensure!(refused.contains("aborted at its source"), "{refused}");
     agents::ask(from, &["abort", &job])?;
@@ -176,6 +187,11 @@ fn aborted(guest: &str, from: &Host, to: &Host) -> Result<()> {
     let there = agents::ask(to, &["status", &job])?;
     ensure!(there["statistics"]["success"] == false, "{there}");
     Ok(())
+}
+
+/// The control domain's weight with the scheduler, as the toolstack tells it.
+fn weight(host: &Host) -> Result<String> {
+    host.sh("set -- $(xl sched-credit2 -d 0 | tail -n 1); printf %s \"$3\"")
 }
 
 /// The report compares what was expected with what came.

@@ -48,8 +48,12 @@ fn run(arguments: &Arguments) -> Result<()> {
         return Ok(());
     }
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot handle signals")?;
-    let host = XenHost::open().context("this is no control domain that can be used")?;
-    let daemon = Daemon::new(config, Arc::new(host))?;
+    let host = XenHost::open(config.copying_weight);
+    let host = host.context("this is no control domain that can be used")?;
+    let host = Arc::new(host);
+    let daemon = Daemon::new(config, host.clone())?;
+    // Only now: no other daemon is at work.
+    host.tidy();
     let address = daemon.start()?;
     local::serve(&daemon)?;
     log::info!("ready; agents connect to {address}");
@@ -59,5 +63,6 @@ fn run(arguments: &Arguments) -> Result<()> {
     let signal = signals.forever().next();
     log::info!("ends by signal {}", signal.unwrap_or_default());
     daemon.end_files(UNDONE);
+    host.tidy();
     Ok(())
 }

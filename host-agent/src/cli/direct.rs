@@ -106,7 +106,7 @@ impl Command {
             Self::Resume(resume) => return resume.run(json),
         }));
         abort_on_signals(&control)?;
-        let host = XenHost::open()?;
+        let host = XenHost::open(0)?;
         let copied = match self {
             Self::Save(save) => {
                 stock::save(&host, &save.domain, &save.file, save.keep, &control).map(Some)
@@ -138,7 +138,7 @@ impl Command {
 
 impl Resume {
     fn run(&self, json: bool) -> Result<()> {
-        let lone = XenHost::open()?.resume(&self.domain, self.vouch)?;
+        let lone = XenHost::open(0)?.resume(&self.domain, self.vouch)?;
         let (what, warning) = match lone {
             // What is in it is older than the guest's disks from now on.
             Lone::Save => (

@@ -30,6 +30,7 @@ use crate::save::{INCOMING, marker, presence};
 use crate::xen::abi::DomainInfo;
 use crate::xen::config;
 use crate::xen::domain::{PAGE, Xen};
+use crate::xen::priority::{Priority, Turn};
 use crate::xen::room::Room;
 use crate::xen::state::DomainFlags;
 use crate::xen::store::Store;
@@ -41,12 +42,15 @@ pub(crate) struct Receiver {
     store: Arc<dyn Store>,
     reservations: Arc<Reservations>,
     room: Arc<Room>,
+    priority: Arc<Priority>,
     /// Whose copy it is.
     job: String,
     /// A place is promised to it.
     is_promised: bool,
     needs: Needs,
     incoming: Option<Arc<Incoming>>,
+    /// From its first byte to its last.
+    turn: Option<Turn>,
 }
 
 impl Receiver {
@@ -56,16 +60,19 @@ impl Receiver {
         store: Arc<dyn Store>,
         reservations: Arc<Reservations>,
         room: Arc<Room>,
+        priority: Arc<Priority>,
     ) -> Self {
         Self {
             xen,
             store,
             reservations,
             room,
+            priority,
             job: String::new(),
             is_promised: false,
             needs: Needs::default(),
             incoming: None,
+            turn: None,
         }
     }
 
@@ -191,6 +198,7 @@ impl Destination for Receiver {
     fn receive(&mut self, control: &Control) -> Result<Arc<dyn Sink>> {
         let config = config::arrived(&self.needs.config)?;
         let config = config::named(config, &self.needs.destination_name);
+        self.turn = Some(self.priority.take());
         let incoming = Arc::new(Incoming::start(
             self.xen.clone(),
             self.store.clone(),
@@ -208,6 +216,8 @@ impl Destination for Receiver {
         let incoming =
             incoming.ok_or_else(|| Error::Xen("nothing has been received".to_owned()))?;
         incoming.finish()?;
+        // What comes next may be a long wait for the source.
+        self.turn = None;
         self.reservations.built(&self.job);
         log::debug!("xl said: {}", incoming.said());
         Ok(())
@@ -242,6 +252,7 @@ impl Destination for Receiver {
         if let Some(incoming) = self.incoming.take() {
             incoming.cancel();
         }
+        self.turn = None;
         if let Some((domid, info)) = self.find()?
             && !info.state().contains(DomainFlags::DYING)
         {
@@ -270,6 +281,7 @@ impl Destination for Receiver {
 
 impl Receiver {
     fn release(&mut self) {
+        self.turn = None;
         if std::mem::take(&mut self.is_promised) {
             self.reservations.release(&self.job);
         }

@@ -12,7 +12,7 @@ use super::marker::Asker;
 use super::reading::{Reading, announce, skeleton};
 use super::records::Records;
 use super::rounds::Frames;
-use super::suspend::{Suspendable, settle, suspend};
+use super::suspend::{Suspendable, suspend};
 use super::undo::Found;
 use super::{fit, marker, presence, rounds};
 use crate::job::{
@@ -22,6 +22,7 @@ use crate::job::{
 use crate::xen::abi::DomainInfo;
 use crate::xen::config;
 use crate::xen::domain::Xen;
+use crate::xen::priority::Priority;
 use crate::xen::state::DomainFlags;
 use crate::xen::store::Store;
 use crate::xen::toolstack;
@@ -31,8 +32,9 @@ pub(super) const AWAY: &str = "--migratedaway";
 
 /// A domain of this host that is to move.
 pub(crate) struct LiveSource {
-    xen: Xen,
+    pub(super) xen: Xen,
     pub(super) store: Arc<dyn Store>,
+    priority: Arc<Priority>,
     pub(super) domid: u16,
     pub(super) name: String,
     pub(super) uuid: String,
@@ -51,6 +53,7 @@ impl LiveSource {
     pub(crate) fn new(
         xen: Xen,
         store: Arc<dyn Store>,
+        priority: Arc<Priority>,
         domid: u16,
         name: String,
         uuid: String,
@@ -58,6 +61,7 @@ impl LiveSource {
         Self {
             xen,
             store,
+            priority,
             domid,
             name,
             uuid,
@@ -102,6 +106,7 @@ impl LiveSource {
             }
             guest.record_writes(end)?;
             self.reading = Some(Reading {
+                turn: Some(self.priority.take()),
                 guest,
                 records: None,
                 end,
@@ -113,20 +118,6 @@ impl LiveSource {
         self.reading
             .as_mut()
             .ok_or_else(|| Error::Xen("nothing is read".to_owned()))
-    }
-
-    /// The domain when it has made up its mind: one that was asked to suspend itself, by whichever run of
-    /// the agent, may be about to.
-    pub(super) fn settled(&self) -> Result<DomainInfo> {
-        let info = self.is_here()?;
-        if !info.state().contains(DomainFlags::SHUTDOWN)
-            && marker::is_asked(&*self.store, self.domid, &self.uuid)?
-        {
-            let guest = XenGuest::new(self.xen.clone(), self.domid)?;
-            settle(self.domid, &guest, &*self.store)?;
-            return self.is_here();
-        }
-        Ok(info)
     }
 
     /// Watches the domain.
@@ -262,11 +253,17 @@ impl Source for LiveSource {
         sink.barrier()?;
         reading.copied.rounds += 1;
         reading.copied.pages += sent.pages;
+        // What comes next may be a long wait for the destination.
+        reading.turn = None;
         Ok(reading.copied)
     }
 
     fn resume_here(&mut self) -> Result<()> {
         self.hold()?;
+        if let Some(reading) = &mut self.reading {
+            // What comes next may be a long wait for the guest.
+            reading.turn = None;
+        }
         self.is_no_others()?;
         let info = self.settled()?;
         let guest = XenGuest::new(self.xen.clone(), self.domid)?;

@@ -6,9 +6,12 @@
 //! domain tells which of these it is: it is set while the guest runs here, so no older journal can have
 //! handed it over, and a guest that is suspended gets no other mark.
 
+use super::guest::XenGuest;
 use super::live::{AWAY, LiveSource};
 use super::marker::{self, Asker};
+use super::suspend::settle;
 use crate::job::{Error, Lone, Result, Source};
+use crate::xen::abi::DomainInfo;
 use crate::xen::state::DomainFlags;
 
 /// What is known of a domain that an operator wants to go on.
@@ -101,6 +104,20 @@ impl LiveSource {
             "a save or send that was killed has left {} suspended: `unmoved direct resume {}` decides",
             self.name, self.domid
         )))
+    }
+
+    /// The domain when it has made up its mind: one that was asked to suspend itself, by whichever run of
+    /// the agent, may be about to.
+    pub(super) fn settled(&self) -> Result<DomainInfo> {
+        let info = self.is_here()?;
+        if !info.state().contains(DomainFlags::SHUTDOWN)
+            && marker::is_asked(&*self.store, self.domid, &self.uuid)?
+        {
+            let guest = XenGuest::new(self.xen.clone(), self.domid)?;
+            settle(self.domid, &guest, &*self.store)?;
+            return self.is_here();
+        }
+        Ok(info)
     }
 
     fn is_suspended_now(&self) -> Result<bool> {

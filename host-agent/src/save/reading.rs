@@ -7,6 +7,7 @@ use super::policy::{Limits, Progress, Reason, Round, Verdict};
 use super::records::Records;
 use super::rounds::{self, Frames, Sent};
 use crate::job::{Batch, Control, Copied, Error, PAGE_SIZE, Result, Sink};
+use crate::xen::priority::Turn;
 
 /// Frames marked in one batch as such that will come.
 const SKELETON: u64 = 0xE;
@@ -22,6 +23,8 @@ pub(super) struct Reading {
     /// What was written since it was sent.
     pub(super) dirty: Bitmap,
     pub(super) copied: Copied,
+    /// Copying comes before what guests do.
+    pub(super) turn: Option<Turn>,
 }
 
 impl Reading {

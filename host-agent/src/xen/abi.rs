@@ -80,6 +80,7 @@ pub(crate) mod domctl {
     pub(crate) const SHADOW_OP: u32 = 10;
     pub(crate) const SETVCPUCONTEXT: u32 = 12;
     pub(crate) const GETVCPUCONTEXT: u32 = 13;
+    pub(crate) const SCHEDULER_OP: u32 = 16;
     pub(crate) const RESUMEDOMAIN: u32 = 27;
     pub(crate) const GETHVMCONTEXT: u32 = 33;
     pub(crate) const SETHVMCONTEXT: u32 = 34;
@@ -156,6 +157,25 @@ pub(crate) mod shadow {
     pub(crate) const CLEAN: u32 = 11;
     /// `XEN_DOMCTL_SHADOW_LOGDIRTY_FINAL`: the domain does not run any more.
     pub(crate) const LOGDIRTY_FINAL: u32 = 1 << 0;
+}
+
+layout! {
+    /// `struct xen_domctl_scheduler_op`, for a scheduler with weights.
+    SchedulerOp = 24, pad @ 12 {
+        sched_id: u32,
+        cmd: u32,
+        weight: u16,
+        cap: u16,
+        pad: [u32; 3],
+    }
+}
+
+/// Values of [`SchedulerOp::sched_id`] (`XEN_SCHEDULER_*`) and `cmd` (`XEN_DOMCTL_SCHEDOP_*`).
+pub(crate) mod scheduler {
+    pub(crate) const CREDIT: u32 = 5;
+    pub(crate) const CREDIT2: u32 = 6;
+    pub(crate) const PUTINFO: u32 = 0;
+    pub(crate) const GETINFO: u32 = 1;
 }
 
 layout! {

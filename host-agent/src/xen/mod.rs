@@ -3,6 +3,7 @@
 pub(crate) mod abi;
 pub(crate) mod config;
 pub(crate) mod domain;
+pub(crate) mod priority;
 pub(crate) mod room;
 pub(crate) mod saver;
 pub(crate) mod state;

@@ -78,6 +78,7 @@ impl Stopped {
             socket: self.folder.path().join(format!("{host}.sock")),
             metrics: (host == "a").then_some(self.metrics),
             allow_uids: std::iter::once(ALLOWED).collect(),
+            copying_weight: 0,
             tls: Tls {
                 authority: pki.join(pki::AUTHORITY),
                 certificate: pki.join(format!("{host}.pem")),

@@ -1,6 +1,7 @@
 //! What the agent asks Xen about a domain, or tells it to do with one: one method for each hypercall.
 
 mod state;
+mod weight;
 
 use std::io;
 use std::sync::Arc;
