@@ -49,7 +49,12 @@ impl Outgoing<'_> {
         });
         control.enter(Phase::Live, "memory is copied while the guest runs");
         let sink: &dyn Sink = stream(self.sender.as_ref())?;
-        guest(&mut self.source)?.copy_live(sink, control)?;
+        let copied = guest(&mut self.source)?.copy_live(sink, control);
+        if copied.is_err() {
+            // What an abort breaks off looks like a failure of the way to who was waiting for it.
+            control.check()?;
+        }
+        copied?;
         // The source says when its first round began.
         let begun = Duration::from_millis(control.statistics().setup_time);
         self.copying = control.elapsed().saturating_sub(begun);
