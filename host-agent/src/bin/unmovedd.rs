@@ -48,8 +48,8 @@ fn run(arguments: &Arguments) -> Result<()> {
         return Ok(());
     }
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot handle signals")?;
-    let host = XenHost::open(config.copying_weight);
-    let host = host.context("this is no control domain that can be used")?;
+    let host = XenHost::open(config.copying_weight)
+        .context("this is no control domain that can be used")?;
     let host = Arc::new(host);
     let daemon = Daemon::new(config, host.clone())?;
     // Only now: no other daemon is at work.

@@ -40,6 +40,11 @@ impl Outgoing<'_> {
         Ok(())
     }
 
+    /// Why a copy failed: what an abort breaks off looks like a failure of the way to who was waiting for it.
+    pub(super) fn why(&self, error: Error) -> String {
+        self.job.control.check().err().unwrap_or(error).to_string()
+    }
+
     pub(super) fn copy_live(&mut self) -> Result<()> {
         std::mem::replace(&mut self.lanes, Ok(()))?;
         let control = &self.job.control;
@@ -49,12 +54,7 @@ impl Outgoing<'_> {
         });
         control.enter(Phase::Live, "memory is copied while the guest runs");
         let sink: &dyn Sink = stream(self.sender.as_ref())?;
-        let copied = guest(&mut self.source)?.copy_live(sink, control);
-        if copied.is_err() {
-            // What an abort breaks off looks like a failure of the way to who was waiting for it.
-            control.check()?;
-        }
-        copied?;
+        guest(&mut self.source)?.copy_live(sink, control)?;
         // The source says when its first round began.
         let begun = Duration::from_millis(control.statistics().setup_time);
         self.copying = control.elapsed().saturating_sub(begun);

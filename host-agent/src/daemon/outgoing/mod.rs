@@ -144,8 +144,12 @@ impl Outgoing<'_> {
             let event = match effect {
                 SourceEffect::Journal(record) => SourceEvent::Journaled(self.journal(&record)),
                 SourceEffect::Call(order) => self.call(&order),
-                SourceEffect::CopyLive => SourceEvent::LiveCopied(self.copy_live().map_err(said)),
-                SourceEffect::CopyRest => SourceEvent::RestCopied(self.copy_rest().map_err(said)),
+                SourceEffect::CopyLive => {
+                    SourceEvent::LiveCopied(self.copy_live().map_err(|error| self.why(error)))
+                }
+                SourceEffect::CopyRest => {
+                    SourceEvent::RestCopied(self.copy_rest().map_err(|error| self.why(error)))
+                }
                 SourceEffect::Seal => SourceEvent::Sealed(self.job.control.close().map_err(said)),
                 SourceEffect::Resume => {
                     self.hang_up();
