@@ -2,8 +2,8 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -154,14 +154,37 @@ fn run(options: &Options, figures: &Arc<Figures>, index: u64) {
     figures.alive.fetch_sub(1, Ordering::Relaxed);
 }
 
+/// A writer that waits for its window looks this often if it is to stop.
+const LOOK: Duration = Duration::from_millis(200);
+
 /// What the two threads of a connection tell each other.
 #[derive(Default)]
 struct Progress {
     sent: AtomicU64,
-    returned: AtomicU64,
+    returned: Mutex<u64>,
+    /// More has returned.
+    room: Condvar,
     send_ended: AtomicBool,
     send_failed: AtomicBool,
     receive_ended: AtomicBool,
+}
+
+impl Progress {
+    /// The stream is back as far as to this position.
+    fn returned(&self, position: u64) {
+        *self.returned.lock().unwrap_or_else(PoisonError::into_inner) = position;
+        self.room.notify_one();
+    }
+
+    /// If the stream is back as far as to this position; waits a moment for it.
+    fn is_back(&self, position: u64) -> bool {
+        let returned = self.returned.lock().unwrap_or_else(PoisonError::into_inner);
+        let (returned, _) = self
+            .room
+            .wait_timeout_while(returned, LOOK, |returned| *returned < position)
+            .unwrap_or_else(PoisonError::into_inner);
+        *returned >= position
+    }
 }
 
 enum Ended {
@@ -180,9 +203,8 @@ fn send(
     let mut buffer = vec![0; options.message];
     let mut turn = key;
     while !figures.stop.load(Ordering::Relaxed) && !progress.receive_ended.load(Ordering::Relaxed) {
-        let on_their_way = stream.position() - progress.returned.load(Ordering::Relaxed);
-        if on_their_way + options.message as u64 > options.window {
-            std::thread::sleep(Duration::from_millis(1));
+        let next = stream.position() + options.message as u64;
+        if !progress.is_back(next.saturating_sub(options.window)) {
             continue;
         }
         turn = turn.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
@@ -233,9 +255,7 @@ fn receive(
                 if stream.check(&buffer[..length]).is_err() {
                     break Err(Ended::Corrupt);
                 }
-                progress
-                    .returned
-                    .store(stream.position(), Ordering::Relaxed);
+                progress.returned(stream.position());
                 figures.returned.fetch_add(length as u64, Ordering::Relaxed);
             }
             Err(error) if is_timeout(&error) => {
