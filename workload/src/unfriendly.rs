@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 use crate::init::helper;
 use crate::sys::task;
 
+/// Longest time until such a process waits: it is loaded and runs first, on a host that may have other work.
+const GET_STUCK: Duration = Duration::from_secs(180);
+
 /// Processes that can not be frozen; they end with it.
 #[derive(Default)]
 pub struct Held {
@@ -29,7 +32,7 @@ impl Held {
     pub fn add(&mut self, count: u64) -> std::io::Result<()> {
         for _ in 0..count {
             let mut child = helper::command("wait-for-ever", &[]).spawn()?;
-            let limit = Instant::now() + Duration::from_secs(30);
+            let limit = Instant::now() + GET_STUCK;
             while state(child.id()) != Some('D') {
                 if child.try_wait()?.is_some() || Instant::now() > limit {
                     let _ = child.kill();
