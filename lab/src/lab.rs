@@ -11,6 +11,7 @@ use crate::host::Host;
 use crate::images::Xen;
 use crate::lan;
 use crate::machine::{Memory, PRIVATE_DISK, Plan, Shape};
+use crate::progress;
 use crate::run::RunFolder;
 use crate::snapshot::{self, Snapshot};
 use crate::tools::Tools;
@@ -70,6 +71,7 @@ impl Lab {
         job: impl FnOnce(&mut Self) -> Result<T>,
     ) -> Result<T> {
         let folder = RunFolder::new(name)?;
+        let step = progress::step(format!("lab {name}"));
         let tools = Tools::get()?;
         let path = folder.path().to_owned();
         let started = start_hosts(config, &path, &tools);
@@ -88,7 +90,10 @@ impl Lab {
             result
         });
         match result {
-            Ok(value) => Ok(value),
+            Ok(value) => {
+                step.done("ended");
+                Ok(value)
+            }
             Err(error) => {
                 lab.collect_logs();
                 lab.hosts.clear();
