@@ -9,6 +9,7 @@ pub mod cuts;
 pub mod direct;
 pub mod hostile;
 pub mod hotplug;
+pub mod load;
 pub mod shell;
 pub mod unnoticed;
 pub mod within;

@@ -15,6 +15,8 @@ use unmoved_lab::{Guest, GuestPlan, Host, Lab, System, initramfs, progress};
 use unmoved_workload::fingerprint::{self, Fingerprint};
 use unmoved_workload::report::parse_line;
 
+use crate::load::Load;
+
 /// Longest time from creation to a running user space, on a loaded machine.
 const BOOT: Duration = Duration::from_secs(300);
 /// Longest time of a migration, on a loaded machine.
@@ -123,14 +125,15 @@ pub fn by_xl(guest: &str, from: &Host, to: &Host) -> Result<Duration> {
 ///
 /// # Errors
 /// If the shim or the initramfs can not be built.
-pub fn plan(kernel: &KernelFiles) -> Result<GuestPlan> {
+pub fn plan(kernel: &KernelFiles, load: Load) -> Result<GuestPlan> {
     let mut plan = GuestPlan::new("web1", System::Shim(programs::shim()?), kernel.unpacked());
     plan.initrd = Some(initramfs::workload(kernel)?);
     // Enough for it to work, and quick to copy.
     plan.memory_mib = 128;
     plan.arguments += &format!(
         " quiet unmoved.mode=clock,net,disk,unfriendly unmoved.net=ip={ADDRESS}/24 \
-         unmoved.disk=dev=/dev/xvda,area=64M,depth=8 unmoved.heartbeat=2"
+         unmoved.disk=dev=/dev/xvda,area=64M,{} unmoved.heartbeat=2",
+        load.disk()
     );
     // On a loaded machine an emulated TSC is read late enough for the kernel to distrust it, in dom0
     // as in any guest; what is seen of a move would be lost in that.
@@ -149,17 +152,22 @@ pub fn plan(kernel: &KernelFiles) -> Result<GuestPlan> {
 /// # Errors
 /// If the lab fails or the guest does not move.
 pub fn run(lab: &Lab, kernel: &KernelFiles, mover: Mover<'_>, rounds: usize) -> Result<Unnoticed> {
-    run_legs(lab, kernel, &vec![mover; 2 * rounds])
+    run_legs(lab, kernel, Load::Steady, &vec![mover; 2 * rounds])
 }
 
-/// As [`run`], each move by a mover of its own; the first is from the first host to the second, the next
+/// As [`run`], under a load and each move by a mover of its own; the first is from the first host to the second, the next
 /// back, and so on.
 ///
 /// # Errors
 /// As [`run`].
-pub fn run_legs(lab: &Lab, kernel: &KernelFiles, movers: &[Mover<'_>]) -> Result<Unnoticed> {
+pub fn run_legs(
+    lab: &Lab,
+    kernel: &KernelFiles,
+    load: Load,
+    movers: &[Mover<'_>],
+) -> Result<Unnoticed> {
     let (a, b) = (lab.host(0), lab.host(1));
-    let mut plan = plan(kernel)?;
+    let mut plan = plan(kernel, load)?;
     plan.memory_mib = 256;
     install_peer(a)?;
     let step =
@@ -171,7 +179,14 @@ pub fn run_legs(lab: &Lab, kernel: &KernelFiles, movers: &[Mover<'_>]) -> Result
     })?;
     step.done(&format!("{} KiB of RAM", ready["mem_total_kib"]));
     let before = fingerprint(a)?;
-    let tcp = a.start(&[PEER, "tcp", &format!("to={ADDRESS}:7007")])?;
+    let [interval, message] = load.tcp();
+    let tcp = a.start(&[
+        PEER,
+        "tcp",
+        &format!("to={ADDRESS}:7007"),
+        interval,
+        message,
+    ])?;
     let mut moves = Vec::new();
     let (mut at_home, mut home) = (guest, a);
     for (mover, (from, to)) in movers.iter().zip([(a, b), (b, a)].into_iter().cycle()) {

@@ -11,6 +11,7 @@ use unmoved_lab::stream_tools::StreamTools;
 use unmoved_lab::tools::Tools;
 use unmoved_lab::{Config, Guest, Host, Lab, Xen};
 use unmoved_tests::direct::{self, RECEIVE, Sender, UNMOVED, XL_RECEIVE};
+use unmoved_tests::load::Load;
 use unmoved_tests::{agents, unnoticed};
 
 const BOOT: Duration = Duration::from_secs(300);
@@ -223,7 +224,7 @@ fn an_agent_works_with_the_stock_toolstack_at_the_other_end() {
         for host in [a, b] {
             direct::install(host)?;
         }
-        let plan = unnoticed::plan(&kernel)?;
+        let plan = unnoticed::plan(&kernel, Load::Steady)?;
         let guest = plan.create(a)?;
         guest.ready(BOOT)?;
         let before = fingerprint(&guest, a)?;
@@ -258,7 +259,7 @@ fn xl_restores_what_unmoved_saves_and_the_other_way_round() {
             let kernel = GuestKernel::Debian12.get(&Tools::get()?)?;
             let host = lab.host(0);
             agents::start(lab)?;
-            let plan = unnoticed::plan(&kernel)?;
+            let plan = unnoticed::plan(&kernel, Load::Steady)?;
             let guest = plan.create(host)?;
             guest.ready(BOOT)?;
             let before = fingerprint(&guest, host)?;

@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 use unmoved_lab::images::GuestKernel;
 use unmoved_lab::tools::Tools;
 use unmoved_lab::{Config, Guest, Host, Lab, Tsc, Xen};
+use unmoved_tests::load::Load;
 use unmoved_tests::unnoticed;
 use unmoved_tests::within::MOMENT;
 use unmoved_workload::fingerprint::Fingerprint;
@@ -45,7 +46,7 @@ fn a_guest_crosses_to_the_next_xen_and_an_hour() {
     Lab::run("crossing", &config, |lab| {
         let kernel = GuestKernel::Debian12.get(&Tools::get()?)?;
         let (old, new) = (lab.host(0), lab.host(1));
-        let mut plan = unnoticed::plan(&kernel)?;
+        let mut plan = unnoticed::plan(&kernel, Load::Steady)?;
         let guest = plan.create(old)?;
         guest.ready(BOOT)?;
         guest.alive(MOMENT)?;

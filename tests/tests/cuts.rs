@@ -9,6 +9,7 @@ use anyhow::{Result, ensure};
 use unmoved_lab::images::GuestKernel;
 use unmoved_lab::tools::Tools;
 use unmoved_lab::{Config, Guest, GuestPlan, Host, Lab};
+use unmoved_tests::load::Load;
 use unmoved_tests::unnoticed;
 use unmoved_tests::within::{FILE, MOMENT, Way, reported};
 
@@ -17,7 +18,7 @@ const BOOT: Duration = Duration::from_secs(300);
 /// A small unfriendly guest with options of its shim, at work on its disk.
 fn begin(host: &Host, options: &str) -> Result<(GuestPlan, Guest)> {
     let kernel = GuestKernel::Debian12.get(&Tools::get()?)?;
-    let mut plan = unnoticed::plan(&kernel)?;
+    let mut plan = unnoticed::plan(&kernel, Load::Steady)?;
     plan.lines.push(format!("pvshim_extra = \"{options}\""));
     host.sh("rm -f /var/log/xen/console/guest-web1*.log")?;
     let guest = plan.create(host)?;

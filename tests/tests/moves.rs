@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use unmoved_lab::images::GuestKernel;
 use unmoved_lab::tools::Tools;
 use unmoved_lab::{Config, Guest, GuestPlan, Host, Lab, System, programs};
+use unmoved_tests::load::Load;
 use unmoved_tests::within::{FILE, MOMENT, MOVE, Way, reported, restore};
 use unmoved_tests::{hotplug, unnoticed};
 
@@ -15,7 +16,7 @@ const BOOT: Duration = Duration::from_secs(300);
 /// The unfriendly guest of the demo.
 fn plan() -> Result<GuestPlan> {
     let kernel = GuestKernel::Debian12.get(&Tools::get()?)?;
-    unnoticed::plan(&kernel)
+    unnoticed::plan(&kernel, Load::Steady)
 }
 
 fn moves(host: &Host, guest: &str) -> Result<u64> {

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use unmoved_lab::images::GuestKernel;
 use unmoved_lab::tools::Tools;
 use unmoved_lab::{Config, Host, Lab};
+use unmoved_tests::load::Load;
 use unmoved_tests::unnoticed::{Move, Unnoticed};
 use unmoved_tests::{agents, baseline, unnoticed};
 
@@ -54,7 +55,7 @@ impl Demo {
             // Each of the two goes each way, and what changes with time hits both.
             let xl: unnoticed::Mover<'_> = &unnoticed::by_xl;
             let legs: [unnoticed::Mover<'_>; 4] = [&by_agents, xl, xl, &by_agents];
-            let seen = unnoticed::run_legs(lab, &kernel, &legs)?;
+            let seen = unnoticed::run_legs(lab, &kernel, Load::Full, &legs)?;
             for host in &lab.hosts {
                 host.run(&["xl", "destroy", "web1"])?;
             }

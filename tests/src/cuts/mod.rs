@@ -16,7 +16,7 @@ use unmoved_lab::images::KernelFiles;
 use unmoved_lab::{Guest, GuestPlan, Host, Lab};
 
 use self::act::Armed;
-use crate::{agents, direct::UNMOVED, unnoticed};
+use crate::{agents, direct::UNMOVED, load::Load, unnoticed};
 
 pub use table::{Cut, End, Moment, Run};
 
@@ -60,7 +60,7 @@ impl Cuts {
             agents::keep_state(host, true)?;
             agents::run_daemon(host)?;
         }
-        let mut plan = unnoticed::plan(kernel)?;
+        let mut plan = unnoticed::plan(kernel, Load::Steady)?;
         plan.memory_mib = MEMORY;
         plan.arguments += CALM;
         let guest = create(&plan, lab.host(0))?;

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use unmoved_lab::images::GuestKernel;
 use unmoved_lab::tools::Tools;
 use unmoved_lab::{Config, Guest, Host, Lab};
+use unmoved_tests::load::Load;
 use unmoved_tests::unnoticed;
 use unmoved_tests::within::{MOMENT, Way, reported};
 
@@ -45,7 +46,7 @@ impl Moves {
         let kernel = GuestKernel::Debian12.get(&Tools::get()?)?;
         let hosts = if self.within { 1 } else { 2 };
         Lab::run("moves", &Config::hosts(hosts), |lab| {
-            let mut plan = unnoticed::plan(&kernel)?;
+            let mut plan = unnoticed::plan(&kernel, Load::Full)?;
             plan.memory_mib = self.memory;
             let mut at = 0;
             let mut guest = plan.create(lab.host(at))?;
