@@ -1,14 +1,13 @@
 //! What an agent can do, as XML in libvirt's form, exchanged before every session.
 //!
 //! `<host><migration_features>` with `<live/>` and `<uri_transports>` is libvirt's; what is ours stands
-//! beside it.  The intersection of both ends is used.  What an agent does not know it keeps and passes
-//! on, so that a newer one finds it again.
+//! beside it.  The intersection of both ends is used.  What an agent does not know it keeps: an operator
+//! sees it, and it is in the intersection as soon as both have it.
 
 use std::collections::BTreeSet;
 
-use quick_xml::events::attributes::Attribute;
+use quick_xml::escape::unescape;
 use quick_xml::events::{BytesEnd, BytesStart, BytesText, Event};
-use quick_xml::name::QName;
 use quick_xml::{Reader, Writer};
 
 /// Longest document.
@@ -22,7 +21,7 @@ pub const STREAM: u32 = 3;
 /// What no migration is begun without: the rest is used if both have it.
 const NEEDED: [&str; 3] = ["live", "journal", "zero_pages"];
 
-/// An XML element.
+/// An XML element; nothing in it is escaped.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Element {
     name: String,
@@ -206,11 +205,16 @@ impl Element {
                     open.last_mut().ok_or("no root")?.children.push(element);
                 }
                 Event::End(_) => {
-                    let element = open.pop().ok_or("no root")?;
+                    let mut element = open.pop().ok_or("no root")?;
+                    element.text = element.text.trim().to_owned();
                     open.last_mut().ok_or("no root")?.children.push(element);
                 }
-                Event::Text(text) => {
-                    open.last_mut().ok_or("no root")?.text += text.trim();
+                Event::Text(text) => open.last_mut().ok_or("no root")?.text += &text,
+                Event::CData(text) => open.last_mut().ok_or("no root")?.text += &text,
+                Event::GeneralRef(name) => {
+                    let reference = format!("&{};", &*name);
+                    let text = unescape(&reference).map_err(|error| error.to_string())?;
+                    open.last_mut().ok_or("no root")?.text += &text;
                 }
                 Event::Eof => break,
                 Event::DocType(_) => return Err("capabilities need no document type".to_owned()),
@@ -226,11 +230,9 @@ impl Element {
         let mut element = Self::new(start.name().as_ref());
         for attribute in start.attributes() {
             let attribute = attribute.map_err(|error| error.to_string())?;
-            // The value stays as it is written, escaped.
+            let value = unescape(&attribute.value).map_err(|error| error.to_string())?;
             let name = attribute.key.as_ref().to_owned();
-            element
-                .attributes
-                .push((name, attribute.value.into_owned()));
+            element.attributes.push((name, value.into_owned()));
         }
         Ok(element)
     }
@@ -238,10 +240,7 @@ impl Element {
     fn write(&self, writer: &mut Writer<Vec<u8>>) -> std::io::Result<()> {
         let mut start = BytesStart::new(&*self.name);
         for (name, value) in &self.attributes {
-            start.push_attribute(Attribute {
-                key: QName(name),
-                value: value.into(),
-            });
+            start.push_attribute((name.as_str(), value.as_str()));
         }
         if self.text.is_empty() && self.children.is_empty() {
             return writer.write_event(Event::Empty(start));

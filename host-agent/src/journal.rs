@@ -125,6 +125,18 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
     }
 }
 
+/// Makes a folder for journals, one that a loss of power does not take away.
+///
+/// # Errors
+/// If it cannot be made.
+pub fn folder(path: &Path) -> io::Result<()> {
+    fs::create_dir_all(path)?;
+    match path.parent() {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
 /// Removes journals that were put away, and written last, longer ago than this.
 ///
 /// # Errors

@@ -140,7 +140,7 @@ pub fn ours(
     let count = Count::default();
     let figure = image.measure(|| {
         thread::scope(|scope| {
-            let receiving = scope.spawn(|| receive(far, &count, &watch));
+            let receiving = scope.spawn(|| receive(far, &count, &watch, &|_| ()));
             let sender = Sender::new(near, control.clone())?;
             for number in 0..image.number {
                 let index = number % batches.len();

@@ -27,6 +27,22 @@ fn what_is_not_known_is_kept() {
 }
 
 #[test]
+fn what_is_escaped_stays_what_it_says() {
+    let future = document(
+        "<live/><warp factor='a\"b&lt;c&#33;'> a &amp; <![CDATA[<b>]]> c</warp><empty of=\"&quot;\"/>",
+    );
+    let known = Capabilities::from_xml(&future).unwrap();
+    let warp = known.features.child("warp").unwrap();
+    assert_eq!(warp.text, "a & <b> c");
+    let attribute = ("factor".to_owned(), "a\"b<c!".to_owned());
+    assert_eq!(warp.attributes, [attribute]);
+    assert_eq!(Capabilities::from_xml(&known.to_xml()), Ok(known));
+    for wrong in ["<live/>&nonsense;", "<live a='&nonsense;'/>"] {
+        Capabilities::from_xml(&document(wrong)).unwrap_err();
+    }
+}
+
+#[test]
 fn only_what_both_can_do_is_used() {
     let other = document(
         "<live/><parallel>8</parallel><compression>lz4</compression><uri_transports>\

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 
-use super::{show, watch};
+use super::{doctor, show, watch};
 use crate::config;
 use crate::daemon::local::{Ask, Told};
 use crate::job::{Compression, JobOptions, OnTimeout};
@@ -85,9 +85,9 @@ pub(super) enum Command {
 /// Where a guest is to run.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum Side {
-    /// At the source
+    /// On this host; you vouch that the other host's copy does not run
     Here,
-    /// At the destination
+    /// On the other host; at the destination, the copy here is thrown away
     There,
 }
 
@@ -117,14 +117,14 @@ pub(super) struct Guest {
     /// Name at the destination, if another one
     #[arg(long, value_name = "NAME")]
     dname: Option<String>,
-    /// Longest blackout to aim at
+    /// Longest blackout to aim at; a guest that writes too fast has a longer one, unless there is a --timeout
     #[arg(long, value_name = "MS", default_value_t = 300)]
     max_downtime: u64,
     /// Longest time to copy with the guest running
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
-    /// What happens then
-    #[arg(long, value_enum, default_value = "abort")]
+    /// What happens when that, or --max-rounds, is over
+    #[arg(long, value_enum, default_value = "abort", requires = "timeout")]
     on_timeout: Late,
     /// Most rounds with the guest running
     #[arg(long, value_name = "N", default_value_t = 30)]
@@ -225,7 +225,10 @@ impl Command {
             Self::Hosts => Ask::Hosts,
             Self::Doctor => Ask::Doctor,
         };
-        let answer = one(socket, &ask)?;
+        let answer = match one(socket, &ask) {
+            Err(why) if matches!(ask, Ask::Doctor) => doctor::without_daemon(&why),
+            answer => answer?,
+        };
         if json {
             println!("{}", serde_json::to_string_pretty(&answer)?);
         } else {

@@ -6,6 +6,7 @@
 
 mod agent;
 mod direct;
+mod doctor;
 mod papers;
 mod show;
 mod stream;
@@ -68,6 +69,9 @@ pub fn main() -> ExitCode {
         }
         Err(error) => error.exit(),
     };
+    // What only `unmoved direct` has to say.  Programs want nothing but their object, unless they ask.
+    let default = if arguments.json { "off" } else { "warn" };
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default)).init();
     let result = match arguments.command {
         Command::Agent(command) => command.run(&arguments.socket, arguments.json),
         Command::Pki(command) => command.run(arguments.json),

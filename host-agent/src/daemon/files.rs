@@ -95,8 +95,8 @@ impl Daemon {
         self.add(&job);
         let (daemon, running) = (self.clone(), job.clone());
         spawn("file", move || {
-            let done = work(&daemon, &running);
-            running.end(done.map_err(|error| error.to_string()));
+            let done = work(&daemon, &running).map_err(|error| error.to_string());
+            daemon.over(&running, done);
         })
         .inspect_err(|error| job.end(Err(error.to_string())))?;
         Ok(job)

@@ -57,11 +57,10 @@ impl Link {
         self.watch.hurry();
     }
 
-    /// Step 0: what both can do, and what the host is.
+    /// Step 0: what the peer can do, and what its host is.
     pub(super) fn meet(&mut self, options: &JobOptions) -> Result<(Capabilities, HostFacts)> {
-        let ours = Capabilities::ours();
         let answer = self.ask(&ToPeer::Meet {
-            capabilities: ours.to_xml(),
+            capabilities: Capabilities::ours().to_xml(),
             parameters: Parameters {
                 uri: Some(format!("{TRANSPORT}://{}", self.address)),
                 dname: options.destination_name.clone(),
@@ -77,7 +76,7 @@ impl Link {
             return Err(senseless(&answer));
         };
         let theirs = Capabilities::from_xml(&capabilities).map_err(Error::Peer)?;
-        Ok((ours.intersection(&theirs), facts))
+        Ok((theirs, facts))
     }
 
     /// Whether the destination could reserve this.
@@ -127,6 +126,19 @@ impl Link {
             FromPeer::Probed => Ok(begun.elapsed()),
             answer => Err(senseless(&answer)),
         }
+    }
+
+    /// As [`Link::call`], but `watch` may end the waiting; the connection is of no use then.
+    pub(super) fn call_unless(
+        &mut self,
+        watch: Arc<Watch>,
+        session: SessionId,
+        order: &Order,
+    ) -> Result<(Answer, Option<Ticket>)> {
+        self.stream.sock.set_watch(watch);
+        let called = self.call(session, order);
+        self.stream.sock.set_watch(self.watch.clone());
+        called
     }
 
     /// Calls the destination's method.

@@ -265,11 +265,12 @@ fn hosts(daemon: &Daemon) -> Value {
         let met = super::link::Link::connect(&daemon.identity, peer)
             .and_then(|mut link| Ok((link.meet(control.options())?, link.probe(&control)?)));
         match met {
-            Ok(((both, facts), way)) => json!({
+            Ok(((theirs, facts), way)) => json!({
                 "name": peer.name, "address": peer.address, "reachable": true,
                 "xen_version": facts.xen_version, "free_memory_bytes": facts.free_memory_bytes,
                 "bytes_per_second": way.round(),
-                "migration_features": both.to_xml(),
+                "capabilities": theirs.to_xml(),
+                "migration_features": Capabilities::ours().intersection(&theirs).to_xml(),
             }),
             Err(error) => json!({
                 "name": peer.name, "address": peer.address, "reachable": false,
@@ -302,9 +303,10 @@ fn doctor(daemon: &Daemon) -> Value {
         check(&format!("peer {name}"), problem);
     }
     for job in daemon.jobs() {
-        let status = job.status(u64::MAX);
-        if status.is_held {
-            check(&format!("job {}", job.id), status.waiting);
+        // For an operator, or for a host that does not answer.
+        let waiting = job.status(u64::MAX).waiting;
+        if waiting.is_some() {
+            check(&format!("job {}", job.id), waiting);
         }
     }
     Value::Array(checks)

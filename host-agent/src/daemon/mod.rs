@@ -35,7 +35,6 @@ mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -48,6 +47,7 @@ use serde_json::json;
 use crate::audit::Audit;
 use crate::config::Config;
 use crate::job::{Control, Error, Host, JobOptions, Result};
+use crate::journal;
 use crate::predict::Prediction;
 use crate::save::INCOMING;
 use crate::session::{Locks, SessionId};
@@ -113,7 +113,7 @@ impl Daemon {
             .map_err(Error::io("certificates"))?;
         for folder in ["source", "destination"] {
             let folder = config.state.join(folder);
-            fs::create_dir_all(&folder)
+            journal::folder(&folder)
                 .map_err(Error::io(format!("cannot make {}", folder.display())))?;
         }
         let alone = Alone::with(&config.state)?;
@@ -200,6 +200,13 @@ impl Daemon {
         })
         .inspect_err(|error| job.end(Err(error.to_string())))?;
         Ok(job)
+    }
+
+    /// The job is over, and that is written down.
+    fn over(&self, job: &Job, result: std::result::Result<(), String>) {
+        let more = json!({ "job": job.id, "failed": result.as_ref().err() });
+        self.audit.write("agent", "ended", &more);
+        job.end(result);
     }
 
     /// Does what a migration does up to where it would have an effect, and predicts the rest.

@@ -19,16 +19,17 @@ impl Daemon {
             journal::sessions(folder)
                 .map_err(Error::io(format!("cannot read {}", folder.display())))
         };
-        for end in ["source", "destination"] {
-            if let Err(error) = journal::prune(&self.folder(end), KEPT) {
-                log::warn!("old journals of the {end} stay: {error}");
-            }
-        }
         for session in read(&self.folder("destination"))? {
             Incoming::recover(self, session)?;
         }
         for session in read(&self.folder("source"))? {
             outgoing::recover(self, session)?;
+        }
+        // What is over and old has been put away just now.
+        for end in ["source", "destination"] {
+            if let Err(error) = journal::prune(&self.folder(end), KEPT) {
+                log::warn!("old journals of the {end} stay: {error}");
+            }
         }
         // What this does not find costs a guest time, and no more.
         let domains = self.host.domains().unwrap_or_else(|error| {

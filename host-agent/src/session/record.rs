@@ -94,6 +94,22 @@ pub enum DestinationRecord {
 }
 
 impl SourceRecord {
+    /// What the state is called where people read it.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Begun { .. } => "begun",
+            Self::Suspending => "suspending",
+            Self::HandedOver => "handed over",
+            Self::Released => "released",
+            Self::Done => "done",
+            Self::Aborting { .. } => "aborting",
+            Self::Resumed { .. } => "resumed",
+            Self::Aborted { .. } => "aborted",
+            Self::Held { .. } => "held",
+        }
+    }
+
     /// Nothing is left to do.
     #[must_use]
     pub const fn is_final(&self) -> bool {
@@ -113,6 +129,22 @@ impl SourceRecord {
 }
 
 impl DestinationRecord {
+    /// What the state is called where people read it.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Reserved { .. } => "reserved",
+            Self::Received => "received",
+            Self::Taken { .. } => "taken",
+            Self::Adopted => "adopted",
+            Self::Running => "running",
+            Self::Discarded { .. } => "discarded",
+            Self::Lost { .. } => "lost",
+            Self::Forgotten { .. } => "forgotten",
+            Self::Retired { .. } => "retired",
+        }
+    }
+
     /// Nothing is left to do, and no resources are held.
     #[must_use]
     pub const fn is_final(&self) -> bool {

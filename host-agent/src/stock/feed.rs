@@ -60,7 +60,9 @@ pub(super) fn feed<R: Read>(
                     record.forward(&mut whole).map_err(unreadable)?;
                     sink.bytes(&whole)?;
                 }
-                Kind::Libxl(libxl::Content::LibxcContext | libxl::Content::End) => {}
+                Kind::Libxl(
+                    libxl::Content::LibxcContext | libxl::Content::Optional | libxl::Content::End,
+                ) => {}
                 Kind::Libxl(_) => {
                     return Err(Error::Refused(
                         "the domain has an emulator: only a guest in a shim can be received"

@@ -44,12 +44,13 @@ struct Shared<'a> {
     lanes: usize,
     meeting: Mutex<Meeting>,
     met: Condvar,
+    tell: &'a (dyn Fn(Received) + Sync),
     taken: AtomicU64,
     wire: AtomicU64,
 }
 
 /// Receives a whole stream; returns when every connection has brought its end.  `watch` must be that of
-/// the connections: when one fails, it stops the others.
+/// the connections: when one fails, it stops the others.  `tell` learns of each frame what has arrived so far.
 ///
 /// # Errors
 /// [`Error::Peer`] if a connection fails or the peer breaks the rules, [`Error::Xen`] if the sink fails.
@@ -57,6 +58,7 @@ pub fn receive(
     connections: Vec<Box<dyn Duplex>>,
     sink: &dyn Sink,
     watch: &Watch,
+    tell: &(dyn Fn(Received) + Sync),
 ) -> Result<Received> {
     let shared = Shared {
         sink,
@@ -64,6 +66,7 @@ pub fn receive(
         lanes: connections.len(),
         meeting: Mutex::default(),
         met: Condvar::new(),
+        tell,
         taken: AtomicU64::new(0),
         wire: AtomicU64::new(0),
     };
@@ -242,9 +245,11 @@ fn read_all(from: &mut (impl Read + ?Sized), pieces: &mut [IoSliceMut<'_>]) -> i
 
 impl Shared<'_> {
     fn count(&self, raw: usize, wire: usize) {
-        self.taken.fetch_add(raw as u64, Ordering::Relaxed);
-        self.wire
-            .fetch_add((wire + Header::SIZE) as u64, Ordering::Relaxed);
+        let (raw, wire) = (raw as u64, (wire + Header::SIZE) as u64);
+        (self.tell)(Received {
+            taken: self.taken.fetch_add(raw, Ordering::Relaxed) + raw,
+            wire: self.wire.fetch_add(wire, Ordering::Relaxed) + wire,
+        });
     }
 
     /// Waits until all connections stand at the same barrier; the last one tells the sink.

@@ -36,6 +36,7 @@ struct State {
     fails_to_build: bool,
     fails_to_fill: bool,
     is_stuck: bool,
+    holds_build: bool,
 }
 
 /// A host; its clones are the same.
@@ -106,6 +107,11 @@ impl Fake {
     /// The toolstack lives, but takes no pages any more until it is killed.
     pub fn get_stuck(&self) {
         self.state.lock().is_stuck = true;
+    }
+
+    /// Building takes until this is undone.
+    pub fn hold_build(&self, holds: bool) {
+        self.state.lock().holds_build = holds;
     }
 
     /// With the first pages that arrive.

@@ -20,7 +20,7 @@ mod watching;
 use daemons::Pair;
 use event_listener::Listener;
 use unmoved::daemon::Job;
-use unmoved::job::{Compression, JobOptions, Presence};
+use unmoved::job::{Compression, JobOptions, Phase, Presence};
 
 /// Waits for the job's end.
 pub fn ended(job: &Job) -> Result<(), String> {
@@ -66,6 +66,9 @@ fn a_guest_is_moved_with_all_its_memory() {
         assert!(report.bytes_on_wire > 0 && report.rounds == 2);
         assert!(report.predicted_blackout_ms.is_some() && report.predicted_total_ms.is_some());
         assert_eq!(status.statistics.success, Some(true));
+        let arrived = pair.right.jobs().pop().unwrap().status(0).statistics;
+        assert!(arrived.memory_processed > 0);
+        assert!(arrived.wire_bytes > 0 && arrived.wire_bytes <= status.statistics.wire_bytes);
         // And back again, under another name.
         let options = JobOptions {
             destination_name: Some("other".to_owned()),
@@ -100,6 +103,64 @@ fn an_abort_leaves_the_guest_where_it_was() {
         .migrate("test", "guest", "b", JobOptions::default())
         .unwrap();
     ended(&job).unwrap();
+}
+
+/// It stands still, and the destination may build for minutes.
+#[test]
+fn an_abort_while_the_destination_builds_lets_the_guest_go_on_at_once() {
+    let pair = Pair::start();
+    pair.a.add("guest", "u-1");
+    pair.b.hold_build(true);
+    let options = JobOptions::default();
+    let job = pair.left.migrate("test", "guest", "b", options).unwrap();
+    until(&job, || job.status(0).phase == Phase::Building);
+    assert_ne!(pair.a.presence("u-1"), Presence::Running);
+    assert!(job.control.abort());
+    until(&job, || pair.a.presence("u-1") == Presence::Running);
+    assert!(job.result().is_none(), "the destination is not told yet");
+    pair.b.hold_build(false);
+    let why = ended(&job).unwrap_err();
+    assert!(why.contains("aborted") && !why.contains("answer"), "{why}");
+    assert_eq!(pair.a.presence("u-1"), Presence::Running);
+    until(&job, || pair.b.presence("u-1") == Presence::Absent);
+}
+
+#[test]
+fn a_guest_is_left_paused_where_it_arrives_if_that_is_asked_for() {
+    let pair = Pair::start();
+    pair.a.add("guest", "u-1");
+    let options = JobOptions {
+        leave_paused: true,
+        ..JobOptions::default()
+    };
+    let job = pair.left.migrate("test", "guest", "b", options).unwrap();
+    ended(&job).unwrap();
+    assert_eq!(pair.a.presence("u-1"), Presence::Absent);
+    assert_eq!(pair.b.presence("u-1"), Presence::Paused);
+    assert_eq!(pair.b.name("u-1"), "guest");
+}
+
+#[test]
+fn two_guests_cannot_have_the_same_name_at_the_destination() {
+    let pair = Pair::start();
+    pair.a.add("first", "u-1");
+    pair.a.add("second", "u-2");
+    pair.a.hold_live(true);
+    let named = || JobOptions {
+        destination_name: Some("web1".to_owned()),
+        ..JobOptions::default()
+    };
+    let first = pair.left.migrate("test", "first", "b", named()).unwrap();
+    until(&first, || pair.b.presence("u-1") == Presence::Partial);
+    let second = pair.left.migrate("test", "second", "b", named()).unwrap();
+    let why = ended(&second).unwrap_err();
+    assert!(why.contains("web1"), "{why}");
+    assert_eq!(pair.a.presence("u-2"), Presence::Running);
+    assert_eq!(pair.b.presence("u-2"), Presence::Absent);
+    // It has done nothing to the first.
+    pair.a.hold_live(false);
+    ended(&first).unwrap();
+    assert_eq!(pair.b.name("u-1"), "web1");
 }
 
 #[test]

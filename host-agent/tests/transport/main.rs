@@ -108,7 +108,7 @@ fn what_goes_in_comes_out_over_any_number_of_connections() {
                 }
                 let record = Record::default();
                 let (sent, received) = thread::scope(|scope| {
-                    let receiving = scope.spawn(|| receive(far, &record, &watch).unwrap());
+                    let receiving = scope.spawn(|| receive(far, &record, &watch, &|_| ()).unwrap());
                     let sender = Sender::new(near, control.clone()).unwrap();
                     give(&sender, noise);
                     (sender.finish().unwrap(), receiving.join().unwrap())
@@ -137,7 +137,7 @@ fn a_connection_that_breaks_ends_both_ends() {
     let far: Vec<Box<dyn Duplex>> = vec![Box::new(Socket::new(b, watch.clone()).unwrap())];
     thread::scope(|scope| {
         let watch = &watch;
-        let receiving = scope.spawn(move || receive(far, &Record::default(), watch));
+        let receiving = scope.spawn(move || receive(far, &Record::default(), watch, &|_| ()));
         let sender = Sender::new(near, control).unwrap();
         sender.bytes(b"header").unwrap();
         breaker.shutdown(std::net::Shutdown::Both).unwrap();
@@ -165,7 +165,7 @@ fn a_peer_that_breaks_the_rules_is_refused() {
         let (mut near, far) = tcp();
         let far: Vec<Box<dyn Duplex>> = vec![Box::new(Socket::new(far, watch.clone()).unwrap())];
         near.write_all(&case).unwrap();
-        assert!(receive(far, &Record::default(), &watch).is_err());
+        assert!(receive(far, &Record::default(), &watch, &|_| ()).is_err());
     }
 }
 
@@ -180,7 +180,7 @@ fn parted(kinds: [u8; 2], watch: &Arc<Watch>) -> Result<unmoved::transport::Rece
         near.push(a);
         far.push(Box::new(Socket::new(b, watch.clone()).unwrap()));
     }
-    receive(far, &Record::default(), watch)
+    receive(far, &Record::default(), watch, &|_| ())
 }
 
 #[test]

@@ -64,7 +64,8 @@ impl Incoming {
             let connections: Vec<Box<dyn Duplex>> = connections
                 .recv()
                 .map_err(|_| Error::Peer("the stream never began".to_owned()))?;
-            receive(connections, &*sink, &watch).inspect_err(|error| {
+            let tell = |so_far| this.show_arrived(so_far);
+            receive(connections, &*sink, &watch, &tell).inspect_err(|error| {
                 log::debug!("session {}: the stream ends: {error}", this.session);
                 if let Error::Xen(why) = error {
                     *this.failure.lock() = Some(why.clone());
@@ -86,6 +87,14 @@ impl Incoming {
         Ok(())
     }
 
+    /// Connections tell of it side by side, so the word of one may be older than what is shown.
+    fn show_arrived(&self, so_far: Received) {
+        self.job.control.update(|statistics| {
+            statistics.wire_bytes = statistics.wire_bytes.max(so_far.wire);
+            statistics.memory_processed = statistics.memory_processed.max(so_far.taken);
+        });
+    }
+
     pub(super) fn finish(&self, inner: &mut Inner, sent: u64) -> Result<()> {
         *self.lanes.lock() = None;
         self.job
@@ -100,10 +109,6 @@ impl Incoming {
                 received.taken
             )));
         }
-        self.job.control.update(|statistics| {
-            statistics.wire_bytes = received.wire;
-            statistics.memory_processed = received.taken;
-        });
         self.destination(inner)?.finish()?;
         inner.daemon.locks.lock().built(self.session);
         Ok(())

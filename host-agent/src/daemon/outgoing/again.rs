@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Outgoing, RETRY, state_name};
+use super::{Outgoing, RETRY};
 use crate::config::Peer;
 use crate::daemon::job::{Direction, Job};
 use crate::daemon::{Daemon, spawn};
@@ -49,7 +49,7 @@ pub(in crate::daemon) fn recover(daemon: &Arc<Daemon>, session: SessionId) -> Re
     let presence = source.presence()?;
     job.control.tell(format!(
         "the agent was restarted; the journal says {}, the guest is {presence:?}",
-        machine.record().map_or("nothing", state_name),
+        machine.record().map_or("nothing", SourceRecord::name),
     ));
     daemon.add(&job);
     let source = if let Some(result) = machine.record().and_then(SourceRecord::ended) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use crate::capabilities::STREAM;
+use crate::capabilities::{Capabilities, STREAM};
 use crate::config::Peer;
 use crate::daemon::Daemon;
 use crate::daemon::link::Link;
@@ -49,7 +49,8 @@ pub(super) fn meet(
 ) -> Result<Met> {
     let options = control.options();
     let mut link = Link::connect(&daemon.identity, peer)?;
-    let (both, there) = link.meet(options)?;
+    let (theirs, there) = link.meet(options)?;
+    let both = Capabilities::ours().intersection(&theirs);
     both.suffice()
         .map_err(|why| Error::Refused(format!("{} {why}", peer.name)))?;
     if there.stream_version < STREAM {

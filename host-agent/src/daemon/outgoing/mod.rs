@@ -73,7 +73,7 @@ pub(super) fn run(
         Err(error) => {
             // Nothing has happened but that the guest was watched; that ends with the source.
             drop(source);
-            return over(daemon, job, Err(error.to_string()));
+            return daemon.over(job, Err(error.to_string()));
         }
     };
     job.predict(met.prediction);
@@ -84,15 +84,8 @@ pub(super) fn run(
         met.prediction.blackout_ms
     ));
     if let Err(error) = begin(daemon, job, session, source, peer, met) {
-        over(daemon, job, Err(error.to_string()));
+        daemon.over(job, Err(error.to_string()));
     }
-}
-
-/// The job is over, and that is written down.
-fn over(daemon: &Daemon, job: &Job, result: std::result::Result<(), String>) {
-    let more = json!({ "job": job.id, "failed": result.as_ref().err() });
-    daemon.audit.write("agent", "ended", &more);
-    job.end(result);
 }
 
 fn begin(
@@ -168,7 +161,7 @@ impl Outgoing<'_> {
                     {
                         log::warn!("session {}: the journal stays: {error}", self.session);
                     }
-                    return over(self.daemon, self.job, result);
+                    return self.daemon.over(self.job, result);
                 }
             };
             next = self.machine.step(event);
@@ -176,7 +169,7 @@ impl Outgoing<'_> {
     }
 
     fn journal(&mut self, record: &SourceRecord) -> std::result::Result<(), String> {
-        let more = json!({ "job": self.job.id, "state": state_name(record) });
+        let more = json!({ "job": self.job.id, "state": record.name() });
         self.daemon.audit.write("agent", "journal", &more);
         self.journal
             .append(record)
@@ -209,9 +202,13 @@ impl Outgoing<'_> {
     }
 
     fn call(&mut self, order: &Order) -> SourceEvent {
-        let called = self
-            .linked()
-            .and_then(|(session, link)| link.call(session, order));
+        // The destination may build for minutes, and the guest stands still: an abort ends the waiting.
+        let builds = matches!(order, Order::Receive { .. });
+        let watch = self.watch.clone();
+        let called = self.linked().and_then(|(session, link)| match builds {
+            true => link.call_unless(watch, session, order),
+            false => link.call(session, order),
+        });
         match called {
             Ok((answer, ticket)) => {
                 // A guest that stands still is asked for often; a copy that cannot be discarded is not.
@@ -226,7 +223,11 @@ impl Outgoing<'_> {
             Err(error) => {
                 // Whatever is still under way on it must not be taken for the next answer.
                 self.link = None;
-                SourceEvent::NotAnswered(error.to_string())
+                let aborted = self.job.control.check().err().filter(|_| builds);
+                SourceEvent::NotAnswered(match aborted {
+                    Some(aborted) => aborted.to_string(),
+                    None => format!("the destination does not answer: {error}"),
+                })
             }
         }
     }
@@ -294,18 +295,4 @@ fn guest(source: &mut Option<Box<dyn Source>>) -> Result<&mut (dyn Source + 'sta
 #[expect(clippy::needless_pass_by_value, reason = "it is what map_err gives")]
 fn said(error: Error) -> String {
     error.to_string()
-}
-
-fn state_name(record: &SourceRecord) -> &'static str {
-    match record {
-        SourceRecord::Begun { .. } => "begun",
-        SourceRecord::Suspending => "suspending",
-        SourceRecord::HandedOver => "handed over",
-        SourceRecord::Released => "released",
-        SourceRecord::Done => "done",
-        SourceRecord::Aborting { .. } => "aborting",
-        SourceRecord::Resumed { .. } => "resumed",
-        SourceRecord::Aborted { .. } => "aborted",
-        SourceRecord::Held { .. } => "held",
-    }
 }

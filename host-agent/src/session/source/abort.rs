@@ -105,9 +105,9 @@ impl SourceSession {
                 self.explanation = explanation(reason, answer);
                 None
             }
-            SourceEvent::NotAnswered(why) => Some(self.wait(format!(
-                "aborted ({reason}); the destination cannot be told: {why}"
-            ))),
+            SourceEvent::NotAnswered(why) => {
+                Some(self.wait(format!("aborted ({reason}), but {why}")))
+            }
             _ => None,
         }
     }
@@ -120,10 +120,6 @@ fn explanation(reason: &str, answer: Answer) -> String {
     };
     why.split_once(reason)
         .map_or_else(String::new, |(_, more)| more.to_owned())
-}
-
-pub(super) fn no_answer(why: &str) -> String {
-    format!("the destination does not answer: {why}")
 }
 
 pub(super) fn refusal(answer: Answer) -> String {

@@ -34,7 +34,7 @@ pub enum SourceEvent {
     Destroyed(Result<(), Trouble>),
     /// The destination's answer to [`SourceEffect::Call`].
     Answered(Answer),
-    /// No answer came: the call, or the answer, is lost.
+    /// No answer came, or nobody waits for it any more: why, as a sentence.
     NotAnswered(String),
     /// Time to try again, after [`SourceEffect::Wait`].
     Retry,

@@ -4,7 +4,7 @@ mod abort;
 mod again;
 mod event;
 
-use self::abort::{no_answer, refusal};
+use self::abort::refusal;
 use self::event::is_result;
 use super::{Answer, Order, Request, SourceRecord, Token};
 
@@ -188,7 +188,7 @@ impl SourceSession {
             (SourceRecord::Done, SourceEvent::Answered(_)) => SourceEffect::End(Ok(())),
             (SourceRecord::Aborting { reason }, event) => self.aborting(reason, event),
             (SourceRecord::Resumed { reason }, event) => self.resumed(reason, event),
-            (_, SourceEvent::NotAnswered(why)) => self.wait(format!("no answer: {why}")),
+            (_, SourceEvent::NotAnswered(why)) => self.wait(why),
             // Nothing is under way in the other states.
             _ => self.go_on(),
         }
@@ -200,7 +200,7 @@ impl SourceSession {
             SourceEvent::Answered(Answer::Continue) => self.act(SourceEffect::CopyLive),
             SourceEvent::LiveCopied(Ok(())) => self.journal(SourceRecord::Suspending),
             SourceEvent::LiveCopied(Err(why)) => self.abort(why),
-            SourceEvent::NotAnswered(why) => self.abort(no_answer(&why)),
+            SourceEvent::NotAnswered(why) => self.abort(why),
             SourceEvent::Answered(answer) => self.abort(refusal(answer)),
             _ => self.go_on(),
         }
@@ -217,7 +217,7 @@ impl SourceSession {
             SourceEvent::Answered(Answer::Continue) => self.act(SourceEffect::Seal),
             SourceEvent::Sealed(Ok(())) => self.journal(SourceRecord::HandedOver),
             SourceEvent::RestCopied(Err(why)) | SourceEvent::Sealed(Err(why)) => self.abort(why),
-            SourceEvent::NotAnswered(why) => self.abort(no_answer(&why)),
+            SourceEvent::NotAnswered(why) => self.abort(why),
             SourceEvent::Answered(answer) => self.abort(refusal(answer)),
             _ => self.go_on(),
         }
@@ -250,9 +250,7 @@ impl SourceSession {
             SourceEvent::Answered(Answer::NotYet(why)) => {
                 self.wait(format!("the destination has not taken over yet: {why}"))
             }
-            SourceEvent::NotAnswered(why) => self.wait(format!(
-                "handed over, but the destination does not answer: {why}"
-            )),
+            SourceEvent::NotAnswered(why) => self.wait(format!("handed over, but {why}")),
             _ => self.go_on(),
         }
     }

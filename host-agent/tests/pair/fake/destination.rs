@@ -46,6 +46,9 @@ impl Destination for FakeDestination {
     }
 
     fn finish(&mut self) -> Result<()> {
+        while self.host.state.lock().holds_build {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
         if self.host.state.lock().fails_to_build {
             return Err(Error::Xen("xl: no more loop devices".to_owned()));
         }
@@ -53,12 +56,14 @@ impl Destination for FakeDestination {
         Ok(())
     }
 
-    fn unpause(&mut self, _: bool) -> Result<()> {
+    fn unpause(&mut self, leave_paused: bool) -> Result<()> {
         let needs = self.needs()?;
         let mut state = self.host.state.lock();
         let found = state.domains.get_mut(&needs.uuid);
         let domain = found.ok_or_else(|| Error::Xen("there is no such domain".to_owned()))?;
-        domain.presence = Presence::Running;
+        if !leave_paused {
+            domain.presence = Presence::Running;
+        }
         domain.name.clone_from(&needs.destination_name);
         Ok(())
     }
