@@ -24,7 +24,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// The domain id that every guest believes to have, unless configured otherwise.
+    /// The domain id that every guest believes to have.
     pub const GUEST: DomId = DomId(1);
     /// The domain id that every guest's backends seem to have.
     pub const BACKEND: DomId = DomId(0);
