@@ -130,11 +130,13 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
 /// # Errors
 /// If it cannot be made.
 pub fn folder(path: &Path) -> io::Result<()> {
-    fs::create_dir_all(path)?;
-    match path.parent() {
-        Some(parent) => File::open(parent)?.sync_all(),
-        None => Ok(()),
-    }
+    let path = std::path::absolute(path)?;
+    let missing = path.ancestors().filter(|folder| !folder.exists());
+    let parents: Vec<_> = missing.filter_map(Path::parent).collect();
+    fs::create_dir_all(&path)?;
+    parents
+        .into_iter()
+        .try_for_each(|parent| File::open(parent)?.sync_all())
 }
 
 /// Removes journals that were put away, and written last, longer ago than this.

@@ -225,9 +225,10 @@ impl Command {
             Self::Hosts => Ask::Hosts,
             Self::Doctor => Ask::Doctor,
         };
-        let answer = match one(socket, &ask) {
-            Err(why) if matches!(ask, Ask::Doctor) => doctor::without_daemon(&why),
-            answer => answer?,
+        let answer = match connect(socket) {
+            Ok(stream) => asked(stream, &ask)?,
+            Err(why) if matches!(ask, Ask::Doctor) => doctor::without_daemon(&socket.socket, &why),
+            Err(why) => return Err(why),
         };
         if json {
             println!("{}", serde_json::to_string_pretty(&answer)?);
@@ -264,7 +265,10 @@ impl Follow {
 }
 
 fn one(socket: &Socket, ask: &Ask) -> Result<Value> {
-    let mut stream = connect(socket)?;
+    asked(connect(socket)?, ask)
+}
+
+fn asked(mut stream: UnixStream, ask: &Ask) -> Result<Value> {
     send(&mut stream, ask);
     answer(read_message(&mut stream, MESSAGE_MOST))
 }

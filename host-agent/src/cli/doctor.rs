@@ -1,4 +1,4 @@
-//! `unmoved doctor` where no daemon answers: what would keep one from running here.
+//! `unmoved doctor` where no daemon answers: what would keep one from running here, or from being found.
 
 use std::path::Path;
 
@@ -6,22 +6,38 @@ use serde_json::{Value, json};
 
 use crate::XenHost;
 use crate::config::{self, Config};
+use crate::job::Host;
 use crate::transport::tls::Identity;
 
-/// What a daemon's answer would look like, with what can be seen without one.
-pub(super) fn without_daemon(why: &anyhow::Error) -> Value {
-    let mut checks = vec![check("unmovedd", Some(format!("{why:#}")))];
-    let loaded = Config::load(Path::new(config::PATH));
-    let problem = loaded.as_ref().err().map(ToString::to_string);
-    checks.push(check("configuration", problem));
-    if let Ok(Config { tls, .. }) = loaded {
-        let identity = Identity::load(&tls.authority, &tls.certificate, &tls.key);
-        let problem = identity.err().map(|error| error.to_string());
-        checks.push(check("certificates", problem));
+/// What a daemon's answer would look like, with what can be seen without one that listens at `socket`.
+pub(super) fn without_daemon(socket: &Path, why: &anyhow::Error) -> Value {
+    let why = format!("{why:#}; its log is `journalctl -u unmovedd`");
+    let mut checks = vec![check("unmovedd", Some(why))];
+    match Config::load(Path::new(config::PATH)) {
+        Ok(config) => {
+            let elsewhere = || format!("it has the daemon listen at {}", config.socket.display());
+            checks.push(check(
+                "configuration",
+                (config.socket != socket).then(elsewhere),
+            ));
+            let tls = &config.tls;
+            let identity = Identity::load(&tls.authority, &tls.certificate, &tls.key);
+            checks.push(check(
+                "certificates",
+                identity.err().map(|error| error.to_string()),
+            ));
+        }
+        Err(error) => checks.push(check("configuration", Some(error.to_string()))),
     }
     // Nothing is changed by opening it.
-    let problem = XenHost::open(0).err().map(|error| error.to_string());
-    checks.push(check("Xen", problem));
+    match XenHost::open(0) {
+        Ok(host) => {
+            checks.push(check("Xen", None));
+            let problems = host.problems().into_iter();
+            checks.extend(problems.map(|problem| check("toolstack", Some(problem))));
+        }
+        Err(error) => checks.push(check("Xen", Some(error.to_string()))),
+    }
     Value::Array(checks)
 }
 

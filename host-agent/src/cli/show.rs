@@ -52,6 +52,10 @@ impl Progress {
             HumanBytes(now.memory_remaining),
             HumanBytes(now.memory_dirty_rate.saturating_mul(PAGE_SIZE as u64)),
         );
+        if status.direction == Direction::Incoming {
+            // Only the source knows how much there is.
+            message = format!("{} have arrived", HumanBytes(now.wire_bytes));
+        }
         if let Some(left) = left(status) {
             message += &format!(", ETA {left:.0} s");
         }

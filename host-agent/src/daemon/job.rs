@@ -1,6 +1,7 @@
 //! A job as it is shown: what it does, how it stands, how it ended.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -62,6 +63,7 @@ pub struct Job {
 struct State {
     domain: String,
     waiting: Option<String>,
+    waits_since: Option<Instant>,
     is_held: bool,
     result: Option<Result<(), String>>,
     prediction: Option<Prediction>,
@@ -69,6 +71,9 @@ struct State {
     decision: Option<Operator>,
     claim: Option<Claim>,
 }
+
+/// Any job may wait so long for the other end.
+const MOMENT: Duration = Duration::from_secs(10);
 
 /// What was predicted, and what came of it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
@@ -192,6 +197,7 @@ impl Job {
         let mut state = self.state.lock();
         let is_new = state.waiting.as_deref() != Some(reason);
         state.waiting = Some(reason.to_owned());
+        state.waits_since.get_or_insert_with(Instant::now);
         state.is_held = is_held;
         drop(state);
         if is_new {
@@ -199,9 +205,19 @@ impl Job {
         }
     }
 
+    /// What it waits for that does not come by itself within a moment, if it does.
+    pub(super) fn hangs(&self) -> Option<String> {
+        let state = self.state.lock();
+        let is_long = state
+            .waits_since
+            .is_some_and(|since| since.elapsed() > MOMENT);
+        state.waiting.clone().filter(|_| state.is_held || is_long)
+    }
+
     pub(super) fn go_on(&self) {
         let mut state = self.state.lock();
         state.waiting = None;
+        state.waits_since = None;
         state.is_held = false;
     }
 

@@ -304,9 +304,8 @@ fn doctor(daemon: &Daemon) -> Value {
     }
     for job in daemon.jobs() {
         // For an operator, or for a host that does not answer.
-        let waiting = job.status(u64::MAX).waiting;
-        if waiting.is_some() {
-            check(&format!("job {}", job.id), waiting);
+        if let Some(reason) = job.hangs() {
+            check(&format!("job {}", job.id), Some(reason));
         }
     }
     Value::Array(checks)

@@ -251,7 +251,7 @@ fn what_an_earlier_session_said_is_of_no_use_on_a_new_connection() {
 
 #[test]
 fn a_user_without_permission_is_refused() {
-    let attacked = Attacked::begin();
+    let attacked = Attacked::beside(Pair::prepare().strict().go());
     local::serve(&attacked.pair.left).unwrap();
     let command = |arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_unmoved"));

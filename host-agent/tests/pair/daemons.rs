@@ -1,5 +1,6 @@
 //! A pair of daemons on hosts in memory.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 
@@ -19,6 +20,7 @@ pub struct Stopped {
     pub folder: tempfile::TempDir,
     addresses: [SocketAddr; 2],
     metrics: SocketAddr,
+    allowed: BTreeSet<u32>,
 }
 
 /// Two hosts with their daemons.
@@ -59,6 +61,8 @@ impl Pair {
             folder,
             addresses: [left, right],
             metrics,
+            // Tests need not be root.
+            allowed: [ALLOWED, rustix::process::geteuid().as_raw()].into(),
         };
         for (host, end) in [("a", "source"), ("b", "destination")] {
             std::fs::create_dir_all(prepared.folder.path().join(host).join(end)).unwrap();
@@ -68,6 +72,12 @@ impl Pair {
 }
 
 impl Stopped {
+    /// Lets nobody but root and [`ALLOWED`] use the agents.
+    pub fn strict(mut self) -> Self {
+        self.allowed = [ALLOWED].into();
+        self
+    }
+
     fn config(&self, host: &str, listen: SocketAddr) -> Config {
         let pki = self.folder.path().join("pki");
         let names = ["a", "b"].into_iter().zip(self.addresses);
@@ -77,8 +87,7 @@ impl Stopped {
             state: self.folder.path().join(host),
             socket: self.folder.path().join(format!("{host}.sock")),
             metrics: (host == "a").then_some(self.metrics),
-            // Tests need not be root.
-            allow_uids: [ALLOWED, rustix::process::geteuid().as_raw()].into(),
+            allow_uids: self.allowed.clone(),
             copying_weight: 0,
             tls: Tls {
                 authority: pki.join(pki::AUTHORITY),
