@@ -12,7 +12,7 @@ use crate::machine::Machine;
 use crate::profile::Sampler;
 
 /// Limit of commands and copies for which none is given: long enough for a loaded machine.
-pub const LIMIT: Duration = Duration::from_secs(300);
+pub const LIMIT: Duration = Duration::from_secs(600);
 
 /// What makes a host out of the common snapshot; not in the image, so that it can change without a boot.
 const ARRIVE: &str = include_str!("../../images/dom0/arrive");

@@ -16,7 +16,7 @@ use crate::direct::UNMOVED;
 /// Longest time of a migration, on a loaded machine.
 const MOVE: Duration = Duration::from_secs(600);
 /// Longest time of anything that takes a moment.
-const MOMENT: Duration = Duration::from_secs(120);
+const MOMENT: Duration = Duration::from_secs(300);
 const DAEMON: &str = "/root/unmovedd";
 const FOLDER: &str = "/etc/unmoved";
 /// Where the daemons keep their journals, and the disk of each host that can be mounted there.
@@ -160,12 +160,13 @@ pub fn refused(host: &Host, words: &[&str]) -> Result<String> {
     Ok(output.stderr)
 }
 
-/// Begins to move a guest; gives the job.
+/// Begins to move a guest, with these options; gives the job.
 ///
 /// # Errors
 /// If the daemon refuses.
-pub fn begin(guest: &str, from: &Host, to: &Host) -> Result<String> {
-    let begun = ask(from, &["migrate", "--detach", guest, to.name()])?;
+pub fn begin(guest: &str, from: &Host, to: &Host, options: &[&str]) -> Result<String> {
+    let words = [&["migrate", "--detach", guest, to.name()], options].concat();
+    let begun = ask(from, &words)?;
     let job = begun["job"].as_str();
     Ok(job.context("the daemon gave no job")?.to_owned())
 }

@@ -54,7 +54,7 @@ pub fn by(sender: Sender, receiver: &str, guest: &str, from: &Host, to: &Host) -
     sending.end_input()?;
     let sent = sending.wait(MOVE)?;
     let total = begun.elapsed();
-    let received = receiving.wait(Duration::from_secs(120));
+    let received = receiving.wait(Duration::from_secs(300));
     let received = received.context("the receiver did not end")?;
     ensure!(
         sent.code == 0,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use unmoved_lab::{Guest, Host};
 
-const MOMENT: Duration = Duration::from_secs(120);
+const MOMENT: Duration = Duration::from_secs(300);
 /// Puts a disk of 16 MiB behind a loop device; its number is the argument.
 const SPARE_DISK: &str = "dd if=/dev/zero of=/root/spare$1 bs=1M count=16 2>/dev/null && \
     losetup /dev/loop$1 /root/spare$1";

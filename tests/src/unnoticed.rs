@@ -18,11 +18,11 @@ use unmoved_workload::report::parse_line;
 use crate::load::Load;
 
 /// Longest time from creation to a running user space, on a loaded machine.
-const BOOT: Duration = Duration::from_secs(300);
+const BOOT: Duration = Duration::from_secs(600);
 /// Longest time of a migration, on a loaded machine.
 const MOVE: Duration = Duration::from_secs(600);
 /// Longest time of anything that takes a moment in the guest.
-const MOMENT: Duration = Duration::from_secs(120);
+const MOMENT: Duration = Duration::from_secs(300);
 /// The peer program on a host.
 const PEER: &str = "/root/unmoved-peer";
 /// The guest's address.

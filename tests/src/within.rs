@@ -10,7 +10,7 @@ use unmoved_lab::{Guest, Host};
 /// Longest time of a move, on a loaded machine.
 pub const MOVE: Duration = Duration::from_secs(900);
 /// Longest time of anything that takes a moment in the guest.
-pub const MOMENT: Duration = Duration::from_secs(120);
+pub const MOMENT: Duration = Duration::from_secs(300);
 /// Where saved guests are put: the host's own disk, larger than its memory.
 pub const FILE: &str = "/dev/vdb";
 

@@ -14,8 +14,8 @@ use unmoved_tests::direct::{self, RECEIVE, Sender, UNMOVED, XL_RECEIVE};
 use unmoved_tests::load::Load;
 use unmoved_tests::{agents, unnoticed};
 
-const BOOT: Duration = Duration::from_secs(300);
-const MOMENT: Duration = Duration::from_secs(120);
+const BOOT: Duration = Duration::from_secs(600);
+const MOMENT: Duration = Duration::from_secs(300);
 /// All that the guest sees is read and hashed: minutes where other work takes the processors.
 const LONG: Duration = Duration::from_secs(900);
 const FILE: &str = "/root/web1.save";
@@ -104,9 +104,8 @@ fn others_are_left_alone(guest: &str, from: &Host, to: &Host) -> Result<()> {
 /// A save by the toolstack that came and went while an agent copies, by itself or because somebody killed it,
 /// has taken the record of writes with it: the agent gives up, and the guest stays whole where it is.
 fn overtaken(guest: &str, from: &Host, to: &Host, save: &str, end: &str) -> Result<()> {
-    let slowly = ["migrate", "--detach", "--bandwidth", "1M", guest, to.name()];
-    let begun = agents::ask(from, &slowly)?;
-    let watch = agents::watch(from, begun["job"].as_str().unwrap_or_default())?;
+    let job = agents::begin(guest, from, to, &["--bandwidth", "1M"])?;
+    let watch = agents::watch(from, &job)?;
     watch.stderr.wait_for("round 1", MOMENT)?;
     let saved = from.ok(&["sh", "-c", save, "sh", guest])?;
     ensure!(saved.contains(end), "{saved}");
@@ -161,7 +160,7 @@ fn looked_at(guest: &str, from: &Host, to: &Host) -> Result<()> {
 
 /// A job in the middle can be watched and aborted; nobody else gets the guest meanwhile.
 fn aborted(guest: &str, from: &Host, to: &Host) -> Result<()> {
-    let job = agents::begin(guest, from, to)?;
+    let job = agents::begin(guest, from, to, &["--bandwidth", "1M"])?;
     let watch = agents::watch(from, &job)?;
     watch.stderr.wait_for("round 1", MOMENT)?;
     for again in ["migrate", "check"] {

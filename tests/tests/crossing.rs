@@ -11,7 +11,7 @@ use unmoved_tests::unnoticed;
 use unmoved_tests::within::MOMENT;
 use unmoved_workload::fingerprint::Fingerprint;
 
-const BOOT: Duration = Duration::from_secs(300);
+const BOOT: Duration = Duration::from_secs(600);
 /// The shared disk behind what the guest uses of it, as a device of its own.
 const BEHIND: &str = "losetup -o 134217728 /dev/loop7 /dev/vda";
 

@@ -13,7 +13,7 @@ use unmoved_tests::load::Load;
 use unmoved_tests::unnoticed;
 use unmoved_tests::within::{FILE, MOMENT, Way, reported};
 
-const BOOT: Duration = Duration::from_secs(300);
+const BOOT: Duration = Duration::from_secs(600);
 
 /// A small unfriendly guest with options of its shim, at work on its disk.
 fn begin(host: &Host, options: &str) -> Result<(GuestPlan, Guest)> {

@@ -9,8 +9,8 @@ use unmoved_lab::{Config, GuestPlan, Lab, System, initramfs, programs};
 use unmoved_tests::baseline;
 use unmoved_tests::shell::{self, Shell};
 
-const BOOT: Duration = Duration::from_secs(300);
-const MOMENT: Duration = Duration::from_secs(120);
+const BOOT: Duration = Duration::from_secs(600);
+const MOMENT: Duration = Duration::from_secs(300);
 
 /// A native guest with a disk and a card that boots this kernel, does its work and finds no fault.
 fn works(name: &str, xen: Xen, kernel: GuestKernel, packed: bool) -> anyhow::Result<()> {

@@ -11,7 +11,7 @@ use unmoved_tests::load::Load;
 use unmoved_tests::within::{FILE, MOMENT, MOVE, Way, reported, restore};
 use unmoved_tests::{hotplug, unnoticed};
 
-const BOOT: Duration = Duration::from_secs(300);
+const BOOT: Duration = Duration::from_secs(600);
 
 /// The unfriendly guest of the demo.
 fn plan() -> Result<GuestPlan> {

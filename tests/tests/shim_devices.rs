@@ -16,8 +16,8 @@ use unmoved_lab::{Config, Guest, GuestPlan, Host, Lab, System, initramfs};
 use unmoved_tests::hotplug;
 use unmoved_workload::report::parse_line;
 
-const BOOT: Duration = Duration::from_secs(300);
-const MOMENT: Duration = Duration::from_secs(120);
+const BOOT: Duration = Duration::from_secs(600);
+const MOMENT: Duration = Duration::from_secs(300);
 /// The guest's address.
 const GUEST: &str = "192.0.2.100";
 /// The guest's workload's partner, in dom0.

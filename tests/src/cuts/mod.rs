@@ -21,9 +21,9 @@ use crate::{agents, direct::UNMOVED, load::Load, unnoticed};
 pub use table::{Cut, End, Moment, Run};
 
 /// Longest time from creation to a running user space, on a loaded machine.
-const BOOT: Duration = Duration::from_secs(300);
+const BOOT: Duration = Duration::from_secs(600);
 /// Longest time of anything that takes a moment.
-const MOMENT: Duration = Duration::from_secs(120);
+const MOMENT: Duration = Duration::from_secs(300);
 /// Longest time of a job that nobody disturbs any more: a connection that is silent for ever is given up
 /// after a minute or so, and builders have a limit of their own.
 const SETTLE: u32 = 400;
@@ -77,7 +77,7 @@ impl Cuts {
             .sh("rm -f /var/log/xen/console/guest-web1*.log")?;
         let arrived = Guest::attach_incoming(&self.plan.name, lab.host(to))?;
         let armed = Armed::new(lab, cut, moment, [from, to])?;
-        let job = agents::begin(&self.plan.name, lab.host(from), lab.host(to))?;
+        let job = agents::begin(&self.plan.name, lab.host(from), lab.host(to), &[])?;
         let off = armed.happen(lab, &job)?;
         let begun = Instant::now();
         let is_decided = self.settle(lab, off)?;
