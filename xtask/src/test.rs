@@ -166,10 +166,11 @@ impl Sum {
 }
 
 /// Tests in files of these names start two hosts, or keep the two lanes equally long.
-const PAIRS: [&str; 6] = [
+const PAIRS: [&str; 7] = [
     "agent",
     "crossing",
     "guests",
+    "hostile",
     "lab",
     "toolstack",
     "unnoticed",
