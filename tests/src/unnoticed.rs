@@ -155,8 +155,8 @@ pub fn run(lab: &Lab, kernel: &KernelFiles, mover: Mover<'_>, rounds: usize) -> 
     run_legs(lab, kernel, Load::Steady, &vec![mover; 2 * rounds])
 }
 
-/// As [`run`], under a load and each move by a mover of its own; the first is from the first host to the second, the next
-/// back, and so on.
+/// As [`run`], under a load and each move by a mover of its own; the first is from the first host to the
+/// second, the next back, and so on.
 ///
 /// # Errors
 /// As [`run`].

@@ -33,13 +33,10 @@ fn clocks(guest: &Guest, host: &Host) -> Result<()> {
     let order = format!("clock report wall={}", now.trim());
     let clock = guest.order(host, &order, MOMENT)?;
     ensure!(clock["watch"]["steps_back"] == 0, "{clock}");
-    // The order itself takes its time on a loaded machine, and so does setting the clock of a host when it
-    // begins: it has the time at which it was told.  What is looked for is the hour.
+    // The order itself takes its time on a loaded machine.  And each host's clock is late by what setting it
+    // took, a quarter of a second where nothing else runs: two hosts differ by more where others do.
     let error = clock["wall_error_ns"].as_i64().unwrap_or(i64::MAX);
-    ensure!(
-        (-10_000_000_000..30_000_000_000).contains(&error),
-        "{clock}"
-    );
+    ensure!((-3_000_000_000..30_000_000_000).contains(&error), "{clock}");
     Ok(())
 }
 

@@ -13,7 +13,7 @@ use unmoved_tests::{hotplug, unnoticed};
 
 const BOOT: Duration = Duration::from_secs(600);
 
-/// The unfriendly guest of the demo.
+/// The unfriendly guest of the demo, under less load.
 fn plan() -> Result<GuestPlan> {
     let kernel = GuestKernel::Debian12.get(&Tools::get()?)?;
     unnoticed::plan(&kernel, Load::Steady)
