@@ -10,6 +10,7 @@ pub mod direct;
 pub mod hostile;
 pub mod hotplug;
 pub mod load;
+pub mod peer;
 pub mod shell;
 pub mod unnoticed;
 pub mod within;

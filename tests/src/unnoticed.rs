@@ -10,12 +10,11 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Map, Value, json};
 use unmoved_lab::images::KernelFiles;
 use unmoved_lab::migrate;
-use unmoved_lab::programs::{self, Program};
+use unmoved_lab::programs;
 use unmoved_lab::{Guest, GuestPlan, Host, Lab, System, initramfs, progress};
-use unmoved_workload::fingerprint::{self, Fingerprint};
-use unmoved_workload::report::parse_line;
 
 use crate::load::Load;
+use crate::peer::{self, ADDRESS, PEER, WallError, differences, fingerprint, last_report};
 
 /// Longest time from creation to a running user space, on a loaded machine.
 const BOOT: Duration = Duration::from_secs(600);
@@ -23,10 +22,6 @@ const BOOT: Duration = Duration::from_secs(600);
 const MOVE: Duration = Duration::from_secs(600);
 /// Longest time of anything that takes a moment in the guest.
 const MOMENT: Duration = Duration::from_secs(300);
-/// The peer program on a host.
-const PEER: &str = "/root/unmoved-peer";
-/// The guest's address.
-const ADDRESS: &str = "192.0.2.100";
 /// The phases of a blackout, as the shim reports them.
 const PHASES: [&str; 6] = ["park", "drain", "suspend", "reattach", "connect", "resume"];
 
@@ -99,8 +94,8 @@ pub struct Unnoticed {
     pub tcp_longest_gap_ms: u64,
     /// Times that a clock of the guest went back.
     pub clock_steps_back: u64,
-    /// The guest's wall clock against its host's at the end, milliseconds.
-    pub wall_error_ms: f64,
+    /// The guest's wall clock against its host's, before the moves and after them.
+    pub wall: [WallError; 2],
 }
 
 /// How a guest gets from one host to the other; gives the time that it took.
@@ -169,7 +164,7 @@ pub fn run_legs(
     let (a, b) = (lab.host(0), lab.host(1));
     let mut plan = plan(kernel, load)?;
     plan.memory_mib = 256;
-    install_peer(a)?;
+    peer::install(a)?;
     let step =
         progress::step("host a: Debian 12's kernel boots under the shim, unfriendly, and works");
     let guest = plan.create(a)?;
@@ -179,6 +174,7 @@ pub fn run_legs(
     })?;
     step.done(&format!("{} KiB of RAM", ready["mem_total_kib"]));
     let before = fingerprint(a)?;
+    let wall_before = WallError::measure(a)?;
     let [interval, message] = load.tcp();
     let tcp = a.start(&[
         PEER,
@@ -210,7 +206,7 @@ pub fn run_legs(
         (at_home, home) = (arrived, to);
     }
     let fingerprint_changes = differences(&before, &fingerprint(a)?);
-    let wall = a.ok(&[PEER, "wall", &format!("to={ADDRESS}:7009")])?;
+    let wall = [wall_before, WallError::measure(a)?];
     let clock = at_home.order(home, "clock report", MOMENT)?;
     let disks = at_home.order(home, "disk stop", BOOT)?;
     tcp.signal(15)?;
@@ -229,40 +225,8 @@ pub fn run_legs(
         tcp_breaks: count(&tcp["breaks"], "TCP breaks")? + count(&tcp["corrupt"], "corruption")?,
         tcp_longest_gap_ms: count(&tcp["longest_gap_ms"], "TCP gaps")?,
         clock_steps_back: count(&clock["watch"]["steps_back"], "clock steps")?,
-        wall_error_ms: last_report(&wall)
-            .and_then(|report| report["wall_error_ns"].as_f64())
-            .context("no wall clock error")?
-            / 1e6,
+        wall,
     })
-}
-
-/// All that the guest can see, taken over its network from `host`, which has its peer program.
-///
-/// # Errors
-/// If the guest can not be reached.
-pub fn fingerprint(host: &Host) -> Result<Fingerprint> {
-    let to = format!("to={ADDRESS}:7009");
-    host.ok(&[PEER, "fingerprint", &to, "file=/root/fingerprint"])?;
-    Ok(Fingerprint::from_text(
-        &host.ok(&["cat", "/root/fingerprint"])?,
-    ))
-}
-
-/// Copy the peer program to a host.
-///
-/// # Errors
-/// If it can not be built or copied.
-pub fn install_peer(host: &Host) -> Result<()> {
-    host.copy_in(&Program::Peer.build()?, PEER)
-}
-
-/// What differs between two fingerprints, a sentence each.
-#[must_use]
-pub fn differences(before: &Fingerprint, after: &Fingerprint) -> Vec<String> {
-    fingerprint::diff(before, after)
-        .into_iter()
-        .map(|one| format!("{}: {:?} became {:?}", one.key, one.before, one.after))
-        .collect()
 }
 
 /// What the shim says of its last move, in the store of the host that it is on now.
@@ -288,11 +252,15 @@ fn phases(host: &Host, guest: &str) -> Result<[u64; PHASES.len()]> {
     Ok(found)
 }
 
-fn last_report(output: &str) -> Option<Value> {
-    output.lines().rev().find_map(|line| parse_line(line)?.ok())
-}
-
 impl Unnoticed {
+    /// What the moves did to the guest's wall clock, milliseconds: it is forward where that is positive.
+    /// What the two hosts' clocks differ by is not in it, since it is home again.
+    #[must_use]
+    pub fn wall_shift_ms(&self) -> f64 {
+        let [before, after] = self.wall;
+        after.ahead_ms - before.ahead_ms
+    }
+
     /// What the guest noticed, in words; empty if it noticed nothing.
     #[must_use]
     pub fn noticed(&self) -> Vec<String> {
@@ -324,7 +292,8 @@ impl Unnoticed {
             "tcp_breaks": self.tcp_breaks,
             "tcp_longest_gap_ms": self.tcp_longest_gap_ms,
             "clock_steps_back": self.clock_steps_back,
-            "wall_error_ms": self.wall_error_ms,
+            "wall_error_ms": self.wall[1].ahead_ms,
+            "wall_shift_ms": self.wall_shift_ms(),
             "blackout_ms": worst(&|one| one.blackout_us() as f64 / 1e3),
             "own_ms": worst(&|one| one.own_us() as f64 / 1e3),
             "total_ms": worst(&|one| one.total.as_secs_f64() * 1e3),
@@ -347,13 +316,14 @@ impl Unnoticed {
         }
         println!(
             "  the guest   {} changes of its fingerprint, {} disk errors in {} blocks, {} broken connections, \
-             {} clock steps back, wall clock off by {:.1} ms",
+             {} clock steps back, wall clock moved by {:.1} ms against its host's ({:.1} ms since it booted)",
             self.fingerprint_changes.len(),
             self.disk_errors,
             self.disk_verified,
             self.tcp_breaks,
             self.clock_steps_back,
-            self.wall_error_ms
+            self.wall_shift_ms(),
+            self.wall[1].ahead_ms
         );
     }
 }

@@ -7,8 +7,8 @@ use unmoved_lab::images::GuestKernel;
 use unmoved_lab::tools::Tools;
 use unmoved_lab::{Config, Guest, Host, Lab, Tsc, Xen};
 use unmoved_tests::load::Load;
-use unmoved_tests::unnoticed;
 use unmoved_tests::within::MOMENT;
+use unmoved_tests::{peer, unnoticed};
 use unmoved_workload::fingerprint::Fingerprint;
 
 const BOOT: Duration = Duration::from_secs(600);
@@ -17,7 +17,7 @@ const BEHIND: &str = "losetup -o 134217728 /dev/loop7 /dev/vda";
 
 /// The guest on `host` sees what it saw before.
 fn same(before: &Fingerprint, host: &Host) -> Result<()> {
-    let seen = unnoticed::differences(before, &unnoticed::fingerprint(host)?);
+    let seen = peer::differences(before, &peer::fingerprint(host)?);
     ensure!(
         seen.is_empty(),
         "on host {}: {}",
@@ -51,9 +51,9 @@ fn a_guest_crosses_to_the_next_xen_and_an_hour() {
         let guest = plan.create(old)?;
         guest.ready(BOOT)?;
         guest.alive(MOMENT)?;
-        unnoticed::install_peer(old)?;
-        unnoticed::install_peer(new)?;
-        let before = unnoticed::fingerprint(old)?;
+        peer::install(old)?;
+        peer::install(new)?;
+        let before = peer::fingerprint(old)?;
 
         let arrived = Guest::attach_incoming(&plan.name, new)?;
         unnoticed::by_xl(&plan.name, old, new)?;

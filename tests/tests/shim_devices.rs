@@ -10,18 +10,16 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use unmoved_lab::images::{GuestKernel, Xen};
-use unmoved_lab::programs::{self, Program};
+use unmoved_lab::programs;
 use unmoved_lab::tools::Tools;
 use unmoved_lab::{Config, Guest, GuestPlan, Host, Lab, System, initramfs};
-use unmoved_tests::hotplug;
+use unmoved_tests::peer::{ADDRESS, PEER};
+use unmoved_tests::{hotplug, peer};
 use unmoved_workload::report::parse_line;
 
 const BOOT: Duration = Duration::from_secs(600);
 const MOMENT: Duration = Duration::from_secs(300);
-/// The guest's address.
-const GUEST: &str = "192.0.2.100";
-/// The guest's workload's partner, in dom0.
-const PEER: &str = "/root/unmoved-peer";
+
 /// How often devices come and go.
 const PLUGS: usize = 5;
 
@@ -57,7 +55,7 @@ fn with_guest(
     };
     Lab::run(name, &config, |lab| {
         let host = lab.host(0);
-        host.copy_in(&Program::Peer.build()?, PEER)?;
+        peer::install(host)?;
         let guest = plan(system)?.create(host)?;
         guest.ready(BOOT)?;
         job(host, &guest)
@@ -76,7 +74,7 @@ fn carries(host: &Host, guest: &Guest) -> Result<()> {
         "disk start dev=/dev/xvda area=64M depth=32 min=4k max=1M flush=20 pause=20000",
         MOMENT,
     )?;
-    host.ok(&["ping", "-c", "1", "-w", "60", GUEST])?;
+    host.ok(&["ping", "-c", "1", "-w", "60", ADDRESS])?;
     peer(
         host,
         &["tcp", "to=192.0.2.100:7007", "connections=2", "seconds=10"],
@@ -204,13 +202,13 @@ fn a_guest_sees_no_name_of_its_host() {
     };
     Lab::run("names", &Config::hosts(1), |lab| {
         let host = lab.host(0);
-        host.copy_in(&Program::Peer.build()?, PEER)?;
+        peer::install(host)?;
         let plan = plan(ours()?)?;
         let mut domids = Vec::new();
         for file in ["/root/one", "/root/two"] {
             let guest = plan.create(host)?;
             guest.ready(BOOT)?;
-            host.ok(&["ping", "-c", "1", "-w", "60", GUEST])?;
+            host.ok(&["ping", "-c", "1", "-w", "60", ADDRESS])?;
             print(host, file)?;
             domids.push(domid(host)?);
             host.ok(&["xl", "destroy", "guest"])?;
@@ -248,7 +246,7 @@ fn a_guest_sees_no_name_of_its_host() {
 fn store_answers(host: &Host, system: System) -> Result<Vec<String>> {
     let guest = plan(system)?.create(host)?;
     guest.ready(BOOT)?;
-    host.ok(&["ping", "-c", "1", "-w", "60", GUEST])?;
+    host.ok(&["ping", "-c", "1", "-w", "60", ADDRESS])?;
     let order = "line=store-script seed=20 rounds=3 steps=250";
     let played = host.run(&[PEER, "order", "to=192.0.2.100:7009", order])?;
     let last = played.stdout.lines().last().unwrap_or_default();
@@ -271,7 +269,7 @@ fn store_answers(host: &Host, system: System) -> Result<Vec<String>> {
 fn the_guests_store_answers_like_the_real_one() {
     Lab::run("store", &Config::hosts(1), |lab| {
         let host = lab.host(0);
-        host.copy_in(&Program::Peer.build()?, PEER)?;
+        peer::install(host)?;
         // The first guest is domain 1, which every guest under the shim believes to be.
         let real = store_answers(host, System::Native)?;
         let ours = store_answers(host, ours()?)?;

@@ -16,5 +16,8 @@ fn an_unfriendly_guest_moves_there_and_back_unnoticed() {
     .expect("it moves");
     assert_eq!(seen.noticed(), Vec::<String>::new());
     assert!(seen.disk_verified > 0);
-    assert!(seen.wall_error_ms.abs() < 1000.0, "{}", seen.wall_error_ms);
+    // It was away for seconds; how exactly it can be asked depends on the machine.
+    let [before, after] = seen.wall;
+    let limit = 200.0 + before.uncertainty_ms + after.uncertainty_ms;
+    assert!(seen.wall_shift_ms().abs() < limit, "{:?}", seen.wall);
 }
