@@ -32,10 +32,11 @@ pub const PRIVATE_DISK: &str = "disk.img";
 /// and XCR0 of a nested guest is lost when it has any bit that Xen does not set by itself (AVX).
 const CPU: &str = "EPYC,-monitor,-smap,-avx,-avx2,-fma,-f16c";
 /// `eager-fpu` because a nested guest's first SSE instruction does not trap in QEMU 7.2 when CR0.TS is
-/// set: with Xen's lazy switching, guests overwrite the XMM registers of dom0's processes.
+/// set: with Xen's lazy switching, guests overwrite the XMM registers of dom0's processes.  No other
+/// mitigation is on, here or in dom0: the emulator does not speculate, and each indirect branch costs it more.
 const XEN_ARGUMENTS: &str = "dom0_mem=640M,max:640M dom0_max_vcpus=1 loglvl=all guest_loglvl=all/all \
-                             com1=115200,8n1 console=com1 conring_size=1m noreboot bootscrub=1 spec-ctrl=eager-fpu";
-const DOM0_ARGUMENTS: &str = "console=hvc0 loglevel=4 rdinit=/init";
+                             com1=115200,8n1 console=com1 conring_size=1m noreboot bootscrub=1 spec-ctrl=no,eager-fpu";
+const DOM0_ARGUMENTS: &str = "console=hvc0 loglevel=4 mitigations=off rdinit=/init";
 
 /// What can be chosen about a host's machine; part of the key of its snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
