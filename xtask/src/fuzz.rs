@@ -10,15 +10,21 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use unmoved_lab::paths;
 
-/// Feed one of the fuzz targets for a while.
+/// Feed one of the fuzz targets for a while, or so often.
 #[derive(Debug, Args)]
 pub struct Fuzz {
     /// The target; without one, all are listed
     target: Option<String>,
-    /// For how long
-    #[arg(long, default_value_t = 60, value_name = "N")]
-    seconds: u64,
+    /// For how long; 60 if it is not said how often either
+    #[arg(long, value_name = "N")]
+    seconds: Option<u64>,
+    /// How often
+    #[arg(long, value_name = "N")]
+    runs: Option<u64>,
 }
+
+/// For how long a target is fed if nothing is said, seconds.
+const SECONDS: u64 = 60;
 
 /// The workspaces that hold the targets.
 const CRATES: [&str; 2] = ["shim/fuzz", "stream/fuzz"];
@@ -37,14 +43,14 @@ impl Fuzz {
     /// # Errors
     /// If there is no such target, it can not be built, or it found something.
     pub fn run(self) -> Result<()> {
-        let Some(target) = self.target else {
+        let Some(target) = &self.target else {
             for (folder, name) in targets(paths::workspace())? {
                 println!("{name:<14} {}", folder.display());
             }
             return Ok(());
         };
         let known = targets(paths::workspace())?;
-        let Some((folder, name)) = known.iter().find(|(_, name)| *name == target) else {
+        let Some((folder, name)) = known.iter().find(|(_, name)| name == target) else {
             let names: Vec<_> = known.iter().map(|(_, name)| name.as_str()).collect();
             bail!("no target {target}; there are {}", names.join(", "));
         };
@@ -66,7 +72,7 @@ impl Fuzz {
         }
         let program = folder.join("target").join(PLATFORM).join("release");
         let status = Command::new(program.join(name))
-            .arg(format!("-max_total_time={}", self.seconds))
+            .args(self.limits())
             .arg(format!("-artifact_prefix={}/", artifacts.display()))
             .arg("-print_final_stats=1")
             .arg(&corpus)
@@ -76,6 +82,14 @@ impl Fuzz {
             bail!("{name} found something: see {}", artifacts.display());
         }
         Ok(())
+    }
+
+    /// When libFuzzer is to end, whichever comes first.
+    fn limits(&self) -> Vec<String> {
+        let seconds = self.seconds.or(self.runs.is_none().then_some(SECONDS));
+        let seconds = seconds.map(|seconds| format!("-max_total_time={seconds}"));
+        let runs = self.runs.map(|runs| format!("-runs={runs}"));
+        seconds.into_iter().chain(runs).collect()
     }
 }
 
@@ -101,8 +115,24 @@ fn targets(root: &Path) -> Result<Vec<(PathBuf, String)>> {
 
 #[cfg(test)]
 mod tests {
-    use super::targets;
+    use super::{Fuzz, targets};
     use unmoved_lab::paths;
+
+    #[test]
+    fn it_ends_by_time_if_nothing_is_said() {
+        let limits = |seconds, runs| {
+            let target = None;
+            Fuzz {
+                target,
+                seconds,
+                runs,
+            }
+            .limits()
+        };
+        assert_eq!(limits(None, None), ["-max_total_time=60"]);
+        assert_eq!(limits(None, Some(5)), ["-runs=5"]);
+        assert_eq!(limits(Some(7), Some(5)), ["-max_total_time=7", "-runs=5"]);
+    }
 
     #[test]
     fn every_target_is_found_and_declared() {
