@@ -157,8 +157,7 @@ impl Lab {
             if !host.is_alive() {
                 continue;
             }
-            let script = "cd /var/log/xen; xl list; xl dmesg | tail -c 60000; xenstore-ls -f; dmesg | tail -n 200; tail -c 100000 *.log console/*.log";
-            let task = host.start(&["sh", "-c", script]);
+            let task = host.start(&["sh", "-c", LOGS]);
             let output = task.and_then(|task| task.wait(std::time::Duration::from_secs(30)));
             if let Ok(output) = output {
                 let file = self.folder.path().join(host.name()).join("dom0.log");
@@ -167,6 +166,15 @@ impl Lab {
         }
     }
 }
+
+/// Prints what a host can tell of a failure: its domains, what its processes do or wait for, all logs.
+const LOGS: &str = "xl list
+    ps axo pid,stat,wchan:24,time,args
+    for daemon in xenstored xenconsoled; do cat \"/proc/$(pgrep -o -x $daemon)/stack\"; done
+    xl dmesg | tail -c 60000
+    xenstore-ls -f
+    dmesg | tail -n 200
+    cd /var/log/xen && tail -c 100000 *.log console/*.log";
 
 /// Marks a run's folder as kept when the job panics.
 struct Keep<'a>(&'a PathBuf);

@@ -142,10 +142,10 @@ fn a_failed_run_keeps_its_logs_and_says_where() {
         .split_once("(the lab's logs are in ")
         .and_then(|(_, rest)| rest.split(')').next())
         .expect("the error names the folder");
+    let log = fs::read_to_string(format!("{folder}/a/dom0.log")).unwrap();
     assert!(
-        fs::read_to_string(format!("{folder}/a/dom0.log"))
-            .unwrap()
-            .contains("Domain-0")
+        log.contains("Domain-0") && log.contains("/xenconsoled "),
+        "{log}"
     );
     assert!(!fs::exists(format!("{folder}/a/disk.img")).unwrap());
     fs::remove_dir_all(folder).unwrap();
