@@ -24,7 +24,7 @@ use super::complaints::Complaints;
 use super::feed::{Feed, GiveUp};
 use super::fill::{Record, State, fill, records};
 use super::handshake::{Answers, BANNER, GO, READY, REPORT};
-use super::mark;
+use super::{introduction, mark};
 use crate::job::{Batch, Error, Result, Sink, Stop};
 use crate::save::INCOMING;
 use crate::xen::config;
@@ -182,7 +182,7 @@ impl Incoming {
     }
 
     /// The domain's number, as soon as the toolstack does not touch its memory any more: it tells
-    /// xenstore where the domain's ring is when it has read the stream to its end.
+    /// xenstored of the domain when it has read the stream to its end.
     fn domid(&self) -> Result<u16> {
         if let Some(domid) = self.domid.get() {
             return Ok(*domid);
@@ -194,14 +194,14 @@ impl Incoming {
             let Some(domid) = domid else {
                 return Ok(false);
             };
-            let ring = format!("/local/domain/{domid}/store/ring-ref");
-            Ok(self.store.read(&ring)?.is_some())
+            introduction::was_tried(&*self.store, domid)
         };
         let found = self
             .store
             .wait(&["/local/domain"], Instant::now() + MOMENT, &mut look)?;
         match domid {
             Some(domid) if found => {
+                introduction::ensure(&*self.store, domid)?;
                 log::debug!("{} is domain {domid}, and can be filled", self.name);
                 Ok(*self.domid.get_or_init(|| domid))
             }
