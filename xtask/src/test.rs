@@ -4,7 +4,8 @@
 //! one fails; the last line is the sum of the test runners' own summaries.
 //!
 //! A host is a process that wants a core.  Tests with two hosts leave one of two cores idle half of the
-//! time, so those with one host run beside them.
+//! time, so those with one host run beside them.  Four hosts on two cores are too many: their control
+//! domains get so slow that Xen's toolstack runs into its limits.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -165,16 +166,8 @@ impl Sum {
     }
 }
 
-/// Tests in files of these names start two hosts, or keep the two lanes equally long.
-const PAIRS: [&str; 7] = [
-    "agent",
-    "crossing",
-    "guests",
-    "hostile",
-    "lab",
-    "toolstack",
-    "unnoticed",
-];
+/// Tests in files of these names start two hosts, all or some of them.
+const PAIRS: [&str; 6] = ["agent", "crossing", "cuts", "guests", "lab", "unnoticed"];
 
 /// The command lines of the two lanes: between them, every file of tests.
 fn lanes() -> Result<[Vec<String>; 2]> {
