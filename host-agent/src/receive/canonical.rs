@@ -151,10 +151,8 @@ mod tests {
     use crate::job::{Batch, Compression, Control, JobOptions, PAGE_SIZE, Sink};
     use crate::transport::{Duplex, Sender, Socket, Watch, receive};
 
-    /// Two rounds of some guest, with zero pages, noise and frames without content, and its state.
-    ///
-    /// The batches are short: the receiver makes several records of a long one that is not compressed.
-    fn give(sink: &dyn Sink) {
+    /// The beginning of a libxc stream.
+    fn begun() -> libxc::Writer<Vec<u8>> {
         let image = libxc::ImageHeader { version: 3 };
         let domain = libxc::DomainHeader {
             kind: libxc::DomainType::Hvm,
@@ -163,6 +161,14 @@ mod tests {
         };
         let mut writer = libxc::Writer::new(Vec::new(), image, domain).unwrap();
         writer.static_data_end().unwrap();
+        writer
+    }
+
+    /// Two rounds of some guest, with zero pages, noise and frames without content, and its state.
+    ///
+    /// The batches are short: the receiver makes several records of a long one that is not compressed.
+    fn give(sink: &dyn Sink) {
+        let mut writer = begun();
         sink.bytes(&std::mem::take(writer.get_mut())).unwrap();
         sink.barrier().unwrap();
         let mut noise = 1_u64;
@@ -238,14 +244,7 @@ mod tests {
     #[test]
     fn the_stream_is_one_that_the_verifier_takes() {
         let out = Canonical::begin(Vec::new(), b"{\"c_info\":{}}\0").unwrap();
-        let image = libxc::ImageHeader { version: 3 };
-        let domain = libxc::DomainHeader {
-            kind: libxc::DomainType::Hvm,
-            xen_major: 4,
-            xen_minor: 17,
-        };
-        let mut writer = libxc::Writer::new(Vec::new(), image, domain).unwrap();
-        writer.static_data_end().unwrap();
+        let mut writer = begun();
         out.bytes(&std::mem::take(writer.get_mut())).unwrap();
         out.pages(&mut Batch::default()).unwrap();
         out.pages(&mut Batch {
