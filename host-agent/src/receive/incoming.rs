@@ -69,7 +69,7 @@ pub(super) struct Incoming {
     canonical: Canonical<Feed>,
     give_up: GiveUp,
     stage: RwLock<Stage>,
-    domid: OnceLock<u16>,
+    domid: Mutex<Option<u16>>,
     is_ready: OnceLock<()>,
 }
 
@@ -119,7 +119,7 @@ impl Incoming {
             canonical,
             give_up,
             stage: RwLock::new(Stage::Headers),
-            domid: OnceLock::new(),
+            domid: Mutex::new(None),
             is_ready: OnceLock::new(),
         })
     }
@@ -184,8 +184,10 @@ impl Incoming {
     /// The domain's number, as soon as the toolstack does not touch its memory any more: it tells
     /// xenstored of the domain when it has read the stream to its end.
     fn domid(&self) -> Result<u16> {
-        if let Some(domid) = self.domid.get() {
-            return Ok(*domid);
+        // Pages come over several connections at once: one of them looks, the others wait for it.
+        let mut known = self.domid.lock();
+        if let Some(domid) = *known {
+            return Ok(domid);
         }
         let mut domid = None;
         let mut look = || {
@@ -203,7 +205,7 @@ impl Incoming {
             Some(domid) if found => {
                 introduction::ensure(&*self.store, domid)?;
                 log::debug!("{} is domain {domid}, and can be filled", self.name);
-                Ok(*self.domid.get_or_init(|| domid))
+                Ok(*known.insert(domid))
             }
             _ => Err(self.complaints.explain(Error::TimedOut(
                 "the toolstack's building of the domain".to_owned(),
