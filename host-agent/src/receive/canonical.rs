@@ -170,7 +170,19 @@ mod tests {
     fn give(sink: &dyn Sink) {
         let mut writer = begun();
         sink.bytes(&std::mem::take(writer.get_mut())).unwrap();
-        sink.barrier().unwrap();
+        // Frames without content, and a record right behind them, many times: nothing may overtake.
+        for first in (0..30_000).step_by(1000) {
+            for first in (first..first + 1000).step_by(100) {
+                let words = (first..first + 100).map(|frame| 0xE000_0000_0000_0000 | frame);
+                let mut batch = Batch {
+                    words: words.collect(),
+                    data: Vec::new(),
+                };
+                sink.pages(&mut batch).unwrap();
+            }
+            writer.hvm_context(&first.to_le_bytes()).unwrap();
+            sink.bytes(&std::mem::take(writer.get_mut())).unwrap();
+        }
         let mut noise = 1_u64;
         for _round in 0..2 {
             for first in (0..3000).step_by(100) {

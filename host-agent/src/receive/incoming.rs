@@ -24,7 +24,7 @@ use super::complaints::Complaints;
 use super::feed::{Feed, GiveUp};
 use super::fill::{Record, State, fill, records};
 use super::handshake::{Answers, BANNER, GO, READY, REPORT};
-use super::{introduction, mark};
+use super::mark;
 use crate::job::{Batch, Error, Result, Sink, Stop};
 use crate::save::INCOMING;
 use crate::xen::config;
@@ -69,7 +69,7 @@ pub(super) struct Incoming {
     canonical: Canonical<Feed>,
     give_up: GiveUp,
     stage: RwLock<Stage>,
-    domid: Mutex<Option<u16>>,
+    domid: OnceLock<u16>,
     is_ready: OnceLock<()>,
 }
 
@@ -119,7 +119,7 @@ impl Incoming {
             canonical,
             give_up,
             stage: RwLock::new(Stage::Headers),
-            domid: Mutex::new(None),
+            domid: OnceLock::new(),
             is_ready: OnceLock::new(),
         })
     }
@@ -182,12 +182,10 @@ impl Incoming {
     }
 
     /// The domain's number, as soon as the toolstack does not touch its memory any more: it tells
-    /// xenstored of the domain when it has read the stream to its end.
+    /// xenstore where the domain's ring is when it has read the stream to its end.
     fn domid(&self) -> Result<u16> {
-        // Pages come over several connections at once: one of them looks, the others wait for it.
-        let mut known = self.domid.lock();
-        if let Some(domid) = *known {
-            return Ok(domid);
+        if let Some(domid) = self.domid.get() {
+            return Ok(*domid);
         }
         let mut domid = None;
         let mut look = || {
@@ -196,16 +194,16 @@ impl Incoming {
             let Some(domid) = domid else {
                 return Ok(false);
             };
-            introduction::was_tried(&*self.store, domid)
+            let ring = format!("/local/domain/{domid}/store/ring-ref");
+            Ok(self.store.read(&ring)?.is_some())
         };
         let found = self
             .store
             .wait(&["/local/domain"], Instant::now() + MOMENT, &mut look)?;
         match domid {
             Some(domid) if found => {
-                introduction::ensure(&*self.store, domid)?;
                 log::debug!("{} is domain {domid}, and can be filled", self.name);
-                Ok(*known.insert(domid))
+                Ok(*self.domid.get_or_init(|| domid))
             }
             _ => Err(self.complaints.explain(Error::TimedOut(
                 "the toolstack's building of the domain".to_owned(),

@@ -6,7 +6,6 @@
 //! | `feed` | the pipe into it, which can be given up |
 //! | `canonical` | the stream as Xen's own tools write it |
 //! | `fill` | memory and state straight into the domain |
-//! | `introduction` | what the toolstack takes for granted: that xenstored knows the domain |
 //! | `mark` | which domain is whose copy |
 //! | `handshake` | the words that `xl` says before and after a stream |
 //! | `reservations` | what other jobs on this host may not touch |
@@ -17,7 +16,6 @@ mod feed;
 mod fill;
 pub(crate) mod handshake;
 mod incoming;
-mod introduction;
 mod mark;
 mod reservations;
 

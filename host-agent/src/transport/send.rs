@@ -233,22 +233,28 @@ impl Shared {
     /// Sees to it that what is given next does not overtake what was given last.
     fn follow(&self, next: Given) -> Result<()> {
         let last = self.state.lock().last;
-        // With one connection, order is kept by itself.
         if self.lanes.len() > 1 && last != Given::Nothing && last != next {
             self.join_lanes()?;
+        } else if next == Given::Bytes {
+            // One connection keeps the order of what is on it, but batches may still wait for it.
+            self.wait_until_sent()?;
         }
         self.state.lock().last = next;
         Ok(())
     }
 
-    /// Returns when all that was given has arrived: every connection stands at the same point.
-    fn join_lanes(&self) -> Result<()> {
+    /// Returns when no batch waits for a connection any more.
+    fn wait_until_sent(&self) -> Result<()> {
         let mut state = self.state.lock();
         while state.under_way > 0 {
             self.sent.wait(&mut state);
         }
-        state.check()?;
-        drop(state);
+        state.check()
+    }
+
+    /// Returns when all that was given has arrived: every connection stands at the same point.
+    fn join_lanes(&self) -> Result<()> {
+        self.wait_until_sent()?;
         let mut lanes: Vec<_> = self.lanes.iter().map(Mutex::lock).collect();
         for lane in &mut lanes {
             lane.send_header(Kind::Barrier).map_err(lost)?;

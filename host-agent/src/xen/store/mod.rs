@@ -42,12 +42,6 @@ pub(crate) trait Store: Send + Sync {
     /// Tells xenstored that a domain which had suspended itself goes on.
     fn resume(&self, domid: u16) -> Result<()>;
 
-    /// If xenstored knows a domain: has its ring, and has told all who wait for domains.
-    fn is_introduced(&self, domid: u16) -> Result<bool>;
-
-    /// Makes a domain known to xenstored, by its ring's frame and event channel.
-    fn introduce(&self, domid: u16, frame: &str, port: &str) -> Result<()>;
-
     /// Waits until `done` says yes, asking it at the beginning, whenever something at or below one of the
     /// paths changes, and a few times a second; `false` if the time is over first.
     fn wait(
@@ -118,23 +112,6 @@ impl Store for XenStore {
             .and_then(|mut connection| connection.request(MsgType::RESUME, 0, number.as_bytes()))
             .map(drop)
             .map_err(failed("resume", &format!("domain {domid}")))
-    }
-
-    fn is_introduced(&self, domid: u16) -> Result<bool> {
-        let number = format!("{domid}\0");
-        let answer = Connection::open().and_then(|mut connection| {
-            connection.request(MsgType::IS_DOMAIN_INTRODUCED, 0, number.as_bytes())
-        });
-        let answer = answer.map_err(failed("look for", &format!("domain {domid}")))?;
-        Ok(answer.first() == Some(&b'T'))
-    }
-
-    fn introduce(&self, domid: u16, frame: &str, port: &str) -> Result<()> {
-        let words = format!("{domid}\0{frame}\0{port}\0");
-        Connection::open()
-            .and_then(|mut connection| connection.request(MsgType::INTRODUCE, 0, words.as_bytes()))
-            .map(drop)
-            .map_err(failed("take", &format!("domain {domid}")))
     }
 
     fn wait(
@@ -224,8 +201,6 @@ pub(crate) mod fake {
         pub(crate) nodes: Mutex<Nodes>,
         pub(crate) coming: Mutex<VecDeque<Change>>,
         pub(crate) resumed: Mutex<Vec<u16>>,
-        /// Domains that were introduced, and by what.
-        pub(crate) introduced: Mutex<Vec<(u16, String, String)>>,
     }
 
     impl FakeStore {
@@ -279,17 +254,6 @@ pub(crate) mod fake {
 
         fn resume(&self, domid: u16) -> Result<()> {
             self.resumed.lock().push(domid);
-            Ok(())
-        }
-
-        fn is_introduced(&self, domid: u16) -> Result<bool> {
-            let introduced = self.introduced.lock();
-            Ok(introduced.iter().any(|(known, ..)| *known == domid))
-        }
-
-        fn introduce(&self, domid: u16, frame: &str, port: &str) -> Result<()> {
-            let mut introduced = self.introduced.lock();
-            introduced.push((domid, frame.to_owned(), port.to_owned()));
             Ok(())
         }
 
