@@ -4,9 +4,10 @@
 //! one fails; the last line is the sum of the test runners' own summaries.
 //!
 //! A host is a process that wants a core.  Tests with two hosts leave one of two cores idle half of the
-//! time, so those with one host run beside them.  Four hosts on two cores are too many: their control
-//! domains get so slow that Xen's toolstack runs into its limits.
+//! time, so those with one host run beside them, a file at a time.  Four hosts on two cores are too many:
+//! their control domains get so slow that Xen's toolstack runs into its limits.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use unmoved_lab::{paths, progress};
 
@@ -105,30 +107,31 @@ impl Sum {
         Ok(())
     }
 
-    /// The tests that start hosts, in two lanes.
+    /// The tests that start hosts, in two lanes: one runs those with two hosts, and then helps the other.
     fn lab(&mut self) -> Result<()> {
-        const NAMES: [&str; 2] = ["tests with two hosts", "tests with one host"];
         let step = progress::step("tests with hosts");
-        let begun = Instant::now();
-        let [pairs, singles] = lanes()?.map(|lane| spawn(&lane));
-        let (pairs, singles) = (pairs?, singles?);
-        // What the second lane says is kept until the first has said everything.
-        let beside = thread::spawn(move || {
-            let (mut sum, mut said) = (Self::default(), Vec::new());
-            let success = sum.read(singles, |line| said.push(line.to_owned()));
-            (sum, said, success)
-        });
-        let first = self.read(pairs, |line| println!("{line}"))?;
-        self.note(NAMES[0], first, begun);
-        let (sum, said, second) = beside
-            .join()
-            .map_err(|_| anyhow::anyhow!("reading the tests' output panicked"))?;
-        said.iter().for_each(|line| println!("{line}"));
-        self.passed += sum.passed;
-        self.failed += sum.failed;
-        let second = second?;
-        self.note(NAMES[1], second, begun);
-        step.done(word(first && second));
+        let (pairs, singles) = files()?;
+        let (pairs, singles) = (Mutex::new(pairs), Mutex::new(singles));
+        let all = Mutex::new(self);
+        let lane = |queues: &[&Mutex<VecDeque<String>>]| -> Result<bool> {
+            let mut success = true;
+            for queue in queues {
+                let next = || queue.lock().pop_front();
+                while let Some(file) = next() {
+                    success &= with_hosts(&file, &all)?;
+                }
+            }
+            Ok(success)
+        };
+        let success = thread::scope(|scope| -> Result<bool> {
+            let beside = scope.spawn(|| lane(&[&singles]));
+            let first = lane(&[&pairs, &singles]);
+            let second = beside
+                .join()
+                .map_err(|_| anyhow::anyhow!("reading the tests' output panicked"))?;
+            Ok(first? & second?)
+        })?;
+        step.done(word(success));
         Ok(())
     }
 
@@ -167,31 +170,42 @@ impl Sum {
 }
 
 /// Tests in files of these names start two hosts, all or some of them.
-const PAIRS: [&str; 6] = ["agent", "crossing", "cuts", "guests", "lab", "unnoticed"];
+const PAIRS: [&str; 5] = ["agent", "unnoticed", "crossing", "guests", "lab"];
+/// Of the others, these take longest, and are not to be the last.
+const LONG: [&str; 3] = ["cuts", "moves", "shim_devices"];
 
-/// The command lines of the two lanes: between them, every file of tests.
-fn lanes() -> Result<[Vec<String>; 2]> {
-    let common = ["test", "--package=unmoved-tests", "--no-fail-fast"];
-    let begin = || -> Vec<String> { common.iter().chain(&LAB).map(ToString::to_string).collect() };
-    let mut lanes = [begin(), begin()];
-    lanes[1].push("--lib".to_owned());
-    let mut files: Vec<_> =
-        fs::read_dir(paths::workspace().join("tests/tests"))?.collect::<std::io::Result<_>>()?;
-    files.sort_by_key(fs::DirEntry::file_name);
-    for file in files {
-        let path = file.path();
+/// The files of tests: those in which two hosts are started, and the others.
+fn files() -> Result<(VecDeque<String>, VecDeque<String>)> {
+    let mut others = Vec::new();
+    for file in fs::read_dir(paths::workspace().join("tests/tests"))? {
+        let path = file?.path();
         if path.extension().is_some_and(|kind| kind == "rs")
             && let Some(name) = path.file_stem().and_then(|stem| stem.to_str())
+            && !PAIRS.contains(&name)
         {
-            lanes[usize::from(!PAIRS.contains(&name))].push(format!("--test={name}"));
+            others.push(name.to_owned());
         }
     }
-    for lane in &mut lanes {
-        // In a lane, one at a time.
-        let rest = ["--", "--test-threads=1", "--nocapture"];
-        lane.extend(rest.map(str::to_owned));
-    }
-    Ok(lanes)
+    others.sort_by_key(|name| (!LONG.contains(&name.as_str()), name.clone()));
+    let pairs = PAIRS.map(str::to_owned);
+    Ok((pairs.into(), others.into()))
+}
+
+/// Runs the tests of one file, one at a time, and tells what they said when all is over.
+fn with_hosts(file: &str, all: &Mutex<&mut Sum>) -> Result<bool> {
+    let begun = Instant::now();
+    let mut arguments = vec!["test", "--package=unmoved-tests", "--no-fail-fast"];
+    arguments.extend(LAB);
+    arguments.extend(["--test", file, "--", "--test-threads=1", "--nocapture"]);
+    let child = spawn(&arguments)?;
+    let (mut sum, mut said) = (Sum::default(), Vec::new());
+    let success = sum.read(child, |line| said.push(line.to_owned()))?;
+    let mut all = all.lock();
+    said.iter().for_each(|line| println!("{line}"));
+    all.passed += sum.passed;
+    all.failed += sum.failed;
+    all.note(&format!("{file}, with hosts"), success, begun);
+    Ok(success)
 }
 
 fn spawn(arguments: &[impl AsRef<str>]) -> Result<Child> {
