@@ -213,13 +213,14 @@ pub fn check(guest: &str, from: &Host, to: &Host) -> Result<Value> {
     Ok(found)
 }
 
-/// Moves a guest with `unmoved migrate`; the time it took, and the job's report.  Shows how it goes.
+/// Moves a guest with `unmoved migrate` and these options; the time it took, and the job's report.  Shows
+/// how it goes.
 ///
 /// # Errors
 /// If the guest does not move; with what the command said.
-pub fn migrate(guest: &str, from: &Host, to: &Host) -> Result<(Duration, Value)> {
+pub fn migrate(guest: &str, from: &Host, to: &Host, options: &[&str]) -> Result<(Duration, Value)> {
     let begun = Instant::now();
-    let task = from.start(&[UNMOVED, "migrate", guest, to.name()])?;
+    let task = from.start(&[&[UNMOVED, "migrate", guest, to.name()], options].concat())?;
     task.end_input()?;
     show(&task, begun + MOVE);
     let output = task.wait(MOMENT)?;

@@ -23,7 +23,7 @@ const FILE: &str = "/root/web1.save";
 const FORGET: &str = "rm -f /var/log/xen/console/guest-web1*.log";
 
 /// An unfriendly guest with disk, network and clocks, from host to host and back by `unmoved migrate`,
-/// with all that an operator would ask before, meanwhile and afterwards.
+/// with all that an operator would ask before, meanwhile and afterwards; the way back over two connections.
 #[test]
 fn agents_move_an_unfriendly_guest_that_does_not_notice() {
     Lab::run("agents", &Config::hosts(2), |lab| {
@@ -31,7 +31,9 @@ fn agents_move_an_unfriendly_guest_that_does_not_notice() {
         agents::start(lab)?;
         let first = Cell::new(true);
         let by_agents = |guest: &str, from: &Host, to: &Host| {
+            let mut options: &[&str] = &["--parallel", "2", "--compress", "zstd"];
             if first.take() {
+                options = &[];
                 others_are_left_alone(guest, from, to)?;
                 killed_while_looking(guest, from, to)?;
                 looked_at(guest, from, to)?;
@@ -39,7 +41,7 @@ fn agents_move_an_unfriendly_guest_that_does_not_notice() {
                 overtaken(guest, from, to, NO_ROOM, "No space left")?;
                 overtaken(guest, from, to, KILLED, "Failed to save domain")?;
             }
-            let (total, report) = agents::migrate(guest, from, to)?;
+            let (total, report) = agents::migrate(guest, from, to, options)?;
             reported(&report)?;
             Ok(total)
         };

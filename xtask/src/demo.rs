@@ -46,7 +46,7 @@ impl Demo {
         let reports = RefCell::new(Vec::new());
         let by_agents = |guest: &str, from: &Host, to: &Host| {
             agents::check(guest, from, to)?;
-            let (total, report) = agents::migrate(guest, from, to)?;
+            let (total, report) = agents::migrate(guest, from, to, &[])?;
             reports.borrow_mut().push(report);
             Ok(total)
         };

@@ -61,7 +61,7 @@ pub(super) struct Incoming {
     uuid: String,
     job: String,
     is_early: bool,
-    /// If the toolstack has got contents of pages: then it gets all of them.
+    /// If contents of pages have come.  A toolstack that has got some gets all of them.
     has_contents: AtomicBool,
     child: Mutex<Child>,
     complaints: Complaints,
@@ -300,13 +300,11 @@ impl Sink for Incoming {
 
     fn pages(&self, batch: &mut Batch) -> Result<()> {
         let stage = self.stage.read();
+        if !batch.data.is_empty() {
+            self.has_contents.store(true, Ordering::Relaxed);
+        }
         let taken = match &*stage {
-            Stage::Toolstack(_) => {
-                if !batch.data.is_empty() {
-                    self.has_contents.store(true, Ordering::Relaxed);
-                }
-                self.canonical.pages(batch)
-            }
+            Stage::Toolstack(_) => self.canonical.pages(batch),
             Stage::Filling(state) => fill(self.xen.domain(self.domid()?), batch, &state.ours),
             Stage::Headers | Stage::Done => Err(Error::Peer(
                 "pages of the stream stand where none can be".to_owned(),
@@ -316,11 +314,15 @@ impl Sink for Incoming {
     }
 
     fn barrier(&self) -> Result<()> {
-        // With its devices still being made, the domain is not one to stop the guest for.
-        if matches!(*self.stage.read(), Stage::Filling(_)) {
+        if !matches!(*self.stage.read(), Stage::Filling(_)) {
+            return self.canonical.barrier();
+        }
+        // With its devices still being made, the domain is not one to stop the guest for.  That is for the
+        // end of a round; one that only keeps several connections in order comes before all contents.
+        if self.has_contents.load(Ordering::Relaxed) {
             return self.wait_until_ready();
         }
-        self.canonical.barrier()
+        Ok(())
     }
 
     fn builds_early(&self) -> bool {
