@@ -115,6 +115,11 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
         Ok(())
     }
 
+    /// Lets go of the file until the next record: sessions that are over stay known, files are few.
+    pub fn close(&mut self) {
+        self.file = None;
+    }
+
     /// Puts the journal away: the session is over at both ends.
     ///
     /// # Errors
@@ -244,6 +249,7 @@ mod tests {
         ];
         for record in &records {
             journal.append(record).unwrap();
+            journal.close();
         }
         assert_eq!(sessions(folder.path()).unwrap(), [SESSION]);
         let path = folder.path().join(format!("{SESSION}.journal"));

@@ -158,6 +158,11 @@ impl Incoming {
                 "this session belongs to somebody else".to_owned(),
             ));
         }
+        // Another connection may have ended it since it was looked up.
+        let known = inner.daemon.incoming.lock().get(&self.session).cloned();
+        if !known.is_some_and(|known| Arc::ptr_eq(&known, self)) {
+            return Err(Error::Refused("this session has just ended".to_owned()));
+        }
         let more = json!({ "session": self.session, "step": order.step() });
         inner
             .daemon
@@ -186,11 +191,12 @@ impl Incoming {
         }
     }
 
-    /// The source has gone away.
-    pub(super) fn silent(self: &Arc<Self>) {
+    /// The source has gone away.  Gives whether what is to be thrown away for that could not be yet.
+    pub(super) fn silent(self: &Arc<Self>) -> bool {
         let mut inner = self.inner.lock();
         self.run(&mut inner, DestinationEvent::LeaseExpired);
         self.ask_operator(&inner);
+        inner.machine.has_lease()
     }
 
     /// Nobody knows when the source comes back, if ever.
@@ -297,6 +303,7 @@ impl Incoming {
             .is_some_and(DestinationRecord::is_final)
         {
             inner.destination = None;
+            inner.journal.close();
             inner.daemon.locks.lock().give_up(self.session);
         }
         answer

@@ -17,7 +17,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Daemon, Direction, spawn};
+use super::{Daemon, Direction, spawn, unaccepted};
 use crate::capabilities::Capabilities;
 use crate::job::{Control, Error, JobOptions, Result};
 use crate::transport::frame::{read_message, write_message};
@@ -135,7 +135,10 @@ pub fn serve(daemon: &Arc<Daemon>) -> Result<()> {
     fs::set_permissions(path, mode).map_err(Error::io(what()))?;
     let daemon = daemon.clone();
     spawn("local", move || {
-        for stream in listener.incoming().flatten() {
+        for stream in listener.incoming() {
+            let Ok(stream) = stream.inspect_err(unaccepted) else {
+                continue;
+            };
             let serving = daemon.clone();
             let served = spawn("client", move || {
                 if let Err(error) = client(&serving, stream) {

@@ -58,7 +58,7 @@ pub use job::{Direction, Job, JobStatus, Report};
 use alone::Alone;
 use history::History;
 use incoming::Incoming;
-use refusals::Refusals;
+use refusals::{Refusals, unaccepted};
 
 /// Jobs that are over are remembered so long as there are not more than this.
 const REMEMBERED: usize = 100;

@@ -7,13 +7,14 @@ use std::io::{self, Read};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use serde_json::json;
 
 use super::incoming::Incoming;
 use super::wire::{FromPeer, Hello, PROBE_MOST, Parameters, Ticket, ToPeer, VERSION, check_name};
-use super::{Daemon, random, spawn};
+use super::{Daemon, random, spawn, unaccepted};
 use crate::capabilities::Capabilities;
 use crate::job::{Error, Needs, Result};
 use crate::session::{Answer, Order, SessionId};
@@ -28,12 +29,16 @@ const HELLO_MOST: usize = 1 << 10;
 /// Longest silence on a connection: a transfer may last long, and a guest may take its time to suspend.  A host that is gone is found out
 /// by the system's own probes, much earlier.
 const SILENCE: Duration = Duration::from_secs(24 * 3600);
+/// So often it is tried to throw away what a source that is gone has left.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// Serves until the program ends.
 pub(super) fn serve(daemon: &Arc<Daemon>, listener: &TcpListener) {
     let strangers = Arc::new(AtomicUsize::new(0));
     for stream in listener.incoming() {
-        let Ok(stream) = stream else { continue };
+        let Ok(stream) = stream.inspect_err(unaccepted) else {
+            continue;
+        };
         let Ok(from) = stream.peer_addr() else {
             continue;
         };
@@ -131,13 +136,16 @@ fn control(daemon: &Arc<Daemon>, mut stream: Accepted, host: &str) -> io::Result
     let mut sessions = Vec::new();
     let result = calls(daemon, &mut stream, host, &mut sessions);
     // Whoever has begun something here and goes away has given it up, if it still can.
-    for session in sessions {
-        let found = daemon.incoming.lock().get(&session).cloned();
-        if let Some(session) = found {
-            session.silent();
+    loop {
+        sessions.retain(|session| {
+            let found = daemon.incoming.lock().get(session).cloned();
+            found.is_some_and(|session| session.silent())
+        });
+        if sessions.is_empty() {
+            return result;
         }
+        thread::sleep(AGAIN);
     }
-    result
 }
 
 fn calls(

@@ -5,6 +5,7 @@
 //! number is.
 
 use std::time::{Duration, Instant};
+use std::{io, thread};
 
 use parking_lot::Mutex;
 use serde_json::json;
@@ -82,6 +83,12 @@ impl Minute {
             Telling::Nothing
         }
     }
+}
+
+/// A connection could not be taken: what is wanting (files, memory) may be there again in a moment.
+pub(super) fn unaccepted(error: &io::Error) {
+    log::error!("a connection could not be taken: {error}");
+    thread::sleep(Duration::from_millis(100));
 }
 
 #[cfg(test)]

@@ -19,26 +19,26 @@ const TICK: Duration = Duration::from_millis(200);
 
 /// Gives a pipe up, from any thread; an abort of the job does it too.
 #[derive(Clone, Debug)]
-pub(super) struct GiveUp {
+pub(crate) struct GiveUp {
     now: Arc<AtomicBool>,
     job: Stop,
 }
 
 impl GiveUp {
     /// Nothing is given up yet.
-    pub(super) fn with(job: Stop) -> Self {
+    pub(crate) fn with(job: Stop) -> Self {
         let now = Arc::default();
         Self { now, job }
     }
 
     /// Ends all writing, soon.
-    pub(super) fn now(&self) {
+    pub(crate) fn now(&self) {
         self.now.store(true, Ordering::Release);
     }
 
     /// # Errors
     /// [`Error::Aborted`] if the job was.
-    pub(super) fn check_job(&self) -> Result<()> {
+    pub(crate) fn check_job(&self) -> Result<()> {
         if self.job.is_asked() {
             return Err(Error::Aborted);
         }
@@ -52,14 +52,14 @@ impl GiveUp {
 
 /// The pipe.
 #[derive(Debug)]
-pub(super) struct Feed {
+pub(crate) struct Feed {
     pipe: ChildStdin,
     is_given_up: GiveUp,
 }
 
 impl Feed {
     /// Takes the pipe over.
-    pub(super) fn new(pipe: ChildStdin, is_given_up: GiveUp) -> io::Result<Self> {
+    pub(crate) fn new(pipe: ChildStdin, is_given_up: GiveUp) -> io::Result<Self> {
         let flags = fcntl_getfl(&pipe)?;
         // Of this end only: who reads waits as before.
         fcntl_setfl(&pipe, flags | OFlags::NONBLOCK)?;

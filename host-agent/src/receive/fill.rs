@@ -4,7 +4,7 @@
 //! it makes the devices, and all else comes here.  What it has put into the domain's memory itself stays:
 //! the pages through which the domain talks to xenstored and its console are new with every move.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use unmoved_stream::RecordHeader;
 use unmoved_stream::libxc::RecordType;
@@ -70,7 +70,9 @@ impl State {
         match record.kind {
             RecordType::X86_TSC_INFO => self.tsc = Some(tsc_info(record.body)?),
             RecordType::HVM_CONTEXT => self.context = Some(record.body.to_vec()),
-            RecordType::HVM_PARAMS => self.ours.extend(our_frames(record.body)?),
+            // What the toolstack got first is what it has made the rings of.
+            RecordType::HVM_PARAMS if self.ours.is_empty() => self.ours = our_frames(record.body)?,
+            RecordType::HVM_PARAMS => {}
             other => {
                 return Err(Error::Peer(format!(
                     "a record of type {other} stands where only memory and state can be"
@@ -174,7 +176,7 @@ fn tsc_info(body: &[u8]) -> Result<TscInfo> {
 }
 
 /// The frames of rings between the domain and this host, by its parameters.
-fn our_frames(body: &[u8]) -> Result<Vec<u64>> {
+fn our_frames(body: &[u8]) -> Result<BTreeSet<u64>> {
     const OURS: [u32; 4] = [
         param::STORE_PFN,
         param::CONSOLE_PFN,
@@ -186,7 +188,8 @@ fn our_frames(body: &[u8]) -> Result<Vec<u64>> {
     if !pairs.len().is_multiple_of(16) {
         return Err(torn());
     }
-    let mut frames = Vec::new();
+    // By parameter: the last word counts, as it does for the toolstack.
+    let mut frames = BTreeMap::new();
     for pair in pairs.chunks_exact(16) {
         let (index, value) = pair.split_at(8);
         let number = |bytes: &[u8]| {
@@ -196,10 +199,10 @@ fn our_frames(body: &[u8]) -> Result<Vec<u64>> {
                 .fold(0, |number, byte| number << 8 | u64::from(*byte))
         };
         if OURS.map(u64::from).contains(&number(index)) {
-            frames.push(number(value));
+            frames.insert(number(index), number(value));
         }
     }
-    Ok(frames)
+    Ok(frames.into_values().collect())
 }
 
 #[cfg(test)]
@@ -210,7 +213,8 @@ mod tests {
 
     use super::{State, records};
 
-    fn state() -> Vec<u8> {
+    /// Nothing but what is written after this.
+    fn begun() -> Writer<Vec<u8>> {
         let image = ImageHeader { version: 3 };
         let domain = DomainHeader {
             kind: DomainType::Hvm,
@@ -220,6 +224,11 @@ mod tests {
         let mut writer = Writer::new(Vec::new(), image, domain).unwrap();
         writer.static_data_end().unwrap();
         writer.get_mut().clear();
+        writer
+    }
+
+    fn state() -> Vec<u8> {
+        let mut writer = begun();
         let tsc = TscInfo {
             mode: 1,
             khz: 2_600_000,
@@ -250,6 +259,21 @@ mod tests {
         assert_eq!(state.context.unwrap(), b"abc");
         // The identity page table is the domain's own.
         assert_eq!(Vec::from_iter(state.ours), [0xfeffc, 0xfefff]);
+    }
+
+    #[test]
+    fn the_frames_of_rings_are_those_that_the_toolstack_got() {
+        let mut writer = begun();
+        let param = |value| HvmParam { index: 1, value };
+        for params in [vec![param(5), param(6)], vec![param(7)]] {
+            writer.hvm_params(&params).unwrap();
+        }
+        let bytes = std::mem::take(writer.get_mut());
+        let mut state = State::default();
+        for record in records(&bytes).unwrap() {
+            state.note(record).unwrap();
+        }
+        assert_eq!(Vec::from_iter(state.ours), [6]);
     }
 
     #[test]

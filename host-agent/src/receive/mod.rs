@@ -12,7 +12,7 @@
 
 pub(crate) mod canonical;
 mod complaints;
-mod feed;
+pub(crate) mod feed;
 mod fill;
 pub(crate) mod handshake;
 mod incoming;
@@ -47,6 +47,8 @@ pub(crate) struct Receiver {
     job: String,
     /// A place is promised to it.
     is_promised: bool,
+    /// It has been unpaused: if it is paused still, then by somebody else.
+    is_unpaused: bool,
     needs: Needs,
     incoming: Option<Arc<Incoming>>,
     /// From its first byte to its last.
@@ -70,6 +72,7 @@ impl Receiver {
             priority,
             job: String::new(),
             is_promised: false,
+            is_unpaused: false,
             needs: Needs::default(),
             incoming: None,
             turn: None,
@@ -229,7 +232,10 @@ impl Destination for Receiver {
         })?;
         if info.state().contains(DomainFlags::PAUSED) && !leave_paused {
             // What the toolstack does for domains of this type, without starting it.
-            self.xen.domain(domid).unpause()?;
+            if !self.is_unpaused {
+                self.xen.domain(domid).unpause()?;
+                self.is_unpaused = true;
+            }
             let info = self.xen.domain(domid).live_info()?;
             if info.state().contains(DomainFlags::PAUSED) {
                 return Err(Error::Xen(format!(

@@ -289,11 +289,14 @@ impl Source for LiveSource {
             // Whoever reads it now counts on its standing still.
             guest.nobody_else_reads()?;
             guest.domain().resume()?;
+        }
+        // Also of one that runs already: what resumed it may not have come so far.
+        if undo.suspend || found.is_asked {
             store.resume(domid)?;
-            if self.presence()? != Presence::Running {
-                let why = "does not run after it was resumed: it is paused, or has ended";
-                return Err(Error::Xen(format!("{} {why}", self.name)));
-            }
+        }
+        if undo.suspend && self.presence()? != Presence::Running {
+            let why = "does not run after it was resumed: it is paused, or has ended";
+            return Err(Error::Xen(format!("{} {why}", self.name)));
         }
         marker::clear(&*self.store, domid)?;
         // From here on the mark may be another process's.

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use super::receive::PATIENCE;
 use crate::job::{Batch, Control, Copied, Error, Host, Lone, Phase, Result, Sink, Source};
 use crate::receive::canonical::Canonical;
+use crate::receive::feed::{Feed, GiveUp};
 use crate::receive::handshake::{Answers, BANNER, GO, READY, REPORT};
 
 /// Moves a running domain to whatever the shell command `via` leads to, which must behave like
@@ -49,7 +50,9 @@ fn transfer(
     };
     let mut answers = Answers::listen(stdout)?;
     answers.expect(BANNER, PATIENCE, || control.check())?;
-    let out: Box<dyn Write + Send> = Box::new(stdin);
+    // A receiver that does not read must not hold the guest: an abort ends the writing.
+    let feed = Feed::new(stdin, GiveUp::with(control.stop()));
+    let out: Box<dyn Write + Send> = Box::new(feed.map_err(Error::io("the command's input"))?);
     let out = Early(Canonical::begin(out, config)?);
     source.copy_live(&out, control)?;
     let copied = source.copy_rest(&out, control)?;

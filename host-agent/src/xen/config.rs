@@ -114,6 +114,9 @@ pub(crate) fn agrees(
     uuid: &str,
     disks: &[String],
 ) -> std::result::Result<(), String> {
+    if !is_uuid(uuid) {
+        return Err(format!("{uuid:?} is no UUID in the usual form"));
+    }
     let own = config["c_info"]["uuid"].as_str().unwrap_or_default();
     if !own.eq_ignore_ascii_case(uuid) {
         return Err(format!(
@@ -127,6 +130,16 @@ pub(crate) fn agrees(
         ));
     }
     Ok(())
+}
+
+/// If this is a UUID as [`uuid`] writes it: they are compared as texts.
+fn is_uuid(text: &str) -> bool {
+    let hyphens = [8, 13, 18, 23];
+    let is_right = |(at, byte): (usize, u8)| match hyphens.contains(&at) {
+        true => byte == b'-',
+        false => matches!(byte, b'0'..=b'9' | b'a'..=b'f'),
+    };
+    text.len() == 36 && text.bytes().enumerate().all(is_right)
 }
 
 /// The same with another name.
@@ -174,7 +187,8 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::{
-        arrived, can_be_built_early, can_move, memory_bytes, to_travel, uuid, writable_disks,
+        agrees, arrived, can_be_built_early, can_move, memory_bytes, to_travel, uuid,
+        writable_disks,
     };
 
     fn config() -> Value {
@@ -187,6 +201,24 @@ mod tests {
                 {"pdev_path": "/dev/z"},
             ],
         })
+    }
+
+    #[test]
+    fn a_uuid_has_one_form_only() {
+        const UUID: &str = "5e8a3c62-9f01-4b7d-8c24-1d6f0a9b3e57";
+        let mut config = config();
+        let disks = ["/dev/x", "/dev/z"].map(str::to_owned);
+        config["c_info"]["uuid"] = json!(UUID);
+        agrees(&config, UUID, &disks).unwrap();
+        assert!(agrees(&config, UUID, &disks[..1]).is_err());
+        let other = UUID.replace('5', "6");
+        for wrong in [&UUID.to_uppercase(), &UUID[1..], &other, ""] {
+            config["c_info"]["uuid"] = json!(wrong.to_uppercase());
+            let same = agrees(&config, wrong, &disks).is_ok();
+            assert_eq!(same, wrong == other, "{wrong}");
+        }
+        config["c_info"]["uuid"] = json!(UUID);
+        assert!(agrees(&config, &other, &disks).is_err());
     }
 
     #[test]

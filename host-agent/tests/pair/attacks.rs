@@ -189,6 +189,41 @@ fn a_peer_has_no_say_in_what_is_not_its_own() {
     attacked.goes_on();
 }
 
+/// The records of a session at the destination, as they are on the disk.
+fn records(pair: &Pair, session: &str) -> Vec<Value> {
+    let journal = format!("b/destination/{session}.journal");
+    let journal = std::fs::read_to_string(pair.folder.path().join(journal)).unwrap();
+    let records = journal.lines().map(|line| line.split_once(' ').unwrap().1);
+    records
+        .map(|json| serde_json::from_str(json).unwrap())
+        .collect()
+}
+
+/// What a source has begun that goes away is thrown away, also if that does not work at once.
+#[test]
+fn nothing_is_kept_for_a_source_that_has_gone() {
+    let pair = Pair::start();
+    pair.a.add("first", "u-0");
+    let options = JobOptions::default();
+    let first = pair.left.migrate("test", "first", "b", options).unwrap();
+    ended(&first).unwrap();
+    let mut request = records(&pair, &first.id)[0]["request"].clone();
+    request["needs"]["destination_name"] = json!("second");
+    request["needs"]["uuid"] = json!("u-1");
+    pair.b.stumble(1);
+    let session = "12".repeat(16);
+    let reserve = call(&session, 1, &json!({ "reserve": request }));
+    let mut source = control(&pair);
+    let answer = ask(&mut source, &reserve).unwrap();
+    assert_eq!(answer["reply"]["cookie"]["answer"], "continue", "{answer}");
+    drop(source);
+    let until = Instant::now() + LONG;
+    while records(&pair, &session).last().unwrap()["state"] != "discarded" {
+        assert!(Instant::now() < until, "it is kept");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// Whoever has listened to an earlier session, and could read it, can do nothing with what it has heard.
 #[test]
 fn what_an_earlier_session_said_is_of_no_use_on_a_new_connection() {
@@ -199,15 +234,7 @@ fn what_an_earlier_session_said_is_of_no_use_on_a_new_connection() {
         .migrate("test", "first", "b", JobOptions::default())
         .unwrap();
     ended(&first).unwrap();
-    let journal = pair
-        .folder
-        .path()
-        .join(format!("b/destination/{}.journal", first.id));
-    let journal = std::fs::read_to_string(journal).unwrap();
-    let records = journal.lines().map(|line| line.split_once(' ').unwrap().1);
-    let records: Vec<Value> = records
-        .map(|json| serde_json::from_str(json).unwrap())
-        .collect();
+    let records = records(&pair, &first.id);
     let of = |state: &str| {
         records
             .iter()

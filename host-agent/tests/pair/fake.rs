@@ -37,6 +37,20 @@ struct State {
     fails_to_fill: bool,
     is_stuck: bool,
     holds_build: bool,
+    stumbles: u32,
+}
+
+impl State {
+    /// Whether this time it works.
+    fn works(&mut self) -> Result<()> {
+        match self.stumbles.checked_sub(1) {
+            None => Ok(()),
+            Some(left) => {
+                self.stumbles = left;
+                Err(Error::Xen("xenstored has no time".to_owned()))
+            }
+        }
+    }
 }
 
 /// A host; its clones are the same.
@@ -112,6 +126,11 @@ impl Fake {
     /// Building takes until this is undone.
     pub fn hold_build(&self, holds: bool) {
         self.state.lock().holds_build = holds;
+    }
+
+    /// So many times a guest cannot be resumed, or a copy not thrown away.
+    pub fn stumble(&self, times: u32) {
+        self.state.lock().stumbles = times;
     }
 
     /// With the first pages that arrive.

@@ -115,6 +115,7 @@ fn an_abort_while_the_destination_builds_lets_the_guest_go_on_at_once() {
     let job = pair.left.migrate("test", "guest", "b", options).unwrap();
     until(&job, || job.status(0).phase == Phase::Building);
     assert_ne!(pair.a.presence("u-1"), Presence::Running);
+    pair.a.stumble(2);
     assert!(job.control.abort());
     until(&job, || pair.a.presence("u-1") == Presence::Running);
     assert!(job.result().is_none(), "the destination is not told yet");

@@ -11,6 +11,7 @@ mod copy;
 mod meet;
 
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use event_listener::Listener;
@@ -34,6 +35,9 @@ pub(super) use self::meet::check;
 
 /// How long to wait before the destination is asked again: at first, and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
+/// So often a guest is tried to be let go on at once, and the time between.
+const ATTEMPTS: u32 = 4;
+const PAUSE: Duration = Duration::from_millis(500);
 
 struct Outgoing<'a> {
     daemon: &'a Arc<Daemon>,
@@ -146,8 +150,7 @@ impl Outgoing<'_> {
                 SourceEffect::Seal => SourceEvent::Sealed(self.job.control.close().map_err(said)),
                 SourceEffect::Resume => {
                     self.hang_up();
-                    let resumed = guest(&mut self.source).and_then(Source::resume_here);
-                    SourceEvent::Resumed(self.troubled(resumed))
+                    SourceEvent::Resumed(self.resume())
                 }
                 SourceEffect::Destroy => {
                     self.hang_up();
@@ -243,6 +246,23 @@ impl Outgoing<'_> {
     /// Closes the stream; a guest that goes on, or is gone, is not copied any more.
     fn hang_up(&mut self) {
         self.sender = None;
+    }
+
+    /// Lets the guest go on.  What fails now may work in a moment, and what comes next is a call that can
+    /// take minutes, for all of which the guest would stand still.
+    fn resume(&mut self) -> std::result::Result<(), Trouble> {
+        for _ in 1..ATTEMPTS {
+            let resumed = guest(&mut self.source).and_then(Source::resume_here);
+            match self.troubled(resumed) {
+                Err(trouble) if !trouble.is_gone => {
+                    log::warn!("session {}: {}: again", self.session, trouble.reason);
+                    thread::sleep(PAUSE);
+                }
+                done => return done,
+            }
+        }
+        let resumed = guest(&mut self.source).and_then(Source::resume_here);
+        self.troubled(resumed)
     }
 
     fn troubled(&mut self, result: Result<()>) -> std::result::Result<(), Trouble> {

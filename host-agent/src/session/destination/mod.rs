@@ -334,6 +334,9 @@ impl DestinationSession {
                     .to_owned(),
             ),
             Some(DestinationRecord::Lost { reason }) => Some(reason.clone()),
+            Some(DestinationRecord::Reserved { .. }) if self.failure.is_some() => {
+                Some("what is left of the copy here could not be thrown away yet".to_owned())
+            }
             _ => None,
         };
         DestinationEffect::Idle { reason }

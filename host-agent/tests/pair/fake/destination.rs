@@ -77,6 +77,7 @@ impl Destination for FakeDestination {
             return Ok(());
         };
         let mut state = self.host.state.lock();
+        state.works()?;
         let presence = state.domains.get(&needs.uuid).map(|domain| domain.presence);
         assert_ne!(
             presence,

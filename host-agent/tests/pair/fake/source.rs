@@ -81,6 +81,7 @@ impl Source for FakeSource {
         match self.host.presence(&self.needs.uuid) {
             Presence::Absent => Err(Error::Xen("there is no such domain".to_owned())),
             _ => {
+                self.host.state.lock().works()?;
                 self.host.state.lock().watched.remove(&self.needs.uuid);
                 self.host.set(&self.needs.uuid, Presence::Running);
                 Ok(())
