@@ -19,7 +19,7 @@ use alloc::vec::Vec;
 use xen_abi::Port;
 
 use self::list::Scan;
-use super::{Cx, Device, DeviceId, Progress, TagOwner};
+use super::{Cx, Device, DeviceClass, DeviceId, Progress, TagOwner};
 use crate::host::{HostPort, StoreEvent, Tag};
 
 /// The real directory with one directory for each class.
@@ -255,6 +255,15 @@ impl Bus {
         }
     }
 
+    /// Tells the devices of a class how many they are.
+    fn share(&mut self, class: DeviceClass) {
+        let of_class = |id: &DeviceId| id.class == class;
+        let count = self.devices.keys().filter(|id| of_class(id)).count();
+        for (_, slot) in self.devices.iter_mut().filter(|(id, _)| of_class(id)) {
+            slot.device.share(count);
+        }
+    }
+
     /// Learns a device's ports, and drops it if it is gone.
     fn refresh(&mut self, cx: &mut Cx<'_>, id: DeviceId) {
         let Some(slot) = self.devices.get(&id) else {
@@ -263,6 +272,7 @@ impl Bus {
         self.ports.retain(|_, owner| *owner != id);
         if slot.device.is_gone() {
             self.devices.remove(&id);
+            self.share(id.class);
             // It may have been made anew meanwhile.
             self.begin_scan(cx);
         } else {

@@ -304,6 +304,9 @@ pub trait Device {
     fn quiesce(&mut self, cx: &mut Cx<'_>) -> Progress;
     /// How many requests are in flight at the host, for reports.
     fn in_flight(&self) -> usize;
+    /// Says how many devices of its class the guest has, this one among them: they share what the
+    /// class may have in flight at the host.
+    fn share(&mut self, _devices: usize) {}
     /// The host-facing half is gone (a new domain): begins to build it anew at `host_frontend`,
     /// the device's frontend directory in the real store.
     fn reattach(&mut self, cx: &mut Cx<'_>, host_frontend: &str);

@@ -149,6 +149,7 @@ impl Bus {
                     is_leaving: false,
                 };
                 self.devices.insert(id, slot);
+                self.share(class);
                 self.refresh(cx, id);
             } else {
                 log::warn!("{}/{} is one device too many", class.name(), id.index);

@@ -1,6 +1,7 @@
 //! The bus with devices that only note what happens to them.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use xen_abi::{Mfn, Port};
@@ -14,6 +15,8 @@ use crate::points::grant::GuestGrantTable;
 use crate::points::{Cx, Device, DeviceClass, DeviceId, Progress, TagOwner, device_tag};
 
 type Notes = Rc<RefCell<Vec<String>>>;
+/// With how many each device shares, itself among them.
+type Shares = Rc<RefCell<BTreeMap<String, usize>>>;
 
 struct Noting {
     name: String,
@@ -22,6 +25,7 @@ struct Noting {
     gone: Rc<RefCell<bool>>,
     /// Whether the guest was told of the devices.
     shown: Rc<RefCell<bool>>,
+    shares: Shares,
 }
 
 impl Noting {
@@ -50,6 +54,9 @@ impl Device for Noting {
     }
     fn in_flight(&self) -> usize {
         2
+    }
+    fn share(&mut self, devices: usize) {
+        self.shares.borrow_mut().insert(self.name.clone(), devices);
     }
     fn reattach(&mut self, _: &mut Cx<'_>, host_frontend: &str) {
         self.note(&format!("reattach {host_frontend}"));
@@ -82,6 +89,7 @@ struct Factory {
     notes: Notes,
     gone: Rc<RefCell<bool>>,
     shown: Rc<RefCell<bool>>,
+    shares: Shares,
 }
 
 impl DeviceFactory for Factory {
@@ -92,6 +100,7 @@ impl DeviceFactory for Factory {
             port: HostPort(Port(id.index)),
             gone: self.gone.clone(),
             shown: self.shown.clone(),
+            shares: self.shares.clone(),
         };
         made.note(&format!("made at {host_frontend}"));
         Box::new(made)
@@ -133,6 +142,7 @@ struct Machine {
     notes: Notes,
     gone: Rc<RefCell<bool>>,
     shown: Rc<RefCell<bool>>,
+    shares: Shares,
     scans: usize,
 }
 
@@ -144,13 +154,16 @@ impl Machine {
             notes: Rc::clone(&notes),
             gone: Rc::clone(&gone),
             shown: Rc::clone(&shown),
+            shares: Shares::default(),
         };
+        let shares = Rc::clone(&factory.shares);
         let mut machine = Self {
             bus: Bus::new(Box::new(factory)),
             list: List::default(),
             notes,
             gone,
             shown,
+            shares,
             scans: 0,
         };
         machine.list.devices = devices.to_vec();
@@ -241,6 +254,26 @@ fn devices_come_and_go_with_the_list() {
     *machine.gone.borrow_mut() = true;
     machine.call(|bus, cx| bus.guest_kick(cx, VBD, Port(1)));
     assert_eq!(machine.bus.len(), 1);
+}
+
+#[test]
+fn the_devices_of_a_class_know_how_many_they_are() {
+    let mut machine = Machine::new(&["device/vbd/1", "device/vbd/2", "device/vif/0"]);
+    let share = |machine: &Machine, name: &str| machine.shares.borrow()[name];
+    assert_eq!(share(&machine, "vbd1"), 2);
+    assert_eq!(share(&machine, "vbd2"), 2);
+    assert_eq!(share(&machine, "vif0"), 1);
+    machine.list.devices.push("device/vbd/3");
+    machine.changed("device/vbd/3/backend", 1);
+    assert_eq!(share(&machine, "vbd1"), 3);
+    assert_eq!(share(&machine, "vbd3"), 3);
+    machine.list.devices.retain(|name| *name != "device/vbd/1");
+    machine.changed("device/vbd/1", 1);
+    *machine.gone.borrow_mut() = true;
+    let id = DeviceId { index: 1, ..VBD };
+    machine.call(|bus, cx| bus.guest_kick(cx, id, Port(1)));
+    assert_eq!(share(&machine, "vbd2"), 2);
+    assert_eq!(share(&machine, "vif0"), 1);
 }
 
 #[test]

@@ -84,10 +84,10 @@ impl Vbd {
             self.wants_retry = true;
             return;
         }
-        let Some(part) = self.shadow.parts.remove(number) else {
+        let Some(part) = self.shadow.remove_part(number) else {
             return;
         };
-        self.spare_grants.push(part.grants);
+        self.keep_grants(part.grants);
         if let Some(page) = part.page {
             if self.spare_pages.len() < MAX_SPARE_PAGES {
                 self.spare_pages.push(page);

@@ -11,6 +11,7 @@ use alloc::vec::Vec;
 
 use xen_abi::blkif::{MAX_SEGMENTS, SECTOR_SIZE, info};
 
+use super::budget::DISCARD_SECTORS;
 use crate::points::xenbus::Nodes;
 
 /// Segments that a guest may put into one indirect request: 1 MiB.
@@ -57,6 +58,24 @@ pub(super) struct Discard {
     alignment: Option<u32>,
     /// Whether no copy survives if so asked.
     pub secure: bool,
+}
+
+impl Discard {
+    /// How many of the `left` sectors from `first` on one request is to discard: no more than are
+    /// done soon, and up to where a unit of the storage ends, for it ignores what is less.
+    pub fn part(&self, first: u64, left: u64) -> u64 {
+        let sectors = |bytes: Option<u32>| u64::from(bytes.unwrap_or(0)) / SECTOR_SIZE;
+        let unit = sectors(self.granularity).max(1);
+        let start = sectors(self.alignment) % unit;
+        // Sectors since the last end of a unit, whatever lies before the first.
+        let over = |sector: u64| (sector % unit + unit - start) % unit;
+        let longest = match DISCARD_SECTORS.checked_sub(over(first.saturating_add(DISCARD_SECTORS)))
+        {
+            Some(whole @ 1..) => whole,
+            _ => unit - over(first),
+        };
+        left.min(longest)
+    }
 }
 
 /// What this host's backend offers.

@@ -18,8 +18,8 @@ use crate::points::ring::FrontRing;
 use crate::points::xenbus::{HostLink, Nodes};
 use crate::points::{Cx, DeviceId};
 
-/// log2 of the frames of our ring: 16 frames hold 512 requests.
-const MAX_RING_ORDER: u32 = 4;
+/// log2 of the frames of our ring: 8 frames hold 256 requests, which is all that may be in flight.
+const MAX_RING_ORDER: u32 = 3;
 
 /// The collections that are asked for.
 mod what {

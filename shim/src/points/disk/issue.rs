@@ -4,17 +4,22 @@ use alloc::vec::Vec;
 
 use xen_abi::Mfn;
 use xen_abi::blkif::{
-    DISCARD_SECURE, MAX_SEGMENTS, Request, RequestDiscard, RequestIndirect, SLOT_SIZE, Segment, op,
-    status,
+    DISCARD_SECURE, MAX_SEGMENTS, Request, RequestDiscard, RequestIndirect, SECTOR_SIZE, SLOT_SIZE,
+    Segment, op, status,
 };
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::Vbd;
-use super::features::SHOWN_SEGMENTS;
+use super::budget;
+use super::features::{Discard, Offer, SHOWN_SEGMENTS};
 use super::host::Stage;
+use super::request::HeldSegment;
 use super::shadow::{Entry, Part, Plan, Step};
 use crate::host::{Access, HostRef};
 use crate::points::Cx;
+
+/// Lists of references that are kept for later, of up to 1 KiB each.
+const MAX_SPARE_LISTS: usize = 64;
 
 /// What became of an attempt to go on with the first entry of the backlog.
 #[derive(PartialEq, Eq)]
@@ -34,6 +39,18 @@ enum Next {
     Wait,
 }
 
+/// One request to the host, before anything is granted for it.
+struct Piece {
+    /// The first sector.
+    sector: u64,
+    /// Segments of the data.
+    segments: usize,
+    /// Sectors that are discarded.
+    discard: u64,
+    /// What it counts as in flight, bytes.
+    cost: u64,
+}
+
 /// The segments of one request to the host, granted to the backend.
 struct Granted {
     segments: [Segment; SHOWN_SEGMENTS],
@@ -47,7 +64,8 @@ struct Granted {
 impl Vbd {
     /// Asks the host for as much of the backlog as it can take; `true` when nothing is left.
     pub(super) fn issue_backlog(&mut self, cx: &mut Cx<'_>) -> bool {
-        if self.host.stage != Stage::Connected {
+        // A suspend waits for what is in flight, not for what could be.
+        if self.host.stage != Stage::Connected || self.is_quiescing {
             return self.shadow.backlog.is_empty();
         }
         while let Some(&number) = self.shadow.backlog.front() {
@@ -104,26 +122,35 @@ impl Vbd {
         if room == 0 || self.shadow.parts.len() >= depth as usize {
             return false;
         }
-        let Some(granted) = self.grant_segments(cx, number, step) else {
+        let (Some(entry), Some(offer)) = (self.shadow.entries.get(number), &self.host.offer) else {
+            return false;
+        };
+        let piece = entry.piece(step, offer);
+        let (parts, bytes) = (self.shadow.parts.len(), self.shadow.cost());
+        if !self.budget.allows(piece.cost, parts, bytes) {
+            return false;
+        }
+        let Some(granted) = self.grant_segments(cx, number, step, piece.segments) else {
             return false;
         };
         let (Some(entry), Some(ring)) = (self.shadow.entries.get_mut(number), &mut self.host.ring)
         else {
             return false;
         };
-        let sector = entry.next_sector();
         entry.issued += match step {
             Step::Data(_) => granted.count,
-            Step::Bare(_) | Step::Discard => 1,
+            Step::Discard => piece.discard as usize,
+            Step::Bare(_) => 1,
         };
         entry.parts += 1;
-        let discard = (entry.wanted.discard_sectors, entry.wanted.discard_secure);
+        let is_secure = entry.wanted.discard_secure;
         let id = self.shadow.add_part(Part {
             entry: number,
             serial: 0,
             operation: step.operation(),
             grants: granted.grants,
             page: granted.page.map(|(page, _)| page),
+            cost: piece.cost,
             answer: None,
         });
 
@@ -133,11 +160,11 @@ impl Vbd {
             (Step::Discard, _) => {
                 let mut request = RequestDiscard::new_zeroed();
                 request.operation = op::DISCARD;
-                request.flag = if discard.1 { DISCARD_SECURE } else { 0 };
+                request.flag = if is_secure { DISCARD_SECURE } else { 0 };
                 request.handle = handle;
                 request.id = id;
-                request.sector_number = sector;
-                request.nr_sectors = discard.0;
+                request.sector_number = piece.sector;
+                request.nr_sectors = piece.discard;
                 slot.copy_from_slice(request.as_bytes());
             }
             (_, Some((_, reference))) => {
@@ -147,7 +174,7 @@ impl Vbd {
                 request.nr_segments = granted.count as u16;
                 request.handle = handle;
                 request.id = id;
-                request.sector_number = sector;
+                request.sector_number = piece.sector;
                 request.indirect_grefs[0] = reference.0;
                 slot.copy_from_slice(request.as_bytes());
             }
@@ -157,7 +184,7 @@ impl Vbd {
                 request.nr_segments = granted.count as u8;
                 request.handle = handle;
                 request.id = id;
-                request.sector_number = sector;
+                request.sector_number = piece.sector;
                 request.seg[..granted.count].copy_from_slice(&granted.segments[..granted.count]);
                 slot.copy_from_slice(request.as_bytes());
             }
@@ -166,20 +193,17 @@ impl Vbd {
         true
     }
 
-    /// Grants the backend as many of an entry's next segments as one request may have and there
-    /// are references for; `None` when that is too few to go on.
-    fn grant_segments(&mut self, cx: &mut Cx<'_>, number: u32, step: Step) -> Option<Granted> {
+    /// Grants the backend an entry's next `wanted` segments, or as many as there are references
+    /// for; `None` when that is too few to go on.
+    fn grant_segments(
+        &mut self,
+        cx: &mut Cx<'_>,
+        number: u32,
+        step: Step,
+        wanted: usize,
+    ) -> Option<Granted> {
         let entry = self.shadow.entries.get(number)?;
-        let limit = match step {
-            // Only these may be split: the others are one request, which is what gives them
-            // their meaning.
-            Step::Data(op::READ | op::WRITE) => self.host.offer.as_ref()?.max_segments,
-            Step::Data(_) => MAX_SEGMENTS,
-            Step::Bare(_) | Step::Discard => 0,
-        };
-        let may_split = matches!(step, Step::Data(op::READ | op::WRITE));
-        let left = &entry.wanted.segments[entry.issued.min(entry.wanted.segments.len())..];
-        let wanted = left.len().min(limit);
+        let left = entry.segments_left();
         let access = match entry.wanted.fills_memory() {
             true => Access::ReadWrite,
             false => Access::ReadOnly,
@@ -204,7 +228,7 @@ impl Vbd {
             };
         }
         granted.count = granted.grants.len();
-        if granted.count < wanted && !may_split {
+        if granted.count < wanted && !step.may_split() {
             granted.count = 0;
         }
         if granted.count > MAX_SEGMENTS && !self.grant_page(cx, &mut granted) {
@@ -217,10 +241,18 @@ impl Vbd {
             self.host.end_unused(cx, grant);
         }
         if wanted > 0 && granted.count == 0 {
-            self.spare_grants.push(granted.grants);
+            self.keep_grants(granted.grants);
             return None;
         }
         Some(granted)
+    }
+
+    /// Keeps an emptied list for the next request.
+    pub(super) fn keep_grants(&mut self, mut list: Vec<HostRef>) {
+        if self.spare_grants.len() < MAX_SPARE_LISTS {
+            list.clear();
+            self.spare_grants.push(list);
+        }
     }
 
     /// Puts the segments into a page of their own; `false` when there is none to be had.
@@ -248,6 +280,12 @@ impl Step {
             Self::Data(operation) | Self::Bare(operation) => operation,
             Self::Discard => op::DISCARD,
         }
+    }
+
+    /// Whether its data may be moved in parts.  Other operations are one request, which is what
+    /// gives them their meaning.
+    fn may_split(self) -> bool {
+        matches!(self, Self::Data(op::READ | op::WRITE))
     }
 }
 
@@ -278,7 +316,8 @@ impl Entry {
         {
             let whole = match step {
                 Step::Data(_) => self.wanted.segments.len(),
-                Step::Bare(_) | Step::Discard => 1,
+                Step::Discard => self.wanted.discard_sectors as usize,
+                Step::Bare(_) => 1,
             };
             if self.issued < whole {
                 return Next::Issue(step);
@@ -299,10 +338,40 @@ impl Entry {
         Next::Nothing
     }
 
-    /// The sector at which the next part begins.
-    fn next_sector(&self) -> u64 {
-        let done = self.issued.min(self.wanted.segments.len());
-        let sectors = self.wanted.segments[..done].iter().map(|s| s.sectors());
-        self.wanted.sector + sectors.sum::<u64>()
+    /// The segments that the host was not asked for in this step.
+    fn segments_left(&self) -> &[HeldSegment] {
+        let segments = &self.wanted.segments;
+        &segments[self.issued.min(segments.len())..]
+    }
+
+    /// What the next request of a step is, to a host that offers this.
+    fn piece(&self, step: Step, offer: &Offer) -> Piece {
+        let sectors_of = |segments: &[HeldSegment]| segments.iter().map(|s| s.sectors()).sum();
+        let left = self.segments_left();
+        let (segments, discard) = match step {
+            Step::Data(_) if step.may_split() => (left.len().min(offer.max_segments), 0),
+            Step::Data(_) => (left.len().min(MAX_SEGMENTS), 0),
+            Step::Bare(_) => (0, 0),
+            Step::Discard => {
+                let done = self.issued as u64;
+                let (first, left) = (
+                    self.wanted.sector + done,
+                    self.wanted.discard_sectors - done,
+                );
+                let part = |kind: &Discard| kind.part(first, left);
+                (0, offer.discard.as_ref().map_or(left, part))
+            }
+        };
+        let done: u64 = match step {
+            Step::Discard => self.issued as u64,
+            _ => sectors_of(&self.wanted.segments[..self.wanted.segments.len() - left.len()]),
+        };
+        let data: u64 = sectors_of(&left[..segments]);
+        Piece {
+            sector: self.wanted.sector + done,
+            segments,
+            discard,
+            cost: budget::cost(step, data * SECTOR_SIZE, self.wanted.discard_secure),
+        }
     }
 }

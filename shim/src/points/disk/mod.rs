@@ -8,12 +8,16 @@
 //! requests of that host ([`shadow::Plan`], [`issue`]): large ones are split, discards dropped,
 //! barriers done by flushes.
 //!
+//! What is in flight at the host is bounded ([`budget`]), so that a suspend never waits long for
+//! it.  The rest of the backlog is not asked for while it waits: it travels with the guest.
+//!
 //! Persistent grants, which most backends offer, are not used: they save the backend from mapping
 //! pages anew by having the frontend copy all data through pages that stay mapped, and the shim
 //! does not copy.  The feature is optional for both ends.
 //!
 //! | file | does |
 //! |---|---|
+//! | `budget` | bounds what is in flight |
 //! | `features` | what the host offers, what the guest was told |
 //! | `request` | checks a request of the guest |
 //! | `shadow` | knows what is in flight and what is left to do |
@@ -24,6 +28,7 @@
 //! | `answer` | takes the host's answers |
 
 mod answer;
+mod budget;
 mod features;
 mod flow;
 mod guest;
@@ -43,6 +48,7 @@ use alloc::vec::Vec;
 use xen_abi::xenbus::XenbusState;
 use xen_abi::{DomId, Mfn, Port};
 
+use self::budget::Budget;
 use self::features::Shown;
 use self::guest::GuestHalf;
 use self::host::{HostHalf, Stage};
@@ -60,6 +66,8 @@ pub struct Vbd {
     /// What the guest was told; nothing before the first host has described the disk.
     shown: Option<Shown>,
     shadow: Shadow,
+    /// What may be in flight at the host.
+    budget: Budget,
     /// Pages for the segments of indirect requests to the host, kept for the next one.
     spare_pages: Vec<Mfn>,
     /// Lists for what a request grants, likewise.
@@ -96,6 +104,7 @@ impl Vbd {
             host: HostHalf::new(id),
             shown: None,
             shadow: Shadow::new(),
+            budget: Budget::of(1),
             spare_pages: Vec::new(),
             spare_grants: Vec::new(),
             is_quiescing: false,
@@ -155,14 +164,18 @@ impl Device for Vbd {
         self.is_quiescing = true;
         self.take_answers(cx);
         self.pump(cx);
-        match self.shadow.entries.len() {
+        match self.in_flight() {
             0 => Progress::Done,
             _ => Progress::Waiting,
         }
     }
 
     fn in_flight(&self) -> usize {
-        self.shadow.entries.len()
+        self.shadow.parts.len()
+    }
+
+    fn share(&mut self, devices: usize) {
+        self.budget = Budget::of(devices);
     }
 
     fn reattach(&mut self, cx: &mut Cx<'_>, host_frontend: &str) {

@@ -19,6 +19,10 @@ use crate::host::HostRef;
 /// Requests of the guest that may be in flight at a time: those of the largest ring.
 pub(super) const MAX_ENTRIES: usize = 512;
 
+/// Segments that lists may have room for that are kept for the next request: as many as fit into
+/// the requests that may be in flight at a time.
+const SPARE_SEGMENTS: usize = 2048;
+
 /// One thing to ask of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
@@ -101,7 +105,8 @@ pub(super) struct Entry {
     pub plan: Option<Plan>,
     /// The step that is being done.
     pub step: usize,
-    /// How much of the step was asked of the host: segments, or 1 for a step without any.
+    /// How much of the step was asked of the host: segments, sectors of a discard, or 1 for a step
+    /// without either.
     pub issued: usize,
     /// Requests at the host.
     pub parts: usize,
@@ -122,6 +127,8 @@ pub(super) struct Part {
     pub grants: Vec<HostRef>,
     /// The page with the segments of an indirect request.
     pub page: Option<Mfn>,
+    /// What it counts as in flight, bytes.
+    pub cost: u64,
     /// What the host answered; the part lives on while the backend still has a page in use.
     pub answer: Option<i16>,
 }
@@ -135,7 +142,11 @@ pub(super) struct Shadow {
     pub backlog: VecDeque<u32>,
     serial: u64,
     part_serial: u32,
+    /// What the parts count as in flight, bytes.
+    cost: u64,
     spare_segments: Vec<Vec<HeldSegment>>,
+    /// Segments that the spare lists have room for.
+    spare_room: usize,
 }
 
 impl Shadow {
@@ -146,7 +157,9 @@ impl Shadow {
             backlog: VecDeque::new(),
             serial: 0,
             part_serial: 0,
+            cost: 0,
             spare_segments: Vec::new(),
+            spare_room: 0,
         }
     }
 
@@ -171,8 +184,21 @@ impl Shadow {
     pub fn add_part(&mut self, mut part: Part) -> u64 {
         self.part_serial = self.part_serial.wrapping_add(1);
         part.serial = self.part_serial;
+        self.cost += part.cost;
         let serial = u64::from(part.serial) << 32;
         serial | u64::from(self.parts.insert(part))
+    }
+
+    /// Takes a part out.
+    pub fn remove_part(&mut self, number: u32) -> Option<Part> {
+        let part = self.parts.remove(number)?;
+        self.cost -= part.cost;
+        Some(part)
+    }
+
+    /// What is in flight at the host, bytes.
+    pub const fn cost(&self) -> u64 {
+        self.cost
     }
 
     /// Returns the number of the part that the host names, if there is one that waits for an
@@ -185,14 +211,14 @@ impl Shadow {
 
     /// The host half is gone with everything that it knew.  What it had answered in full is left
     /// as it is; the rest goes back into the backlog, in order, to be asked of the next host, unless
-    /// nobody waits for it any more.  Returns the pages of
-    /// indirect requests, and the entries that only need to be answered.
+    /// nobody waits for it any more.  Returns the pages of indirect requests, and the entries that
+    /// only need to be answered.
     pub fn rewind(&mut self, is_awaited: bool) -> (Vec<Mfn>, Vec<u32>) {
         let mut pages = Vec::new();
         let numbers: Vec<u32> = self.parts.numbers().collect();
         let mut unanswered = Vec::new();
         for number in numbers {
-            let Some(part) = self.parts.remove(number) else {
+            let Some(part) = self.remove_part(number) else {
                 continue;
             };
             pages.extend(part.page);
@@ -216,11 +242,14 @@ impl Shadow {
                 done.push(number);
                 continue;
             }
+            let is_whole = !unanswered.contains(&number) && entry.status == status::OKAY;
             entry.replayed |= entry.issued > 0 || entry.step > 0;
             entry.queued = true;
+            if !(is_whole && entry.goes_on_anywhere()) {
+                entry.issued = 0;
+            }
             entry.plan = None;
             entry.step = 0;
-            entry.issued = 0;
             entry.status = status::OKAY;
             again.push((entry.serial, number));
         }
@@ -230,16 +259,27 @@ impl Shadow {
     }
 
     pub fn take_segments(&mut self) -> Vec<HeldSegment> {
-        self.spare_segments.pop().unwrap_or_default()
+        let spare = self.spare_segments.pop().unwrap_or_default();
+        self.spare_room -= spare.capacity();
+        spare
     }
 
     pub fn keep_segments(&mut self, mut segments: Vec<HeldSegment>) {
-        segments.clear();
-        self.spare_segments.push(segments);
+        if self.spare_room + segments.capacity() <= SPARE_SEGMENTS {
+            self.spare_room += segments.capacity();
+            segments.clear();
+            self.spare_segments.push(segments);
+        }
     }
 }
 
 impl Entry {
+    /// Whether what was done of it need not be done again on another host: it is one step there,
+    /// too, and that is counted alike.
+    fn goes_on_anywhere(&self) -> bool {
+        matches!(self.wanted.operation, op::READ | op::WRITE | op::DISCARD)
+    }
+
     /// Notes an answer; the first bad one is what the guest will be told.
     pub fn fail(&mut self, answer: i16) {
         if self.status == status::OKAY {

@@ -28,6 +28,14 @@ pub(crate) struct Taken {
     mapped: Vec<u32>,
 }
 
+impl Taken {
+    /// Bytes of data.
+    fn bytes(&self) -> u64 {
+        let sectors = |segment: &Segment| u64::from(segment.last_sect - segment.first_sect) + 1;
+        self.segments.iter().map(|(_, s)| sectors(s) * 512).sum()
+    }
+}
+
 #[derive(Default)]
 pub(crate) struct Backend {
     pub features: Vec<(&'static str, String)>,
@@ -41,6 +49,10 @@ pub(crate) struct Backend {
     pub done: Vec<u8>,
     /// Largest number of segments that a request had.
     pub largest: usize,
+    /// What was discarded: first sector, and how many.
+    pub discarded: Vec<(u64, u64)>,
+    /// Most requests that it had at a time, and most bytes of data.
+    pub most: (usize, u64),
 }
 
 impl Backend {
@@ -144,6 +156,8 @@ impl Backend {
             self.largest = self.largest.max(taken.segments.len());
             self.taken.push(taken);
         }
+        let bytes = self.taken.iter().map(Taken::bytes).sum();
+        self.most = (self.most.0.max(self.taken.len()), self.most.1.max(bytes));
     }
 
     /// Does request number `pick` without answering it.
@@ -152,7 +166,12 @@ impl Backend {
         self.done.push(taken.operation);
         let mut at = taken.sector as usize * 512;
         if taken.operation == op::DISCARD {
-            self.disk[at..at + taken.discard as usize * 512].fill(0);
+            self.discarded.push((taken.sector, taken.discard));
+            // A disk that says to be larger than it is has nothing there.
+            let end = (at + taken.discard as usize * 512).min(self.disk.len());
+            if let Some(on_disk) = self.disk.get_mut(at..end) {
+                on_disk.fill(0);
+            }
         }
         for (frame, segment) in &taken.segments {
             let offset = usize::from(segment.first_sect) * 512;

@@ -2,6 +2,7 @@
 
 mod guest;
 
+mod bounds;
 mod cases;
 mod ends;
 mod moves;

@@ -6,6 +6,7 @@ use xen_abi::blkif::{op, status};
 
 use super::guest::Guest;
 use crate::points::Progress;
+use crate::points::disk::budget::Budget;
 use crate::points::disk::model::backend::Backend;
 use crate::points::disk::model::hostile_guest;
 use crate::points::disk::model::world::World;
@@ -119,11 +120,14 @@ struct Machine {
     guest: Guest,
     asked: usize,
     backend_awake: bool,
+    /// Bytes and requests that may be in flight.
+    bound: (u64, usize),
 }
 
 impl Machine {
-    fn new(first: &Host, guest_order: u32) -> Self {
+    fn new(first: &Host, guest_order: u32, (bytes, requests): (u64, usize)) -> Self {
         let mut world = World::new(first.backend());
+        world.vbd.budget = Budget::exactly(bytes, requests);
         world.handshake();
         let guest = Guest::connect(&mut world, guest_order);
         Self {
@@ -131,6 +135,7 @@ impl Machine {
             guest,
             asked: 0,
             backend_awake: false,
+            bound: (bytes, requests),
         }
     }
 
@@ -189,6 +194,10 @@ impl Machine {
         if core::mem::take(&mut self.backend_awake) {
             self.world.backend.take(&self.world.mem);
         }
+        let (requests, bytes) = self.world.backend.most;
+        // The largest request may be alone.
+        assert!(bytes <= self.bound.0.max(60 * 4096), "{bytes} bytes");
+        assert!(requests <= self.bound.1, "{requests} requests");
     }
 
     fn backend_answers(&mut self, pick: u8, perform: bool, status: i16, linger: bool) {
@@ -206,13 +215,18 @@ impl Machine {
         }
     }
 
+    /// A suspend: the backend answers one request after the other, and no more of them than there
+    /// were at first.
     fn drain(&mut self) {
+        let mut left = None;
         for _ in 0..2000 {
             if self.world.quiesce() == Progress::Done {
                 return;
             }
             self.backend_takes();
-            while !self.world.backend.taken.is_empty() {
+            let left = left.get_or_insert(self.world.backend.taken.len());
+            if !self.world.backend.taken.is_empty() {
+                *left = left.checked_sub(1).expect("more was asked meanwhile");
                 self.backend_answers(0, true, status::OKAY, false);
             }
             self.world.backend.let_go(&self.world.mem);
@@ -266,9 +280,10 @@ proptest! {
     fn every_request_is_answered_once_with_the_right_data(
         first in host(),
         guest_order in 0u32..4,
+        bound in (8u64 << 10..512 << 10, 1usize..64),
         events in prop::collection::vec(event(), 1..150),
     ) {
-        let mut machine = Machine::new(&first, guest_order);
+        let mut machine = Machine::new(&first, guest_order, bound);
         for event in &events {
             machine.happen(event);
         }
