@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use unmoved_lab_agent::{FileRequest, Frame, Kind, WINDOW_BYTES};
 
 use crate::log::Log;
+use crate::trace::{Span, Trace};
 
 /// Towards the guest the port takes small pieces; larger frames would only wait longer.
 const STDIN_PIECE: usize = 32 << 10;
@@ -30,6 +31,7 @@ pub struct Channel {
 struct Shared {
     socket: Mutex<UnixStream>,
     tasks: Mutex<Tasks>,
+    trace: Trace,
 }
 
 #[derive(Debug, Default)]
@@ -69,15 +71,17 @@ impl Shared {
 }
 
 impl Channel {
-    /// Use this socket to the agent's port; `window` is the file behind the window disk.
+    /// Use this socket to the agent's port; `window` is the file behind the window disk, `trace` for what
+    /// takes time.
     ///
     /// # Errors
     /// If the socket cannot be used.
-    pub fn new(socket: UnixStream, window: PathBuf) -> Result<Self> {
+    pub fn new(socket: UnixStream, window: PathBuf, trace: Trace) -> Result<Self> {
         let mut reader = socket.try_clone()?;
         let shared = Arc::new(Shared {
             socket: Mutex::new(socket),
             tasks: Mutex::default(),
+            trace,
         });
         let dispatch = Arc::clone(&shared);
         thread::spawn(move || {
@@ -141,8 +145,8 @@ impl Channel {
             stderr: Log::default(),
             end: Arc::default(),
         };
-        let relay = task.clone();
-        thread::spawn(move || relay.collect(&frames));
+        let (relay, span) = (task.clone(), self.shared.trace.begin(words.join(" ")));
+        thread::spawn(move || relay.collect(&frames, span));
         Ok(task)
     }
 
@@ -152,6 +156,7 @@ impl Channel {
     /// If either file cannot be used, or the host does not manage within the limit.
     pub fn copy_in(&self, from: &Path, to: &str, limit: Duration) -> Result<()> {
         let window = lock(&self.window);
+        let _span = self.shared.trace.begin(format!("copy in {to}"));
         let mut file =
             File::open(from).with_context(|| format!("cannot read {}", from.display()))?;
         let meta = file.metadata()?;
@@ -180,6 +185,7 @@ impl Channel {
     /// If either file cannot be used, or the host does not manage within the limit.
     pub fn copy_out(&self, from: &str, to: &Path, limit: Duration) -> Result<()> {
         let window = lock(&self.window);
+        let _span = self.shared.trace.begin(format!("copy out {from}"));
         let mut file =
             File::create(to).with_context(|| format!("cannot write {}", to.display()))?;
         let mut offset = 0;
@@ -260,7 +266,7 @@ pub struct Output {
 }
 
 impl Task {
-    fn collect(&self, frames: &Receiver<Frame>) {
+    fn collect(&self, frames: &Receiver<Frame>, span: Span) {
         let mut end = Err("the host is gone".to_owned());
         for frame in frames {
             match frame.kind {
@@ -278,9 +284,15 @@ impl Task {
             }
         }
         *lock(&self.end) = Some(end);
+        drop(span);
         // Closing is the signal that the end is known.
         self.stderr.close();
         self.stdout.close();
+    }
+
+    /// Note that something begins that is seen in its output.
+    pub(crate) fn begin(&self, what: String) -> Span {
+        self.shared.trace.begin(what)
     }
 
     /// Give bytes to its standard input.

@@ -25,6 +25,40 @@ pub struct Guest {
     follow: Task,
 }
 
+/// How often a guest is looked at that may stand still.
+const LOOK: Duration = Duration::from_secs(10);
+/// So many looks one after the other at which it had done nothing are too many.
+const STILL: u32 = 3;
+/// Less processor time than this from one look to the next is nothing: timers alone take as much.  Xen
+/// counts by the clock, so it is the same on a machine that has little time for the host.
+const NOTHING: f64 = 1.0;
+
+/// Whether a guest gets on.
+#[derive(Debug, Default)]
+struct Pace {
+    last: Option<f64>,
+    still: u32,
+}
+
+impl Pace {
+    /// Takes the seconds that it has used by now, if the toolstack tells; between two domains it does not.
+    fn stands_still(&mut self, used: Option<f64>) -> bool {
+        let is_idle = match (self.last, used) {
+            (Some(last), Some(used)) => (0.0..NOTHING).contains(&(used - last)),
+            _ => false,
+        };
+        self.last = used;
+        self.still = if is_idle { self.still + 1 } else { 0 };
+        self.still >= STILL
+    }
+}
+
+/// The last column of the last line that `xl list NAME` prints.
+fn seconds_used(list: &str) -> Option<f64> {
+    let line = list.lines().nth(1)?;
+    line.split_whitespace().last()?.parse().ok()
+}
+
 /// Reads a file from its beginning and as it grows; argument: its name.  It is made if need be, since one
 /// that is not there is looked for once a second, and what is measured by it would be wrong by that.
 const FOLLOW: &str = "touch \"$1\" && exec tail -q -n +1 -F \"$1\"";
@@ -65,6 +99,9 @@ impl Guest {
     /// # Errors
     /// If it does not within the limit.
     pub fn wait_for(&self, pattern: &str, limit: Duration) -> Result<String> {
+        let _span = self
+            .follow
+            .begin(format!("{}: until /{pattern}/", self.name));
         self.console
             .wait_for(pattern, limit)
             .with_context(|| format!("console of guest {}", self.name))
@@ -122,7 +159,38 @@ impl Guest {
     /// # Errors
     /// If it does not within the limit.
     pub fn ready(&self, limit: Duration) -> Result<Value> {
+        let _span = self.follow.begin(format!("{}: until ready", self.name));
         self.report(0, limit, |report| report["ev"] == "ready")
+    }
+
+    /// As [`Guest::report`], but gives up on a guest that stands still for half a minute before it, as Xen's
+    /// own shim does under emulation now and then.  Of use while it boots, when it is never idle.
+    ///
+    /// # Errors
+    /// As [`Guest::report`], or if it stands still, or the host is gone.
+    pub fn report_unless_still(
+        &self,
+        host: &Host,
+        mark: usize,
+        limit: Duration,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Result<Value> {
+        let end = Instant::now() + limit;
+        let mut pace = Pace::default();
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            match self.report(mark, left.min(LOOK), &wanted) {
+                Err(error) if left <= LOOK => return Err(error),
+                Err(_) => {}
+                found => return found,
+            }
+            let list = host.run(&["xl", "list", &self.name])?.stdout;
+            ensure!(
+                !pace.stands_still(seconds_used(&list)),
+                "guest {} stands still",
+                self.name
+            );
+        }
     }
 
     /// Wait for a sign of life that is yet to come.
@@ -130,6 +198,7 @@ impl Guest {
     /// # Errors
     /// If none comes within the limit.
     pub fn alive(&self, limit: Duration) -> Result<Value> {
+        let _span = self.follow.begin(format!("{}: until alive", self.name));
         self.report(self.console.mark(), limit, |report| report["ev"] == "alive")
     }
 
@@ -150,6 +219,7 @@ impl Guest {
     pub fn order(&self, host: &Host, line: &str, limit: Duration) -> Result<Value> {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let tag = format!("lab{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let _span = self.follow.begin(format!("{}: {line}", self.name));
         let mark = self.console.mark();
         let line = format!("#{tag} {line}");
         self.type_line(host, &line)?;
@@ -179,5 +249,30 @@ impl Drop for Guest {
     fn drop(&mut self) {
         // The host may be gone, and `tail` with it.
         let _ = self.follow.signal(15);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Pace, seconds_used};
+
+    #[test]
+    fn what_does_nothing_for_three_looks_stands_still() {
+        let mut pace = Pace::default();
+        let looks =
+            [4.0, 9.0, 9.3, 9.9, 14.0, 14.1, 14.2].map(|used| pace.stands_still(Some(used)));
+        assert_eq!(looks, [false; 7]);
+        // It is another domain now, or none for a moment.
+        assert!(!pace.stands_still(None) && !pace.stands_still(Some(0.1)));
+        let looks = [0.2, 0.3, 0.4].map(|used| pace.stands_still(Some(used)));
+        assert_eq!(looks, [false, false, true]);
+    }
+
+    #[test]
+    fn the_toolstack_s_list_is_read() {
+        let list =
+            "Name  ID   Mem VCPUs\tState\tTime(s)\nguest  3   256     1     -b----      12.5\n";
+        assert_eq!(seconds_used(list), Some(12.5));
+        assert_eq!(seconds_used(""), None);
     }
 }

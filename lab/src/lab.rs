@@ -19,6 +19,9 @@ use crate::tools::Tools;
 /// Names of the hosts, in order; the first has address 192.0.2.1.
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
+/// A folder to copy each host's trace to.
+const TRACES: &str = "UNMOVED_LAB_TRACES";
+
 /// What a lab is to be made of.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -89,6 +92,7 @@ impl Lab {
             std::mem::forget(keep_if_panics);
             result
         });
+        lab.keep_traces(name);
         match result {
             Ok(value) => {
                 step.done("ended");
@@ -149,6 +153,19 @@ impl Lab {
     #[must_use]
     pub fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// Copy what took time to where somebody wants to read it.
+    fn keep_traces(&self, lab: &str) {
+        let Some(folder) = std::env::var_os(TRACES).map(PathBuf::from) else {
+            return;
+        };
+        // A test does not fail for want of them.
+        let _ = fs::create_dir_all(&folder);
+        for host in &self.hosts {
+            let trace = self.folder.path().join(host.name()).join("trace.log");
+            let _ = fs::copy(trace, folder.join(format!("{lab}-{}.trace", host.name())));
+        }
     }
 
     /// Fetch the logs that are inside the hosts; what cannot be had is left out.

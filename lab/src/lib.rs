@@ -42,6 +42,7 @@ pub mod run;
 pub mod snapshot;
 pub mod stream_tools;
 pub mod tools;
+pub mod trace;
 
 pub use channel::{Output, Task};
 pub use debian_root::DebianRoot;

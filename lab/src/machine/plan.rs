@@ -20,6 +20,7 @@ use crate::log::Log;
 use crate::process;
 use crate::qmp::Qmp;
 use crate::tools::Tools;
+use crate::trace::Trace;
 
 /// Size of the disk that all hosts of a lab share.
 pub const SHARED_DISK_BYTES: u64 = 1 << 30;
@@ -166,13 +167,15 @@ impl Plan<'_> {
             let said = fs::read_to_string(&errors).unwrap_or_default();
             format!("host {} did not start: {}", self.name, said.trim())
         })?;
+        let child = guard.0.take().expect("set above");
+        let trace = Trace::new(self.folder, child.id());
         Ok(Machine {
             name: self.name.to_owned(),
-            child: guard.0.take().expect("set above"),
+            child,
             qmp,
             watch: Mutex::new(Some(watch)),
             serial: log,
-            channel: Channel::new(agent, window)?,
+            channel: Channel::new(agent, window, trace)?,
         })
     }
 
