@@ -1,7 +1,9 @@
 //! Initramfs archives of guests, each fitting one kernel because it carries that kernel's modules.
+//!
+//! A kernel from elsewhere gets one without modules: what it needs has to be built in.
 
 use std::fs::{self, File};
-use std::io::BufWriter;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -23,7 +25,19 @@ const DEBIAN_INIT: &[u8] = include_bytes!("../../images/debian/init");
 /// # Errors
 /// If packages cannot be had or the cache not be written.
 pub fn busybox(kernel: &KernelFiles) -> Result<PathBuf> {
-    with_busybox("guest-busybox", INIT, kernel, &kernel.modules())
+    with_busybox(
+        "guest-busybox",
+        INIT,
+        Some((&kernel.key(), &kernel.modules())),
+    )
+}
+
+/// The same for a kernel that needs no modules.
+///
+/// # Errors
+/// If packages cannot be had or the cache not be written.
+pub fn busybox_alone() -> Result<PathBuf> {
+    with_busybox("guest-busybox", INIT, None)
 }
 
 /// Busybox that mounts the Debian root on the guest's first disk and starts what is there.
@@ -31,14 +45,22 @@ pub fn busybox(kernel: &KernelFiles) -> Result<PathBuf> {
 /// # Errors
 /// If packages cannot be had or the cache not be written.
 pub fn debian(kernel: &KernelFiles) -> Result<PathBuf> {
-    with_busybox("guest-debian", DEBIAN_INIT, kernel, &kernel.root_modules())
+    let modules = (kernel.key(), kernel.root_modules());
+    with_busybox("guest-debian", DEBIAN_INIT, Some((&modules.0, &modules.1)))
 }
 
-fn with_busybox(name: &str, init: &[u8], kernel: &KernelFiles, modules: &Path) -> Result<PathBuf> {
+/// A kernel's key and its modules, if it has any.
+type Modules<'a> = Option<(&'a str, &'a Path)>;
+
+/// What stands for the kernel in an archive's key.
+fn kernel_key<'a>(modules: Modules<'a>) -> &'a str {
+    modules.map_or("", |(key, _)| key)
+}
+
+fn with_busybox(name: &str, init: &[u8], modules: Modules<'_>) -> Result<PathBuf> {
     let packages = debian::packages(Suite::Bookworm, &["busybox-static".to_owned()])?;
     let manifest = serde_json::to_vec_pretty(&packages)?;
-    let kernel_key = kernel.key();
-    let key = cache::key([manifest.as_slice(), kernel_key.as_bytes(), init]);
+    let key = cache::key([manifest.as_slice(), kernel_key(modules).as_bytes(), init]);
     let folder = cache::entry(name, &key, |folder| {
         let root = folder.join("root");
         let only: Vec<_> = packages
@@ -62,11 +84,23 @@ fn with_busybox(name: &str, init: &[u8], kernel: &KernelFiles, modules: &Path) -
 /// # Errors
 /// If the program does not build or the cache cannot be written.
 pub fn workload(kernel: &KernelFiles) -> Result<PathBuf> {
+    with_workload(Some((&kernel.key(), &kernel.modules())))
+}
+
+/// The same for a kernel that needs no modules.
+///
+/// # Errors
+/// If the program does not build or the cache cannot be written.
+pub fn workload_alone() -> Result<PathBuf> {
+    with_workload(None)
+}
+
+fn with_workload(modules: Modules<'_>) -> Result<PathBuf> {
     let program = Program::Workload.build()?;
-    let (hash, kernel_key) = (cache::sha256(&program)?, kernel.key());
+    let hash = cache::sha256(&program)?;
     let key = cache::key([
         hash.as_bytes(),
-        kernel_key.as_bytes(),
+        kernel_key(modules).as_bytes(),
         POWER.concat().as_bytes(),
     ]);
     let folder = cache::entry("guest-workload", &key, |folder| {
@@ -75,7 +109,7 @@ pub fn workload(kernel: &KernelFiles) -> Result<PathBuf> {
         for name in POWER {
             archive.link(name, "/init")?;
         }
-        add_modules(&mut archive, &kernel.modules())?;
+        add_modules(&mut archive, modules)?;
         archive.finish().map(drop)
     })?;
     Ok(folder.join("initrd"))
@@ -90,8 +124,37 @@ fn start(path: &Path) -> Result<Archive<BufWriter<File>>> {
     Ok(archive)
 }
 
-/// The kernel's modules and their load order, in `/modules`.
-fn add_modules(archive: &mut Archive<BufWriter<File>>, modules: &Path) -> Result<()> {
+/// The kernel's modules and their load order, in `/modules`; without any, nothing is to be loaded.
+fn add_modules(archive: &mut Archive<impl Write>, modules: Modules<'_>) -> Result<()> {
     archive.folder("modules")?;
-    archive.tree_as(modules, "modules")
+    match modules {
+        Some((_, folder)) => archive.tree_as(folder, "modules"),
+        None => archive.file("modules/order", 0o644, b""),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::{add_modules, kernel_key};
+    use crate::cpio::Archive;
+
+    #[test]
+    fn without_modules_the_order_is_there_and_empty() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("order"), "xen-netfront.ko\n").unwrap();
+        let made = [None, Some(("key", folder.path()))].map(|modules| {
+            let mut archive = Archive::new(Vec::new());
+            add_modules(&mut archive, modules).unwrap();
+            String::from_utf8(archive.finish().unwrap()).unwrap()
+        });
+        assert!(
+            made.iter()
+                .all(|archive| archive.contains("modules/order\0"))
+        );
+        assert!(!made[0].contains("xen-netfront") && made[1].contains("xen-netfront"));
+        // Another kernel's archive is never taken for that of one without.
+        assert_ne!(kernel_key(None), kernel_key(Some(("key", folder.path()))));
+    }
 }

@@ -1,7 +1,7 @@
 //! `cargo xtask lab run`: one host, one guest, everything it says; for bringing a shim up.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -36,9 +36,10 @@ pub struct Run {
     /// Give Debian's kernel as distributed (a bzImage) instead of unpacked
     #[arg(long)]
     packed: bool,
-    /// The guest's initramfs: workload (the test guests' program), busybox, none, or a file
-    #[arg(long, value_name = "INITRD", default_value = "workload")]
-    initrd: String,
+    /// The guest's initramfs: workload (the test guests' program; what Debian's kernels get unless told
+    /// otherwise), busybox, none (what others get), or a file
+    #[arg(long, value_name = "INITRD")]
+    initrd: Option<Initrd>,
     /// A distribution instead of a kernel with an initramfs: debian (12, to its login prompt)
     #[arg(long, value_name = "ROOT", conflicts_with_all = ["kernel", "packed", "initrd", "mode"])]
     root: Option<Root>,
@@ -78,6 +79,36 @@ pub struct Run {
     /// When stopping, run this in dom0 and show its output (may be repeated)
     #[arg(long, value_name = "COMMAND")]
     then: Vec<String>,
+}
+
+/// A guest's initramfs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Initrd {
+    None,
+    Workload,
+    Busybox,
+    File(PathBuf),
+}
+
+impl From<&str> for Initrd {
+    fn from(word: &str) -> Self {
+        match word {
+            "none" => Self::None,
+            "workload" => Self::Workload,
+            "busybox" => Self::Busybox,
+            file => Self::File(file.into()),
+        }
+    }
+}
+
+impl Initrd {
+    /// What was asked for; if nothing was, GRUB and kernels from elsewhere get none.
+    fn of(asked: Option<&Self>, is_debian: bool) -> Self {
+        asked.cloned().unwrap_or(match is_debian {
+            true => Self::Workload,
+            false => Self::None,
+        })
+    }
 }
 
 /// A distribution that can be booted.
@@ -166,15 +197,23 @@ impl Run {
     fn plan_kernel(&self, system: System, tools: &Tools) -> Result<GuestPlan> {
         let (kernel, files) = self.kernel(tools)?;
         let mut plan = GuestPlan::new("guest", system, kernel);
-        plan.initrd = match (self.initrd.as_str(), files) {
-            ("none", _) => None,
-            ("workload", Some(files)) => Some(initramfs::workload(&files)?),
-            ("busybox", Some(files)) => Some(initramfs::busybox(&files)?),
-            // GRUB and kernels from elsewhere have none of their own.
-            ("workload", None) => None,
-            (file, _) => {
-                ensure!(Path::new(file).is_file(), "there is no initramfs {file}");
-                Some(PathBuf::from(file))
+        plan.initrd = match Initrd::of(self.initrd.as_ref(), files.is_some()) {
+            Initrd::None => None,
+            Initrd::Workload => Some(match files {
+                Some(files) => initramfs::workload(&files)?,
+                None => initramfs::workload_alone()?,
+            }),
+            Initrd::Busybox => Some(match files {
+                Some(files) => initramfs::busybox(&files)?,
+                None => initramfs::busybox_alone()?,
+            }),
+            Initrd::File(file) => {
+                ensure!(
+                    file.is_file(),
+                    "there is no initramfs {}: name workload, busybox, none, or a file",
+                    file.display()
+                );
+                Some(file)
             }
         };
         if let Some(mode) = &self.mode {
@@ -271,5 +310,23 @@ impl Shown {
         });
         self.mark += complete;
         met
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Initrd;
+
+    #[test]
+    fn what_is_asked_for_is_given_whatever_the_kernel() {
+        for word in ["workload", "busybox", "none", "my.img"] {
+            let asked = Initrd::from(word);
+            for is_debian in [true, false] {
+                assert_eq!(Initrd::of(Some(&asked), is_debian), asked, "{word}");
+            }
+        }
+        assert_eq!(Initrd::from("my.img"), Initrd::File("my.img".into()));
+        assert_eq!(Initrd::of(None, true), Initrd::Workload);
+        assert_eq!(Initrd::of(None, false), Initrd::None);
     }
 }
