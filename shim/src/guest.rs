@@ -3,6 +3,7 @@
 mod crash;
 mod turn;
 
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use xen_abi::{DomId, Mfn};
@@ -104,7 +105,9 @@ pub struct Guest<M: Machine, H: Host, P: Points<M, H>> {
     pub(crate) drain_ns: u64,
     /// Whether the guest's clocks count the time of a move.
     pub(crate) blackout: Blackout,
-    /// What goes wrong on purpose in the next move.
+    /// What goes wrong on purpose in the moves that are to come, one each.
+    pub(crate) faults: VecDeque<Fault>,
+    /// What is to go wrong in this one, or in the next that gets so far.
     pub(crate) fault: Option<Fault>,
     /// The moves so far.
     pub moves: Moves,
@@ -137,7 +140,8 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             armed: None,
             drain_ns: parts.options.drain_ns,
             blackout: parts.options.blackout,
-            fault: parts.options.fault,
+            faults: parts.options.faults.into(),
+            fault: None,
             moves: Moves::default(),
             recent: Recent::default(),
             continuation: None,

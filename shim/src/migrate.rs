@@ -90,6 +90,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
         let begun = Moment::now(&self.host);
         let mut spent = Spent::default();
         debug!("suspend: vcpu {v} is parked");
+        self.fault = self.fault.or_else(|| self.faults.pop_front());
         // One vCPU, and it is here: parking takes no time.
         if let Some(way) = self.fault(Phase::Park) {
             if way == Way::Stall {

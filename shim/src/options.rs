@@ -11,7 +11,7 @@ use log::LevelFilter;
 use crate::points::time::SECOND;
 
 /// What was asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// `unmoved.log=LEVEL`: how much is said on port 0xE9.
     pub log: LevelFilter,
@@ -20,8 +20,8 @@ pub struct Options {
     pub drain_ns: u64,
     /// `unmoved.blackout=shown|hidden`: whether the guest's clocks count the time of a move.
     pub blackout: Blackout,
-    /// `unmoved.fault=PHASE:WAY`: a phase of a move that goes wrong on purpose, for tests.
-    pub fault: Option<Fault>,
+    /// `unmoved.fault=PHASE:WAY,…`: what goes wrong on purpose in the next moves, one each, for tests.
+    pub faults: Vec<Fault>,
 }
 
 /// What the guest's clocks do about the time in which it did not run.
@@ -33,7 +33,7 @@ pub enum Blackout {
     Hidden,
 }
 
-/// A fault to inject into the next move.
+/// A fault to inject into a move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// Where.
@@ -98,7 +98,7 @@ impl Default for Options {
             log: LevelFilter::Info,
             drain_ns: 10 * SECOND,
             blackout: Blackout::Shown,
-            fault: None,
+            faults: Vec::new(),
         }
     }
 }
@@ -140,8 +140,8 @@ impl Options {
                 "hidden" => self.blackout = Blackout::Hidden,
                 _ => return wrong("shown or hidden"),
             },
-            Some(("unmoved.fault", fault)) => match parse_fault(fault) {
-                Some(fault) => self.fault = Some(fault),
+            Some(("unmoved.fault", faults)) => match faults.split(',').map(parse_fault).collect() {
+                Some(faults) => self.faults = faults,
                 None => {
                     return wrong(
                         "park, drain, suspend, reattach, connect or resume, a colon, and fail or stall",
@@ -175,23 +175,22 @@ mod tests {
     fn everything_can_be_said() {
         let line =
             b"pv-shim console=xen,pv unmoved.log=debug unmoved.drain=3 unmoved.blackout=hidden \
-                     unmoved.fault=drain:stall";
+                     unmoved.fault=drain:stall,resume:fail";
         let (options, complaints) = Options::parse(line);
         assert!(complaints.is_empty(), "{complaints:?}");
         assert_eq!(options.log, log::LevelFilter::Debug);
         assert_eq!(options.drain_ns, 3_000_000_000);
         assert_eq!(options.blackout, Blackout::Hidden);
-        let fault = Fault {
-            phase: Phase::Drain,
-            way: Way::Stall,
-        };
-        assert_eq!(options.fault, Some(fault));
+        let [drain, resume] = [(Phase::Drain, Way::Stall), (Phase::Resume, Way::Fail)]
+            .map(|(phase, way)| Fault { phase, way });
+        assert_eq!(options.faults, [drain, resume]);
     }
 
     #[test]
     fn what_is_not_understood_is_named_and_left_out() {
-        let (options, complaints) =
-            Options::parse(b"unmoved.drain=31 colour=red unmoved.fault=drain unmoved.log=loud");
+        let (options, complaints) = Options::parse(
+            b"unmoved.drain=31 colour=red unmoved.fault=park:fail,drain unmoved.log=loud",
+        );
         assert_eq!(options, Options::default());
         assert_eq!(complaints.len(), 4);
         assert!(complaints[0].contains("unmoved.drain=31"));

@@ -46,7 +46,7 @@ fn ask(bench: &mut Bench) {
 
 fn with_fault(phase: Phase, way: Way) -> Bench {
     Bench::with(Options {
-        fault: Some(Fault { phase, way }),
+        faults: vec![Fault { phase, way }],
         ..Options::default()
     })
 }

@@ -7,7 +7,7 @@ use xen_abi::Port;
 use super::{AWAY, MINUTE, ask, last, suspend, to_new, with_fault};
 use crate::host::{Arrival, HostEvent, HostPort, Xen};
 use crate::migrate::REMINDER_NS;
-use crate::options::{Options, Phase, Way};
+use crate::options::{Fault, Options, Phase, Way};
 use crate::points::time::SECOND;
 use crate::testing::{Bench, Call, Journey, OnStore};
 
@@ -62,6 +62,33 @@ fn storage_that_does_not_answer_refuses_the_suspend() {
     let journey = to_new(&bench, 1, AWAY);
     suspend(&mut bench, journey);
     assert_eq!(bench.guest.moves.done, 1);
+}
+
+#[test]
+fn each_of_several_faults_strikes_a_move_of_its_own() {
+    let (park, resume) = ((Phase::Park, Way::Fail), (Phase::Resume, Way::Stall));
+    let mut bench = Bench::with(Options {
+        faults: [park, resume, park]
+            .map(|(phase, way)| Fault { phase, way })
+            .into(),
+        ..Options::default()
+    });
+    // Park, a move whose resume stalls and in which nothing else happens, park, and then none.
+    for (done, refused) in [(0, 1), (1, 1), (1, 2), (2, 2)] {
+        let clock = bench.guest_clock();
+        if refused == bench.guest.moves.refused {
+            let journey = to_new(&bench, 1, AWAY);
+            suspend(&mut bench, journey);
+        } else {
+            ask(&mut bench);
+        }
+        assert_eq!(
+            (bench.guest.moves.done, bench.guest.moves.refused),
+            (done, refused)
+        );
+        let stalled = bench.guest_clock() - clock >= Options::default().drain_ns;
+        assert_eq!(stalled, (done, refused) == (1, 1));
+    }
 }
 
 #[test]
