@@ -93,8 +93,6 @@ pub struct Guest<M: Machine, H: Host, P: Points<M, H>> {
     pub vcpus: Vec<Vcpu>,
     /// Services chosen with `vm_assist`.
     pub assist: Assist,
-    /// Frames that the guest has given back and may have again.
-    pub ballooned: Vec<Mfn>,
     /// How many pages the guest has.
     pub pages: u64,
     /// How many pages it may have.
@@ -134,7 +132,6 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             time: parts.time,
             vcpus: parts.vcpus,
             assist: Assist::empty(),
-            ballooned: Vec::new(),
             pages: parts.pages,
             max_pages: parts.max_pages,
             armed: None,

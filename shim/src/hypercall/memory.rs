@@ -89,18 +89,19 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
                 Ok(_) => {}
                 Err(_) => break,
             }
-            self.ballooned.push(Mfn(frame));
             done += 1;
         }
         self.m.flush_everything();
         self.ledger.note_full_flush();
-        let released = (done - start) as usize;
-        self.pages -= released as u64;
-        let first = self.ballooned.len() - released;
-        for index in first..self.ballooned.len() {
+        let released = done - start;
+        self.pages -= released;
+        let mut next = self.ledger.last_given_up();
+        for _ in 0..released {
+            let Some(frame) = next else { break };
+            next = self.ledger.given_up_before(frame);
             // A frame that the host does not take back stays here, which costs it memory and the
             // guest nothing.
-            let _ = self.host.release_frame(self.ballooned[index]);
+            let _ = self.host.release_frame(frame);
         }
         Ok(done)
     }
@@ -118,7 +119,8 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             let Ok(at) = element::<u64>(reservation.extent_start, done) else {
                 break;
             };
-            let (Ok(pfn), Some(&frame)) = (read::<u64>(&self.m, at), self.ballooned.last()) else {
+            let (Ok(pfn), Some(frame)) = (read::<u64>(&self.m, at), self.ledger.last_given_up())
+            else {
                 break;
             };
             if self.host.populate_frame(frame).is_err() {
@@ -128,7 +130,6 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             if mm!(self).populate(frame, Pfn(pfn), &self.m).is_err() {
                 break;
             }
-            self.ballooned.pop();
             self.pages += 1;
             done += 1;
             if self.m.write_guest(GuestVa(at), frame.0.as_bytes()).is_err() {

@@ -17,6 +17,8 @@ pub enum Owner {
     Shared = 3,
     /// The shim's, and the guest may map it read-only.
     ReadOnly = 4,
+    /// There is no memory here until the guest asks for it again.
+    GivenUp = 5,
 }
 
 /// What a frame is used as while typed references to it exist.
@@ -66,7 +68,7 @@ impl FrameUse {
 }
 
 // The word: plain count, typed count, use, pin, owner, and in which flush period (1 to 63, 0 never)
-// the last writable reference went away.
+// the last writable reference went away.  A frame that was given up has a link in place of counts.
 const PLAIN_BITS: u32 = 26;
 const TYPED_BITS: u32 = 25;
 pub(super) const ONE_PLAIN: u64 = 1;
@@ -94,6 +96,7 @@ pub(super) const fn owner(word: u64) -> Owner {
         2 => Owner::Guest,
         3 => Owner::Shared,
         4 => Owner::ReadOnly,
+        5 => Owner::GivenUp,
         _ => Owner::Nobody,
     }
 }

@@ -6,6 +6,8 @@
 //! would overflow is refused.  The ledger checks ownership and range, so a frame that it granted a
 //! reference to exists; contents of tables are the business of [`super::validate`].
 
+mod given_up;
+
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
@@ -16,6 +18,8 @@ use super::frame::{
     FrameInfo, FrameUse, ONE_PLAIN, ONE_TYPED, OWNER, OWNER_SHIFT, Owner, PERIOD, PERIOD_SHIFT,
     PINNED, PLAIN, TYPED, TYPED_SHIFT, USE, USE_SHIFT, owner, used_as,
 };
+
+use given_up::GivenUp;
 
 /// How a table reference was granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,13 +39,13 @@ pub struct Ledger {
     words: Box<[u64]>,
     period: u64,
     guest_frames: u64,
+    given_up: GivenUp,
 }
 
 impl Ledger {
     /// Makes a ledger for `ram`, a list of first frames and lengths in frames; all of it is the
-    /// shim's at first.  Frames below `end` that are not in the list are nobody's and may be
-    /// [populated](super::Mm::populate) later.  Takes eight bytes of heap for every frame up to the
-    /// highest, in one piece.
+    /// shim's at first.  Frames below `end` that are not in the list are nobody's.  Takes eight
+    /// bytes of heap for every frame up to the highest, in one piece.
     ///
     /// # Errors
     /// `EINVAL` for a range that wraps, `ENOMEM` when the heap is too small.
@@ -62,6 +66,7 @@ impl Ledger {
             words: words.into_boxed_slice(),
             period: 1,
             guest_frames: 0,
+            given_up: GivenUp::default(),
         })
     }
 
@@ -78,11 +83,14 @@ impl Ledger {
     /// Returns a frame's line; `None` beyond the end of RAM.
     pub fn info(&self, mfn: Mfn) -> Option<FrameInfo> {
         let word = self.word(mfn)?;
+        let owner = owner(word);
+        // In the word of a frame that was given up there are no counts, but a link.
+        let counts = if owner == Owner::GivenUp { 0 } else { word };
         Some(FrameInfo {
-            owner: owner(word),
+            owner,
             used_as: used_as(word),
-            typed: (word & TYPED) >> TYPED_SHIFT,
-            plain: word & PLAIN,
+            typed: (counts & TYPED) >> TYPED_SHIFT,
+            plain: counts & PLAIN,
             pinned: word & PINNED != 0,
         })
     }
@@ -122,10 +130,11 @@ impl Ledger {
     /// still do so through stale translations until they are flushed.
     ///
     /// # Errors
-    /// `EINVAL` when there is no such frame or it is not `from`'s, `EBUSY` while anything refers to it.
+    /// `EINVAL` when there is no such frame, it is not `from`'s, or one of the two is
+    /// [`Owner::GivenUp`]; `EBUSY` while anything refers to it.
     pub fn change_owner(&mut self, mfn: Mfn, from: Owner, to: Owner) -> Result<(), Errno> {
         let word = self.word_mut(mfn)?;
-        if owner(*word) != from {
+        if owner(*word) != from || from == Owner::GivenUp || to == Owner::GivenUp {
             return Err(Errno::EINVAL);
         }
         if *word & (PLAIN | TYPED) != 0 {
@@ -151,7 +160,7 @@ impl Ledger {
     /// `EINVAL` when there is no such frame, `EBUSY` while anything refers to it.
     pub fn reclaim(&mut self, mfn: Mfn) -> Result<(), Errno> {
         match self.owner(mfn) {
-            Owner::Nobody | Owner::Shim => Err(Errno::EINVAL),
+            Owner::Nobody | Owner::Shim | Owner::GivenUp => Err(Errno::EINVAL),
             from => self.change_owner(mfn, from, Owner::Shim),
         }
     }

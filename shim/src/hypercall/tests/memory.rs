@@ -43,6 +43,13 @@ fn populate(bench: &mut Bench, pfns: &[u64]) -> (Result<u64, Errno>, Vec<Mfn>) {
     (answer, frames.collect())
 }
 
+/// The frames that the guest has given up, the last first.
+fn given_up(bench: &Bench) -> Vec<Mfn> {
+    let ledger = &bench.guest.ledger;
+    let before = |mfn: &Mfn| ledger.given_up_before(*mfn);
+    std::iter::successors(ledger.last_given_up(), before).collect()
+}
+
 /// Frames that the guest has mapped nowhere.
 fn free(bench: &Bench, count: u64) -> Vec<Mfn> {
     (0..count)
@@ -62,7 +69,7 @@ fn pages_go_to_the_host_and_come_back_clear() {
     assert_eq!(bench.guest.pages, pages - 5);
     for &frame in &frames {
         assert!(!bench.guest.m.frames.contains(frame));
-        assert_eq!(bench.guest.ledger.owner(frame), Owner::Nobody);
+        assert_eq!(bench.guest.ledger.owner(frame), Owner::GivenUp);
         assert_eq!(bench.guest.m.m2p(frame), INVALID_M2P_ENTRY);
     }
     let own = bench.arg(&DomId::SELF.0);
@@ -105,7 +112,7 @@ fn a_page_in_use_stays_and_ends_the_list() {
     }
     assert_eq!(decrease(&mut bench, &[free[0], free[0], free[1]]), Ok(1));
     assert_eq!(decrease(&mut bench, &[free[1], Mfn(!0)]), Ok(1));
-    assert_eq!(bench.guest.ballooned, free);
+    assert_eq!(given_up(&bench), [free[1], free[0]]);
     bench.check();
 }
 
@@ -133,7 +140,7 @@ fn a_host_without_memory_fills_fewer() {
     bench.guest.host.spare = 3;
     let (answer, back) = populate(&mut bench, &[1, 2, 3, 4]);
     assert_eq!((answer, back.len()), (Ok(3), 3));
-    assert_eq!(bench.guest.ballooned.len(), 1);
+    assert_eq!(given_up(&bench).len(), 1);
     bench.check();
 }
 
@@ -202,7 +209,7 @@ fn what_can_not_begin_does_nothing_and_says_so_by_its_count() {
         let later = command | 7 << op::EXTENT_SHIFT;
         assert_eq!(bench.call(MEMORY_OP, &[later, arg]), Ok(7));
     }
-    assert_eq!(bench.guest.ballooned, []);
+    assert_eq!(given_up(&bench), []);
 }
 
 #[test]
@@ -234,7 +241,7 @@ fn a_long_list_makes_way_for_the_host_and_is_taken_up_again() {
         bench.syscall_again();
         assert_eq!((bench.regs.rax, bench.regs.rip), (6, rip + 2));
     }
-    assert_eq!(bench.guest.ballooned, []);
+    assert_eq!(given_up(&bench), []);
     bench.check();
 }
 
@@ -326,10 +333,11 @@ proptest! {
                     bench.remap(window + index * 4096, Pte(0)).expect("always");
                 }
             }
-            let given_up = bench.guest.ballooned.len() as u64;
-            assert_eq!(bench.guest.pages + given_up, total);
-            for frame in &bench.guest.ballooned {
-                assert_eq!(bench.guest.ledger.owner(*frame), Owner::Nobody);
+            let list = given_up(&bench);
+            assert_eq!(list.len() as u64, bench.guest.ledger.given_up_frames());
+            assert_eq!(bench.guest.pages + list.len() as u64, total);
+            for frame in &list {
+                assert_eq!(bench.guest.ledger.owner(*frame), Owner::GivenUp);
                 assert!(!bench.guest.m.frames.contains(*frame));
             }
         }

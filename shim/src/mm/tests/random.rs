@@ -149,8 +149,10 @@ impl Walk {
             }
             Op::DropDescriptors(_) | Op::DropDevice(_) => Err(Errno::ENOENT),
             Op::Release(mfn) => mm.release(mfn, &m2p),
-            Op::Populate(mfn) if mfn == HOLE => Err(Errno::ENOMEM),
-            Op::Populate(mfn) => mm.populate(mfn, Pfn(mfn.0), &m2p).map(|()| Flush::None),
+            Op::Populate(mfn) => {
+                let mfn = mm.ledger.last_given_up().unwrap_or(mfn);
+                mm.populate(mfn, Pfn(mfn.0), &m2p).map(|()| Flush::None)
+            }
             Op::Clear(mfn) => mm.clear_page(mfn).map(|()| Flush::None),
             Op::Copy(to, from) => mm.copy_page(to, from).map(|()| Flush::None),
             Op::Walker(table, index) => {
@@ -206,7 +208,8 @@ impl Walk {
             }
             for &mfn in &cache.readable {
                 let owner = self.machine.ledger.owner(mfn);
-                assert!(!matches!(owner, Owner::Shim | Owner::Nobody), "{mfn:?}");
+                let is_gone = matches!(owner, Owner::Shim | Owner::Nobody | Owner::GivenUp);
+                assert!(!is_gone, "{mfn:?}");
             }
         }
     }

@@ -241,7 +241,7 @@ fn a_referenced_frame_does_not_change_hands() {
     done(machine.mm().unpin(Mfn(7)));
     assert_eq!(machine.mm().release(Mfn(20), &m2p), Ok(Flush::Full));
     assert_eq!(m2p.get(Mfn(20)), u64::MAX);
-    assert_eq!(machine.ledger.owner(Mfn(20)), Owner::Nobody);
+    assert_eq!(machine.ledger.owner(Mfn(20)), Owner::GivenUp);
     for mfn in [Mfn(20), SHIM, SHARED, HOLE, OUTSIDE] {
         assert_eq!(machine.mm().release(mfn, &m2p), Err(Errno::EINVAL));
     }
@@ -249,8 +249,53 @@ fn a_referenced_frame_does_not_change_hands() {
     assert_eq!(machine.mm().populate(Mfn(20), Pfn(5), &m2p), Ok(()));
     assert_eq!(machine.ledger.guest_frames(), before + 1);
     assert_eq!(m2p.get(Mfn(20)), 5);
-    for mfn in [SHIM, Mfn(20), Mfn(END)] {
+    for mfn in [SHIM, Mfn(20), HOLE, Mfn(END)] {
         let taken = machine.mm().populate(mfn, Pfn(5), &m2p);
         assert_eq!(taken, Err(Errno::EINVAL));
     }
+}
+
+#[test]
+fn what_was_given_up_comes_back_in_the_opposite_order_and_is_nobodys_meanwhile() {
+    // 2 GiB, of which the guest gives all up but the first MiB.
+    const ALL: u64 = 512 << 10;
+    let mut ledger = Ledger::new(Mfn(ALL), &[(Mfn(0), ALL)]).expect("memory");
+    (0..ALL).for_each(|mfn| ledger.give_to_guest(Mfn(mfn)).expect("the shim's"));
+    let mut given = (256..ALL).map(|index| Mfn(256 + (index * 77_777) % (ALL - 256)));
+    for mfn in given.clone() {
+        if ledger.owner(mfn) == Owner::Guest {
+            ledger.give_up(mfn).expect("unused");
+        }
+    }
+    let count = ledger.given_up_frames();
+    assert_eq!(count + ledger.guest_frames(), ALL);
+    let mut last = given.next_back().expect("there are some");
+    assert_eq!(ledger.last_given_up(), Some(last));
+    assert_eq!(ledger.get_plain(last), Err(Errno::EINVAL));
+    assert_eq!(ledger.get_writable(last), Err(Errno::EINVAL));
+    assert_eq!(ledger.clear_pinned(last), None);
+    let info = ledger.info(last).expect("in range");
+    assert_eq!(
+        (info.typed, info.plain, info.used_as),
+        (0, 0, FrameUse::None)
+    );
+    for owner in [Owner::Guest, Owner::Shim, Owner::Nobody] {
+        let taken = ledger.change_owner(last, Owner::GivenUp, owner);
+        assert_eq!(taken, Err(Errno::EINVAL));
+        assert_eq!(
+            ledger.change_owner(last, owner, Owner::GivenUp),
+            Err(Errno::EINVAL)
+        );
+    }
+    assert_eq!(ledger.reclaim(last), Err(Errno::EINVAL));
+    assert_eq!(ledger.give_later(last), Err(Errno::EINVAL));
+    for left in (0..count).rev() {
+        last = ledger.last_given_up().expect("there are more");
+        let before = ledger.given_up_before(last);
+        ledger.have_again(last).expect("the last");
+        assert_eq!(ledger.last_given_up(), before);
+        assert_eq!(ledger.given_up_frames(), left);
+    }
+    assert_eq!(ledger.last_given_up(), None);
+    assert_eq!(ledger.guest_frames(), ALL);
 }

@@ -1,0 +1,92 @@
+//! The frames that the guest has given up and may have again: a list in the words of those very
+//! frames, which count nothing meanwhile.
+//!
+//! A guest decides how long the list is, so it takes no memory of its own.  The frame that was
+//! given up last is the first to be had again.
+
+use xen_abi::{Errno, Mfn};
+
+use super::Ledger;
+use crate::mm::frame::{OWNER_SHIFT, Owner, PLAIN, TYPED, owner};
+
+/// The bits of a word that hold the next frame's number and one, 0 at the end of the list.
+const LINK: u64 = PLAIN | TYPED;
+// They lie side by side from bit 0 on, so a number is stored as it is.
+const _: () = assert!(LINK & (LINK + 1) == 0);
+
+/// The head of the list.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct GivenUp {
+    last: Option<Mfn>,
+    count: u64,
+}
+
+impl Ledger {
+    /// Takes a frame out of the guest's hands and puts it at the head of the list.
+    ///
+    /// # Errors
+    /// `EINVAL` when it is not the guest's, `EBUSY` while anything refers to it.
+    pub(in crate::mm) fn give_up(&mut self, mfn: Mfn) -> Result<(), Errno> {
+        self.change_owner(mfn, Owner::Guest, Owner::Nobody)?;
+        self.put_first(mfn)
+    }
+
+    /// Puts a frame that never had memory behind it at the head of the list: the guest may ask for
+    /// it as if it had given it up.
+    ///
+    /// # Errors
+    /// `EINVAL` when there is no such frame, or somebody has it.
+    pub fn give_later(&mut self, mfn: Mfn) -> Result<(), Errno> {
+        self.put_first(mfn)
+    }
+
+    /// Gives the guest the frame at the head of the list.
+    ///
+    /// # Errors
+    /// `EINVAL` when that is not `mfn`.
+    pub(in crate::mm) fn have_again(&mut self, mfn: Mfn) -> Result<(), Errno> {
+        if self.given_up.last != Some(mfn) {
+            return Err(Errno::EINVAL);
+        }
+        let word = self.word_mut(mfn)?;
+        let next = *word & LINK;
+        *word = (Owner::Guest as u64) << OWNER_SHIFT;
+        self.guest_frames += 1;
+        self.given_up.last = next.checked_sub(1).map(Mfn);
+        self.given_up.count -= 1;
+        Ok(())
+    }
+
+    /// Returns the frame at the head of the list: the guest's next.
+    pub fn last_given_up(&self) -> Option<Mfn> {
+        self.given_up.last
+    }
+
+    /// Returns how many frames are in the list.
+    pub fn given_up_frames(&self) -> u64 {
+        self.given_up.count
+    }
+
+    /// Returns the frame that comes behind `mfn`, which is in the list.
+    pub fn given_up_before(&self, mfn: Mfn) -> Option<Mfn> {
+        let word = self.word(mfn)?;
+        let next = if owner(word) == Owner::GivenUp {
+            word & LINK
+        } else {
+            0
+        };
+        next.checked_sub(1).map(Mfn)
+    }
+
+    fn put_first(&mut self, mfn: Mfn) -> Result<(), Errno> {
+        let next = self.given_up.last.map_or(0, |next| next.0 + 1);
+        let word = self.word_mut(mfn)?;
+        if owner(*word) != Owner::Nobody {
+            return Err(Errno::EINVAL);
+        }
+        *word = (Owner::GivenUp as u64) << OWNER_SHIFT | next;
+        self.given_up.last = Some(mfn);
+        self.given_up.count += 1;
+        Ok(())
+    }
+}
