@@ -70,8 +70,12 @@ pub trait Host: Xen {
     fn yield_now(&mut self);
     /// Gives a frame back to the host.
     fn release_frame(&mut self, frame: Mfn) -> Result<(), Errno>;
-    /// Asks the host for memory behind a frame that was given back before.
+    /// Asks the host for memory behind a frame that was given back before.  A host that records
+    /// writes may know nothing of it, nor of what is written to it, until
+    /// [`write_frame`](Self::write_frame).
     fn populate_frame(&mut self, frame: Mfn) -> Result<(), Errno>;
+    /// Has the host itself write something into a frame, which it records if it records writes.
+    fn write_frame(&mut self, frame: Mfn) -> Result<(), Errno>;
     /// Stops the domain.  Returns only from a suspend: 1 when it was cancelled, 0 when the domain
     /// is a new one.
     fn shutdown(&mut self, reason: ShutdownReason) -> u64;

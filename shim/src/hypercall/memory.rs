@@ -123,7 +123,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             else {
                 break;
             };
-            if self.host.populate_frame(frame).is_err() {
+            if self.take_frame(frame).is_err() {
                 break;
             }
             self.m.clear(frame);
@@ -137,5 +137,28 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             }
         }
         Ok(done)
+    }
+
+    /// Takes memory for a frame from the host, in such a way that a move under way sees it.
+    ///
+    /// While Xen 4.17 to 4.21.0 record what a domain writes, a frame that comes into its P2M is
+    /// neither marked nor protected from unnoticed writes (`p2m_add_page`), until whoever reads the
+    /// domain clears the record; so what the guest had written to it by then would stay behind.
+    /// What Xen itself writes for a hypercall it marks always (`__hvm_copy`).  From the mark on
+    /// nothing is missed: either the record has been cleared since the frame came, and later
+    /// writes are noticed, or it holds the mark, and the frame is read after the next clearing.
+    ///
+    /// That a frame goes is not marked either, so one that the guest gave up while it was moved may
+    /// have come along.  Xen would put another behind it and keep both.
+    fn take_frame(&mut self, frame: Mfn) -> Result<(), Errno> {
+        if self.moves.done > 0 {
+            // Mostly there is none.
+            let _ = self.host.release_frame(frame);
+        }
+        self.host.populate_frame(frame)?;
+        self.host.write_frame(frame).inspect_err(|_| {
+            // It may be had again later, as if nothing had been.
+            let _ = self.host.release_frame(frame);
+        })
     }
 }

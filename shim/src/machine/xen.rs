@@ -19,13 +19,14 @@ use xen_abi::shared_info::{
     EVTCHN_MASK, EVTCHN_PENDING, WC_NSEC, WC_SEC, WC_SEC_HI, WC_VERSION, time_info, vcpu_info,
 };
 use xen_abi::vcpu::{self, SetSingleshotTimer};
-use xen_abi::{DomId, Errno, Mfn, Port, hypercall as nr};
+use xen_abi::{DomId, Errno, Mfn, Port, hypercall as nr, version};
 
 use self::call::{add_to_physmap, hypercall, op, param, set_param};
 pub use self::call::{detect, uuid};
 pub use self::last_words::{crash, say_on_console};
 use super::instructions;
 use super::layout::gfn;
+use super::memory::direct;
 
 /// Binds the timer of vCPU 0 to a new port.
 fn bind_timer() -> Result<u32, Errno> {
@@ -279,6 +280,13 @@ impl Host for HostXen {
 
     fn populate_frame(&mut self, frame: Mfn) -> Result<(), Errno> {
         self.reservation(memory::op::POPULATE_PHYSMAP, frame)
+    }
+
+    fn write_frame(&mut self, frame: Mfn) -> Result<(), Errno> {
+        let args = [version::op::EXTRAVERSION, direct(frame) as u64, 0];
+        // SAFETY: it writes 16 bytes, and the direct map covers all of the domain's memory.  Whatever the
+        // frame holds is nobody's yet.
+        unsafe { hypercall(nr::XEN_VERSION, args) }.map(drop)
     }
 
     fn shutdown(&mut self, reason: ShutdownReason) -> u64 {

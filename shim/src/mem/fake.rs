@@ -1,7 +1,7 @@
 //! Frames made of ordinary memory, for tests.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use xen_abi::{Mfn, PAGE_SIZE};
@@ -15,6 +15,15 @@ use super::{FramePool, Frames};
 #[derive(Clone, Debug, Default)]
 pub struct FakeFrames {
     frames: RefCell<BTreeMap<Mfn, Rc<[u8; PAGE_SIZE]>>>,
+    record: RefCell<Option<Record>>,
+}
+
+/// What the host has recorded of writes, as Xen 4.17 does: a frame that comes is not marked, and what is
+/// written to it goes unnoticed, until the record is cleared (`p2m_add_page`, `hap_clean_dirty_bitmap`).
+#[derive(Clone, Debug, Default)]
+struct Record {
+    marked: BTreeSet<Mfn>,
+    unprotected: BTreeSet<Mfn>,
 }
 
 impl FakeFrames {
@@ -25,8 +34,37 @@ impl FakeFrames {
         fake
     }
 
+    /// Starts recording which frames are written.
+    pub fn record_writes(&self) {
+        *self.record.borrow_mut() = Some(Record::default());
+    }
+
+    /// Takes the frames that were marked as written since the last call, or since writes are recorded.
+    pub fn take_written(&self) -> BTreeSet<Mfn> {
+        let mut record = self.record.borrow_mut();
+        let record = record.as_mut().expect("writes are recorded");
+        std::mem::take(record).marked
+    }
+
+    /// Marks a frame as written, whatever else is known of it; what Xen does when it writes itself.
+    pub fn mark(&self, frame: Mfn) {
+        if let Some(record) = &mut *self.record.borrow_mut() {
+            record.marked.insert(frame);
+        }
+    }
+
+    /// Fills a frame; the host does not notice.
+    pub fn fill_unnoticed(&self, frame: Mfn, byte: u8) {
+        let mut frames = self.frames.borrow_mut();
+        let page = frames.get_mut(&frame);
+        *page.unwrap_or_else(|| panic!("no frame {frame:?}")) = Rc::new([byte; PAGE_SIZE]);
+    }
+
     /// Adds a zeroed frame.
     pub fn add(&self, frame: Mfn) {
+        if let Some(record) = &mut *self.record.borrow_mut() {
+            record.unprotected.insert(frame);
+        }
         self.frames
             .borrow_mut()
             .insert(frame, Rc::new([0; PAGE_SIZE]));
@@ -124,6 +162,11 @@ impl Frames for FakeFrames {
             .get_mut(&frame)
             .unwrap_or_else(|| panic!("no frame {frame:?}"));
         Rc::make_mut(page)[offset..offset + buf.len()].copy_from_slice(buf);
+        if let Some(record) = &mut *self.record.borrow_mut()
+            && !record.unprotected.contains(&frame)
+        {
+            record.marked.insert(frame);
+        }
     }
     fn clear(&self, frame: Mfn) {
         self.write(frame, 0, &[0; PAGE_SIZE]);

@@ -6,7 +6,7 @@ use std::panic::resume_unwind;
 use std::rc::Rc;
 
 use xen_abi::sched::ShutdownReason;
-use xen_abi::{DomId, Errno, Mfn, PAGE_SIZE, Port};
+use xen_abi::{DomId, Errno, Mfn, Port};
 
 use crate::host::{Arrival, Host, HostEvent, HostPort, Ring, Xen};
 use crate::mem::{FakeFrames, Frames};
@@ -85,6 +85,10 @@ pub struct FakeHost {
     pub spare: usize,
     /// Whether frames are not taken back.
     pub keeps_frames: bool,
+    /// How many frames the domain has that nothing leads to.
+    pub lost: usize,
+    /// Whether nothing is written into frames.
+    pub is_mute: bool,
     /// The ports that are open.
     pub ports: BTreeSet<u32>,
     arrival: Arrival,
@@ -115,6 +119,8 @@ impl FakeHost {
             ends_idle: false,
             spare: usize::MAX,
             keeps_frames: false,
+            lost: 0,
+            is_mute: false,
             ports: BTreeSet::new(),
             arrival: Arrival::SameDomain,
             next_port: 3,
@@ -223,7 +229,7 @@ impl Host for FakeHost {
         self.yields += 1;
     }
     fn release_frame(&mut self, frame: Mfn) -> Result<(), Errno> {
-        if self.keeps_frames {
+        if self.keeps_frames || !self.frames.contains(frame) {
             return Err(Errno::ENOMEM);
         }
         self.frames.remove(frame);
@@ -231,9 +237,19 @@ impl Host for FakeHost {
     }
     fn populate_frame(&mut self, frame: Mfn) -> Result<(), Errno> {
         self.spare = self.spare.checked_sub(1).ok_or(Errno::ENOMEM)?;
+        // As Xen does: what was there stays the domain's, and nothing leads to it any more.
+        self.lost += usize::from(self.frames.contains(frame));
         self.frames.add(frame);
         // What a host gives may hold anything.
-        self.frames.write(frame, 0, &[0x77; PAGE_SIZE]);
+        self.frames.fill_unnoticed(frame, 0x77);
+        Ok(())
+    }
+    fn write_frame(&mut self, frame: Mfn) -> Result<(), Errno> {
+        if self.is_mute {
+            return Err(Errno::EFAULT);
+        }
+        self.frames.write(frame, 0, b".7-fake\0\0\0\0\0\0\0\0\0");
+        self.frames.mark(frame);
         Ok(())
     }
     fn shutdown(&mut self, reason: ShutdownReason) -> u64 {

@@ -1,11 +1,13 @@
 //! `memory_op`: what goes out comes back, whatever is asked for, and never is a page in two hands.
 
+use std::collections::BTreeMap;
+
 use proptest::collection::vec;
 use proptest::prelude::{Strategy, prop_oneof, proptest};
 use xen_abi::hypercall::MEMORY_OP;
 use xen_abi::memory::{MachphysMapping, Reservation, op};
 use xen_abi::mmu::{INVALID_M2P_ENTRY, Pte};
-use xen_abi::{DomId, Errno, Mfn};
+use xen_abi::{DomId, Errno, Mfn, PAGE_SIZE};
 
 use super::{HOLE, UNMAPPED};
 use crate::host::HostEvent;
@@ -277,6 +279,108 @@ fn the_guest_learns_how_much_there_is() {
     for command in [op::MEMORY_MAP, op::EXCHANGE, op::ADD_TO_PHYSMAP, 26, 28, 63] {
         let answer = bench.call(MEMORY_OP, &[command, va]);
         assert_eq!(answer, Err(Errno::ENOSYS), "command {command}");
+    }
+}
+
+#[test]
+fn memory_that_a_move_would_not_see_is_not_taken() {
+    let mut bench = Bench::new();
+    let frames = free(&bench, 2);
+    assert_eq!(decrease(&mut bench, &frames), Ok(2));
+    bench.guest.host.is_mute = true;
+    assert_eq!(populate(&mut bench, &[1, 2]).0, Ok(0));
+    let there = frames
+        .iter()
+        .filter(|frame| bench.guest.m.frames.contains(**frame));
+    assert_eq!(there.count(), 0);
+    bench.guest.host.is_mute = false;
+    assert_eq!(populate(&mut bench, &[1, 2]).0, Ok(2));
+    bench.check();
+}
+
+#[test]
+fn memory_that_a_move_has_brought_along_is_given_back_before_other_is_taken() {
+    let mut bench = Bench::new();
+    let frames = free(&bench, 3);
+    assert_eq!(decrease(&mut bench, &frames), Ok(3));
+    // Two of them were sent before the guest gave them up.
+    frames[1..]
+        .iter()
+        .for_each(|frame| bench.guest.m.frames.add(*frame));
+    bench.guest.moves.done = 1;
+    assert_eq!(populate(&mut bench, &[1, 2, 3]).0, Ok(3));
+    assert_eq!(bench.guest.host.lost, 0);
+    bench.check();
+}
+
+/// Whoever reads a domain while it runs: by the host's record of writes, as Xen's own tools do.
+struct Reader(BTreeMap<Mfn, [u8; PAGE_SIZE]>);
+
+impl Reader {
+    /// Begins with all of the memory.
+    fn begin(bench: &Bench) -> Self {
+        bench.guest.m.frames.record_writes();
+        let mut reader = Self(BTreeMap::new());
+        reader.read(bench, (0..Bench::END.0).map(Mfn));
+        reader
+    }
+
+    /// Another round: over the frames that are marked.
+    fn go_on(&mut self, bench: &Bench) {
+        self.read(bench, bench.guest.m.frames.take_written());
+    }
+
+    fn read(&mut self, bench: &Bench, frames: impl IntoIterator<Item = Mfn>) {
+        for frame in frames {
+            if bench.guest.m.frames.contains(frame) {
+                let mut page = [0; PAGE_SIZE];
+                bench.guest.m.read(frame, 0, &mut page);
+                self.0.insert(frame, page);
+            }
+        }
+    }
+}
+
+proptest! {
+    /// Whenever a guest gives memory up, takes it back and writes to it, and whenever it is read
+    /// meanwhile: in the end the reader has all of the memory that there is.
+    #[test]
+    fn whoever_reads_a_guest_by_the_hosts_record_has_all_of_it(
+        steps in vec((vec((step(), proptest::prelude::any::<u64>()), 0..6), 0..3), 1..8),
+    ) {
+        let mut bench = Bench::new();
+        let frames = free(&bench, 20);
+        let mut reader = Reader::begin(&bench);
+        for (changes, rounds) in steps {
+            for (change, value) in changes {
+                match change {
+                    Step::Down(list) => {
+                        let named = list.iter().filter_map(|index| frames.get(*index as usize));
+                        let named: Vec<Mfn> = named.copied().collect();
+                        decrease(&mut bench, &named).expect("a count");
+                    }
+                    Step::Up(count) => {
+                        let pfns: Vec<u64> = (0..count as u64).collect();
+                        populate(&mut bench, &pfns).0.expect("a count");
+                    }
+                    // As the guest does through a mapping of its own.
+                    Step::Map(index) | Step::Unmap(index) => {
+                        let frame = frames[index as usize];
+                        if bench.guest.m.frames.contains(frame) {
+                            bench.guest.m.store64(frame, 8, value);
+                        }
+                    }
+                }
+            }
+            (0..rounds).for_each(|_| reader.go_on(&bench));
+        }
+        reader.go_on(&bench);
+        for frame in (0..Bench::END.0).map(Mfn).filter(|frame| bench.guest.m.frames.contains(*frame)) {
+            let mut page = [0; PAGE_SIZE];
+            bench.guest.m.read(frame, 0, &mut page);
+            assert!(reader.0.get(&frame) == Some(&page), "{frame:?}");
+        }
+        bench.check();
     }
 }
 
