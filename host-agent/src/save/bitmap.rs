@@ -1,15 +1,34 @@
-//! A set of frames.
+//! A set of frames: one bit for each, for a guest may have hundreds of millions.
 
 /// A set of frames.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Bitmap(pub(crate) Vec<u64>);
 
 impl Bitmap {
+    /// An empty set with room for all frames below `end`: an eighth of a byte for each, in one piece.
+    pub(crate) fn below(end: u64) -> Self {
+        Self(vec![0; usize::try_from(end.div_ceil(64)).unwrap_or(0)])
+    }
+
+    /// Adds a frame; takes more memory only for one beyond the room that there is.
+    pub(crate) fn insert(&mut self, frame: u64) {
+        // A frame number is at most 52 bits wide, and those of a guest far fewer.
+        let index = usize::try_from(frame / 64).unwrap_or(usize::MAX);
+        if self.0.len() <= index {
+            self.0.resize(index + 1, 0);
+        }
+        self.0[index] |= 1 << (frame % 64);
+    }
+
     /// The frames, in order.
     pub(crate) fn frames(&self) -> impl Iterator<Item = u64> + '_ {
         self.0.iter().zip(0_u64..).flat_map(|(word, index)| {
-            let bits = (0..64).filter(move |bit| word >> bit & 1 == 1);
-            bits.map(move |bit| index * 64 + bit)
+            let mut left = *word;
+            std::iter::from_fn(move || {
+                let bit = left.trailing_zeros();
+                left &= left.checked_sub(1)?;
+                Some(index * 64 + u64::from(bit))
+            })
         })
     }
 
@@ -44,18 +63,17 @@ impl Bitmap {
     }
 }
 
+impl Extend<u64> for Bitmap {
+    fn extend<I: IntoIterator<Item = u64>>(&mut self, frames: I) {
+        frames.into_iter().for_each(|frame| self.insert(frame));
+    }
+}
+
 impl FromIterator<u64> for Bitmap {
     fn from_iter<I: IntoIterator<Item = u64>>(frames: I) -> Self {
-        let mut words = Vec::new();
-        for frame in frames {
-            // A frame number is at most 52 bits wide, and those of a guest far fewer.
-            let index = usize::try_from(frame / 64).unwrap_or(usize::MAX);
-            if words.len() <= index {
-                words.resize(index + 1, 0);
-            }
-            words[index] |= 1 << (frame % 64);
-        }
-        Self(words)
+        let mut set = Self::default();
+        set.extend(frames);
+        set
     }
 }
 
@@ -65,8 +83,10 @@ mod tests {
 
     #[test]
     fn a_bitmap_gives_its_frames_in_order() {
+        let one = Bitmap(vec![0b1001, 0, 1 << 63, u64::MAX]);
+        let all = [0, 3, 191].into_iter().chain(192..256);
+        assert_eq!(one.frames().collect::<Vec<_>>(), all.collect::<Vec<_>>());
         let one = Bitmap(vec![0b1001, 0, 1 << 63]);
-        assert_eq!(one.frames().collect::<Vec<_>>(), [0, 3, 191]);
         assert_eq!(one.len(), 3);
         assert_eq!(one.common(&Bitmap(vec![0b1110, 7])), 1);
         let mut sum = Bitmap(vec![0b0010]);
@@ -74,5 +94,16 @@ mod tests {
         assert_eq!(sum.frames().collect::<Vec<_>>(), [0, 1, 3, 191]);
         sum.remove(&Bitmap::from_iter([3, 5]));
         assert_eq!(sum.frames().collect::<Vec<_>>(), [0, 1, 191]);
+    }
+
+    #[test]
+    fn the_room_for_frames_is_taken_once() {
+        let mut set = Bitmap::below(130);
+        assert_eq!((set.0.len(), set.0.capacity()), (3, 3));
+        set.extend([0, 129]);
+        assert_eq!(set.frames().collect::<Vec<_>>(), [0, 129]);
+        assert_eq!(set.0.capacity(), 3);
+        set.insert(64 * 5);
+        assert_eq!(set.len(), 3);
     }
 }

@@ -22,8 +22,8 @@ const PIECES: usize = 4;
 pub(super) struct Seen {
     /// For predictions.
     pub(super) estimate: Estimate,
-    /// Its frames, as words of PAGE_DATA.
-    pub(super) words: Vec<u64>,
+    /// Its frames.
+    pub(super) frames: Bitmap,
     /// What was written since they were looked for.
     pub(super) dirty: Bitmap,
 }
@@ -32,8 +32,9 @@ pub(super) struct Seen {
 pub(super) fn estimate(guest: &mut dyn Memory, control: &Control) -> Result<Seen> {
     guest.take_dirty(false)?;
     let begun = Instant::now();
-    let words = rounds::present(guest, control)?;
-    let sample = sample(guest, &words)?;
+    let frames = rounds::present(guest, control)?;
+    let pages = frames.len();
+    let sample = sample(guest, &frames)?;
     pause(WATCH.saturating_sub(begun.elapsed()), control)?;
     let (mut first, first_time) = (guest.take_dirty(false)?, begun.elapsed());
     let begun = Instant::now();
@@ -41,7 +42,7 @@ pub(super) fn estimate(guest: &mut dyn Memory, control: &Control) -> Result<Seen
     let (second, second_time) = (guest.take_dirty(false)?, begun.elapsed());
     let seconds = (first_time + second_time).as_secs_f64().max(0.001);
     let estimate = Estimate {
-        pages: words.len() as u64,
+        pages,
         zero_share: sample.zero_share,
         compressed_share: sample.compressed_share,
         compress_bytes_per_second: sample.compress_bytes_per_second,
@@ -49,13 +50,13 @@ pub(super) fn estimate(guest: &mut dyn Memory, control: &Control) -> Result<Seen
         dirty_pages_per_second: (first.len() + second.len()) as f64 / seconds,
         hot_pages: first.common(&second),
         // The frames themselves are named once.
-        constant_bytes: CONSTANT_BYTES + words.len() as u64 * 8,
+        constant_bytes: CONSTANT_BYTES + pages * 8,
     };
     first.add(&second);
     log::debug!("{estimate:?}");
     Ok(Seen {
         estimate,
-        words,
+        frames,
         dirty: first,
     })
 }
@@ -68,10 +69,10 @@ struct Sample {
     read_bytes_per_second: f64,
 }
 
-fn sample(guest: &mut dyn Memory, words: &[u64]) -> Result<Sample> {
-    let step = words.len().div_ceil(SAMPLE).max(1);
-    let sample = words.iter().step_by(step);
-    let frames: Vec<u64> = sample.map(|word| rounds::frame(*word)).collect();
+fn sample(guest: &mut dyn Memory, frames: &Bitmap) -> Result<Sample> {
+    let step = usize::try_from(frames.len()).unwrap_or(usize::MAX);
+    let step = step.div_ceil(SAMPLE).max(1);
+    let frames: Vec<u64> = frames.frames().step_by(step).collect();
     let (mut all, mut with_content, mut packed) = (0, 0, 0);
     let (mut read_bytes_per_second, mut compress_bytes_per_second) = (0.0_f64, 0.0_f64);
     let (mut data, mut content) = (Vec::new(), Vec::new());

@@ -32,6 +32,10 @@ pub(crate) trait Memory: Send {
     /// The frame number after the last, now.
     fn end_of_frames(&self) -> Result<u64>;
 
+    /// The frame number after the last that may be RAM, below the hole for devices: what the guest is built
+    /// with lies below it.
+    fn end_of_ram(&self) -> Result<u64>;
+
     /// How many frames have memory of the guest's own, now.
     fn own_frames(&self) -> Result<u64>;
 
@@ -60,11 +64,17 @@ pub(crate) fn is_present(word: u64) -> bool {
     !matches!(word >> 60, ABSENT | BROKEN)
 }
 
+/// If its frame is ordinary memory, as every frame of a domain with a hypervisor's page tables is.
+pub(crate) fn is_plain(word: u64) -> bool {
+    word >> 60 == 0
+}
+
 /// A domain of this host.
 #[derive(Debug)]
 pub(crate) struct XenGuest {
     xen: Xen,
     domid: u16,
+    end_of_ram: u64,
     /// For frame types.
     words: Buffer,
     errors: Vec<i32>,
@@ -83,12 +93,18 @@ impl XenGuest {
         Ok(Self {
             xen,
             domid,
+            end_of_ram: 0,
             words,
             errors: Vec::new(),
             dirty: None,
             looked: Instant::now(),
             watch: None,
         })
+    }
+
+    /// Tells how much memory the toolstack may give it, in KiB (`memory/static-max`).
+    pub(super) fn set_most_memory(&mut self, kib: u64) {
+        self.end_of_ram = kib.div_ceil(PAGE_SIZE as u64 >> 10);
     }
 
     /// The domain in Xen.
@@ -156,6 +172,10 @@ impl XenGuest {
 impl Memory for XenGuest {
     fn end_of_frames(&self) -> Result<u64> {
         self.domain().end_of_frames()
+    }
+
+    fn end_of_ram(&self) -> Result<u64> {
+        Ok(self.end_of_ram)
     }
 
     fn own_frames(&self) -> Result<u64> {
@@ -242,11 +262,10 @@ impl Memory for XenGuest {
         };
         let domain = self.xen.domain(self.domid);
         domain.take_dirty(*frames, buffer, last)?;
-        let words = usize::try_from(frames.div_ceil(64)).unwrap_or(0);
-        let mut bits = vec![0_u64; words];
-        buffer.read(0, zerocopy::IntoBytes::as_mut_bytes(bits.as_mut_slice()));
+        let mut dirty = Bitmap::below(*frames);
+        buffer.read(0, zerocopy::IntoBytes::as_mut_bytes(dirty.0.as_mut_slice()));
         // What is beyond the end is not Xen's.
-        if let Some(last) = bits.last_mut()
+        if let Some(last) = dirty.0.last_mut()
             && *frames % 64 != 0
         {
             *last &= (1 << (*frames % 64)) - 1;
@@ -259,7 +278,7 @@ impl Memory for XenGuest {
         }
         self.nobody_has_begun()?;
         self.nobody_else_reads()?;
-        Ok(Bitmap(bits))
+        Ok(dirty)
     }
 }
 

@@ -99,6 +99,10 @@ impl LiveSource {
         if self.reading.is_none() {
             let mut guest = XenGuest::new(self.xen.clone(), self.domid)?;
             let end = guest.end_of_frames()?;
+            let most = format!("/local/domain/{}/memory/static-max", self.domid);
+            // Without it, what the guest has now must do.
+            let most = self.store.read(&most)?.and_then(|kib| kib.parse().ok());
+            guest.set_most_memory(most.unwrap_or(0));
             // The run that left a mark is dead, for nobody held the domain; its job may not be.
             if !marker::is_source(&*self.store, self.domid, &self.uuid)? {
                 marker::set(&*self.store, self.domid, &self.uuid)?;
@@ -110,7 +114,7 @@ impl LiveSource {
                 guest,
                 records: None,
                 end,
-                words: None,
+                frames: None,
                 dirty: Bitmap::default(),
                 copied: Copied::default(),
             });
@@ -130,7 +134,7 @@ impl LiveSource {
         }
         let reading = self.reading()?;
         let seen = estimate::estimate(&mut reading.guest, control)?;
-        (reading.words, reading.dirty) = (Some(seen.words), seen.dirty);
+        (reading.frames, reading.dirty) = (Some(seen.frames), seen.dirty);
         Ok(seen.estimate)
     }
 }
@@ -182,26 +186,26 @@ impl Source for LiveSource {
         if end > reading.end {
             // Frames that nobody has recorded: all is to be looked for anew.
             reading.guest.record_writes(end)?;
-            (reading.end, reading.words) = (end, None);
+            (reading.end, reading.frames) = (end, None);
         }
         let domain = reading.guest.domain();
         let mut records = Records::begin(reading.guest.xen(), domain)?;
         sink.bytes(&records.take())?;
         control.enter(Phase::Live, "copying memory; the guest runs");
-        let words = reading.find_frames(control)?;
+        let frames = reading.find_frames(control)?;
         if sink.builds_early() {
-            skeleton(&words, sink)?;
+            skeleton(&frames, sink)?;
             records.state(reading.guest.domain())?;
             sink.bytes(&records.take())?;
         }
         reading.records = Some(records);
-        let total = words.len() as u64 * PAGE_SIZE as u64;
+        let total = frames.len() * PAGE_SIZE as u64;
         control.update(|figures| {
             figures.memory_total = total;
             figures.memory_page_size = PAGE_SIZE as u64;
             figures.setup_time = u64::try_from(control.elapsed().as_millis()).unwrap_or(u64::MAX);
         });
-        let reason = reading.rounds(&words, sink, control, begun)?;
+        let reason = reading.rounds(frames, sink, control, begun)?;
         control.tell(format!("stopping the guest: {}", reason.text()));
         Ok(())
     }
