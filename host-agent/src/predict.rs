@@ -147,6 +147,8 @@ pub fn predict(
         timeout: options.timeout_ms.map(Duration::from_millis),
         on_timeout: options.on_timeout,
         max_rounds: options.max_rounds,
+        // It is expected of a move that may be.
+        max_blackout: None,
     };
     let (way, limited) = (effective(way), effective(limit(way)));
     // In the first round all frames are read, those that are all zero too.

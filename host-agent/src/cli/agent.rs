@@ -120,6 +120,11 @@ pub(super) struct Guest {
     /// Longest blackout to aim at; a guest that writes too fast has a longer one, unless there is a --timeout
     #[arg(long, value_name = "MS", default_value_t = 300)]
     max_downtime: u64,
+    /// Longest time that the guest may stand still before it is handed over: a move that is not so far by
+    /// then is given up, and the guest goes on here
+    #[arg(long, value_name = "SECONDS", default_value_t = JobOptions::MAX_BLACKOUT_MS / 1000,
+          value_parser = clap::value_parser!(u64).range(1..))]
+    max_blackout: u64,
     /// Longest time to copy with the guest running
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
@@ -154,6 +159,7 @@ impl Guest {
         JobOptions {
             destination_name: self.dname.clone(),
             max_downtime_ms: self.max_downtime,
+            max_blackout_ms: Some(self.max_blackout.saturating_mul(1000)),
             timeout_ms: self.timeout.map(|seconds| seconds.saturating_mul(1000)),
             on_timeout: match self.on_timeout {
                 Late::Abort => OnTimeout::Abort,

@@ -16,8 +16,9 @@ use crate::transport::{Socket, Watch};
 
 /// Longest time to make a TCP connection.
 const CONNECT: Duration = Duration::from_secs(5);
-/// Longest time for an answer: the destination's toolstack may have to build for a while.
-const ANSWER: Duration = Duration::from_secs(300);
+/// Longest time for an answer: longer than the destination's toolstack may build and say so.  How long a guest
+/// stands still for it has a limit of its own ([`Control::limit_blackout`]).
+const ANSWER: Duration = Duration::from_secs(900);
 /// Longest time for the acknowledgement of a barrier: the toolstack may make devices before it.
 const BARRIER: Duration = Duration::from_secs(660);
 /// Bytes sent to see how fast the way is: few at first, for it may be slow, and then ever more.  The first

@@ -173,8 +173,10 @@ impl Daemon {
         who: &str,
         domain: &str,
         host: &str,
-        options: JobOptions,
+        mut options: JobOptions,
     ) -> Result<Arc<Job>> {
+        let bound = &mut options.max_blackout_ms;
+        bound.get_or_insert(JobOptions::MAX_BLACKOUT_MS);
         let peer = self.config.peer(host)?.clone();
         let source = self.host.source(domain)?;
         let claim = self.claim(source.uuid())?;

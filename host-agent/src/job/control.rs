@@ -4,7 +4,7 @@
 //! the [`Statistics`] true.  An abort is possible up to the point of no return and never after it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use event_listener::{Event as Signal, EventListener};
@@ -80,6 +80,10 @@ pub struct Control {
     gate: Arc<AtomicU8>,
     bandwidth: AtomicU64,
     max_downtime_ms: AtomicU64,
+    /// The guest stands still: when it has done so for too long.
+    still_until: Mutex<Option<Instant>>,
+    /// It was that which aborted the job.
+    is_late: AtomicBool,
     past: Mutex<Past>,
     state: Mutex<State>,
     /// Abort, new events, new figures.
@@ -95,6 +99,8 @@ impl Control {
             gate: Arc::new(AtomicU8::new(OPEN)),
             bandwidth: AtomicU64::new(options.bandwidth.unwrap_or(0)),
             max_downtime_ms: AtomicU64::new(options.max_downtime_ms),
+            still_until: Mutex::default(),
+            is_late: AtomicBool::new(false),
             past: Mutex::default(),
             state: Mutex::default(),
             changed: Signal::new(),
@@ -131,31 +137,60 @@ impl Control {
     /// From here on nobody can abort.
     ///
     /// # Errors
-    /// [`Error::Aborted`] if somebody has.
+    /// [`Error::Aborted`] if somebody has; [`Error::TimedOut`] if the guest has stood still for too long.
     pub fn close(&self) -> Result<()> {
+        self.check()?;
         match self
             .gate
             .compare_exchange(OPEN, CLOSED, Ordering::AcqRel, Ordering::Acquire)
         {
-            Err(ABORTED) => Err(Error::Aborted),
+            Err(ABORTED) => self.check(),
             _ => Ok(()),
         }
+    }
+
+    /// The guest is going to stand still: when it has done so for
+    /// [`max_blackout`](Self::max_blackout), the job is aborted, unless it is [closed](Self::close) by then.
+    pub fn limit_blackout(&self) {
+        *self.still_until.lock() = self
+            .max_blackout()
+            .and_then(|most| Instant::now().checked_add(most));
+    }
+
+    /// The longest blackout that may be, up to the hand-over.
+    #[must_use]
+    pub fn max_blackout(&self) -> Option<Duration> {
+        self.options.max_blackout_ms.map(Duration::from_millis)
     }
 
     /// To be asked at least every few milliseconds of work.
     ///
     /// # Errors
-    /// [`Error::Aborted`].
+    /// [`Error::Aborted`]; [`Error::TimedOut`] if the guest has stood still for too long.
     pub fn check(&self) -> Result<()> {
-        if self.is_aborted() {
-            return Err(Error::Aborted);
+        match (self.is_aborted(), self.is_late.load(Ordering::Acquire)) {
+            (false, _) => Ok(()),
+            (true, false) => Err(Error::Aborted),
+            (true, true) => Err(Error::TimedOut(format!(
+                "the blackout, of at most {} s (--max-blackout),",
+                self.max_blackout().unwrap_or_default().as_secs()
+            ))),
         }
-        Ok(())
     }
 
-    /// If somebody has asked the job to stop.
+    /// If somebody has asked the job to stop, or the guest has stood still for too long.
     #[must_use]
     pub fn is_aborted(&self) -> bool {
+        let until = *self.still_until.lock();
+        if until.is_some_and(|until| Instant::now() >= until)
+            && self
+                .gate
+                .compare_exchange(OPEN, ABORTED, Ordering::AcqRel, Ordering::Acquire)
+                .is_ok()
+        {
+            self.is_late.store(true, Ordering::Release);
+            self.changed.notify(usize::MAX);
+        }
         self.gate.load(Ordering::Acquire) == ABORTED
     }
 
@@ -288,6 +323,34 @@ mod tests {
         assert!(control.abort(), "asking twice is no mistake");
         assert!(matches!(control.check(), Err(Error::Aborted)));
         assert!(matches!(control.close(), Err(Error::Aborted)));
+    }
+
+    #[test]
+    fn a_guest_that_stands_still_for_too_long_ends_the_job_up_to_its_hand_over() {
+        let bounded = |ms| {
+            Control::new(JobOptions {
+                max_blackout_ms: Some(ms),
+                ..JobOptions::default()
+            })
+        };
+        let control = bounded(0);
+        control.check().unwrap();
+        control.limit_blackout();
+        let closed = control.close();
+        assert!(matches!(closed, Err(Error::TimedOut(_))), "{closed:?}");
+        assert!(control.is_aborted() && control.stop().is_asked());
+        assert!(matches!(control.check(), Err(Error::TimedOut(_))));
+
+        let control = bounded(3_600_000);
+        control.limit_blackout();
+        control.close().unwrap();
+        *control.still_until.lock() = Some(std::time::Instant::now());
+        control.check().unwrap();
+        assert!(!control.abort(), "it has been handed over");
+
+        let unbounded = Control::new(JobOptions::default());
+        unbounded.limit_blackout();
+        unbounded.check().unwrap();
     }
 
     #[test]

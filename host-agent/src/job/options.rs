@@ -13,6 +13,9 @@ pub struct JobOptions {
     pub destination_name: Option<String>,
     /// Longest blackout that is aimed at.
     pub max_downtime_ms: u64,
+    /// Longest time that the guest may stand still while the source decides: from when it is asked to suspend
+    /// itself to the hand-over.  `None`: as long as it takes, as with files.
+    pub max_blackout_ms: Option<u64>,
     /// Longest time that memory is copied with the guest running; `None`: as long as it pays.
     pub timeout_ms: Option<u64>,
     /// What happens then.
@@ -29,11 +32,17 @@ pub struct JobOptions {
     pub leave_paused: bool,
 }
 
+impl JobOptions {
+    /// [`JobOptions::max_blackout_ms`] of a migration for which nothing else is said: five minutes.
+    pub const MAX_BLACKOUT_MS: u64 = 300_000;
+}
+
 impl Default for JobOptions {
     fn default() -> Self {
         Self {
             destination_name: None,
             max_downtime_ms: 300,
+            max_blackout_ms: None,
             timeout_ms: None,
             on_timeout: OnTimeout::Abort,
             max_rounds: 30,

@@ -29,6 +29,8 @@ pub(crate) struct Limits {
     pub(crate) on_timeout: OnTimeout,
     /// Most rounds with the guest running.
     pub(crate) max_rounds: u32,
+    /// A guest is never stopped for what is known to take longer.
+    pub(crate) max_blackout: Option<Duration>,
 }
 
 /// A round that is over.
@@ -62,6 +64,8 @@ pub(crate) enum Reason {
     Rounds,
     /// The time is over.
     Time,
+    /// The guest would stand still for longer than it may.
+    TooLong,
 }
 
 impl Reason {
@@ -72,6 +76,7 @@ impl Reason {
             Self::DoesNotPay => "another round would leave as much to send",
             Self::Rounds => "there were as many rounds as are allowed",
             Self::Time => "the time for copying is over",
+            Self::TooLong => "the rest would take longer than a blackout may",
         }
     }
 }
@@ -110,6 +115,10 @@ impl Progress {
             None if self.unpaid >= FORGIVEN => Reason::DoesNotPay,
             _ => return Verdict::GoOn,
         };
+        let is_known = self.rate.is_some();
+        if is_known && limits.max_blackout.is_some_and(|most| expected > most) {
+            return Verdict::GiveUp(Reason::TooLong);
+        }
         match limits.on_timeout {
             OnTimeout::Abort if limits.timeout.is_some() => Verdict::GiveUp(reason),
             _ => Verdict::Stop(reason),
@@ -153,6 +162,7 @@ mod tests {
         timeout: None,
         on_timeout: OnTimeout::Abort,
         max_rounds: 30,
+        max_blackout: None,
     };
 
     /// A guest that writes `writes` pages per second, picked at random, of `hot` pages that it uses, on a
@@ -250,6 +260,27 @@ mod tests {
             ..LIMITS
         };
         assert_eq!(busy.play(&limits).3, Verdict::Stop(Reason::Time));
+    }
+
+    #[test]
+    fn no_guest_is_stopped_for_longer_than_it_may_stand_still() {
+        // What is dirty takes 6 s on the way.
+        let busy = Guest {
+            pages: 65536,
+            hot: 60_000.0,
+            writes: 1e6,
+            rate: 10_000.0,
+        };
+        for (seconds, expected) in [
+            (5, Verdict::GiveUp(Reason::TooLong)),
+            (7, Verdict::Stop(Reason::DoesNotPay)),
+        ] {
+            let limits = Limits {
+                max_blackout: Some(Duration::from_secs(seconds)),
+                ..LIMITS
+            };
+            assert_eq!(busy.play(&limits).3, expected);
+        }
     }
 
     #[test]

@@ -100,6 +100,9 @@ fn given_up(reason: Reason) -> Error {
         Reason::Rounds => Error::Refused(
             "after all rounds that are allowed the blackout would still be too long".to_owned(),
         ),
+        Reason::TooLong => Error::Refused(
+            "the guest would have to stand still for longer than --max-blackout allows".to_owned(),
+        ),
         _ => Error::TimedOut("copying the memory".to_owned()),
     }
 }
@@ -125,6 +128,7 @@ fn limits(control: &Control) -> Limits {
         timeout: options.timeout_ms.map(std::time::Duration::from_millis),
         on_timeout: options.on_timeout,
         max_rounds: options.max_rounds,
+        max_blackout: control.max_blackout(),
     }
 }
 

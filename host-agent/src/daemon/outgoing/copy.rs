@@ -68,6 +68,7 @@ impl Outgoing<'_> {
             "the guest is suspended and the rest is copied",
         );
         let sender = stream(self.sender.as_ref())?;
+        control.limit_blackout();
         self.watch.hurry();
         if let Some(link) = &self.link {
             link.hurry();
