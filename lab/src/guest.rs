@@ -59,9 +59,9 @@ fn seconds_used(list: &str) -> Option<f64> {
     line.split_whitespace().last()?.parse().ok()
 }
 
-/// Reads a file from its beginning and as it grows; argument: its name.  It is made if need be, since one
-/// that is not there is looked for once a second, and what is measured by it would be wrong by that.
-const FOLLOW: &str = "touch \"$1\" && exec tail -q -n +1 -F \"$1\"";
+/// Reads files from their beginning and as they grow; arguments: their names.  They are made if need be, since
+/// one that is not there is looked for once a second, and what is measured by it would be wrong by that.
+const FOLLOW: &str = "touch \"$@\" && exec tail -q -n +1 -F \"$@\"";
 /// Puts a line into the console of a guest; arguments: its name, the line.
 const TYPE_LINE: &str =
     "printf '%s\\n' \"$2\" >\"$(xenstore-read \"/local/domain/$(xl domid \"$1\")/console/tty\")\"";
@@ -72,7 +72,7 @@ impl Guest {
     /// # Errors
     /// If the host is gone.
     pub fn attach(name: &str, host: &Host) -> Result<Self> {
-        Self::follow(name, name, host)
+        Self::follow(name, &[name], host)
     }
 
     /// Read the console of a guest that arrives (or will arrive) by migration.
@@ -80,13 +80,19 @@ impl Guest {
     /// # Errors
     /// If the host is gone.
     pub fn attach_incoming(name: &str, host: &Host) -> Result<Self> {
-        // xenconsoled names the file when the domain appears, and it appears under this name.
-        Self::follow(name, &format!("{name}--incoming"), host)
+        // xenconsoled names the file when the domain appears, and it appears under the first of these names
+        // if the stock toolstack makes it by itself, under the other with an agent.
+        let [stock, agent] =
+            ["--incoming", "--arrived--incoming"].map(|end| format!("{name}{end}"));
+        Self::follow(name, &[&stock, &agent], host)
     }
 
-    fn follow(name: &str, file: &str, host: &Host) -> Result<Self> {
-        let file = format!("/var/log/xen/console/guest-{file}.log");
-        let follow = host.start(&["sh", "-c", FOLLOW, "follow", &file])?;
+    fn follow(name: &str, files: &[&str], host: &Host) -> Result<Self> {
+        let path = |file: &&str| format!("/var/log/xen/console/guest-{file}.log");
+        let files: Vec<String> = files.iter().map(path).collect();
+        let mut command = vec!["sh", "-c", FOLLOW, "follow"];
+        command.extend(files.iter().map(String::as_str));
+        let follow = host.start(&command)?;
         Ok(Self {
             name: name.to_owned(),
             console: follow.stdout.clone(),

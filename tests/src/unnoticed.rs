@@ -188,7 +188,7 @@ pub fn run_legs(
     for (mover, (from, to)) in movers.iter().zip([(a, b), (b, a)].into_iter().cycle()) {
         let step = progress::step(format!("from {} to {}", from.name(), to.name()));
         // What its console said there before is not a sign of life.
-        to.sh("rm -f /var/log/xen/console/guest-web1--incoming.log")?;
+        to.sh("rm -f /var/log/xen/console/guest-web1--*incoming.log")?;
         let arrived = Guest::attach_incoming(&plan.name, to)?;
         let total = mover(&plan.name, from, to)?;
         arrived.alive(MOMENT)?;

@@ -49,7 +49,7 @@ use crate::config::Config;
 use crate::job::{Control, Error, Host, JobOptions, Result};
 use crate::journal;
 use crate::predict::Prediction;
-use crate::save::INCOMING;
+use crate::save::is_coming;
 use crate::session::{Locks, SessionId};
 use crate::transport::tls::Identity;
 
@@ -297,7 +297,7 @@ impl Daemon {
         self.locks.lock().reckon(|uuid| {
             let mut coming = domains.iter().filter(|domain| {
                 // Not its source, if that is on this host, too.
-                domain.uuid == uuid && domain.name.ends_with(INCOMING)
+                domain.uuid == uuid && is_coming(&domain.name)
             });
             coming.next().map_or(0, |domain| domain.memory_bytes)
         });

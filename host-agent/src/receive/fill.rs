@@ -22,6 +22,9 @@ const PFN: u64 = (1 << 52) - 1;
 pub(super) struct State {
     tsc: Option<TscInfo>,
     context: Option<Vec<u8>>,
+    /// Parameters, as the toolstack has got them and as they were told last.
+    given: BTreeMap<u32, u64>,
+    params: BTreeMap<u32, u64>,
     /// Frames that are not the source's business.
     pub(super) ours: BTreeSet<u64>,
 }
@@ -70,9 +73,14 @@ impl State {
         match record.kind {
             RecordType::X86_TSC_INFO => self.tsc = Some(tsc_info(record.body)?),
             RecordType::HVM_CONTEXT => self.context = Some(record.body.to_vec()),
-            // What the toolstack got first is what it has made the rings of.
-            RecordType::HVM_PARAMS if self.ours.is_empty() => self.ours = our_frames(record.body)?,
-            RecordType::HVM_PARAMS => {}
+            RecordType::HVM_PARAMS => {
+                self.params = params(record.body)?;
+                // What the toolstack got first is what it has made the rings of.
+                if self.ours.is_empty() {
+                    self.ours = our_frames(&self.params);
+                    self.given.clone_from(&self.params);
+                }
+            }
             other => {
                 return Err(Error::Peer(format!(
                     "a record of type {other} stands where only memory and state can be"
@@ -97,8 +105,30 @@ impl State {
                 "the stream has no state of the domain".to_owned(),
             ));
         };
+        for (index, value) in self.changed_params()? {
+            domain.set_param(index, value)?;
+        }
         domain.set_tsc_info(tsc)?;
         domain.set_hvm_context(context)
+    }
+
+    /// Parameters that have changed since the toolstack got them.  One that is not told any more is 0: the
+    /// writer leaves those out.
+    fn changed_params(&self) -> Result<Vec<(u32, u64)>> {
+        if our_frames(&self.params) != self.ours {
+            return Err(Error::Peer(
+                "the rings of the domain have moved since it was built".to_owned(),
+            ));
+        }
+        let gone = self
+            .given
+            .keys()
+            .filter(|index| !self.params.contains_key(index));
+        let last = self.params.iter().map(|(index, value)| (*index, *value));
+        let last = last.chain(gone.map(|index| (*index, 0)));
+        Ok(last
+            .filter(|(index, value)| self.given.get(index).copied().unwrap_or(0) != *value)
+            .collect())
     }
 }
 
@@ -176,33 +206,40 @@ fn tsc_info(body: &[u8]) -> Result<TscInfo> {
 }
 
 /// The frames of rings between the domain and this host, by its parameters.
-fn our_frames(body: &[u8]) -> Result<BTreeSet<u64>> {
+fn our_frames(params: &BTreeMap<u32, u64>) -> BTreeSet<u64> {
     const OURS: [u32; 4] = [
         param::STORE_PFN,
         param::CONSOLE_PFN,
         param::IOREQ_PFN,
         param::BUFIOREQ_PFN,
     ];
+    let ours = OURS.iter().filter_map(|index| params.get(index));
+    ours.copied().collect()
+}
+
+/// The content of an HVM_PARAMS record.  Of one that is there twice the last word counts, as it does for the
+/// toolstack.
+fn params(body: &[u8]) -> Result<BTreeMap<u32, u64>> {
     let torn = || Error::Peer("an HVM_PARAMS record is not whole".to_owned());
     let pairs = body.get(8..).ok_or_else(torn)?;
     if !pairs.len().is_multiple_of(16) {
         return Err(torn());
     }
-    // By parameter: the last word counts, as it does for the toolstack.
-    let mut frames = BTreeMap::new();
+    let mut params = BTreeMap::new();
     for pair in pairs.chunks_exact(16) {
         let (index, value) = pair.split_at(8);
         let number = |bytes: &[u8]| {
             bytes
                 .iter()
                 .rev()
-                .fold(0, |number, byte| number << 8 | u64::from(*byte))
+                .fold(0_u64, |number, byte| number << 8 | u64::from(*byte))
         };
-        if OURS.map(u64::from).contains(&number(index)) {
-            frames.insert(number(index), number(value));
-        }
+        let index = number(index);
+        let index = u32::try_from(index)
+            .map_err(|_| Error::Peer(format!("no domain has a parameter {index:#x}")))?;
+        params.insert(index, number(value));
     }
-    Ok(frames.into_values().collect())
+    Ok(params)
 }
 
 #[cfg(test)]
@@ -261,11 +298,15 @@ mod tests {
         assert_eq!(Vec::from_iter(state.ours), [0xfeffc, 0xfefff]);
     }
 
-    #[test]
-    fn the_frames_of_rings_are_those_that_the_toolstack_got() {
+    /// A state whose parameters were told once after the other.
+    fn told(all: &[&[(u64, u64)]]) -> State {
         let mut writer = begun();
-        let param = |value| HvmParam { index: 1, value };
-        for params in [vec![param(5), param(6)], vec![param(7)]] {
+        for params in all {
+            let param = |(index, value): &(u64, u64)| HvmParam {
+                index: *index,
+                value: *value,
+            };
+            let params: Vec<HvmParam> = params.iter().map(param).collect();
             writer.hvm_params(&params).unwrap();
         }
         let bytes = std::mem::take(writer.get_mut());
@@ -273,7 +314,26 @@ mod tests {
         for record in records(&bytes).unwrap() {
             state.note(record).unwrap();
         }
-        assert_eq!(Vec::from_iter(state.ours), [6]);
+        state
+    }
+
+    #[test]
+    fn the_frames_of_rings_are_those_that_the_toolstack_got() {
+        let state = told(&[&[(1, 5), (1, 6)], &[(1, 7)]]);
+        assert_eq!(Vec::from_iter(state.ours.clone()), [6]);
+        assert!(state.changed_params().is_err(), "the ring is where it was");
+    }
+
+    #[test]
+    fn of_parameters_the_last_word_counts() {
+        let state = told(&[
+            &[(1, 6), (34, 8), (36, 4)],
+            &[(1, 6), (34, 8), (36, 8), (9, 1)],
+        ]);
+        assert_eq!(state.changed_params().unwrap(), [(9, 1), (36, 8)]);
+        assert_eq!(told(&[&[(1, 6)]]).changed_params().unwrap(), []);
+        let gone = told(&[&[(1, 6), (9, 1)], &[(1, 6)]]);
+        assert_eq!(gone.changed_params().unwrap(), [(9, 0)]);
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Says of a domain of this host that it is the copy that a job has made.
 //!
-//! While a domain comes its name tells that.  From when it is whole it has the guest's own name and UUID,
-//! and so would have one that reached this host in another way while the agent did not run: that one is
-//! nobody's to unpause or throw away.  The mark is made before the domain gets its final name; it is in
-//! xenstore, outside what guests can read, and ends with the host's run, as the domains do.
+//! While a domain comes its name tells that.  When it has been handed over it has the guest's own name and
+//! UUID, and so would have one that reached this host in another way while the agent did not run: that one is
+//! nobody's to unpause or throw away.  The mark is made before the domain gets the name of one that is whole; it
+//! is in xenstore, outside what guests can read, and ends with the host's run, as the domains do.
 
 use crate::job::Result;
 use crate::xen::store::Store;

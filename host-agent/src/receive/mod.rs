@@ -7,6 +7,7 @@
 //! | `canonical` | the stream as Xen's own tools write it |
 //! | `fill` | memory and state straight into the domain |
 //! | `mark` | which domain is whose copy |
+//! | `names` | the guest's own name for a copy that was handed over |
 //! | `handshake` | the words that `xl` says before and after a stream |
 //! | `reservations` | what other jobs on this host may not touch |
 
@@ -17,6 +18,7 @@ mod fill;
 pub(crate) mod handshake;
 mod incoming;
 mod mark;
+mod names;
 mod reservations;
 
 use std::collections::BTreeMap;
@@ -26,7 +28,7 @@ use std::sync::Arc;
 use self::incoming::Incoming;
 pub(crate) use self::reservations::Reservations;
 use crate::job::{Control, Destination, Error, Needs, Presence, Result, Sink};
-use crate::save::{INCOMING, marker, presence};
+use crate::save::{ARRIVED, INCOMING, is_coming, marker, names_of, presence};
 use crate::xen::abi::DomainInfo;
 use crate::xen::config;
 use crate::xen::domain::{PAGE, Xen};
@@ -100,7 +102,7 @@ impl Receiver {
         let mut all = BTreeMap::new();
         for domid in self.store.list("/local/domain")? {
             let name = self.store.read(&format!("/local/domain/{domid}/name"))?;
-            let is_coming = name.is_some_and(|name| name.ends_with(INCOMING));
+            let is_coming = name.is_some_and(|name| is_coming(&name));
             if let (Ok(number), true) = (domid.parse(), is_coming)
                 && let Some(info) = self.xen.domain(number).info()?
             {
@@ -141,11 +143,24 @@ impl Receiver {
     /// If it has the name that domains have while they come.
     fn is_coming(&self, domid: u16) -> Result<bool> {
         let name = self.store.read(&format!("/local/domain/{domid}/name"))?;
-        Ok(name.is_some_and(|name| name == format!("{}{INCOMING}", self.needs.destination_name)))
+        Ok(name.is_some_and(|name| name == format!("{}{INCOMING}", self.arrived())))
+    }
+
+    /// What the copy is called from when it is whole until it is handed over.
+    fn arrived(&self) -> String {
+        format!("{}{ARRIVED}", self.needs.destination_name)
+    }
+
+    /// Gives the guest its own name.  It runs, or may: one that keeps the other is none the worse for it.
+    fn name(&self, domid: u16) {
+        let (name, uuid) = (&self.needs.destination_name, &self.needs.uuid);
+        if let Err(error) = names::rename(&*self.store, domid, uuid, &self.arrived(), name) {
+            log::error!("domain {domid} is not called {name} yet (`xl rename` may help): {error}");
+        }
     }
 
     fn check_names(&self, needs: &Needs) -> Result<()> {
-        let incoming = format!("{}{INCOMING}", needs.destination_name);
+        let names = names_of(&needs.destination_name);
         for domid in self.store.list("/local/domain")? {
             let name = self.store.read(&format!("/local/domain/{domid}/name"))?;
             let name = name.unwrap_or_default();
@@ -153,7 +168,7 @@ impl Receiver {
                 Ok(domid) => marker::is_source(&*self.store, domid, &needs.uuid)?,
                 Err(_) => false,
             };
-            if !is_source && (name == needs.destination_name || name == incoming) {
+            if !is_source && names.contains(&name) {
                 return Err(Error::Refused(format!(
                     "a domain {name} exists on the destination (number {domid})"
                 )));
@@ -200,7 +215,7 @@ impl Destination for Receiver {
 
     fn receive(&mut self, control: &Control) -> Result<Arc<dyn Sink>> {
         let config = config::arrived(&self.needs.config)?;
-        let config = config::named(config, &self.needs.destination_name);
+        let config = config::named(config, &self.arrived());
         self.turn = Some(self.priority.take());
         let incoming = Arc::new(Incoming::start(
             self.xen.clone(),
@@ -244,6 +259,7 @@ impl Destination for Receiver {
                 )));
             }
         }
+        self.name(domid);
         self.release();
         Ok(())
     }

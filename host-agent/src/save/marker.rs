@@ -5,7 +5,7 @@
 //! marker is in xenstore, outside what guests can read, and lives as long as the domains do: until the
 //! host is restarted.
 
-use super::INCOMING;
+use super::names_of;
 use crate::job::{Lone, Result};
 use crate::xen::store::Store;
 
@@ -71,14 +71,13 @@ pub(crate) fn is_source(store: &dyn Store, domid: u16, uuid: &str) -> Result<boo
     Ok(store.read(&path(domid))?.is_some_and(|found| found == uuid))
 }
 
-/// If a domain with the same name is under construction on this host.
+/// If a domain that will have the same name is under construction on this host, or whole.
 pub(crate) fn is_destination_too(store: &dyn Store, domid: u16, name: &str) -> Result<bool> {
-    let incoming = format!("{name}{INCOMING}");
+    let [_, coming @ ..] = names_of(name);
     for other in store.list("/local/domain")? {
         let is_other = other != domid.to_string();
-        if is_other
-            && store.read(&format!("/local/domain/{other}/name"))?.as_ref() == Some(&incoming)
-        {
+        let name = store.read(&format!("/local/domain/{other}/name"))?;
+        if is_other && name.is_some_and(|name| coming.contains(&name)) {
             return Ok(true);
         }
     }

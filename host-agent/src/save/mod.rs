@@ -43,6 +43,24 @@ pub(crate) use self::live::LiveSource;
 
 /// What the toolstack puts behind the name of a domain that is coming.
 pub(crate) const INCOMING: &str = "--incoming";
+/// What stands behind the name of a copy that is whole and not handed over.  It is not to be unpaused by
+/// somebody who sees a paused domain of a name that he knows: the guest would run twice.
+pub(crate) const ARRIVED: &str = "--arrived";
+
+/// If a domain of this name is one that the toolstack makes from a stream.
+pub(crate) fn is_coming(name: &str) -> bool {
+    name.ends_with(INCOMING)
+}
+
+/// Every name that a domain may have on its way to `name`, and that.
+pub(crate) fn names_of(name: &str) -> [String; 4] {
+    [
+        name.to_owned(),
+        format!("{name}{INCOMING}"),
+        format!("{name}{ARRIVED}"),
+        format!("{name}{ARRIVED}{INCOMING}"),
+    ]
+}
 
 /// Where a domain with these flags stands.
 pub(crate) fn presence(domain: DomainFlags) -> Presence {

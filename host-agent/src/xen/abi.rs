@@ -272,6 +272,8 @@ pub(crate) struct HvmParam {
 }
 const _: () = assert!(size_of::<HvmParam>() == 16);
 
+/// `HVMOP_set_param`.
+pub(crate) const HVMOP_SET_PARAM: u64 = 0;
 /// `HVMOP_get_param`.
 pub(crate) const HVMOP_GET_PARAM: u64 = 1;
 

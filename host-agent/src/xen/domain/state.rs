@@ -116,6 +116,28 @@ impl Domain<'_> {
         Ok(param.value)
     }
 
+    /// Sets a parameter.
+    pub(crate) fn set_param(&self, index: u32, value: u64) -> Result<()> {
+        let param = HvmParam {
+            domid: self.domid,
+            pad: 0,
+            index,
+            value,
+        };
+        let mut buffer = self.xen.shared.arguments.lock();
+        buffer.write(0, param.as_bytes());
+        let arguments = [
+            Argument::Value(abi::HVMOP_SET_PARAM),
+            Argument::Structure(&mut buffer, &mut []),
+        ];
+        self.xen
+            .shared
+            .privcmd
+            .call(hypercall::HVM_OP, arguments)
+            .map(drop)
+            .map_err(|error| self.failed(&format!("set parameter {index} of"), &error))
+    }
+
     /// Takes back one pause of the toolstack's.
     pub(crate) fn unpause(&self) -> Result<()> {
         self.simple(domctl::UNPAUSEDOMAIN, "unpause")
