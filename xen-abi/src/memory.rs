@@ -66,6 +66,32 @@ pub struct AddToPhysmap {
 }
 const _: () = assert!(size_of::<AddToPhysmap>() == 24);
 
+/// `struct xen_memory_map`.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct MemoryMap {
+    /// In: how many entries there is room for; out: how many were written.
+    pub nr_entries: u32,
+    /// Padding.
+    pub pad: u32,
+    /// Address of the entries.
+    pub buffer: u64,
+}
+const _: () = assert!(size_of::<MemoryMap>() == 16);
+
+/// `struct e820entry`, as PV guests get it (`xen/include/asm-x86/e820.h`).
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, packed)]
+pub struct E820Entry {
+    /// First byte.
+    pub addr: u64,
+    /// Length in bytes.
+    pub size: u64,
+    /// One of [`crate::pvh::e820`].
+    pub kind: u32,
+}
+const _: () = assert!(size_of::<E820Entry>() == 20);
+
 /// `struct xen_machphys_mapping`.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]

@@ -8,6 +8,7 @@
 mod builder;
 mod elf;
 mod frames;
+mod free;
 mod hypercall_page;
 mod layout;
 mod load;
@@ -15,6 +16,7 @@ mod memory;
 mod notes;
 pub mod payload;
 mod ramdisk;
+pub mod share;
 mod tables;
 
 #[cfg(test)]
@@ -23,6 +25,7 @@ mod tests;
 pub use builder::{BuildError, GuestFrames, HostPages, Start, build};
 pub use elf::{Kernel, KernelError, Segment};
 pub use frames::{FrameList, FrameRun};
+pub use free::FreeMemory;
 pub use hypercall_page::fill_hypercall_page;
 pub use layout::{Layout, LayoutError};
 pub use notes::{NoteError, Notes};

@@ -1,8 +1,9 @@
 //! `memory_op`: the balloon, and what the guest may know of its memory.
 
-use xen_abi::memory::{MachphysMapping, Reservation, op};
+use xen_abi::memory::{E820Entry, MachphysMapping, MemoryMap, Reservation, op};
 use xen_abi::mmu::{M2P_VIRT_END, M2P_VIRT_START};
-use xen_abi::{DomId, Errno, GuestVa, Mfn, Pfn};
+use xen_abi::pvh::e820;
+use xen_abi::{DomId, Errno, GuestVa, Mfn, PAGE_SIZE, Pfn};
 use zerocopy::IntoBytes;
 
 use super::{Answer, Args, element, read, write};
@@ -33,9 +34,27 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
                 write(&self.m, arg, &mapping)?;
                 Ok(0)
             }
+            op::MEMORY_MAP => self.memory_map(arg),
             op::MACHINE_MEMORY_MAP => Err(Errno::EPERM),
             _ => Err(Errno::ENOSYS),
         }
+    }
+
+    /// The map that the toolstack gives a PV guest: one range of RAM, as far as the guest may ever
+    /// have pages.  Those beyond the ones that it starts with it has to ask for.
+    fn memory_map(&self, arg: u64) -> Answer {
+        let mut map: MemoryMap = read(&self.m, arg)?;
+        map.nr_entries = map.nr_entries.min(1);
+        if map.nr_entries > 0 {
+            let all = E820Entry {
+                addr: 0,
+                size: self.max_pages * PAGE_SIZE as u64,
+                kind: e820::RAM,
+            };
+            write(&self.m, map.buffer, &all)?;
+        }
+        write(&self.m, arg, &map)?;
+        Ok(0)
     }
 
     fn own_memory(&self, arg: u64, pages: u64) -> Answer {

@@ -1,10 +1,11 @@
 //! The shim's own mappings, which every address space of the guest shares through its L4 slots.
 
+use unmoved_shim::boot::share::LEAST_MAPPED;
 use unmoved_shim::mem::FramePool;
 use xen_abi::{Mfn, PAGE_SIZE};
 
 use super::layout::{self, DIRECT, IMAGE, IMAGE_PHYSICAL, M2P, WINDOWS, index};
-use super::memory::{FreeMemory, Pool, direct};
+use super::memory::{Pool, direct};
 use super::{globals, instructions};
 
 const PRESENT: u64 = 1 << 0;
@@ -50,17 +51,11 @@ pub struct ShimSpace {
 impl ShimSpace {
     /// Builds the mappings and starts to use them: the image by its sections, the direct map, the
     /// machine-to-physical table at `m2p` and the window of vCPU 0.
-    pub fn build(
-        pool: &mut Pool,
-        memory: &FreeMemory,
-        end: u64,
-        m2p: Mfn,
-        m2p_frames: u64,
-    ) -> Self {
+    pub fn build(pool: &mut Pool, end: u64, m2p: Mfn, m2p_frames: u64) -> Self {
         let l4 = pool.take().expect("the pool holds the shim's own tables");
         let space = Self { l4 };
         space.map_image(pool);
-        space.map_direct(pool, memory, end);
+        space.map_direct(pool, end);
         for page in 0..m2p_frames {
             let flags = PRESENT | USER | ACCESSED_DIRTY | GLOBAL | NO_EXECUTE;
             space.map(
@@ -104,8 +99,8 @@ impl ShimSpace {
     }
 
     /// Maps everything up to `end` (a frame number) in pages of 2 MiB; holes do no harm.
-    fn map_direct(&self, pool: &mut Pool, _: &FreeMemory, end: u64) {
-        for base in (0..end.max(1 << 20)).step_by(512) {
+    fn map_direct(&self, pool: &mut Pool, end: u64) {
+        for base in (0..end.max(LEAST_MAPPED)).step_by(512) {
             let va = DIRECT + (base << 12);
             let table = self.table(pool, va, 2, 0);
             store(table, index(va, 2), base << 12 | DATA | LARGE);

@@ -2,6 +2,7 @@
 
 mod call;
 mod last_words;
+mod reservation;
 
 use core::sync::atomic::{Ordering, fence};
 
@@ -13,7 +14,7 @@ use unmoved_shim::mem::Frames;
 use unmoved_shim::points::time::{HostTime, SECOND};
 use xen_abi::evtchn::{self, AllocUnbound, BindVirq, Status};
 use xen_abi::hvm;
-use xen_abi::memory::{self, Reservation};
+use xen_abi::memory;
 use xen_abi::sched::{self, Poll, ShutdownReason};
 use xen_abi::shared_info::{
     EVTCHN_MASK, EVTCHN_PENDING, WC_NSEC, WC_SEC, WC_SEC_HI, WC_VERSION, time_info, vcpu_info,
@@ -24,6 +25,7 @@ use xen_abi::{DomId, Errno, Mfn, Port, hypercall as nr, version};
 use self::call::{add_to_physmap, hypercall, op, param, set_param};
 pub use self::call::{detect, uuid};
 pub use self::last_words::{crash, say_on_console};
+pub use self::reservation::{give_back, reserved_frames};
 use super::instructions;
 use super::layout::gfn;
 use super::memory::direct;
@@ -275,11 +277,11 @@ impl Host for HostXen {
     }
 
     fn release_frame(&mut self, frame: Mfn) -> Result<(), Errno> {
-        self.reservation(memory::op::DECREASE_RESERVATION, frame)
+        reservation::change(memory::op::DECREASE_RESERVATION, frame)
     }
 
     fn populate_frame(&mut self, frame: Mfn) -> Result<(), Errno> {
-        self.reservation(memory::op::POPULATE_PHYSMAP, frame)
+        reservation::change(memory::op::POPULATE_PHYSMAP, frame)
     }
 
     fn write_frame(&mut self, frame: Mfn) -> Result<(), Errno> {
@@ -309,21 +311,5 @@ impl Host for HostXen {
         }
         *self = Self::connect()?;
         Ok(arrival)
-    }
-}
-
-impl HostXen {
-    fn reservation(&mut self, command: u64, frame: Mfn) -> Result<(), Errno> {
-        let extent = frame.0;
-        let mut reservation = Reservation {
-            extent_start: &raw const extent as u64,
-            nr_extents: 1,
-            domid: DomId::SELF.0,
-            ..Reservation::default()
-        };
-        match op(nr::MEMORY_OP, command, &mut reservation)? {
-            1 => Ok(()),
-            _ => Err(Errno::ENOMEM),
-        }
     }
 }

@@ -1,11 +1,11 @@
 //! What the toolstack hands over: the PVH start info (`xen/include/public/arch-x86/hvm/start_info.h`).
 
+use unmoved_shim::boot::FreeMemory;
 use xen_abi::pvh::{HvmStartInfo, MemmapEntry, ModlistEntry, e820};
 use xen_abi::{Mfn, PAGE_SIZE};
 use zerocopy::FromBytes;
 
 use super::refuse;
-use crate::machine::memory::FreeMemory;
 use crate::machine::{layout, paging};
 
 /// Copies a structure from physical memory below 4 GiB.

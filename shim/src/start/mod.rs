@@ -1,6 +1,7 @@
 //! From the PVH start info to a guest that is ready to run.
 
 mod handed;
+mod later;
 mod payload;
 mod processor;
 
@@ -9,7 +10,8 @@ use alloc::vec::Vec;
 use core::fmt::Display;
 
 use log::{error, info, warn};
-use unmoved_shim::boot::{GuestFrames, HostPages, Start, build};
+use unmoved_shim::boot::share::{self, LEAST_MAPPED, ShimShare};
+use unmoved_shim::boot::{FreeMemory, GuestFrames, HostPages, Start, build};
 use unmoved_shim::cpu::{InfoPage, Machine, Regs, Vcpu};
 use unmoved_shim::guest::{Guest, Parts};
 use unmoved_shim::host::{Host, Xen};
@@ -27,19 +29,8 @@ use xen_abi::{Mfn, PAGE_SIZE, Port};
 
 use crate::machine::entry::Hosted;
 use crate::machine::frames::Direct;
-use crate::machine::memory::{FreeMemory, Pool, direct};
+use crate::machine::memory::{Pool, direct};
 use crate::machine::{Bare, cpu, globals, heap, paging, tables, xen};
-
-/// Frames that the shim keeps for rings, tables and stacks.
-const POOL_FRAMES: u64 = 320;
-/// Frames that are neither the guest's nor among those counted above: the image, the hole below 1
-/// MiB, what the toolstack keeps for its own use, and some more, so that the guest has the same
-/// memory whatever release of the toolstack starts it.
-const OTHER_FRAMES: u64 = 320;
-/// Memory is configured in MiB.
-const FRAMES_PER_MIB: u64 = (1 << 20) / PAGE_SIZE as u64;
-/// Bytes of heap besides what scales with memory.
-const HEAP_BYTES: u64 = 2 << 20;
 
 /// Ends the domain because it can not be started, saying why.
 fn refuse(what: &str, why: impl Display) -> ! {
@@ -54,18 +45,21 @@ pub fn start(start_info: u64) -> (&'static mut Hosted, Regs) {
         refuse("hypervisor", "not Xen");
     }
     let mut handed = handed::read_start_info(start_info);
+    // First of all: until then the host may run out of memory for what is touched.
+    let (of_ram, later) = later::give_back(&mut handed);
     let memory = &mut handed.memory;
 
-    let heap_frames = (HEAP_BYTES + handed.end * 8).div_ceil(PAGE_SIZE as u64);
-    let m2p_frames = handed.end.div_ceil(512);
-    let heap_start = take(memory, heap_frames);
+    let share = ShimShare::of(handed.end).unwrap_or_else(|error| refuse("memory", error));
+    let heap_start = take_low(memory, share.heap);
     // SAFETY: the frames are free and now reserved; the boot tables map them.
-    unsafe { heap::give(direct(heap_start), heap_frames as usize * PAGE_SIZE) };
+    unsafe { heap::give(direct(heap_start), share.heap as usize * PAGE_SIZE) };
     let options = options(handed.options);
-    let mut pool = Pool::new(take(memory, POOL_FRAMES), POOL_FRAMES);
+    let mut pool = Pool::new(take_low(memory, share.pool), share.pool);
+    let m2p_frames = share.m2p;
     let m2p = take(memory, m2p_frames);
-    let space = paging::ShimSpace::build(&mut pool, memory, handed.end, m2p, m2p_frames);
-    globals::set_frame_limit(handed.end.max(1 << 20));
+    let ledger_start = take(memory, share.ledger);
+    let space = paging::ShimSpace::build(&mut pool, handed.end, m2p, m2p_frames);
+    globals::set_frame_limit(handed.end.max(LEAST_MAPPED));
     for mfn in 0..m2p_frames * 512 {
         // SAFETY: the table is reserved, mapped, and large enough.
         unsafe { cpu::m2p_entry(m2p, Mfn(mfn)).write(xen_abi::mmu::INVALID_M2P_ENTRY) };
@@ -81,15 +75,18 @@ pub fn start(start_info: u64) -> (&'static mut Hosted, Regs) {
         .iter()
         .map(|&(start, end)| (Mfn(start), end - start))
         .collect();
+    // SAFETY: the frames are free and now reserved; the shim's own tables map them.  Nothing comes
+    // between this and the ledger, which needs all of it.
+    unsafe { heap::give(direct(ledger_start), share.ledger as usize * PAGE_SIZE) };
     let mut ledger = Ledger::new(Mfn(handed.end), &ram).unwrap_or_else(|e| refuse("ledger", e));
+    later.list(&mut ledger);
     let (image, kernel) = payload::unpack(memory, &handed.kernel);
 
     let identity = processor::identity();
     let (pages, channels) = host_pages(&mut pool, &mut ledger, &identity);
     let mut frames = payload::guest_frames(memory, image, handed.ramdisk.as_ref());
-    let of_ram: u64 = ram.iter().map(|&(_, count)| count).sum();
-    let own = heap_frames + POOL_FRAMES + m2p_frames + OTHER_FRAMES;
-    share_out(of_ram, own, &mut frames, &mut pool, &mut ledger);
+    let planned = share::guests(of_ram, later.frames(), &share);
+    share_out(planned, &mut frames, &mut pool, &mut ledger);
     let cmd_line = handed::physical_string(handed.kernel.cmdline_paddr);
     let set_m2p = |mfn: Mfn, pfn: xen_abi::Pfn| {
         // SAFETY: the table has an entry for every frame below the end of RAM.
@@ -106,8 +103,9 @@ pub fn start(start_info: u64) -> (&'static mut Hosted, Regs) {
     time.publish_wall_clock(&Direct, pages.shared_info, host.wall_clock_ns());
     let (cpuid, msrs) = processor::policies(&m, &identity);
     info!(
-        "guest of {} pages, {} frames left to the shim, entry {:#x}",
+        "guest of {} pages and {} later, {} frames left to the shim, entry {:#x}",
         built.nr_pages,
+        later.frames(),
         pool.len(),
         built.entry
     );
@@ -118,7 +116,7 @@ pub fn start(start_info: u64) -> (&'static mut Hosted, Regs) {
         grant_frames: Box::new(xen::GrantFrames),
         store: (pages.store_port, pages.store),
         console: (pages.console_port, pages.console),
-        guest_pages: built.nr_pages,
+        guest_pages: built.nr_pages + later.frames(),
     };
     let points = AllPoints::new(points, &host).unwrap_or_else(|e| refuse("the host's daemons", e));
     let parts = Parts {
@@ -132,7 +130,7 @@ pub fn start(start_info: u64) -> (&'static mut Hosted, Regs) {
         time,
         vcpus: alloc::vec![vcpu],
         pages: built.nr_pages,
-        max_pages: built.nr_pages,
+        max_pages: built.nr_pages + later.frames(),
         options,
     };
     let mut guest = Box::new(Guest::new(m, host, points, parts));
@@ -149,8 +147,14 @@ pub fn start(start_info: u64) -> (&'static mut Hosted, Regs) {
 
 fn take(memory: &mut FreeMemory, frames: u64) -> Mfn {
     memory
-        .take(frames, 1)
+        .take(frames)
         .unwrap_or_else(|| refuse("memory", "too little for the shim"))
+}
+
+fn take_low(memory: &mut FreeMemory, frames: u64) -> Mfn {
+    memory
+        .take_low(frames)
+        .unwrap_or_else(|| refuse("memory", "too little below 4 GiB for the shim"))
 }
 
 /// Makes the pages that the guest shares with what it takes for its host, and their ports.
@@ -185,16 +189,9 @@ fn host_pages(
     (pages, channels)
 }
 
-/// Decides how much of the `of_ram` frames is the guest's, when the shim has taken `own`: the rest
-/// goes into the pool, so that the guest has the same memory on every host.
-fn share_out(
-    of_ram: u64,
-    own: u64,
-    frames: &mut GuestFrames,
-    pool: &mut Pool,
-    ledger: &mut Ledger,
-) {
-    let planned = of_ram.next_multiple_of(FRAMES_PER_MIB).saturating_sub(own);
+/// Gives the guest the frames that are `planned` for it: the rest goes into the pool, so that the
+/// guest has the same memory on every host.
+fn share_out(planned: u64, frames: &mut GuestFrames, pool: &mut Pool, ledger: &mut Ledger) {
     let given = frames.image.len() + frames.ramdisk.len();
     let spare = frames.free.split_off(planned.saturating_sub(given));
     spare.iter().for_each(|frame| pool.give_back(frame));

@@ -1,13 +1,13 @@
 //! The guest's kernel and ramdisk, and the frames that they lie in.
 
 use unmoved_shim::boot::payload::Payload;
-use unmoved_shim::boot::{FrameList, FrameRun, GuestFrames, Kernel, check_ramdisk};
+use unmoved_shim::boot::{FrameList, FrameRun, FreeMemory, GuestFrames, Kernel, check_ramdisk};
 use xen_abi::pvh::ModlistEntry;
 use xen_abi::{Mfn, PAGE_SIZE};
 
 use super::handed::{frames_of, physical_bytes};
 use super::refuse;
-use crate::machine::memory::{FreeMemory, direct};
+use crate::machine::memory::direct;
 use crate::machine::{heap, layout};
 
 /// Bytes of the heap for unpacking beyond a quarter more than was asked for.
@@ -83,7 +83,7 @@ pub(super) fn unpack(memory: &mut FreeMemory, module: &ModlistEntry) -> (FrameLi
 pub(super) fn destination(memory: &mut FreeMemory, len: usize) -> (&'static mut [u8], u64) {
     let frames = (len as u64).div_ceil(PAGE_SIZE as u64);
     let first = memory
-        .take(frames, 1)
+        .take_low(frames)
         .unwrap_or_else(|| refuse("kernel", "too little memory to unpack it"));
     // SAFETY: the frames are free, now reserved, and mapped.
     let bytes =

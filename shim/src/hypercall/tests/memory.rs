@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proptest::collection::vec;
 use proptest::prelude::{Strategy, prop_oneof, proptest};
 use xen_abi::hypercall::MEMORY_OP;
-use xen_abi::memory::{MachphysMapping, Reservation, op};
+use xen_abi::memory::{MachphysMapping, MemoryMap, Reservation, op};
 use xen_abi::mmu::{INVALID_M2P_ENTRY, Pte};
 use xen_abi::{DomId, Errno, Mfn, PAGE_SIZE};
 
@@ -276,7 +276,7 @@ fn the_guest_learns_how_much_there_is() {
     assert_eq!(answer, Err(Errno::EFAULT));
     let privileged = bench.call(MEMORY_OP, &[op::MACHINE_MEMORY_MAP, va]);
     assert_eq!(privileged, Err(Errno::EPERM));
-    for command in [op::MEMORY_MAP, op::EXCHANGE, op::ADD_TO_PHYSMAP, 26, 28, 63] {
+    for command in [op::EXCHANGE, op::ADD_TO_PHYSMAP, 26, 28, 63] {
         let answer = bench.call(MEMORY_OP, &[command, va]);
         assert_eq!(answer, Err(Errno::ENOSYS), "command {command}");
     }
@@ -382,6 +382,52 @@ proptest! {
         }
         bench.check();
     }
+}
+
+#[test]
+fn a_guest_sees_memory_to_come_and_gets_it_on_demand() {
+    let mut bench = Bench::new();
+    let pages = bench.guest.pages;
+    let later = Mfn(Bench::END.0 - 1);
+    bench.guest.ledger.give_later(later).expect("nobody's");
+    bench.guest.max_pages = pages + 1;
+    let own = bench.arg(&DomId::SELF.0);
+    let current = bench.call(MEMORY_OP, &[op::CURRENT_RESERVATION, own]);
+    let most = bench.call(MEMORY_OP, &[op::MAXIMUM_RESERVATION, own]);
+    assert_eq!((current, most), (Ok(pages), Ok(pages + 1)));
+
+    let buffer = bench.page(3);
+    for (room, expected) in [(128, 1), (1, 1), (0, 0)] {
+        bench.put(buffer, &[0xffu8; 24]);
+        let map = MemoryMap {
+            nr_entries: room,
+            pad: 0,
+            buffer,
+        };
+        let arg = bench.arg(&map);
+        assert_eq!(bench.call(MEMORY_OP, &[op::MEMORY_MAP, arg]), Ok(0));
+        assert_eq!(bench.get::<MemoryMap>(arg).nr_entries, expected);
+        let words: [u64; 3] = bench.get(buffer);
+        let all = [0, (pages + 1) * 4096, 0xffff_ffff_0000_0001];
+        let expected = if expected == 1 { all } else { [!0; 3] };
+        assert_eq!(words, expected, "20 bytes, and no more");
+    }
+    for (nr_entries, buffer, arg) in [(1, HOLE, None), (1, buffer, Some(HOLE))] {
+        let map = MemoryMap {
+            nr_entries,
+            pad: 0,
+            buffer,
+        };
+        let arg = arg.unwrap_or_else(|| bench.arg(&map));
+        let answer = bench.call(MEMORY_OP, &[op::MEMORY_MAP, arg]);
+        assert_eq!(answer, Err(Errno::EFAULT));
+    }
+
+    let (answer, frames) = populate(&mut bench, &[5000, 5001]);
+    assert_eq!((answer, frames), (Ok(1), vec![later]));
+    assert_eq!(bench.guest.pages, pages + 1);
+    assert_eq!(bench.guest.ledger.owner(later), Owner::Guest);
+    bench.check();
 }
 
 /// One step of a balloon driver, or of something that is none.

@@ -64,7 +64,7 @@ pub struct Parts {
     pub store: (Port, Mfn),
     /// The guest's console port and page.
     pub console: (Port, Mfn),
-    /// The pages that the guest was built with.
+    /// The pages that the guest may have at most.
     pub guest_pages: u64,
 }
 

@@ -59,8 +59,8 @@ const FIXED: [(&str, &str, bool); 17] = [
     ("control/platform-feature-xs_reset_watches", "1", false),
 ];
 
-/// Returns how many KiB of the domain's memory the guest is not shown, as it was built with
-/// `guest_kib`.
+/// Returns how many KiB of the domain's memory the guest is not shown, as it may have `guest_kib` at
+/// most.
 pub fn hidden_kib(real: &[(String, Vec<u8>)], guest_kib: u64) -> u64 {
     let all = real
         .iter()
