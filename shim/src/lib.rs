@@ -12,6 +12,7 @@ pub mod boot;
 pub mod cpu;
 pub mod emulate;
 pub mod guest;
+pub mod heap;
 pub mod host;
 pub mod hypercall;
 pub mod mem;

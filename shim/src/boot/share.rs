@@ -9,8 +9,8 @@ use core::fmt;
 
 use xen_abi::PAGE_SIZE;
 
-/// Bytes of heap besides the ledger.
-pub const HEAP_BYTES: u64 = 2 << 20;
+/// Bytes of heap besides the ledger: what guest and devices make it grow by, see [`crate::heap`].
+pub const HEAP_BYTES: u64 = 3 << 20;
 /// Frames for rings, tables and stacks, whatever the memory.
 const POOL_FRAMES: u64 = 310;
 /// Frames that are neither the guest's nor among those counted besides: the image, the hole below 1
@@ -49,6 +49,8 @@ impl fmt::Display for TooMuch {
 pub struct ShimShare {
     /// Its heap, which there has to be before its page tables are.
     pub heap: u64,
+    /// What is set aside of the heap for a move.
+    pub set_aside: u64,
     /// The ledger, and what the heap needs to manage it.
     pub ledger: u64,
     /// The machine-to-physical table.
@@ -72,6 +74,7 @@ impl ShimShare {
         let direct = tables(end.max(LEAST_MAPPED).div_ceil(ENTRIES));
         Ok(Self {
             heap: HEAP_BYTES.div_ceil(page),
+            set_aside: (crate::heap::SET_ASIDE as u64).div_ceil(page),
             ledger: (end * 8).div_ceil(page) + 1,
             m2p,
             pool: POOL_FRAMES + direct + tables(m2p),
@@ -80,7 +83,7 @@ impl ShimShare {
 
     /// How many frames are not the guest's.
     pub fn all(&self) -> u64 {
-        self.heap + self.ledger + self.m2p + self.pool + OTHER_FRAMES
+        self.heap + self.set_aside + self.ledger + self.m2p + self.pool + OTHER_FRAMES
     }
 }
 

@@ -1,5 +1,6 @@
-//! The shim's heap: a small permanent one, and a large one that exists only while the guest's
-//! kernel is being unpacked.
+//! The shim's heap: a small permanent one, of which a part is set aside
+//! ([`unmoved_shim::heap`]), and a large one that exists only while the guest's kernel is being
+//! unpacked.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -7,6 +8,7 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use lock_api::{GuardSend, RawMutex};
 use talc::TalcLock;
 use talc::source::Manual;
+use unmoved_shim::heap::{give_back, take};
 
 /// A lock that spins: whoever holds it never waits for anything.
 pub struct SpinLock(AtomicBool);
@@ -33,6 +35,9 @@ unsafe impl RawMutex for SpinLock {
 
 struct Heap {
     permanent: TalcLock<SpinLock, Manual>,
+    aside: TalcLock<SpinLock, Manual>,
+    aside_start: AtomicUsize,
+    aside_end: AtomicUsize,
     boot: TalcLock<SpinLock, Manual>,
     boot_start: AtomicUsize,
     boot_end: AtomicUsize,
@@ -44,6 +49,9 @@ struct Heap {
 #[global_allocator]
 static HEAP: Heap = Heap {
     permanent: TalcLock::new(Manual),
+    aside: TalcLock::new(Manual),
+    aside_start: AtomicUsize::new(0),
+    aside_end: AtomicUsize::new(0),
     boot: TalcLock::new(Manual),
     boot_start: AtomicUsize::new(0),
     boot_end: AtomicUsize::new(0),
@@ -51,27 +59,39 @@ static HEAP: Heap = Heap {
     in_use: AtomicUsize::new(0),
 };
 
-// SAFETY: each call is passed on to one of two allocators; a block goes back to the one it came
+// SAFETY: each call is passed on to one of three allocators; a block goes back to the one it came
 // from, which its address tells.
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let heap = if self.use_boot.load(Ordering::Relaxed) {
-            &self.boot
-        } else {
-            self.in_use.fetch_add(layout.size(), Ordering::Relaxed);
-            &self.permanent
-        };
+        if self.use_boot.load(Ordering::Relaxed) {
+            // SAFETY: by the caller's promise.
+            return unsafe { self.boot.alloc(layout) };
+        }
+        self.in_use.fetch_add(layout.size(), Ordering::Relaxed);
         // SAFETY: by the caller's promise.
-        unsafe { heap.alloc(layout) }
+        let block = unsafe { self.permanent.alloc(layout) };
+        if !block.is_null() {
+            return block;
+        }
+        take(layout.size().max(1));
+        // SAFETY: by the caller's promise.
+        unsafe { self.aside.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        let boot = self.boot_start.load(Ordering::Relaxed)..self.boot_end.load(Ordering::Relaxed);
-        let heap = if boot.contains(&(block as usize)) {
+        let of = |start: &AtomicUsize, end: &AtomicUsize| {
+            (start.load(Ordering::Relaxed)..end.load(Ordering::Relaxed)).contains(&(block as usize))
+        };
+        let heap = if of(&self.boot_start, &self.boot_end) {
             &self.boot
         } else {
             self.in_use.fetch_sub(layout.size(), Ordering::Relaxed);
-            &self.permanent
+            if of(&self.aside_start, &self.aside_end) {
+                give_back(layout.size().max(1));
+                &self.aside
+            } else {
+                &self.permanent
+            }
         };
         // SAFETY: by the caller's promise, and by the choice above.
         unsafe { heap.dealloc(block, layout) }
@@ -95,6 +115,23 @@ pub unsafe fn give(start: *mut u8, bytes: usize) {
         claimed.is_some(),
         "a heap of {bytes} bytes is too small to manage"
     );
+}
+
+/// Sets memory aside for when the permanent heap is full.
+///
+/// # Safety
+///
+/// As for [`give`].
+pub unsafe fn set_aside(start: *mut u8, bytes: usize) {
+    // SAFETY: by the caller's promise.
+    let claimed = unsafe { HEAP.aside.lock().claim(start, bytes) };
+    assert!(
+        claimed.is_some(),
+        "a heap of {bytes} bytes is too small to manage"
+    );
+    let start = start as usize;
+    HEAP.aside_start.store(start, Ordering::Relaxed);
+    HEAP.aside_end.store(start + bytes, Ordering::Relaxed);
 }
 
 /// Runs `f` with every allocation made from `bytes` at `start`, which are the caller's again

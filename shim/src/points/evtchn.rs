@@ -15,6 +15,7 @@ use xen_abi::{DomId, Errno, Mfn, Port};
 pub use self::view::PortsView;
 use super::DeviceId;
 use crate::cpu::Vcpu;
+use crate::heap;
 use crate::mem::Frames;
 
 /// Who is at the other end of an interdomain port.
@@ -94,6 +95,7 @@ impl EventChannels {
             return Err(Errno::ENOSPC);
         }
         if port == self.channels.len() {
+            heap::room()?;
             self.channels.push(channel);
         } else {
             self.channels[port] = channel;

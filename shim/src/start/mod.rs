@@ -53,6 +53,9 @@ pub fn start(start_info: u64) -> (&'static mut Hosted, Regs) {
     let heap_start = take_low(memory, share.heap);
     // SAFETY: the frames are free and now reserved; the boot tables map them.
     unsafe { heap::give(direct(heap_start), share.heap as usize * PAGE_SIZE) };
+    let aside = take_low(memory, share.set_aside);
+    // SAFETY: as above.
+    unsafe { heap::set_aside(direct(aside), share.set_aside as usize * PAGE_SIZE) };
     let options = options(handed.options);
     let mut pool = Pool::new(take_low(memory, share.pool), share.pool);
     let m2p_frames = share.m2p;

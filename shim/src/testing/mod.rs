@@ -6,6 +6,8 @@
 
 mod census;
 mod guest;
+#[cfg(test)]
+pub(crate) mod heap;
 mod host;
 mod machine;
 mod points;

@@ -1,5 +1,6 @@
 //! Small orders that need no state: xenstore, files, power, sysrq.
 
+use std::fs::File;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -9,7 +10,7 @@ use crate::orders::{Order, OrderError};
 use crate::sys::system::{Power, power};
 use crate::xenbus::{Refusal, Store};
 
-/// `xenstore read|list|write|remove|permissions PATH [VALUE]`.
+/// `xenstore read|list|write|remove|permissions PATH [VALUE]`, `xenstore fill PATH BYTES`.
 ///
 /// # Errors
 /// As the store answers, or if there is none.
@@ -26,6 +27,7 @@ pub fn xenstore(order: &Order) -> Result<Value, OrderError> {
             store.write(path, value.as_bytes()).map(|()| value.into())
         }
         "remove" => store.remove(path).map(|()| Value::Null),
+        "fill" => Ok(fill(&mut store, path, order.word(2).parse().unwrap_or(0))),
         other => Err(Refusal::Named(format!(
             "no such thing as xenstore {other:?}"
         ))),
@@ -33,6 +35,14 @@ pub fn xenstore(order: &Order) -> Result<Value, OrderError> {
     found
         .map(|value| json!({ "path": path, "found": value }))
         .map_err(|refusal| OrderError(format!("xenstore {path}: {refusal}")))
+}
+
+/// Writes nodes of `bytes` bytes below `path` until one is refused; returns how many there are.
+fn fill(store: &mut Store<File>, path: &str, bytes: usize) -> Value {
+    let value = vec![b'v'; bytes];
+    let paths = (0..2000).map(|number| format!("{path}/n{number}"));
+    let written = paths.take_while(|node| store.write(node, &value).is_ok());
+    written.count().into()
 }
 
 /// `file read|write PATH [TEXT]`: for what the kernel offers as files (sysctl, `/sys/power/state`).

@@ -38,6 +38,9 @@ const REQUESTS: Pipe = Pipe {
 /// Requests sent and not yet answered; the daemon stops reading at 20.
 const IN_FLIGHT: usize = 12;
 
+/// Bytes that wait for room in the ring before no more requests are begun.
+const OUTPUT: usize = 4096;
+
 /// Messages taken in one go without one of them being for a client.
 const BATCH: usize = 64;
 
@@ -162,10 +165,9 @@ impl StoreConnection {
                 Err(BadIndex) => self.give_up("a bad request index"),
             }
         }
-        if self.sent == self.output.len() {
-            self.output.clear();
-            self.sent = 0;
-        }
+        // What is sent goes at once: with a daemon that is always behind, nothing else ever would.
+        self.output.drain(..self.sent);
+        self.sent = 0;
         notify
     }
 
@@ -228,7 +230,11 @@ impl StoreConnection {
     }
 
     fn begin_waiting(&mut self) {
-        while !self.broken && self.replacing.is_none() && self.active.len() < IN_FLIGHT {
+        while !self.broken
+            && self.replacing.is_none()
+            && self.active.len() < IN_FLIGHT
+            && self.output.len() < OUTPUT
+        {
             let alone = matches!(self.waiting.front(), Some((_, Job::Replace(_))));
             if alone && !self.active.is_empty() {
                 return;

@@ -2,6 +2,7 @@
 //! same protocol at both ends of the shim.
 
 mod grants;
+mod heap;
 mod world;
 
 use xen_abi::Port;

@@ -11,6 +11,7 @@ use super::Vbd;
 use super::host::Stage;
 use super::request::{self, Refused};
 use super::shadow::MAX_ENTRIES;
+use crate::heap;
 use crate::points::Cx;
 
 impl Vbd {
@@ -54,6 +55,8 @@ impl Vbd {
         !self.is_quiescing
             && !self.guest.is_broken
             && self.shadow.entries.len() < MAX_ENTRIES
+            // Without room one at a time: its answer takes up the next.
+            && (self.shadow.entries.len() == 0 || heap::has_room())
             && matches!(self.host.stage, Stage::Connected | Stage::Broken(_))
     }
 

@@ -8,6 +8,7 @@ use xen_abi::grant::{EntryFlags, MapGrantRef, UnmapGrantRef, map_flags, status};
 use xen_abi::{DomId, Mfn};
 
 use super::{FrameHolds, GuestGrantTable};
+use crate::heap;
 use crate::mem::Frames;
 
 /// Mappings that a guest may have at a time; Xen's own default is far larger, but nobody maps its
@@ -95,7 +96,7 @@ impl GuestGrantTable {
         }
         let free = self.own.mappings.iter().position(Option::is_none);
         let handle = free.unwrap_or(self.own.mappings.len());
-        if handle >= MAX_MAPPINGS {
+        if handle >= MAX_MAPPINGS || !heap::has_room() {
             return Err(status::NO_SPACE);
         }
         let frame = self.pin(mem, args.reference, write)?;

@@ -12,9 +12,10 @@ use super::limits::Limits;
 use super::perms::Perms;
 use super::queue::Queue;
 use super::transaction::Transactions;
-use super::tree::Tree;
+use super::tree::{NODE_OVERHEAD, Tree};
 use super::view::View;
 use super::watch::{Change, Event, Watches};
+use crate::heap;
 
 /// Names a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,13 +103,14 @@ impl Daemon {
         }
     }
 
-    /// Bytes that the memory quota counts.
+    /// Bytes that the memory quota counts: about what the guest makes the heap hold.
     pub fn memory(&self) -> usize {
         let of = |connection: &Connection| {
             connection.watches.bytes() + connection.transactions.bytes() + connection.queue.bytes()
         };
         let guests = |connection: &&Connection| connection.domid == self.guest;
         self.tree.guest_bytes()
+            + self.tree.guest_nodes() * NODE_OVERHEAD
             + self
                 .connections
                 .iter()
@@ -171,15 +173,24 @@ impl Daemon {
     pub fn announce(&mut self, changes: &[Change]) {
         for change in changes {
             for index in 0..self.connections.len() {
-                for event in self.connections[index].watches.events(change) {
-                    self.send_event(ConnId(index), &event);
+                if !change.is_visible_to(self.connections[index].domid) {
+                    continue;
+                }
+                for watch in 0..self.connections[index].watches.len() {
+                    let event = self.connections[index].watches.event(watch, change);
+                    if let Some(event) = event {
+                        self.send_event(ConnId(index), &event);
+                    }
                 }
             }
         }
     }
 
-    /// Queues an event.
+    /// Queues an event, or drops it for want of room.
     pub fn send_event(&mut self, id: ConnId, event: &Event) {
+        if !heap::has_room() {
+            return;
+        }
         let left = self.memory_left(self.connections[id.0].domid);
         self.connections[id.0].queue.event(event, left);
     }

@@ -22,8 +22,9 @@ pub struct Limits {
     pub path_bytes: usize,
     /// Answers that wait for the guest to read them; at this many nothing is taken from its ring.
     pub outstanding: usize,
-    /// Bytes that the guest's nodes, transactions, watches and waiting messages may take; beyond
-    /// it requests are `ENOMEM`, events are dropped and nothing more is taken from the ring.
+    /// Bytes of heap that the guest's nodes, transactions, watches and waiting messages may take;
+    /// beyond it requests are `ENOMEM`, events are dropped and nothing more is taken from the ring.
+    /// The daemon counts less for the same; what it allows by its other quotas fits all the same.
     pub memory: usize,
 }
 

@@ -164,7 +164,10 @@ pub fn remove(view: &mut View<'_>, name: &[u8]) -> Result<(), Errno> {
     }
     let above = path::parent(name);
     let parent = view.look(above)?.ok_or(Errno::EINVAL)?;
-    delete_below(view, name).map_err(|_| Errno::EIO)?;
+    delete_below(view, name).map_err(|error| match error {
+        Errno::ENOMEM => error,
+        _ => Errno::EIO,
+    })?;
     let mut parent = Node::clone(&parent);
     if !parent.children.remove(path::leaf(name)) {
         return Err(Errno::EIO);
@@ -176,18 +179,23 @@ pub fn remove(view: &mut View<'_>, name: &[u8]) -> Result<(), Errno> {
 /// Deletes a subtree, children before parents.  Watchers above hear of the top only, watchers of a
 /// node below hear of that node.
 fn delete_below(view: &mut View<'_>, top: &str) -> Result<(), Errno> {
-    // Names still to enter (`false`), or to delete because all below has been (`true`).
-    let mut stack = Vec::from([(String::from(top), false)]);
-    while let Some((name, emptied)) = stack.pop() {
-        if emptied {
+    let mut name = String::from(top);
+    // The nodes on the way down: how long each name is, and how far into its list of children all
+    // were deleted.  Names of what is still to come would take more memory than the nodes.
+    let mut way = Vec::from([(top.len(), 0)]);
+    while let Some((len, deleted)) = way.last_mut() {
+        name.truncate(*len);
+        let node = view.look(&name)?.ok_or(Errno::ENOENT)?;
+        if let Some(leaf) = node.children.at(*deleted) {
+            *deleted += leaf.len() + 1;
+            name.push('/');
+            name.push_str(leaf);
+            way.push((name.len(), 0));
+        } else {
             view.fire(&name, name != top, None);
             view.delete(&name);
-            continue;
+            way.pop();
         }
-        let node = view.look(&name)?.ok_or(Errno::ENOENT)?;
-        stack.push((name.clone(), true));
-        let children = node.children.iter().rev();
-        stack.extend(children.map(|leaf| (path::join(&name, leaf), false)));
     }
     Ok(())
 }

@@ -8,6 +8,9 @@ use zerocopy::IntoBytes as _;
 
 use super::watch::Event;
 
+/// Bytes of heap that a message takes besides its own: its place in the queue, and headers.
+const MESSAGE_OVERHEAD: usize = 96;
+
 /// One message, header included.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Message {
@@ -61,7 +64,7 @@ impl Queue {
 
     fn push(&mut self, header: Header, payload: &[u8], is_event: bool) {
         let bytes = [header.as_bytes(), payload].concat();
-        self.bytes += bytes.len();
+        self.bytes += MESSAGE_OVERHEAD + bytes.len();
         self.replies += usize::from(!is_event);
         self.messages.push_back(Message { bytes, is_event });
     }
@@ -81,7 +84,7 @@ impl Queue {
             return;
         };
         if self.sent >= first.bytes.len() {
-            self.bytes -= first.bytes.len();
+            self.bytes -= MESSAGE_OVERHEAD + first.bytes.len();
             self.replies -= usize::from(!first.is_event);
             self.messages.pop_front();
             self.sent = 0;
@@ -117,7 +120,7 @@ fn length(payload: &[u8]) -> u32 {
 mod tests {
     use xen_abi::xs_wire::{Header, MsgType};
 
-    use super::Queue;
+    use super::{MESSAGE_OVERHEAD, Queue};
 
     const REQUEST: Header = Header {
         kind: 2,
@@ -131,7 +134,10 @@ mod tests {
         let mut queue = Queue::default();
         queue.event(&(b"a".to_vec(), b"t".to_vec()), 1000);
         queue.reply(&REQUEST, MsgType::READ, b"xy");
-        assert_eq!((queue.replies(), queue.bytes()), (1, 20 + 18));
+        assert_eq!(
+            (queue.replies(), queue.bytes()),
+            (1, 2 * MESSAGE_OVERHEAD + 20 + 18)
+        );
         assert_eq!(queue.front(), b"\x0f\0\0\0\0\0\0\0\0\0\0\0\x04\0\0\0a\0t\0");
         queue.consume(19);
         assert_eq!(queue.front(), b"\0");

@@ -15,6 +15,7 @@ use super::operations::{self as op, canonical};
 use super::perms::{Perms, Rights, atoi};
 use super::view::View;
 use super::watch::Change;
+use crate::heap;
 
 /// The answer to everything that has nothing to say.
 const OK: &[u8] = b"OK\0";
@@ -99,6 +100,7 @@ impl Daemon {
 
     fn watch(&mut self, id: ConnId, payload: &[u8]) -> Result<Vec<u8>, Errno> {
         let [name, token] = two(payload)?;
+        heap::room()?;
         let limits = self.limits;
         let left = self.memory_left(self.connection(id).domid);
         self.connection_mut(id)
@@ -116,6 +118,7 @@ impl Daemon {
         if connection.domid.0 != 0 && connection.transactions.len() > most {
             return Err(Errno::ENOSPC);
         }
+        heap::room()?;
         Ok(format!("{}\0", connection.transactions.start()).into_bytes())
     }
 
@@ -134,6 +137,7 @@ impl Daemon {
         let caller = connection.domid;
         let transaction = connection.transactions.take(tx).ok_or(Errno::ENOENT)?;
         if commit {
+            heap::room()?;
             let limits = self.limits;
             transaction.commit(&mut self.tree, caller, &limits)
         } else {

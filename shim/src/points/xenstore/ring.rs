@@ -11,7 +11,7 @@ use xen_abi::Mfn;
 use xen_abi::xs_wire::{Header, ring};
 
 use super::daemon::{ConnId, Daemon};
-use super::watch::Change;
+use super::virtual_store::Changed;
 use crate::host::store::message::{Incoming, TooLong};
 use crate::host::store::pipe::{BadIndex, Pipe};
 use crate::mem::Frames;
@@ -63,8 +63,6 @@ pub struct Turn {
     pub notify: bool,
     /// There is more to do, which only waits for the next turn.
     pub again: bool,
-    /// What the guest has changed in the store.
-    pub changes: Vec<Change>,
 }
 
 /// The guest's connection through its page.
@@ -93,13 +91,19 @@ impl GuestRing {
         self.broken
     }
 
-    /// Takes what the guest has sent, answers it, and sends what waits.
-    pub fn serve(&mut self, frames: &dyn Frames, core: &mut Daemon) -> Turn {
+    /// Takes what the guest has sent, answers it, and sends what waits.  What the guest changes in
+    /// the store is added to `changed`.
+    pub(super) fn serve(
+        &mut self,
+        frames: &dyn Frames,
+        core: &mut Daemon,
+        changed: &mut Changed,
+    ) -> Turn {
         let mut turn = Turn::default();
         if self.broken {
             return turn;
         }
-        if let Err(broken) = self.exchange(frames, core, &mut turn) {
+        if let Err(broken) = self.exchange(frames, core, changed, &mut turn) {
             self.give_up(frames, core, broken);
             turn.again = false;
         }
@@ -110,14 +114,17 @@ impl GuestRing {
         &mut self,
         frames: &dyn Frames,
         core: &mut Daemon,
+        changed: &mut Changed,
         turn: &mut Turn,
     ) -> Result<(), Broken> {
         let mut answered = 0;
         loop {
             self.send(frames, core, turn)?;
             let connection = core.connection(self.connection);
+            let is_full = core.memory_left(connection.domid) == 0;
+            // One that reads is always read from: it can only get less by asking.
             if connection.queue.replies() >= core.limits.outstanding
-                || core.memory_left(connection.domid) == 0
+                || is_full && !connection.queue.is_empty()
             {
                 return Ok(());
             }
@@ -128,8 +135,9 @@ impl GuestRing {
             let Some((header, payload)) = self.receive(frames, turn)? else {
                 return Ok(());
             };
-            let changes = core.handle(self.connection, &header, &payload);
-            turn.changes.extend(changes);
+            for change in core.handle(self.connection, &header, &payload) {
+                changed.add(change.name);
+            }
             answered += 1;
         }
     }

@@ -1,6 +1,7 @@
 //! The whole store through its doors: literal bytes over the guest's ring.
 
 mod guest;
+mod heap;
 mod stream;
 
 use xen_abi::DomId;

@@ -14,6 +14,11 @@ use xen_abi::{DomId, Errno};
 use super::limits::Limits;
 use super::tree::{Node, Tree};
 use super::watch::Change;
+use crate::heap;
+
+/// Bytes of heap that a look takes besides the name and the node: its place in the map, which is half
+/// empty at worst, and the name's header.
+const LOOK_OVERHEAD: usize = 192;
 
 /// A node that a transaction has looked at.
 #[derive(Debug)]
@@ -47,7 +52,7 @@ impl Transaction {
 
     /// Remembers what the first look at `name` found.
     pub fn remember(&mut self, name: &str, found: Option<Arc<Node>>) {
-        self.bytes += cost(name, found.as_ref());
+        self.bytes += cost(name, found.as_deref());
         let look = self.seen.len();
         self.seen.insert(
             String::from(name),
@@ -85,8 +90,8 @@ impl Transaction {
             self.doomed = true;
             return;
         };
-        self.bytes -= cost(name, seen.current.as_ref());
-        self.bytes += cost(name, node.as_ref());
+        self.bytes -= cost(name, seen.current.as_deref());
+        self.bytes += cost(name, node.as_deref());
         seen.modified = true;
         seen.current = node;
     }
@@ -109,7 +114,8 @@ impl Transaction {
         self.created = true;
     }
 
-    /// Commits for `caller` and returns what changed, in order.
+    /// Commits for `caller` and returns what changed, in order; without room for all of it, `/`
+    /// stands for the rest.
     pub fn commit(
         self,
         tree: &mut Tree,
@@ -130,18 +136,26 @@ impl Transaction {
         {
             return Err(Errno::EAGAIN);
         }
-        let mut modified: Vec<_> = self.seen.iter().filter(|(_, seen)| seen.modified).collect();
+        // Moved, not copied: what a transaction has made may be half of the heap.
+        let all = self.seen.into_iter();
+        let mut modified: Vec<_> = all.filter(|(_, seen)| seen.modified).collect();
         modified.sort_unstable_by_key(|(_, seen)| seen.look);
         let mut changes = Vec::new();
+        let mut has_room = true;
         for (name, seen) in modified {
-            match &seen.current {
-                Some(node) => tree.put(name, Node::clone(node)),
-                None => tree.take(name),
+            match seen.current {
+                Some(node) => tree.put(&name, Arc::unwrap_or_clone(node)),
+                None => tree.take(&name),
             }
-            if let Some(exact) = seen.fire {
-                let old = seen.original.as_ref().map(|node| node.perms.clone());
-                changes.push(Change::new(tree, name, exact, old));
-            }
+            let Some(exact) = seen.fire.filter(|_| has_room) else {
+                continue;
+            };
+            has_room = heap::has_room();
+            let old = seen.original.as_ref().map(|node| node.perms.clone());
+            changes.push(match has_room {
+                true => Change::new(tree, &name, exact, old),
+                false => Change::new(tree, "/", false, None),
+            });
         }
         Ok(changes)
     }
@@ -160,8 +174,9 @@ impl Transaction {
     }
 }
 
-fn cost(name: &str, node: Option<&Arc<Node>>) -> usize {
-    name.len() + node.map_or(0, |node| node.bytes())
+/// Bytes that the look at a node is counted as: like a node, also where there is none.
+pub(super) fn cost(name: &str, node: Option<&Node>) -> usize {
+    LOOK_OVERHEAD + name.len() + node.map_or(0, Node::bytes)
 }
 
 /// The open transactions of one connection.

@@ -17,6 +17,10 @@ const RECORD_HEADER: usize = 24;
 /// Bytes of one permission in that record.
 const RECORD_PERM: usize = 8;
 
+/// Bytes of heap that a node takes besides its record and its name: its place in the map, which is
+/// half empty at worst, and the headers of the pieces that it lies in.
+pub const NODE_OVERHEAD: usize = 288;
+
 /// One node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
@@ -66,8 +70,15 @@ impl Children {
         self.0.split_terminator('\0')
     }
 
+    /// The name that begins at byte `offset` of the listing.
+    pub fn at(&self, offset: usize) -> Option<&str> {
+        self.0.get(offset..)?.split_terminator('\0').next()
+    }
+
     /// Adds a name at the end.
     pub fn add(&mut self, leaf: &str) {
+        // As is counted: a longer list is made from a copy each time.
+        self.0.reserve_exact(leaf.len() + 1);
         self.0.push_str(leaf);
         self.0.push('\0');
     }

@@ -7,9 +7,10 @@ use xen_abi::{DomId, Errno};
 
 use super::limits::Limits;
 use super::perms::Perms;
-use super::transaction::Transaction;
-use super::tree::{Node, Tree};
+use super::transaction::{Transaction, cost};
+use super::tree::{NODE_OVERHEAD, Node, Tree};
 use super::watch::Change;
+use crate::heap;
 
 /// What an operation works on.
 pub struct View<'a> {
@@ -50,8 +51,8 @@ impl View<'_> {
             return Err(Errno::ENOSPC);
         }
         let held = self.other_bytes + self.tree.guest_bytes() + transaction.bytes();
-        let more = name.len() + found.as_ref().map_or(0, |node| node.bytes());
-        if !privileged && held + more >= self.limits.memory {
+        let more = cost(name, found.as_deref());
+        if !privileged && (held + more >= self.limits.memory || !heap::has_room()) {
             transaction.doom();
             return Err(Errno::ENOMEM);
         }
@@ -88,12 +89,13 @@ impl View<'_> {
             ),
             None => (self.tree.guest_bytes(), self.tree.get(name).cloned()),
         };
-        let before = before.map_or(0, |node| node.bytes() + name.len());
-        let after = (self.other_bytes + held + bytes + name.len()).saturating_sub(before);
+        let size = |node: &Node| NODE_OVERHEAD + name.len() + node.bytes();
+        let before = before.map_or(0, |node| size(&node));
+        let after = (self.other_bytes + held + size(node)).saturating_sub(before);
         if after >= self.limits.memory {
             return Err(Errno::ENOMEM);
         }
-        Ok(())
+        heap::room()
     }
 
     /// Stores a node whatever the quotas say: it shrinks, or an operation is being undone.
@@ -116,8 +118,12 @@ impl View<'_> {
     }
 
     /// Has watchers of `name`, and unless `exact` those of the nodes above it, told; `old` are
-    /// permissions that it had before.
+    /// permissions that it had before.  Without room, what went with a node above is not told of:
+    /// the daemon drops events as well when it has no memory for them.
     pub fn fire(&mut self, name: &str, exact: bool, old: Option<Perms>) {
+        if exact && !heap::has_room() {
+            return;
+        }
         match &mut self.transaction {
             Some(transaction) => transaction.fire(name, exact),
             None => self.changes.push(Change::new(self.tree, name, exact, old)),

@@ -74,10 +74,7 @@ impl VirtualStore {
         let Some(ring) = &mut self.ring else {
             return Serviced::default();
         };
-        let turn = ring.serve(frames, &mut self.core);
-        for change in turn.changes {
-            self.changed.add(change.name);
-        }
+        let turn = ring.serve(frames, &mut self.core, &mut self.changed);
         Serviced {
             notify: turn.notify,
             again: turn.again,
@@ -204,7 +201,7 @@ fn give(view: &mut View<'_>, path: &str, perms: &Perms) -> Result<(), Errno> {
 
 /// Names of changed nodes, bounded.
 #[derive(Debug, Default)]
-struct Changed {
+pub(super) struct Changed {
     /// Each name with its place in the order.
     names: BTreeMap<String, usize>,
     bytes: usize,
@@ -216,7 +213,7 @@ impl Changed {
     /// Bytes of names remembered one by one.
     const BYTES: usize = 64 << 10;
 
-    fn add(&mut self, name: String) {
+    pub(super) fn add(&mut self, name: String) {
         if self.names.contains_key("/") || self.names.contains_key(&name) {
             return;
         }

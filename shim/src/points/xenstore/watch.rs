@@ -47,6 +47,9 @@ impl Change {
     }
 }
 
+/// Bytes of heap that a watch takes besides its path and token: its place in the list, and headers.
+const WATCH_OVERHEAD: usize = 192;
+
 /// One watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Watch {
@@ -95,7 +98,7 @@ impl Watches {
         if self.owner.0 != 0 && self.set.len() > limits.watches {
             return Err(Errno::E2BIG);
         }
-        if self.owner.0 != 0 && path.len() + token.len() >= memory_left {
+        if self.owner.0 != 0 && WATCH_OVERHEAD + path.len() + token.len() >= memory_left {
             return Err(Errno::ENOMEM);
         }
         self.set.push(Watch {
@@ -140,35 +143,29 @@ impl Watches {
     pub fn bytes(&self) -> usize {
         self.set
             .iter()
-            .map(|watch| watch.path.len() + watch.token.len())
+            .map(|watch| WATCH_OVERHEAD + watch.path.len() + watch.token.len())
             .sum()
     }
 
-    /// Returns the events that a change causes here.
-    pub fn events(&self, change: &Change) -> Vec<Event> {
-        if !change.is_visible_to(self.owner) {
-            return Vec::new();
-        }
+    /// Returns the event that a change, of which the owner may know, causes at one of the watches.
+    pub fn event(&self, index: usize, change: &Change) -> Option<Event> {
+        let watch = self.set.get(index)?;
         let name = change.name.as_bytes();
-        self.set
-            .iter()
-            .filter(|watch| {
-                if change.exact {
-                    watch.path == name
-                } else {
-                    path::is_within(name, &watch.path)
-                }
-            })
-            .map(|watch| {
-                let shown = if watch.relative {
-                    // Below the domain's directory, because the watched path is.
-                    let below = &name[path::domain_dir(self.owner).len()..];
-                    below.strip_prefix(b"/").unwrap_or(below)
-                } else {
-                    name
-                };
-                (shown.to_vec(), watch.token.clone())
-            })
-            .collect()
+        let concerned = if change.exact {
+            watch.path == name
+        } else {
+            path::is_within(name, &watch.path)
+        };
+        if !concerned {
+            return None;
+        }
+        let shown = if watch.relative {
+            // Below the domain's directory, because the watched path is.
+            let below = &name[path::domain_dir(self.owner).len()..];
+            below.strip_prefix(b"/").unwrap_or(below)
+        } else {
+            name
+        };
+        Some((shown.to_vec(), watch.token.clone()))
     }
 }

@@ -12,6 +12,7 @@ use crate::points::evtchn::Peer;
 use crate::points::xenstore::perms::Perms;
 use crate::points::xenstore::{Limits, VirtualStore};
 use crate::points::{GuestStore, Outside, Points, Request};
+use crate::testing::heap::SmallHeap;
 use crate::testing::{Bench, FakeHost, FakeMachine};
 
 /// The real domain's id.
@@ -79,7 +80,8 @@ impl World {
     pub(super) fn pump(&mut self) {
         for _ in 0..200 {
             let frames = self.bench.guest.host.frames.clone();
-            if !self.real.service(&*frames).notify {
+            let real = &mut self.real;
+            if !SmallHeap::outside(|| real.service(&*frames).notify) {
                 return;
             }
             self.event(HostEvent::Store);
