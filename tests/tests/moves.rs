@@ -30,6 +30,17 @@ fn every_way_of_the_toolstack_is_unnoticed() {
         let mut guest = plan()?.create(host)?;
         guest.ready(BOOT)?;
         guest.alive(MOMENT)?;
+        let domid = host.ok(&["xl", "domid", &guest.name])?;
+        let role = format!("/local/domain/{}/vm-data/role", domid.trim());
+        host.ok(&["xenstore-write", &role, "web"])?;
+        let has_role = |guest: &Guest| {
+            let seen = guest.order(host, "xenstore read vm-data/role", MOMENT);
+            seen.is_ok_and(|seen| seen["found"] == "web")
+        };
+        ensure!(
+            (0..200).any(|_| has_role(&guest)),
+            "the guest is not shown {role}"
+        );
         let before = guest.order(host, "fingerprint hash", BOOT)?["sha256"].clone();
         for (way, expected) in [
             (Way::Checkpoint, 0),
@@ -42,6 +53,7 @@ fn every_way_of_the_toolstack_is_unnoticed() {
             ensure!(alive["clock_steps_back"] == 0, "{way:?}: {alive}");
             let seen = moves(host, &guest.name)?;
             ensure!(seen == expected, "{way:?}: {seen} moves, not {expected}");
+            ensure!(has_role(&guest), "{way:?}: vm-data is gone");
         }
         let after = guest.order(host, "fingerprint hash", BOOT)?["sha256"].clone();
         ensure!(before == after, "fingerprint {before} became {after}");

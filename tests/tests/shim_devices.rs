@@ -179,6 +179,20 @@ fn the_toolstack_rules_the_guest() {
             host,
             &format!("[ \"$(xenstore-read {path} 2>/dev/null)\" = 42 ]"),
         )?;
+        // What it makes readable for the guest anywhere else.
+        let role = format!("/local/domain/{domid}/vm-data/role");
+        // It is refused while there is none.
+        let has_role = || {
+            let seen = guest.order(host, "xenstore read vm-data/role", MOMENT);
+            seen.is_ok_and(|seen| seen["found"] == "web")
+        };
+        host.ok(&["xenstore-write", &role, "web"])?;
+        ensure!(
+            (0..200).any(|_| has_role()),
+            "the guest is not shown {role}"
+        );
+        host.ok(&["xenstore-rm", &role])?;
+        ensure!((0..200).any(|_| !has_role()), "the guest still sees {role}");
         // A key for the kernel, and the end.
         let mark = guest.console.mark();
         host.ok(&["xl", "sysrq", "guest", "h"])?;

@@ -124,7 +124,7 @@ pub mod ring {
 }
 
 /// The errors that have a name on the wire (`xsd_errors`), as sent without the final NUL.
-pub const ERRORS: [(Errno, &str); 16] = [
+pub const ERRORS: [(Errno, &str); 17] = [
     (Errno::EINVAL, "EINVAL"),
     (Errno::EACCES, "EACCES"),
     (Errno::EEXIST, "EEXIST"),
@@ -132,6 +132,8 @@ pub const ERRORS: [(Errno, &str); 16] = [
     (Errno::ENOENT, "ENOENT"),
     (Errno::ENOMEM, "ENOMEM"),
     (Errno::ENOSPC, "ENOSPC"),
+    // oxenstored's own word for it; ours is the first.
+    (Errno::ENOSPC, "EQUOTA"),
     (Errno::EIO, "EIO"),
     (Errno::ENOTEMPTY, "ENOTEMPTY"),
     (Errno::ENOSYS, "ENOSYS"),

@@ -176,6 +176,14 @@ impl Bus {
         self.start(cx);
     }
 
+    /// Lets those devices begin again that have no backend to work with.
+    pub fn begin_again(&mut self, cx: &mut Cx<'_>) {
+        let ids: Vec<DeviceId> = self.devices.keys().copied().collect();
+        for id in ids {
+            self.with(cx, id, |device, cx| device.listed(cx, &host_frontend(id)));
+        }
+    }
+
     /// Whether every device is connected, or which one never will be and why.
     pub fn attached(&self) -> Result<Progress, String> {
         let mut all = match self.scan.was_done {

@@ -6,7 +6,7 @@ use xen_abi::{Mfn, Port};
 
 use super::{AllPoints, Parts, suspend};
 use crate::cpu::Machine;
-use crate::host::store::TreeReader;
+use crate::host::store::{TreeReader, is_full};
 use crate::host::{Host, StoreEvent, Tag};
 use crate::points::xenstore::mirror::{self, Action, Mirror, is_mirror_tag};
 use crate::points::xenstore::seed::{self, SeedParams};
@@ -16,6 +16,10 @@ use crate::points::{Outside, Request};
 const SEED: Tag = Tag(1);
 /// Rounds in one go; a guest that writes without end gets no more than its turn.
 const ROUNDS: usize = 16;
+/// How long it may take until what makes way has gone.
+const WAY_NS: u64 = 50_000_000;
+/// After how long devices begin again for which nothing can make way.
+const NO_WAY_NS: u64 = 5_000_000_000;
 /// Answers of the real store taken in one round.
 const ANSWERS: usize = 64;
 
@@ -105,10 +109,27 @@ impl AllPoints {
                 self.act(action);
             }
         } else {
+            if let StoreEvent::Reply(Err(error)) = event
+                && is_full(error)
+            {
+                self.make_way(outside);
+            }
             let bus = &mut self.bus;
             self.sides
                 .with_cx(outside, |cx| bus.host_store_event(cx, tag, event));
+            let devices = bus.len();
+            self.with_mirror(|mirror, sides| mirror.leave_room(sides, devices));
         }
+    }
+
+    /// The real store has no room for a device's nodes: has the guest's make way, and the devices
+    /// begin again that could not connect.
+    fn make_way<M: Machine, H: Host>(&mut self, outside: &Outside<'_, M, H>) {
+        let pause = match self.with_mirror(Mirror::make_way) {
+            true => WAY_NS,
+            false => NO_WAY_NS,
+        };
+        self.begin_again_at = Some(outside.host.now_ns().saturating_add(pause));
     }
 
     fn act(&mut self, action: Action) {
@@ -155,14 +176,15 @@ impl AllPoints {
         seed::seed(&mut self.sides.store, &real, &params);
         self.sides.store.connect(outside.m, store.1);
         self.mirror.hide(hidden_kib);
-        self.attach_store(outside);
+        self.with_mirror(Mirror::attach);
+        self.suspend.publish(outside.host, &mut self.sides.real);
         let bus = &mut self.bus;
         self.sides.with_cx(outside, |cx| bus.start(cx));
     }
 
-    /// Connects to the real store of a new domain.
-    pub(super) fn attach_store<M: Machine, H: Host>(&mut self, outside: &mut Outside<'_, M, H>) {
-        self.with_mirror(|mirror, sides| mirror.attach(sides));
+    /// Connects to the real store of a new domain after a move.
+    pub(super) fn reattach_store<M: Machine, H: Host>(&mut self, outside: &mut Outside<'_, M, H>) {
+        self.with_mirror(Mirror::reattach);
         self.suspend.publish(outside.host, &mut self.sides.real);
     }
 
@@ -171,7 +193,10 @@ impl AllPoints {
         self.with_mirror(|mirror, sides| mirror.report(sides, key, value.as_bytes()));
     }
 
-    fn with_mirror<R>(&mut self, act: impl FnOnce(&mut Mirror, &mut mirror::Sides<'_>) -> R) -> R {
+    pub(super) fn with_mirror<R>(
+        &mut self,
+        act: impl FnOnce(&mut Mirror, &mut mirror::Sides<'_>) -> R,
+    ) -> R {
         let mut sides = mirror::Sides {
             guest: &mut self.sides.store,
             host: &mut self.sides.real,

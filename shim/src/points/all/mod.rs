@@ -83,6 +83,8 @@ pub struct AllPoints {
     request: Option<Request>,
     /// When devices are asked again that wait for something without an event, in host time.
     retry_at: Option<u64>,
+    /// When devices begin again that found no room in the host's store, in host time.
+    begin_again_at: Option<u64>,
     /// There is more to exchange than was done in one turn.
     has_more: bool,
     /// Why this host can not be connected to at all.
@@ -109,6 +111,7 @@ impl AllPoints {
             usage: Usage::default(),
             request: None,
             retry_at: None,
+            begin_again_at: None,
             has_more: false,
             lost: None,
         })
@@ -123,7 +126,7 @@ impl AllPoints {
         if self.has_more {
             return Some(0);
         }
-        [self.retry_at, self.usage.due()]
+        [self.retry_at, self.begin_again_at, self.usage.due()]
             .into_iter()
             .flatten()
             .min()
@@ -212,6 +215,9 @@ impl<M: Machine, H: Host> Points<M, H> for AllPoints {
         if self.retry_at.take_if(|at| *at <= now).is_some() {
             self.on_bus(outside, Bus::retry);
         }
+        if self.begin_again_at.take_if(|at| *at <= now).is_some() {
+            self.on_bus(outside, Bus::begin_again);
+        }
         self.tell_usage(outside, now);
         self.exchange_if_needed(outside);
     }
@@ -268,7 +274,8 @@ impl<M: Machine, H: Host> Points<M, H> for AllPoints {
         self.sides.reattach(outside.m, store, arrival);
         self.suspend.forget();
         self.request = None;
-        self.attach_store(outside);
+        self.begin_again_at = None;
+        self.reattach_store(outside);
         self.on_bus(outside, Bus::reattach);
         self.exchange(outside);
     }
@@ -294,6 +301,7 @@ impl<M: Machine, H: Host> Points<M, H> for AllPoints {
     }
 
     fn resume(&mut self, outside: &mut Outside<'_, M, H>, _: bool) {
+        self.with_mirror(Mirror::release);
         self.on_bus(outside, Bus::resume);
         self.usage.restart(outside.host.now_ns());
         self.relay_console(outside);

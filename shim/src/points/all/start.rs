@@ -52,7 +52,9 @@ impl AllPoints {
         if !self.is_seeded() {
             return Err(StartError::NoStore);
         }
-        self.wait_while(outside, DEVICES_NS, |points| !points.bus.is_settled());
+        self.wait_while(outside, DEVICES_NS, |points| {
+            !points.bus.is_settled() || !points.mirror.is_up_to_date()
+        });
         if !self.bus.is_settled() {
             log::warn!("not all devices are connected; the guest starts without them");
         }

@@ -5,14 +5,15 @@ mod grants;
 mod heap;
 mod world;
 
-use xen_abi::Port;
 use xen_abi::xs_wire::{MsgType, ring};
+use xen_abi::{DomId, Port};
 
-use self::world::{GUEST_PAGES, World, toolstack};
+use self::world::{GUEST_PAGES, REAL, World, toolstack};
 use super::StartError;
 use crate::host::{Arrival, HostEvent, HostPort, Xen};
 use crate::mem::Frames;
-use crate::points::{Points, Progress, Request};
+use crate::points::xenstore::perms::Perms;
+use crate::points::{GuestStore as _, Points, Progress, Request};
 use crate::testing::{Bench, FakeHost};
 
 #[test]
@@ -138,4 +139,143 @@ fn a_daemon_that_breaks_the_ring_is_a_reason_not_to_go_on_there() {
     world.event(HostEvent::Store);
     let attached = world.with(|points, outside| points.attached(outside));
     assert!(attached.is_err_and(|why| why.contains("xenstore")));
+}
+
+/// The host has a disk for the domain, and a backend in this state.
+fn plug(world: &mut World, backend_state: &str) {
+    let back = "/local/domain/0/backend/vbd/7/51712";
+    let to_domain = Perms::new(DomId(0), Some(REAL));
+    world.real.put(back, b"", &to_domain);
+    for (key, value) in [
+        ("sectors", "2048"),
+        ("sector-size", "512"),
+        ("info", "0"),
+        ("feature-flush-cache", "1"),
+        ("max-ring-page-order", "1"),
+        ("state", backend_state),
+    ] {
+        world
+            .real
+            .write_as_host(&format!("{back}/{key}"), value.as_bytes());
+    }
+    let front = "/local/domain/7/device/vbd/51712";
+    let of_domain = Perms::new(REAL, Some(DomId(0)));
+    world.real.put("/local/domain/7/device", b"", &to_domain);
+    world.real.put(front, b"", &of_domain);
+    for (key, value) in [
+        ("backend-id", "0"),
+        ("virtual-device", "51712"),
+        ("device-type", "disk"),
+        ("state", "1"),
+        ("backend", back),
+    ] {
+        world
+            .real
+            .write_as_host(&format!("{front}/{key}"), value.as_bytes());
+    }
+    world.pump();
+}
+
+fn backend_says(world: &mut World, state: &str) {
+    let node = "/local/domain/0/backend/vbd/7/51712/state";
+    world.real.write_as_host(node, state.as_bytes());
+    world.pump();
+}
+
+/// xenstored lets a domain own 1,000 nodes: what the guest has there must not keep its devices from
+/// connecting where it comes to.
+#[test]
+fn a_guest_that_fills_its_store_connects_to_a_slow_backend() {
+    let mut world = World::started();
+    plug(&mut world, "2");
+    assert_eq!(world.host("device/vbd/51712/state").as_deref(), Some("3"));
+    backend_says(&mut world, "4");
+    assert_eq!(world.host("device/vbd/51712/state").as_deref(), Some("4"));
+    for number in 0..1000 {
+        let message = format!("attr/{number}\0v");
+        world.guest_asks(MsgType::WRITE, message.as_bytes());
+    }
+    assert_eq!(world.host("attr/0").as_deref(), Some("v"));
+    assert_eq!(
+        world.with(|points, outside| points.quiesce(outside)),
+        Progress::Done
+    );
+
+    let frames = world.bench.guest.host.frames.clone();
+    world.real = toolstack(&frames);
+    let _ = world.bench.guest.host.ports.split_off(&0);
+    world.with(|points, outside| points.reattach(outside, Arrival::NewDomain));
+    plug(&mut world, "1");
+    let attached = world.with(|points, outside| points.attached(outside));
+    assert_eq!(attached, Ok(Progress::Waiting), "its backend is slow");
+    backend_says(&mut world, "2");
+    assert!(world.host("device/vbd/51712/ring-ref1").is_some());
+    assert_eq!(world.host("device/vbd/51712/state").as_deref(), Some("3"));
+    backend_says(&mut world, "4");
+    let attached = world.with(|points, outside| points.attached(outside));
+    assert_eq!(attached, Ok(Progress::Done));
+    assert_eq!(world.host("attr/0"), None, "devices come first");
+    world.with(|points, outside| points.resume(outside, true));
+    world.pump();
+    assert_eq!(world.host("attr/0").as_deref(), Some("v"));
+}
+
+/// A store that is full for another reason: the guest's nodes make way, and the disk begins again.
+#[test]
+fn a_device_that_finds_the_store_full_begins_again() {
+    // A directory has room for the names of some 500.
+    let node = |number: i32| format!("attr/{}/{number}", number / 100);
+    let mut world = World::started();
+    for number in 0..600 {
+        let message = format!("{}\0v", node(number));
+        world.guest_asks(MsgType::WRITE, message.as_bytes());
+    }
+    // Somebody else uses the rest up: nodes of the domain's that nobody has reckoned with.
+    let of_domain = Perms::new(REAL, None);
+    for number in 0..389 {
+        let other = format!("/local/domain/7/device/other/0/{number}");
+        world.real.put(&other, b"", &of_domain);
+    }
+    world.pump();
+    plug(&mut world, "2");
+    for _ in 0..100 {
+        world.bench.guest.host.clock.pass(100_000_000);
+        world.with(Points::tick);
+        world.pump();
+        if world.host("device/vbd/51712/ring-ref1").is_some() {
+            break;
+        }
+    }
+    assert!(world.host("device/vbd/51712/ring-ref1").is_some());
+    assert_eq!(world.host("device/vbd/51712/state").as_deref(), Some("3"));
+    let has = |number: &i32| world.guest(&node(*number)).is_some();
+    let lost: Vec<i32> = (0..600).filter(|number| !has(number)).collect();
+    assert!(lost.is_empty(), "the guest lost {lost:?}");
+}
+
+#[test]
+fn what_the_host_makes_readable_is_read_before_the_guest_starts() {
+    let mut world = World::new();
+    for (path, value) in [("vm-data/role", "web"), ("vm-data/zone/name", "a")] {
+        world
+            .real
+            .write_as_host(&format!("/local/domain/7/{path}"), value.as_bytes());
+    }
+    let to_nobody = Perms::new(DomId(0), None);
+    world
+        .real
+        .put("/local/domain/7/vm-data/secret", b"x", &to_nobody);
+    world
+        .with(|points, outside| points.begin(outside))
+        .expect("there is memory");
+    world.pump();
+    assert!(world.points.mirror.is_up_to_date());
+    assert_eq!(world.guest("vm-data/role").as_deref(), Some("web"));
+    assert_eq!(world.guest("vm-data/zone/name").as_deref(), Some("a"));
+    assert_eq!(world.guest("vm-data/secret"), None);
+    world.host_writes("vm-data/role", "mail");
+    assert_eq!(world.guest("vm-data/role").as_deref(), Some("mail"));
+    world.real.remove("/local/domain/7/vm-data");
+    world.pump();
+    assert_eq!(world.guest("vm-data/role"), None);
 }

@@ -97,6 +97,8 @@ pub fn seed(store: &mut VirtualStore, real: &[(String, Vec<u8>)], params: &SeedP
     if let Some(vm) = vm {
         store.write_as_host(&format!("{vm}/uuid"), path::leaf(vm).as_bytes());
         store.write_as_host(&format!("{vm}/name"), value("name").unwrap_or_default());
+        // What the toolstack says of every PV guest.
+        store.write_as_host(&format!("{vm}/image/ostype"), b"linux");
     }
 
     let mut put = |path: &str, value: &[u8]| store.write_as_host(&format!("{dir}/{path}"), value);
@@ -112,6 +114,13 @@ pub fn seed(store: &mut VirtualStore, real: &[(String, Vec<u8>)], params: &SeedP
     put("domid", guest.0.to_string().as_bytes());
     put("store/port", params.store.0.0.to_string().as_bytes());
     put("store/ring-ref", params.store.1.0.to_string().as_bytes());
+    let online = cpus(real)
+        .iter()
+        .filter(|(_, value)| *value == b"online")
+        .count();
+    if online > 1 {
+        log::warn!("the host gives the guest {online} CPUs (vcpus=); it has one, so far");
+    }
     for (path, value) in cpus(real) {
         put(path, value);
     }

@@ -117,6 +117,11 @@ impl VirtualStore {
         self.core.tree.guest_nodes() < self.core.limits.nodes
     }
 
+    /// Whether there is such a node.
+    pub fn has(&self, path: &str) -> bool {
+        self.core.tree.get(path).is_some()
+    }
+
     /// A node's permissions as the wire carries them.
     pub fn perms(&self, path: &str) -> Option<Vec<u8>> {
         self.core.tree.get(path).map(|node| node.perms.to_wire())

@@ -6,6 +6,7 @@ use alloc::format;
 use xen_abi::xenbus::XenbusState;
 
 use super::{Stage, what};
+use crate::host::store::is_full;
 use crate::points::disk::Vbd;
 use crate::points::disk::features::{DETAIL_KEYS, Offer, Shown, parse_sectors};
 use crate::points::xenbus::{LinkEvent, Nodes, why_failed};
@@ -18,9 +19,13 @@ impl Vbd {
             LinkEvent::Found(nodes) => self.guest.publish(cx, &nodes),
             LinkEvent::State(state) => self.backend_state(cx, state),
             LinkEvent::Nodes { what, nodes } => self.backend_nodes(cx, what, &nodes),
-            LinkEvent::Failed { path, error } => match self.host.stage {
+            LinkEvent::Failed { path, error } => match &self.host.stage {
                 // The directory goes before we do when the device is removed by force.
                 Stage::Closed | Stage::Broken(_) | Stage::Absent(_) => {}
+                // Something makes way, and it begins again.
+                stage if is_full(error) && *stage != Stage::Connected => {
+                    self.wait_for_another(cx, &why_failed(&path, error));
+                }
                 _ => self.break_host(cx, &why_failed(&path, error)),
             },
         }

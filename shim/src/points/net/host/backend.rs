@@ -5,6 +5,7 @@ use alloc::borrow::ToOwned;
 use xen_abi::xenbus::XenbusState;
 
 use super::{OFFER, Stage};
+use crate::host::store::is_full;
 use crate::points::net::Vif;
 use crate::points::net::features::{OFFER_KEYS, Offer, Shown};
 use crate::points::xenbus::{LinkEvent, Nodes, why_failed};
@@ -20,9 +21,13 @@ impl Vif {
             }
             LinkEvent::State(state) => self.backend_state(cx, state),
             LinkEvent::Nodes { what, nodes } => self.backend_nodes(cx, what, &nodes),
-            LinkEvent::Failed { path, error } => match self.host.stage {
+            LinkEvent::Failed { path, error } => match &self.host.stage {
                 // The directory goes before we do when the device is removed by force.
                 Stage::Closed | Stage::Broken(_) | Stage::Absent(_) => {}
+                // Something makes way, and it begins again.
+                stage if is_full(error) && *stage != Stage::Connected => {
+                    self.wait_for_another(cx, &why_failed(&path, error));
+                }
                 _ => self.break_host(cx, &why_failed(&path, error)),
             },
         }

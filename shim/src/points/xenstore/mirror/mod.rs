@@ -1,13 +1,14 @@
 //! The exchange between the guest's store and the real one.
 //!
-//! Outwards goes what host tools read of a guest; inwards what the toolstack tells it.  A request
-//! to suspend is for the shim and never shown.  What goes which way is data: [`outward`] and
-//! [`inward`] hold the rules and the bounded queues, this module the requests of `control/`.
+//! Outwards goes what host tools read of a guest; inwards what the host lets it read.  A request
+//! to suspend is for the shim and never shown.  What goes which way is data: [`outward`], [`inward`]
+//! and [`hidden`] hold the rules and the bounded queues, this module the requests of `control/`.
 //!
-//! All names towards the host are relative, so no real domain id is needed.  After a migration
-//! [`Mirror::attach`] sets the watches again, publishes again what was published, and reads again
+//! Names towards the host are relative, or below the domain's directory as its real id has it,
+//! which only [`inward`] knows.  After a migration [`Mirror::reattach`] sets the watches again, publishes again what was published, and reads again
 //! what the host says; where that is what the guest has already, the guest is told nothing.
 
+pub mod hidden;
 pub mod inward;
 pub mod outward;
 
@@ -25,7 +26,7 @@ use crate::host::store::HostStore;
 use crate::host::store::replace::REPLACED;
 use crate::host::{StoreEvent, StoreOp, Tag};
 use crate::points::GuestStore as _;
-use inward::{Inward, WATCHED};
+use inward::{Asked, Inward, WATCHED};
 use outward::Outward;
 
 /// Where the toolstack asks for a shutdown or a suspend.
@@ -138,12 +139,44 @@ impl Mirror {
         self.inward.hide(kib);
     }
 
-    /// Connects to the real store of a new domain: at boot, and after each migration.
+    /// Connects to the real store of a new domain, at boot.
     pub fn attach(&mut self, sides: &mut Sides<'_>) {
+        self.connect(sides, false);
+    }
+
+    /// Connects to the real store of a new domain after a migration.  The devices come first: only
+    /// the host's requests and the shim's own reports are exchanged before
+    /// [`release`](Self::release).
+    pub fn reattach(&mut self, sides: &mut Sides<'_>) {
+        self.connect(sides, true);
+    }
+
+    /// Exchanges everything.
+    pub fn release(&mut self, sides: &mut Sides<'_>) {
+        self.outward.release();
+        self.pump(sides);
+    }
+
+    /// Leaves room in the real store for the nodes of so many devices.
+    pub fn leave_room(&mut self, sides: &mut Sides<'_>, devices: usize) {
+        if self.outward.leave_room(devices) {
+            self.pump(sides);
+        }
+    }
+
+    /// The real store is full although room was left: what the guest has there makes way.  `false`
+    /// when there is nothing.
+    pub fn make_way(&mut self, sides: &mut Sides<'_>) -> bool {
+        let has_some = self.outward.is_making_way() || self.outward.make_way();
+        self.pump(sides);
+        has_some
+    }
+
+    fn connect(&mut self, sides: &mut Sides<'_>, is_held: bool) {
         self.tags.epoch = self.tags.epoch.wrapping_add(1);
         self.suspend = Suspend::None;
-        self.inward.restart();
-        self.outward.restart();
+        self.inward.restart(&self.guest_dir, sides.guest);
+        self.outward.restart(is_held);
         for path in WATCHED {
             let watch = StoreOp::Watch(String::from(path));
             sides.host.submit(self.tags.of(Kind::Watch), watch);
@@ -191,7 +224,7 @@ impl Mirror {
     pub fn event(&mut self, sides: &mut Sides<'_>, tag: Tag, event: StoreEvent) -> Option<Action> {
         let action = match (self.tags.kind(tag)?, event) {
             (_, StoreEvent::Changed(path)) => {
-                self.inward.changed(path, &self.guest_dir, sides.guest);
+                self.inward.changed(&path, &self.guest_dir, sides.guest);
                 None
             }
             (Kind::Watch | Kind::Clear, StoreEvent::Reply(answer)) => {
@@ -205,13 +238,38 @@ impl Mirror {
                 None
             }
             (Kind::Read, StoreEvent::Reply(answer)) => {
-                let path = self.inward.answered()?;
-                self.host_says(sides, &path, answer)
+                let asked = self.inward.answered()?;
+                self.answered(sides, asked, answer)
             }
             (Kind::Acknowledge, StoreEvent::Reply(answer)) => Some(self.acknowledged(answer)),
         };
         self.pump(sides);
         action
+    }
+
+    fn answered(
+        &mut self,
+        sides: &mut Sides<'_>,
+        asked: Asked,
+        answer: Result<Vec<u8>, Errno>,
+    ) -> Option<Action> {
+        match asked {
+            Asked::Value(path) => return self.host_says(sides, &path, answer),
+            Asked::Children(dir) => match answer {
+                Ok(names) => self.inward.listed(&dir, &names),
+                // Gone meanwhile, or not for us.
+                Err(Errno::ENOENT | Errno::EACCES) => {}
+                Err(error) => log::warn!("xenstore: listing the host's {dir}: {error}"),
+            },
+            Asked::Domid => {
+                let dirs = self.inward.found_domid(&answer.unwrap_or_default());
+                for dir in dirs.into_iter().flatten() {
+                    let tag = self.tags.of(Kind::Watch);
+                    sides.host.submit(tag, StoreOp::Watch(dir));
+                }
+            }
+        }
+        None
     }
 
     fn host_says(
@@ -222,7 +280,8 @@ impl Mirror {
     ) -> Option<Action> {
         let value = match answer {
             Ok(value) => Some(value),
-            Err(Errno::ENOENT) => None,
+            // Not for us is as good as not there.
+            Err(Errno::ENOENT | Errno::EACCES) => None,
             Err(error) => {
                 log::warn!("xenstore: reading the host's {path}: {error}");
                 return None;
@@ -233,6 +292,7 @@ impl Mirror {
             SYSRQ => self.show(sides, 1, value.unwrap_or_default()),
             // What was read is older than what the guest has done since: looks again afterwards.
             _ if self.outward.is_under_way(path) => self.inward.want(path),
+            _ if value.is_none() && self.outward.has_left(path) => {}
             _ => self
                 .inward
                 .apply(path, value.as_deref(), &self.guest_dir, sides.guest),
@@ -303,6 +363,11 @@ impl Mirror {
         self.pump(sides);
     }
 
+    /// Whether the guest has been shown what the host had for it at boot.
+    pub fn is_up_to_date(&self) -> bool {
+        self.inward.is_up_to_date()
+    }
+
     /// Whether the real store has everything that is to go there, and has answered everything.
     pub fn is_idle(&self) -> bool {
         self.outward.is_idle() && self.inward.is_idle()
@@ -315,7 +380,7 @@ impl Mirror {
     }
 
     fn pump(&mut self, sides: &mut Sides<'_>) {
-        while let Some(op) = self.inward.next_read() {
+        while let Some(op) = self.inward.next_read(self.outward.is_held()) {
             sides.host.submit(self.tags.of(Kind::Read), op);
         }
         while let Some(op) = self.outward.next_request(&self.guest_dir, sides.guest) {

@@ -2,19 +2,28 @@
 //!
 //! A guest can write faster than the host wants to hear.  So the queue holds *names*, each once;
 //! the value is looked up when its turn comes, and only a few requests are on their way at a time.
-//! When more names wait than are kept, the queue is rebuilt from what there is.
+//! The shim's own reports go first, and the guest's names take turns, so that none that is changed
+//! all the time keeps another waiting.  When more names wait than are kept, the queue is rebuilt
+//! from what there is.
+//!
+//! The real store lets a domain own only so many nodes, those of its devices among them, and
+//! without these there is no ring.  So only as much of the guest's is published as leaves room
+//! ([`room_beside`]); after a move it waits until the devices have connected; and where the store
+//! is full all the same, the guest's nodes make way.
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::format;
 use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
+use core::ops::Bound;
 
 use xen_abi::Errno;
 
 use super::super::VirtualStore;
-use super::super::path::{is_within, join};
+use super::super::path::{is_within, join, parent};
 use super::super::seed::REPORTS;
 use crate::host::StoreOp;
+use crate::host::store::is_full;
 use crate::points::GuestStore as _;
 
 /// Directories of which everything is published.
@@ -26,8 +35,8 @@ pub const FEATURES: &str = "control/feature-";
 const IN_FLIGHT: usize = 8;
 /// Names that wait before the queue is rebuilt.
 const WAITING: usize = 512;
-/// Nodes published at a time; about what the host's own quota allows.
-const PUBLISHED: usize = 1024;
+/// Names that wait after the queue was rebuilt: more than a guest may own.
+const REBUILT: usize = 2048;
 /// Longest name published.  Real ones are far shorter; a hostile guest's could fill the heap.
 const NAME: usize = 256;
 /// Keys of the shim's own reports.
@@ -35,13 +44,60 @@ const KEYS: usize = 32;
 /// Errors that are logged one by one.
 const ERRORS: u32 = 16;
 
+/// Nodes that the real daemon lets a domain own, unless it was started otherwise
+/// (`quota-nb-entries` of xenstored, `quota-maxentity` of oxenstored).
+pub const HOST_NODES: usize = 1000;
+/// Nodes of the domain's that the toolstack makes: 17 with all features, and the directories that
+/// hold the shim's reports.
+const TOOLSTACK_NODES: usize = 24;
+/// Nodes of one device: up to 9 of the toolstack's, its directory among them, and up to 13 of
+/// ours, with a ring of eight frames.
+const DEVICE_NODES: usize = 24;
+/// Devices that may be plugged before room for them has been made.
+const SPARE_DEVICES: usize = 4;
+/// Nodes that make way when the store is full although it should not be.
+const WAY: usize = 64;
+
+/// How many nodes may be published beside `devices` devices.
+pub const fn room_beside(devices: usize) -> usize {
+    let others = TOOLSTACK_NODES + KEYS + (devices + SPARE_DEVICES) * DEVICE_NODES;
+    HOST_NODES.saturating_sub(others)
+}
+
+/// Whose a request on its way is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whose {
+    /// A report of the shim's.
+    Own,
+    /// A node of the guest's.
+    Guest,
+    /// A node of the guest's that makes way.
+    Leaving,
+}
+
 /// The way out.  Names are relative to the domain's directory.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Outward {
+    /// Reports that wait.
+    own: BTreeSet<String>,
+    /// Reports that wait until something has made way for them.
+    late: BTreeSet<String>,
+    /// Names of the guest's that wait.
     waiting: BTreeSet<String>,
-    in_flight: VecDeque<String>,
+    /// Whose turn was last.
+    last: String,
+    /// Names that make way for others.
+    leaving: VecDeque<String>,
+    /// Names that have made way: the guest has them, and the host does not.
+    left: BTreeSet<String>,
+    in_flight: VecDeque<(String, Whose)>,
     published: BTreeSet<String>,
     reports: BTreeMap<String, Vec<u8>>,
+    devices: usize,
+    /// How much may be published.
+    limit: usize,
+    /// What is the guest's waits.
+    is_held: bool,
     errors: u32,
 }
 
@@ -54,16 +110,94 @@ pub fn is_public(path: &str) -> bool {
     (area || feature) && !is_within(path, REPORTS) && path.len() <= NAME
 }
 
+impl Default for Outward {
+    fn default() -> Self {
+        Self {
+            own: BTreeSet::new(),
+            late: BTreeSet::new(),
+            waiting: BTreeSet::new(),
+            last: String::new(),
+            leaving: VecDeque::new(),
+            left: BTreeSet::new(),
+            in_flight: VecDeque::new(),
+            published: BTreeSet::new(),
+            reports: BTreeMap::new(),
+            devices: 0,
+            limit: room_beside(0),
+            is_held: false,
+            errors: 0,
+        }
+    }
+}
+
 impl Outward {
-    /// Begins anew with a store that has nothing of what was published.
-    pub fn restart(&mut self) {
-        self.in_flight.clear();
-        self.publish_again();
+    /// Begins anew with a store that has nothing of what was published.  If `is_held`, what is the
+    /// guest's waits for [`release`](Self::release).
+    pub fn restart(&mut self, is_held: bool) {
+        let unsure = self
+            .in_flight
+            .drain(..)
+            .filter(|(_, whose)| *whose == Whose::Leaving);
+        self.left.extend(unsure.map(|(path, _)| path));
+        self.left.extend(self.leaving.drain(..));
+        self.is_held = is_held;
+        self.limit = room_beside(self.devices);
+        self.late.clear();
+        self.own = self.reports.keys().cloned().collect();
+        self.waiting = self.published.clone();
+        self.waiting.append(&mut self.left);
     }
 
-    fn publish_again(&mut self) {
-        self.waiting = self.published.clone();
-        self.waiting.extend(self.reports.keys().cloned());
+    /// What is the guest's need not wait any more.
+    pub fn release(&mut self) {
+        self.is_held = false;
+    }
+
+    /// Whether what is the guest's waits.
+    pub fn is_held(&self) -> bool {
+        self.is_held
+    }
+
+    /// Leaves room for so many devices; `false` when it did already.
+    pub fn leave_room(&mut self, devices: usize) -> bool {
+        if core::mem::replace(&mut self.devices, devices) == devices {
+            return false;
+        }
+        self.limit = room_beside(devices);
+        self.shrink();
+        if self.published.len() < self.limit {
+            self.waiting.append(&mut self.left);
+        }
+        true
+    }
+
+    /// The store is full although it should not be: lets some of the guest's nodes make way.
+    /// `false` when there are none.
+    pub fn make_way(&mut self) -> bool {
+        let has_some = !self.published.is_empty();
+        self.limit = self.limit.min(self.published.len().saturating_sub(WAY));
+        self.shrink();
+        has_some
+    }
+
+    /// Whether what makes way has not gone yet.
+    pub fn is_making_way(&self) -> bool {
+        let is_leaving = |(_, whose): &(String, Whose)| *whose == Whose::Leaving;
+        !self.leaving.is_empty() || self.in_flight.iter().any(is_leaving)
+    }
+
+    fn shrink(&mut self) {
+        let excess = self.published.len().saturating_sub(self.limit);
+        for _ in 0..excess {
+            // What is below a node comes after it, and so goes before it.
+            self.leaving.extend(self.published.pop_last());
+        }
+        if excess > 0 {
+            log::warn!(
+                "xenstore: {excess} nodes of the guest are not published any more: the host lets a \
+                 domain own {HOST_NODES}, and its devices need them"
+            );
+        }
     }
 
     /// Notes that the guest has changed a node.
@@ -80,13 +214,13 @@ impl Outward {
 
     /// Notes that the guest may have changed anything.
     pub fn resync(&mut self, dir: &str, guest: &VirtualStore) {
-        self.publish_again();
+        self.waiting = self.published.clone();
         let mut found = Vec::from(AREAS.map(String::from));
         let control = guest.list(&join(dir, "control"));
         found.extend(control.iter().map(|leaf| format!("control/{leaf}")));
         // Names grow while walking, so too long ones end the walk.
-        while let Some(path) = found.pop().filter(|_| self.waiting.len() < 2 * PUBLISHED) {
-            if is_public(&path) && guest.read(&join(dir, &path)).is_some() {
+        while let Some(path) = found.pop().filter(|_| self.waiting.len() < REBUILT) {
+            if is_public(&path) && guest.has(&join(dir, &path)) {
                 let below = guest.list(&join(dir, &path));
                 found.extend(below.iter().map(|leaf| join(&path, leaf)));
                 self.waiting.insert(path);
@@ -102,46 +236,103 @@ impl Outward {
             return;
         }
         self.reports.insert(path.clone(), value.to_vec());
-        self.waiting.insert(path);
+        self.own.insert(path);
     }
 
     /// Returns the next request to the host, if one may go out.
     pub fn next_request(&mut self, dir: &str, guest: &VirtualStore) -> Option<StoreOp> {
         while self.in_flight.len() < IN_FLIGHT {
-            let path = self.waiting.pop_first()?;
-            if let Some(op) = self.request(&path, dir, guest) {
-                self.in_flight.push_back(path);
+            let (path, op, whose) = if let Some(path) = self.own.pop_first() {
+                let value = self.reports.get(&path)?.clone();
+                let op = StoreOp::Write(path.clone(), value);
+                (path, Some(op), Whose::Own)
+            } else if let Some(path) = self.leaving.pop_front() {
+                let op = removal(&path);
+                (path, op, Whose::Leaving)
+            } else if let Some(path) = self.late.pop_first() {
+                let value = self.reports.get(&path)?.clone();
+                let op = StoreOp::Write(path.clone(), value);
+                (path, Some(op), Whose::Own)
+            } else if self.is_held {
+                return None;
+            } else {
+                let path = self.next_turn()?;
+                let op = self.request(&path, dir, guest);
+                (path, op, Whose::Guest)
+            };
+            if let Some(op) = op {
+                self.in_flight.push_back((path, whose));
                 return Some(op);
             }
         }
         None
     }
 
+    /// Takes out the name whose turn it is: the next after the last one, round and round.
+    fn next_turn(&mut self) -> Option<String> {
+        let after = (Bound::Excluded(self.last.as_str()), Bound::Unbounded);
+        let next = self.waiting.range::<str, _>(after).next();
+        let path = next.or_else(|| self.waiting.first())?.clone();
+        self.waiting.remove(&path);
+        self.last.clone_from(&path);
+        Some(path)
+    }
+
     fn request(&mut self, path: &str, dir: &str, guest: &VirtualStore) -> Option<StoreOp> {
-        if let Some(value) = self.reports.get(path) {
-            return Some(StoreOp::Write(path.to_string(), value.clone()));
+        let Some(value) = guest.read(&join(dir, path)) else {
+            self.published.retain(|name| !is_within(name, path));
+            self.left.retain(|name| !is_within(name, path));
+            return removal(path);
+        };
+        // The host makes the directories above as well, and counts them.
+        let mut new = Vec::new();
+        let mut name = path;
+        while name != "/" && is_public(name) && !self.published.contains(name) {
+            new.push(name.to_string());
+            name = parent(name);
         }
-        if let Some(value) = guest.read(&join(dir, path)) {
-            if self.published.len() >= PUBLISHED && !self.published.contains(path) {
-                self.complain(path, "too much is published already");
-                return None;
-            }
-            self.published.insert(path.to_string());
-            return Some(StoreOp::Write(path.to_string(), value));
+        if self.published.len() + new.len() > self.limit {
+            self.complain(path, "the host lets a domain own no more nodes");
+            return None;
         }
-        self.published.retain(|name| !is_within(name, path));
-        // The directories themselves stay: the domain could not make them again.
-        let kept = AREAS.contains(&path);
-        (!kept).then(|| StoreOp::Remove(path.to_string()))
+        for name in &new {
+            self.left.remove(name);
+        }
+        self.published.extend(new);
+        // It may have been removed with everything below, and made again.
+        let below = join(path, "");
+        let from = (Bound::Included(below.as_str()), Bound::Unbounded);
+        let published = self.published.range::<str, _>(from);
+        let gone = published
+            .take_while(|name| name.starts_with(&below))
+            .filter(|name| !guest.has(&join(dir, name)));
+        self.waiting.extend(gone.cloned());
+        Some(StoreOp::Write(path.to_string(), value))
     }
 
     /// Takes the answer to the oldest request.
     pub fn written(&mut self, answer: Result<Vec<u8>, Errno>) {
-        let path = self.in_flight.pop_front().unwrap_or_default();
+        let Some((path, whose)) = self.in_flight.pop_front() else {
+            return;
+        };
         match answer {
+            _ if whose == Whose::Leaving => {
+                self.left.insert(path);
+                return;
+            }
             // A node that was never there, or went together with one above.
-            Ok(_) | Err(Errno::ENOENT) => {}
-            Err(error) => self.complain(&path, &error.to_string()),
+            Ok(_) | Err(Errno::ENOENT) => return,
+            Err(error) if is_full(error) && whose == Whose::Own && self.make_way() => {
+                self.late.insert(path);
+                return;
+            }
+            Err(error) if is_full(error) && whose == Whose::Guest => {
+                self.published.remove(&path);
+            }
+            Err(_) => {}
+        }
+        if let Err(error) = answer {
+            self.complain(&path, &error.to_string());
         }
     }
 
@@ -155,8 +346,14 @@ impl Outward {
     /// Whether what the host says of a node may be older than what the guest has done to it: to
     /// the node itself, to one below, which made it, or to one above, with which it went.
     pub fn is_under_way(&self, path: &str) -> bool {
-        let mut names = self.waiting.iter().chain(&self.in_flight);
+        let in_flight = self.in_flight.iter().map(|(name, _)| name);
+        let mut names = self.waiting.iter().chain(&self.leaving).chain(in_flight);
         names.any(|name| is_within(name, path) || is_within(path, name))
+    }
+
+    /// Whether the host lacks a node because it made way: that is no news for the guest.
+    pub fn has_left(&self, path: &str) -> bool {
+        self.left.contains(path)
     }
 
     /// Names that wait, for tests.
@@ -167,6 +364,16 @@ impl Outward {
 
     /// Whether nothing waits and nothing is on its way.
     pub fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.in_flight.is_empty()
+        self.own.is_empty()
+            && self.late.is_empty()
+            && self.leaving.is_empty()
+            && self.waiting.is_empty()
+            && self.in_flight.is_empty()
     }
+}
+
+/// The request that removes a node.  The directories themselves stay: the domain could not make
+/// them again.
+fn removal(path: &str) -> Option<StoreOp> {
+    (!AREAS.contains(&path)).then(|| StoreOp::Remove(path.to_string()))
 }

@@ -1,5 +1,7 @@
 //! The mirror between a guest's store and a fake real one that runs one request at a time.
 
+mod host_nodes;
+mod room;
 mod world;
 
 use xen_abi::xs_wire::MsgType;
@@ -48,13 +50,13 @@ fn the_guest_s_changes_go_out() {
     );
     world.write("data/a/b", "1");
     world.write("attr/eth0/ip", "10.0.0.1");
-    world.write("control/feature-balloon", "1");
+    world.write("control/feature-reboot", "1");
     world.write("device/suspend/event-channel", "9");
     world.write("data/unmoved/state", "forged");
     world.settle();
     assert_eq!(world.host.get("data/a/b"), Some("1"));
     assert_eq!(world.host.get("attr/eth0/ip"), Some("10.0.0.1"));
-    assert_eq!(world.host.get("device/suspend/event-channel"), None);
+    assert_eq!(world.host.get("device/suspend/event-channel"), Some(""));
     assert_eq!(world.host.get("data/unmoved/state"), None);
     world.ask(MsgType::RM, "data/a\0");
     world.settle();
