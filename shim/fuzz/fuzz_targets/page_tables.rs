@@ -121,7 +121,7 @@ fn step(mm: &mut Mm<'_, FakeFrames>, held: &mut Held, input: &mut Bytes<'_>) -> 
         }
         14 => {
             let frame = input.frame()?;
-            if mm.ledger.get_writable(frame).is_ok() {
+            if mm.ledger.get_writable(frame, mm.tlb).is_ok() {
                 held.written.push(frame);
             }
         }

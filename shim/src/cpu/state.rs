@@ -9,7 +9,7 @@ use crate::emulate::cpuid::FrozenCpuid;
 use crate::emulate::msr::{MsrPolicy, MsrState};
 use crate::emulate::privileged::{AccessFault, PrivilegedState};
 use crate::emulate::regs::RegisterFile;
-use crate::guest::Guest;
+use crate::guest::{Guest, mm};
 use crate::host::Host;
 use crate::points::Points;
 
@@ -209,13 +209,9 @@ impl<M: Machine, H: Host, P: Points<M, H>> PrivilegedState for View<'_, M, H, P>
         &self.guest.msrs
     }
     fn fill_hypercall_page(&mut self, frame: Mfn) -> bool {
-        if !self.guest.ledger.is_plain_data(frame) {
-            return false;
-        }
         let mut page = [0; PAGE_SIZE];
         fill_hypercall_page(&mut page);
-        self.guest.m.write(frame, 0, &page);
-        true
+        mm!(self.guest).fill_page(frame, &page).is_ok()
     }
     fn load(&self, address: u64, buf: &mut [u8]) -> Result<(), AccessFault> {
         let fault = AccessFault {

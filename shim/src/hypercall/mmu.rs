@@ -27,11 +27,18 @@ struct List {
 }
 
 impl List {
-    /// Returns what is left to do from operation `index` on, as arguments of the same call.
-    fn rest<T>(&self, index: u64) -> Result<Args, Errno> {
+    /// Returns what is left to do from operation `index` on, as arguments of the same call; `None`
+    /// where no address says so, and then the operation at `index` faults.
+    fn rest<T>(&self, index: u64) -> Option<Args> {
         let [_, _, done, domain, last] = self.args;
         let count = (self.count - index) | PREEMPTED;
-        Ok([element::<T>(self.at, index)?, count, done, domain, last])
+        Some([
+            element::<T>(self.at, index).ok()?,
+            count,
+            done,
+            domain,
+            last,
+        ])
     }
 }
 
@@ -83,8 +90,11 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
         let mut outcome = Ok(0);
         let mut performed = list.before;
         for index in 0..list.count {
-            if index > 0 && self.should_stop() {
-                self.continuation = Some(list.rest::<T>(index)?);
+            if index > 0
+                && self.should_stop()
+                && let Some(rest) = list.rest::<T>(index)
+            {
+                self.continuation = Some(rest);
                 break;
             }
             let result = element::<T>(list.at, index)
@@ -179,5 +189,25 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             self.ledger.note_full_flush();
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{List, PREEMPTED};
+    use xen_abi::mmu::MmuUpdate;
+
+    #[test]
+    fn a_list_is_not_interrupted_where_no_address_says_what_is_left() {
+        let list = List {
+            at: u64::MAX - 31,
+            count: 3,
+            done: 0,
+            before: 0,
+            args: [0; 5],
+        };
+        let rest = list.rest::<MmuUpdate>(1);
+        assert_eq!(rest, Some([u64::MAX - 15, 2 | PREEMPTED, 0, 0, 0]));
+        assert_eq!(list.rest::<MmuUpdate>(2), None);
     }
 }

@@ -75,7 +75,9 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
         if !self.ledger.is_readable(frame) {
             return Err(Errno::EINVAL);
         }
-        self.ledger.get_writable(frame).map_err(|_| Errno::EACCES)?;
+        self.ledger
+            .get_writable(frame, &self.m)
+            .map_err(|_| Errno::EACCES)?;
         let old = self.vcpus[target].info;
         let mut content = [0; VCPU_INFO_SIZE];
         crate::mem::Frames::read(&self.m, old.frame, old.offset, &mut content);

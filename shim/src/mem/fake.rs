@@ -12,11 +12,15 @@ use super::{FramePool, Frames};
 ///
 /// A clone has the same contents and shares nothing that can be seen; a page is copied when one of
 /// the two changes it.
-#[derive(Clone, Debug, Default)]
+#[derive(Default)]
 pub struct FakeFrames {
     frames: RefCell<BTreeMap<Mfn, Rc<[u8; PAGE_SIZE]>>>,
     record: RefCell<Option<Record>>,
+    on_store: RefCell<Option<OnStore>>,
 }
+
+/// What is asked before each store.
+type OnStore = Box<dyn Fn(Mfn)>;
 
 /// What the host has recorded of writes, as Xen 4.17 does: a frame that comes is not marked, and what is
 /// written to it goes unnoticed, until the record is cleared (`p2m_add_page`, `hap_clean_dirty_bitmap`).
@@ -24,6 +28,24 @@ pub struct FakeFrames {
 struct Record {
     marked: BTreeSet<Mfn>,
     unprotected: BTreeSet<Mfn>,
+}
+
+impl Clone for FakeFrames {
+    fn clone(&self) -> Self {
+        Self {
+            frames: self.frames.clone(),
+            record: self.record.clone(),
+            on_store: RefCell::default(),
+        }
+    }
+}
+
+impl core::fmt::Debug for FakeFrames {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_tuple("FakeFrames")
+            .field(&self.frames.borrow().len())
+            .finish()
+    }
 }
 
 impl FakeFrames {
@@ -79,6 +101,43 @@ impl FakeFrames {
     /// Whether there is such a frame.
     pub fn contains(&self, frame: Mfn) -> bool {
         self.frames.borrow().contains_key(&frame)
+    }
+
+    /// Has `judge` called with the frame before each store; it panics if that must not be.
+    pub fn on_store(&self, judge: impl Fn(Mfn) + 'static) {
+        self.on_store.replace(Some(Box::new(judge)));
+    }
+
+    /// Returns a frame's entries, as they are now.
+    pub fn words(&self, frame: Mfn) -> Vec<u64> {
+        let page = self.page(frame);
+        let (words, _) = page.as_chunks();
+        words.iter().map(|&word| u64::from_le_bytes(word)).collect()
+    }
+
+    /// Sets bits as the CPU's page walker does, of which nobody is told.
+    pub fn note_walk(&self, frame: Mfn, offset: usize, bits: u64) {
+        let value = self.load64(frame, offset) | bits;
+        self.set(frame, offset, &value.to_le_bytes());
+    }
+
+    fn page(&self, frame: Mfn) -> Rc<[u8; PAGE_SIZE]> {
+        let frames = self.frames.borrow();
+        let page = frames.get(&frame);
+        page.unwrap_or_else(|| panic!("no frame {frame:?}")).clone()
+    }
+
+    fn set(&self, frame: Mfn, offset: usize, buf: &[u8]) {
+        let mut frames = self.frames.borrow_mut();
+        let page = frames
+            .get_mut(&frame)
+            .unwrap_or_else(|| panic!("no frame {frame:?}"));
+        Rc::make_mut(page)[offset..offset + buf.len()].copy_from_slice(buf);
+        if let Some(record) = &mut *self.record.borrow_mut()
+            && !record.unprotected.contains(&frame)
+        {
+            record.marked.insert(frame);
+        }
     }
 
     fn get<const N: usize>(&self, frame: Mfn, offset: usize) -> [u8; N] {
@@ -157,16 +216,10 @@ impl Frames for FakeFrames {
         buf.copy_from_slice(&page[offset..offset + buf.len()]);
     }
     fn write(&self, frame: Mfn, offset: usize, buf: &[u8]) {
-        let mut frames = self.frames.borrow_mut();
-        let page = frames
-            .get_mut(&frame)
-            .unwrap_or_else(|| panic!("no frame {frame:?}"));
-        Rc::make_mut(page)[offset..offset + buf.len()].copy_from_slice(buf);
-        if let Some(record) = &mut *self.record.borrow_mut()
-            && !record.unprotected.contains(&frame)
-        {
-            record.marked.insert(frame);
+        if let Some(judge) = &*self.on_store.borrow() {
+            judge(frame);
         }
+        self.set(frame, offset, buf);
     }
     fn clear(&self, frame: Mfn) {
         self.write(frame, 0, &[0; PAGE_SIZE]);

@@ -9,7 +9,7 @@ use xen_abi::{Errno, GuestVa, Mfn, PAGE_SIZE};
 
 use super::Mm;
 use super::frame::FrameUse;
-use super::ledger::Granted;
+use super::ledger::{Dropped, Granted};
 use crate::mem::Frames;
 
 const PRESENT: u64 = 1 << 47;
@@ -76,10 +76,12 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     /// # Errors
     /// `EINVAL` when the frame is not the guest's, is in another use, or holds a bad descriptor.
     pub fn get_descriptors(&mut self, mfn: Mfn) -> Result<(), Errno> {
-        match self.ledger.get_table(mfn, FrameUse::Descriptors)? {
+        match self
+            .ledger
+            .get_table(mfn, FrameUse::Descriptors, self.tlb)?
+        {
             Granted::Again => return Ok(()),
-            Granted::First { stale: true } => self.flush_now(),
-            Granted::First { stale: false } => {}
+            Granted::First => {}
         }
         for index in 0..ENTRIES {
             let raw = self.load(mfn, index).0;
@@ -98,7 +100,8 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     /// Drops a reference that [`get_descriptors`](Self::get_descriptors) took; no CPU uses the page
     /// on its behalf any more.
     pub fn put_descriptors(&mut self, mfn: Mfn) {
-        self.ledger.put_table(mfn, FrameUse::Descriptors);
+        self.ledger
+            .put_table(mfn, FrameUse::Descriptors, Dropped::Link);
     }
 
     /// Takes references to all pages of a new GDT, or to none.
@@ -141,10 +144,11 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     pub fn update_descriptor(&mut self, address: u64, raw: u64) -> Result<(), Errno> {
         let mfn = Mfn::of(address);
         let new = check_descriptor(raw)?;
-        let usable =
-            self.ledger.is_plain_data(mfn) || self.ledger.used_as(mfn) == FrameUse::Descriptors;
-        if !address.is_multiple_of(8) || !usable {
+        if !address.is_multiple_of(8) {
             return Err(Errno::EINVAL);
+        }
+        if self.ledger.used_as(mfn) != FrameUse::Descriptors {
+            self.ledger.open_for_stores(mfn, self.tlb)?;
         }
         let offset = address as usize & (PAGE_SIZE - 1);
         self.frames.store64(mfn, offset, new);

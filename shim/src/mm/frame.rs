@@ -3,6 +3,8 @@
 
 use xen_abi::mmu::Level;
 
+use super::epoch::{SHORT_BITS, STAMP_BITS};
+
 /// Whose a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -67,8 +69,10 @@ impl FrameUse {
     }
 }
 
-// The word: plain count, typed count, use, pin, owner, and in which flush period (1 to 63, 0 never)
-// the last writable reference went away.  A frame that was given up has a link in place of counts.
+// The word, from bit 0: plain count; a field of 31 bits; use; pin; owner.  While there are typed
+// references the field holds their count and the short stamp of when a link to the frame last went
+// away; while there are none, the stamp of when the last one did, and what the frame was until then.  A
+// frame that was given up has a link in the counts' place.
 const PLAIN_BITS: u32 = 26;
 const TYPED_BITS: u32 = 25;
 pub(super) const ONE_PLAIN: u64 = 1;
@@ -76,14 +80,19 @@ pub(super) const PLAIN: u64 = (1 << PLAIN_BITS) - 1;
 pub(super) const TYPED_SHIFT: u32 = PLAIN_BITS;
 pub(super) const ONE_TYPED: u64 = 1 << TYPED_SHIFT;
 pub(super) const TYPED: u64 = ((1 << TYPED_BITS) - 1) << TYPED_SHIFT;
-pub(super) const USE_SHIFT: u32 = TYPED_SHIFT + TYPED_BITS;
+pub(super) const LINK_SHIFT: u32 = TYPED_SHIFT + TYPED_BITS;
+pub(super) const LINK: u64 = ((1 << SHORT_BITS) - 1) << LINK_SHIFT;
+pub(super) const STAMP_SHIFT: u32 = PLAIN_BITS;
+pub(super) const STAMP: u64 = ((1 << STAMP_BITS) - 1) << STAMP_SHIFT;
+pub(super) const WAS_SHIFT: u32 = STAMP_SHIFT + STAMP_BITS;
+/// The field.
+pub(super) const HISTORY: u64 = TYPED | LINK;
+pub(super) const USE_SHIFT: u32 = LINK_SHIFT + SHORT_BITS;
 pub(super) const USE: u64 = 7 << USE_SHIFT;
 pub(super) const PINNED: u64 = 1 << (USE_SHIFT + 3);
 pub(super) const OWNER_SHIFT: u32 = USE_SHIFT + 4;
 pub(super) const OWNER: u64 = 7 << OWNER_SHIFT;
-pub(super) const PERIOD_SHIFT: u32 = OWNER_SHIFT + 3;
-pub(super) const PERIOD: u64 = 63 << PERIOD_SHIFT;
-const _: () = assert!(PERIOD_SHIFT == 58);
+const _: () = assert!(OWNER_SHIFT + 3 == 64 && WAS_SHIFT + 3 == USE_SHIFT);
 
 /// How many typed references a frame can have; it can have at least as many plain ones.
 pub const MAX_REFERENCES: u64 = (1 << TYPED_BITS) - 1;
@@ -104,7 +113,29 @@ pub(super) const fn owner(word: u64) -> Owner {
 /// Returns what the frame is used as that has this word.
 #[inline]
 pub(super) const fn used_as(word: u64) -> FrameUse {
-    match (word & USE) >> USE_SHIFT {
+    frame_use(word >> USE_SHIFT)
+}
+
+/// Returns how many typed references the frame has that has this word.
+#[inline]
+pub(super) const fn typed(word: u64) -> u64 {
+    if word & USE == 0 {
+        return 0;
+    }
+    (word & TYPED) >> TYPED_SHIFT
+}
+
+/// Returns what the frame was before it lost its last typed reference, and the stamp of that moment;
+/// for a frame that has none.
+#[inline]
+pub(super) const fn history(word: u64) -> (FrameUse, u64) {
+    debug_assert!(word & USE == 0);
+    (frame_use(word >> WAS_SHIFT), (word & STAMP) >> STAMP_SHIFT)
+}
+
+#[inline]
+const fn frame_use(bits: u64) -> FrameUse {
+    match bits & 7 {
         1 => FrameUse::Writable,
         2 => FrameUse::L1,
         3 => FrameUse::L2,

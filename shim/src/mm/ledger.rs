@@ -8,15 +8,18 @@
 
 mod given_up;
 
-use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::cell::Cell;
 
 use xen_abi::mmu::{Level, Pte};
 use xen_abi::{Errno, Mfn};
 
+use super::Tlb;
+use super::epoch::Epoch;
 use super::frame::{
-    FrameInfo, FrameUse, ONE_PLAIN, ONE_TYPED, OWNER, OWNER_SHIFT, Owner, PERIOD, PERIOD_SHIFT,
-    PINNED, PLAIN, TYPED, TYPED_SHIFT, USE, USE_SHIFT, owner, used_as,
+    FrameInfo, FrameUse, HISTORY, LINK, LINK_SHIFT, ONE_PLAIN, ONE_TYPED, OWNER, OWNER_SHIFT,
+    Owner, PINNED, PLAIN, STAMP_SHIFT, TYPED, USE, USE_SHIFT, WAS_SHIFT, history, owner, typed,
+    used_as,
 };
 
 use given_up::GivenUp;
@@ -26,21 +29,33 @@ use given_up::GivenUp;
 pub(super) enum Granted {
     /// The frame had this use already.
     Again,
-    /// It is the first: the contents are unchecked yet.
-    First {
-        /// A CPU may still hold a writable translation of the frame.
-        stale: bool,
-    },
+    /// It is the first: the contents are unchecked yet, and nobody can change them any more.
+    First,
+}
+
+/// What a dropped table reference was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Dropped {
+    /// An entry that named the table, or a base: a CPU may have walked it on that behalf.
+    Link,
+    /// A pin, or the reference of who only looked at the contents.
+    Hold,
 }
 
 /// The ledger of all frames from 0 to the end of RAM.
 #[derive(Debug)]
 pub struct Ledger {
-    words: Box<[u64]>,
-    period: u64,
+    words: Words,
+    epoch: Epoch,
     guest_frames: u64,
     given_up: GivenUp,
 }
+
+#[cfg(not(any(test, feature = "testing")))]
+type Words = alloc::boxed::Box<[Cell<u64>]>;
+/// In tests the machine looks into the same ledger, to see what its translations lead to.
+#[cfg(any(test, feature = "testing"))]
+type Words = alloc::rc::Rc<[Cell<u64>]>;
 
 impl Ledger {
     /// Makes a ledger for `ram`, a list of first frames and lengths in frames; all of it is the
@@ -57,14 +72,14 @@ impl Ledger {
         let end = usize::try_from(end).map_err(|_| Errno::EINVAL)?;
         let mut words = Vec::new();
         words.try_reserve_exact(end).map_err(|_| Errno::ENOMEM)?;
-        words.resize(end, 0);
+        words.resize(end, Cell::new(0));
         for &(first, frames) in ram {
             words[first.0 as usize..(first.0 + frames) as usize]
-                .fill((Owner::Shim as u64) << OWNER_SHIFT);
+                .fill(Cell::new((Owner::Shim as u64) << OWNER_SHIFT));
         }
         Ok(Self {
-            words: words.into_boxed_slice(),
-            period: 1,
+            words: Words::from(words),
+            epoch: Epoch::new(),
             guest_frames: 0,
             given_up: GivenUp::default(),
         })
@@ -89,7 +104,7 @@ impl Ledger {
         Some(FrameInfo {
             owner,
             used_as: used_as(word),
-            typed: (counts & TYPED) >> TYPED_SHIFT,
+            typed: typed(counts),
             plain: counts & PLAIN,
             pinned: word & PINNED != 0,
         })
@@ -133,14 +148,15 @@ impl Ledger {
     /// `EINVAL` when there is no such frame, it is not `from`'s, or one of the two is
     /// [`Owner::GivenUp`]; `EBUSY` while anything refers to it.
     pub fn change_owner(&mut self, mfn: Mfn, from: Owner, to: Owner) -> Result<(), Errno> {
-        let word = self.word_mut(mfn)?;
-        if owner(*word) != from || from == Owner::GivenUp || to == Owner::GivenUp {
+        let line = self.line(mfn)?;
+        let word = line.get();
+        if owner(word) != from || from == Owner::GivenUp || to == Owner::GivenUp {
             return Err(Errno::EINVAL);
         }
-        if *word & (PLAIN | TYPED) != 0 {
+        if word & PLAIN != 0 || typed(word) != 0 {
             return Err(Errno::EBUSY);
         }
-        *word = *word & !OWNER | (to as u64) << OWNER_SHIFT;
+        line.set(word & !OWNER | (to as u64) << OWNER_SHIFT);
         self.guest_frames -= u64::from(from == Owner::Guest);
         self.guest_frames += u64::from(to == Owner::Guest);
         Ok(())
@@ -166,17 +182,17 @@ impl Ledger {
     }
 
     /// Takes note that every vCPU has just forgotten every translation, global ones included, so
-    /// that frames which lost their writable mappings before need no flush of their own.
+    /// that frames which lost their last typed references before need no flush of their own.
     #[inline]
     pub fn note_full_flush(&mut self) {
-        self.period = self.period % 63 + 1;
+        self.epoch.advance();
     }
 
     /// Takes the reference that present L1 entry `pte` stands for: a writable or a plain one.
     #[inline]
-    pub(super) fn get_mapping(&mut self, pte: Pte) -> Result<(), Errno> {
+    pub(super) fn get_mapping(&mut self, pte: Pte, tlb: &dyn Tlb) -> Result<(), Errno> {
         if pte.has(Pte::RW) {
-            self.get_writable(pte.frame())
+            self.get_writable(pte.frame(), tlb)
         } else {
             self.get_plain(pte.frame())
         }
@@ -198,43 +214,46 @@ impl Ledger {
     /// `EINVAL` when the guest may not read the frame, `ENOMEM` at too many references.
     #[inline]
     pub fn get_plain(&mut self, mfn: Mfn) -> Result<(), Errno> {
-        let word = self.word_mut(mfn)?;
-        if !matches!(owner(*word), Owner::Guest | Owner::Shared | Owner::ReadOnly) {
+        let line = self.line(mfn)?;
+        let word = line.get();
+        if !matches!(owner(word), Owner::Guest | Owner::Shared | Owner::ReadOnly) {
             return Err(Errno::EINVAL);
         }
-        if *word & PLAIN == PLAIN {
+        if word & PLAIN == PLAIN {
             return Err(Errno::ENOMEM);
         }
-        *word += ONE_PLAIN;
+        line.set(word + ONE_PLAIN);
         Ok(())
     }
 
     /// Drops a plain reference that [`get_plain`](Self::get_plain) granted.
     #[inline]
     pub fn put_plain(&mut self, mfn: Mfn) {
-        let word = self.granted_word(mfn);
+        let line = self.granted(mfn);
+        let word = line.get();
         assert!(
-            *word & PLAIN != 0,
+            word & PLAIN != 0,
             "plain reference to {mfn:?} dropped twice"
         );
-        *word -= ONE_PLAIN;
+        line.set(word - ONE_PLAIN);
     }
 
-    /// Takes a writable reference: the frame can not become a table while it is held.
+    /// Takes a writable reference: the frame can not become a table while it is held.  One that was a
+    /// table until just now is flushed first.
     ///
     /// # Errors
     /// `EINVAL` when the guest may not write the frame or it is a table, `ENOMEM` at too many
     /// references.
     #[inline]
-    pub fn get_writable(&mut self, mfn: Mfn) -> Result<(), Errno> {
-        let word = self.word_mut(mfn)?;
-        if !matches!(owner(*word), Owner::Guest | Owner::Shared) {
+    pub fn get_writable(&mut self, mfn: Mfn, tlb: &dyn Tlb) -> Result<(), Errno> {
+        let word = self.line(mfn)?.get();
+        if !matches!(owner(word), Owner::Guest | Owner::Shared) {
             return Err(Errno::EINVAL);
         }
-        match used_as(*word) {
-            FrameUse::Writable if *word & TYPED == TYPED => return Err(Errno::ENOMEM),
-            FrameUse::Writable => *word += ONE_TYPED,
-            FrameUse::None => *word += (FrameUse::Writable as u64) << USE_SHIFT | ONE_TYPED,
+        match used_as(word) {
+            FrameUse::Writable if word & TYPED == TYPED => return Err(Errno::ENOMEM),
+            FrameUse::Writable => self.granted(mfn).set(word + ONE_TYPED),
+            FrameUse::None => self.begin(mfn, word, FrameUse::Writable, tlb),
             _ => return Err(Errno::EINVAL),
         }
         Ok(())
@@ -243,91 +262,157 @@ impl Ledger {
     /// Drops a writable reference that [`get_writable`](Self::get_writable) granted.
     #[inline]
     pub fn put_writable(&mut self, mfn: Mfn) {
-        let period = self.period;
-        let word = self.granted_word(mfn);
+        let word = self.granted(mfn).get();
         assert!(
-            used_as(*word) == FrameUse::Writable,
+            used_as(word) == FrameUse::Writable,
             "{mfn:?} has no writable reference to drop"
         );
-        *word -= ONE_TYPED;
-        if *word & TYPED == 0 {
-            *word = *word & !(USE | PERIOD) | period << PERIOD_SHIFT;
+        if typed(word) > 1 {
+            self.granted(mfn).set(word - ONE_TYPED);
+        } else {
+            self.end_use(mfn, word, self.epoch.stamp());
         }
     }
 
-    /// Takes a reference to one of the guest's frames as table `kind`.
-    pub(super) fn get_table(&mut self, mfn: Mfn, kind: FrameUse) -> Result<Granted, Errno> {
-        let period = self.period;
-        let word = self.word_mut(mfn)?;
-        if owner(*word) != Owner::Guest {
+    /// Lets the shim itself store to a frame of data: one that was a table until just now is flushed
+    /// first, so that no CPU takes what is stored for entries.
+    ///
+    /// # Errors
+    /// `EINVAL` when the guest may not write the frame or it is a table.
+    #[inline]
+    pub fn open_for_stores(&mut self, mfn: Mfn, tlb: &dyn Tlb) -> Result<(), Errno> {
+        if !self.is_plain_data(mfn) {
             return Err(Errno::EINVAL);
         }
-        let current = used_as(*word);
+        let word = self.line(mfn)?.get();
+        if used_as(word) == FrameUse::None {
+            self.forget_other(word, FrameUse::Writable, tlb);
+        }
+        Ok(())
+    }
+
+    /// Takes a reference to one of the guest's frames as table `kind`.  One that had another use
+    /// until just now is flushed first, so that nobody can change it any more.
+    pub(super) fn get_table(
+        &mut self,
+        mfn: Mfn,
+        kind: FrameUse,
+        tlb: &dyn Tlb,
+    ) -> Result<Granted, Errno> {
+        let word = self.line(mfn)?.get();
+        if owner(word) != Owner::Guest {
+            return Err(Errno::EINVAL);
+        }
+        let current = used_as(word);
         if current == kind {
-            if *word & TYPED == TYPED {
+            if word & TYPED == TYPED {
                 return Err(Errno::ENOMEM);
             }
-            *word += ONE_TYPED;
+            self.granted(mfn).set(word + ONE_TYPED);
             return Ok(Granted::Again);
         }
         if current != FrameUse::None {
             return Err(Errno::EINVAL);
         }
-        *word += (kind as u64) << USE_SHIFT | ONE_TYPED;
-        let stale = (*word & PERIOD) >> PERIOD_SHIFT == period;
-        Ok(Granted::First { stale })
+        self.begin(mfn, word, kind, tlb);
+        Ok(Granted::First)
     }
 
     /// Drops a table reference; returns whether it was the last, so that what the contents stand
     /// for has to be dropped as well.
-    pub(super) fn put_table(&mut self, mfn: Mfn, kind: FrameUse) -> bool {
-        let word = self.granted_word(mfn);
+    pub(super) fn put_table(&mut self, mfn: Mfn, kind: FrameUse, dropped: Dropped) -> bool {
+        let word = self.granted(mfn).get();
         assert!(
-            used_as(*word) == kind,
+            used_as(word) == kind,
             "{mfn:?} has no reference as {kind:?} to drop"
         );
-        *word -= ONE_TYPED;
-        let last = *word & TYPED == 0;
-        if last {
-            *word &= !(USE | PINNED);
+        let link = match dropped {
+            Dropped::Link => Epoch::short(self.epoch.stamp()),
+            Dropped::Hold => (word & LINK) >> LINK_SHIFT,
+        };
+        if typed(word) > 1 {
+            let word = word & !LINK | link << LINK_SHIFT;
+            self.granted(mfn).set(word - ONE_TYPED);
+            return false;
         }
-        last
+        self.end_use(mfn, word, self.epoch.newest(link));
+        true
+    }
+
+    /// Begins use `kind` of a frame that has none, with one reference.
+    #[inline]
+    fn begin(&mut self, mfn: Mfn, word: u64, kind: FrameUse, tlb: &dyn Tlb) {
+        self.forget_other(word, kind, tlb);
+        // What is stale now was this use before, and a CPU may still know it by that.
+        let (_, stamp) = history(word);
+        let link = self.epoch.stamp() - u64::from(!self.epoch.is_stale(stamp));
+        let field = ONE_TYPED | Epoch::short(link) << LINK_SHIFT;
+        self.granted(mfn)
+            .set(word & !HISTORY | field | (kind as u64) << USE_SHIFT);
+    }
+
+    /// Has everything forgotten if a CPU may still reach the frame of this word, which has no use, as
+    /// something else than `kind`.
+    #[inline]
+    fn forget_other(&mut self, word: u64, kind: FrameUse, tlb: &dyn Tlb) {
+        let (was, stamp) = history(word);
+        if was != kind && was != FrameUse::None && self.epoch.is_stale(stamp) {
+            tlb.flush_everything();
+            self.note_full_flush();
+        }
+    }
+
+    /// Ends the use of a frame, which a CPU may remember as long as `stamp` is stale.
+    #[inline]
+    fn end_use(&mut self, mfn: Mfn, word: u64, stamp: u64) {
+        let field = stamp << STAMP_SHIFT | (used_as(word) as u64) << WAS_SHIFT;
+        self.granted(mfn)
+            .set(word & !(HISTORY | USE | PINNED) | field);
     }
 
     /// Marks a table as pinned; the caller holds the reference that goes with the mark.  Returns
     /// whether it was unmarked before.
     pub(super) fn set_pinned(&mut self, mfn: Mfn) -> bool {
-        let word = self.granted_word(mfn);
-        let fresh = *word & PINNED == 0;
-        *word |= PINNED;
-        fresh
+        let line = self.granted(mfn);
+        let word = line.replace(line.get() | PINNED);
+        word & PINNED == 0
     }
 
     /// Removes the mark; returns the level of the table, or `None` if it was not marked.
     pub(super) fn clear_pinned(&mut self, mfn: Mfn) -> Option<Level> {
-        let word = self.word_mut(mfn).ok()?;
-        if *word & PINNED == 0 {
-            return None;
-        }
-        *word &= !PINNED;
-        used_as(*word).level()
+        let line = self.line(mfn).ok()?;
+        let word = line.replace(line.get() & !PINNED);
+        (word & PINNED != 0).then(|| used_as(word).level())?
     }
 
     #[inline]
     fn word(&self, mfn: Mfn) -> Option<u64> {
-        self.words.get(mfn.0 as usize).copied()
+        self.words.get(mfn.0 as usize).map(Cell::get)
     }
 
     #[inline]
-    fn word_mut(&mut self, mfn: Mfn) -> Result<&mut u64, Errno> {
-        self.words.get_mut(mfn.0 as usize).ok_or(Errno::EINVAL)
+    fn line(&self, mfn: Mfn) -> Result<&Cell<u64>, Errno> {
+        self.words.get(mfn.0 as usize).ok_or(Errno::EINVAL)
     }
 
     #[inline]
-    fn granted_word(&mut self, mfn: Mfn) -> &mut u64 {
+    fn granted(&self, mfn: Mfn) -> &Cell<u64> {
         self.words
-            .get_mut(mfn.0 as usize)
+            .get(mfn.0 as usize)
             .expect("a reference is granted only to a frame in range")
+    }
+}
+
+#[cfg(any(test, feature = "testing"))]
+impl Ledger {
+    /// Returns a ledger of the same lines, to look into.
+    pub(crate) fn window(&self) -> Self {
+        Self {
+            words: self.words.clone(),
+            epoch: Epoch::new(),
+            guest_frames: 0,
+            given_up: GivenUp::default(),
+        }
     }
 }
 
@@ -335,8 +420,9 @@ impl Ledger {
 impl Ledger {
     /// Sets both counts of a frame, to reach saturation without millions of steps.
     pub(super) fn force_counts(&mut self, mfn: Mfn, typed: u64, plain: u64) {
-        let word = self.granted_word(mfn);
-        *word = *word & !(TYPED | PLAIN) | typed << TYPED_SHIFT | plain;
+        let line = self.granted(mfn);
+        let counts = typed << super::frame::TYPED_SHIFT | plain;
+        line.set(line.get() & !(TYPED | PLAIN) | counts);
     }
 
     pub(super) const MAX_PLAIN: u64 = PLAIN;

@@ -9,13 +9,16 @@
 //!
 //! Two rules about translations that a CPU may still cache:
 //! * An operation returns the [`Flush`] that its caller owes *before any guest code runs*.
-//! * A frame whose last writable reference went away may still be written through a stale
-//!   translation.  The ledger remembers that, and the frame becomes a table only after a full
-//!   flush; [`Tlb`] performs it when nobody else did meanwhile.
+//! * A frame whose last typed reference went away may still be reached as what it was: written
+//!   through a stale translation, or walked as a table.  The [ledger](epoch) remembers that, and the
+//!   frame gets another use, or a store from the shim, only after a full flush; [`Tlb`] performs it
+//!   when nobody else did meanwhile.  This can not wait for the end of the operation: the shim
+//!   itself reads guest memory through the same translations.
 
 mod balloon;
 mod descriptor;
 mod entry;
+mod epoch;
 mod frame;
 mod ledger;
 mod m2p;

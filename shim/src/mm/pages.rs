@@ -11,10 +11,18 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     /// # Errors
     /// `EINVAL` when the guest may not write the frame or it is a table.
     pub fn clear_page(&mut self, mfn: Mfn) -> Result<(), Errno> {
-        if !self.ledger.is_plain_data(mfn) {
-            return Err(Errno::EINVAL);
-        }
+        self.ledger.open_for_stores(mfn, self.tlb)?;
         self.frames.clear(mfn);
+        Ok(())
+    }
+
+    /// Fills a page with `contents`, as the hypercall page is.
+    ///
+    /// # Errors
+    /// As [`clear_page`](Self::clear_page).
+    pub fn fill_page(&mut self, mfn: Mfn, contents: &[u8; PAGE_SIZE]) -> Result<(), Errno> {
+        self.ledger.open_for_stores(mfn, self.tlb)?;
+        self.frames.write(mfn, 0, contents);
         Ok(())
     }
 
@@ -23,9 +31,10 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     /// # Errors
     /// `EINVAL` when the guest may not write `to` or it is a table, or may not read `from`.
     pub fn copy_page(&mut self, to: Mfn, from: Mfn) -> Result<(), Errno> {
-        if !self.ledger.is_plain_data(to) || !self.ledger.is_readable(from) {
+        if !self.ledger.is_readable(from) {
             return Err(Errno::EINVAL);
         }
+        self.ledger.open_for_stores(to, self.tlb)?;
         let mut piece = [0; 256];
         for offset in (0..PAGE_SIZE).step_by(piece.len()) {
             self.frames.read(from, offset, &mut piece);

@@ -5,6 +5,7 @@
 use xen_abi::mmu::Level;
 use xen_abi::{Errno, Mfn};
 
+use super::ledger::Dropped;
 use super::{Flush, Mm};
 use crate::mem::Frames;
 
@@ -35,7 +36,7 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     pub fn pin(&mut self, level: Level, table: Mfn) -> Result<Flush, Errno> {
         self.get_table(table, level)?;
         if !self.ledger.set_pinned(table) {
-            self.put_table(table, level);
+            self.put_table(table, level, Dropped::Hold);
             return Err(Errno::EINVAL);
         }
         Ok(Flush::None)
@@ -47,7 +48,7 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     /// `EINVAL` when the frame is not pinned.
     pub fn unpin(&mut self, table: Mfn) -> Result<Flush, Errno> {
         let level = self.ledger.clear_pinned(table).ok_or(Errno::EINVAL)?;
-        self.put_table(table, level);
+        self.put_table(table, level, Dropped::Hold);
         Ok(Flush::None)
     }
 
@@ -60,7 +61,7 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
         if let Some(user) = user
             && let Err(error) = self.get_table(user, Level::L4)
         {
-            self.put_table(kernel, Level::L4);
+            self.put_table(kernel, Level::L4, Dropped::Hold);
             return Err(error);
         }
         Ok(AddressSpaces { kernel, user })
@@ -68,9 +69,9 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
 
     /// Drops the tables of a vCPU that runs no more.
     pub fn leave(&mut self, spaces: AddressSpaces) {
-        self.put_table(spaces.kernel, Level::L4);
+        self.put_table(spaces.kernel, Level::L4, Dropped::Link);
         if let Some(user) = spaces.user {
-            self.put_table(user, Level::L4);
+            self.put_table(user, Level::L4, Dropped::Link);
         }
     }
 
@@ -82,7 +83,7 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     pub fn new_baseptr(&mut self, spaces: &mut AddressSpaces, table: Mfn) -> Result<Flush, Errno> {
         if table != spaces.kernel {
             self.get_table(table, Level::L4)?;
-            self.put_table(spaces.kernel, Level::L4);
+            self.put_table(spaces.kernel, Level::L4, Dropped::Link);
             spaces.kernel = table;
         }
         Ok(Flush::Full)
@@ -105,7 +106,7 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
             self.get_table(new, Level::L4)?;
         }
         if let Some(old) = core::mem::replace(&mut spaces.user, new) {
-            self.put_table(old, Level::L4);
+            self.put_table(old, Level::L4, Dropped::Link);
         }
         Ok(Flush::Full)
     }

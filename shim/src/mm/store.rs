@@ -47,7 +47,7 @@ impl<'a, F: Frames + ?Sized> Mm<'a, F> {
         }
         let same = same_reference(old, new);
         if !same && new.is_present() {
-            self.ledger.get_mapping(new)?;
+            self.ledger.get_mapping(new, self.tlb)?;
         }
         let stored = self.frames.cas64(table, index * 8, old.0, new.0) == old.0;
         let surplus = if stored { old } else { new };

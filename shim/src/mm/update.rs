@@ -8,6 +8,7 @@ use xen_abi::mmu::{Level, MmuUpdate, Pte, UvmFlags, is_guest_l4_slot, update};
 use xen_abi::{Errno, GuestVa, Mfn};
 
 use super::entry::adjust_l1;
+use super::ledger::Dropped;
 use super::{Flush, FrameUse, M2p, Mm, Owner};
 use crate::mem::Frames;
 
@@ -44,11 +45,12 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
             FrameUse::L2 => self.set_upper(Level::L2, table, index, new, preserve),
             FrameUse::L3 => self.set_upper(Level::L3, table, index, new, preserve),
             FrameUse::L4 => self.set_upper(Level::L4, table, index, new, preserve),
-            FrameUse::None | FrameUse::Writable if self.ledger.is_plain_data(table) => {
+            FrameUse::None | FrameUse::Writable => {
+                self.ledger.open_for_stores(table, self.tlb)?;
                 self.store(table, index, new);
                 Ok(Flush::None)
             }
-            _ => Err(Errno::EINVAL),
+            FrameUse::Descriptors => Err(Errno::EINVAL),
         }
     }
 
@@ -94,7 +96,7 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
             return Ok(());
         }
         if new.is_present() {
-            self.ledger.get_mapping(new)?;
+            self.ledger.get_mapping(new, self.tlb)?;
         }
         self.replace(table, index, old, new, preserve);
         if old.is_present() {
@@ -125,7 +127,7 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
         let Some(child) = level.child().filter(|_| old.is_present()) else {
             return Ok(Flush::None);
         };
-        self.put_table(old.frame(), child);
+        self.put_table(old.frame(), child, Dropped::Link);
         Ok(if (old.0 ^ new.0) & !AD == 0 {
             Flush::None
         } else {

@@ -12,7 +12,7 @@ use xen_abi::{Errno, Mfn};
 
 use super::Mm;
 use super::entry::{adjust_l1, adjust_table};
-use super::ledger::Granted;
+use super::ledger::{Dropped, Granted};
 use crate::mem::Frames;
 
 impl<F: Frames + ?Sized> Mm<'_, F> {
@@ -28,32 +28,25 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
         self.frames.store64(table, index * 8, pte.0);
     }
 
-    /// Flushes everything everywhere, now.
-    pub(super) fn flush_now(&mut self) {
-        self.tlb.flush_everything();
-        self.ledger.note_full_flush();
-    }
-
     /// Takes a reference to `table` as a page table of `level`, checking it if it is the first.
     pub(super) fn get_table(&mut self, table: Mfn, level: Level) -> Result<(), Errno> {
-        match self.ledger.get_table(table, level.into())? {
+        match self.ledger.get_table(table, level.into(), self.tlb)? {
             Granted::Again => return Ok(()),
-            Granted::First { stale: true } => self.flush_now(),
-            Granted::First { stale: false } => {}
+            Granted::First => {}
         }
         let checked = match level {
             Level::L1 => self.validate_l1(table),
             _ => self.validate_upper(table, level),
         };
         if checked.is_err() {
-            self.ledger.put_table(table, level.into());
+            self.ledger.put_table(table, level.into(), Dropped::Hold);
         }
         checked
     }
 
     /// Drops a reference that [`get_table`](Self::get_table) took.
-    pub(super) fn put_table(&mut self, table: Mfn, level: Level) {
-        if self.ledger.put_table(table, level.into()) {
+    pub(super) fn put_table(&mut self, table: Mfn, level: Level, dropped: Dropped) {
+        if self.ledger.put_table(table, level.into(), dropped) {
             self.drop_entries(table, level, ENTRIES);
         }
     }
@@ -64,7 +57,8 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
             if !pte.is_present() {
                 continue;
             }
-            let taken = adjust_l1(pte).and_then(|new| self.ledger.get_mapping(new).map(|()| new));
+            let taken =
+                adjust_l1(pte).and_then(|new| self.ledger.get_mapping(new, self.tlb).map(|()| new));
             match taken {
                 Ok(new) if new == pte => {}
                 Ok(new) => self.store(table, index, new),
@@ -123,7 +117,7 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
         for index in 0..count {
             let pte = self.load(table, index);
             if pte.is_present() && (level != Level::L4 || is_guest_l4_slot(index)) {
-                self.put_table(pte.frame(), child);
+                self.put_table(pte.frame(), child, Dropped::Link);
             }
         }
     }

@@ -25,7 +25,7 @@ use xen_abi::{DomId, Errno, Mfn};
 use super::{BadGrant, GuestGrants};
 use crate::mem::{FramePool, Frames};
 
-pub use holds::FrameHolds;
+pub use holds::{FrameHolds, Holds};
 pub use own::OwnMapper;
 
 /// Frames that a guest's table may have: what hosts allow by default.

@@ -85,8 +85,6 @@ impl Bench {
         } = built();
         let frames = Rc::new(frames);
         let clock = Clock::new(77_000_000_000);
-        let m = FakeMachine::new(frames.clone(), clock.clone(), m2p);
-        let host = FakeHost::new(clock, frames, Self::UPTIME, Self::WALL);
         let mut ledger = Ledger::new(Self::END, &[(Mfn(0), Self::END.0 - 1)]).expect("small");
         for frame in FIRST_GUEST_FRAME..Self::END.0 - 1 {
             ledger.give_to_guest(Mfn(frame)).expect("the shim's");
@@ -95,6 +93,8 @@ impl Bench {
             let lent = ledger.change_owner(shared, Owner::Shim, Owner::Shared);
             lent.expect("the shim's");
         }
+        let m = FakeMachine::new(frames.clone(), clock.clone(), m2p, &ledger);
+        let host = FakeHost::new(clock, frames, Self::UPTIME, Self::WALL);
         let mut slots = [Pte::new(Self::SHIM, Pte::PRESENT | Pte::RW).0; XEN_SLOTS];
         slots[0] = Pte::new(M2P_FRAME, Pte::PRESENT | Pte::USER).0;
         let slots = ShimSlots(slots);

@@ -2,18 +2,19 @@
 
 mod walk;
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use xen_abi::mmu::{INVALID_M2P_ENTRY, is_canonical};
-use xen_abi::{GuestVa, Mfn, PAGE_SIZE};
+use xen_abi::{GuestVa, Mfn};
 
-use self::walk::Cached;
+use super::heap::SmallHeap;
 use super::host::Clock;
+use super::translations::Translations;
 use crate::cpu::Machine;
 use crate::mem::{FakeFrames, Frames};
-use crate::mm::M2p;
+use crate::mm::{Ledger, M2p};
 
 /// A flush that was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,13 +60,16 @@ pub struct FakeMachine {
     /// Model-specific registers; one that is not there faults.
     pub msrs: BTreeMap<u32, u64>,
     m2p: RefCell<Vec<u64>>,
-    cached: RefCell<BTreeMap<u64, Cached>>,
-    walks: Cell<usize>,
+    cpu: Rc<Translations>,
 }
 
 impl FakeMachine {
-    /// Makes a machine with the given memory and machine-to-physical table.
-    pub fn new(frames: Rc<FakeFrames>, clock: Clock, m2p: Vec<u64>) -> Self {
+    /// Makes a machine with the given memory and machine-to-physical table, whose CPU is watched to
+    /// reach nothing but what `ledger` allows.
+    pub fn new(frames: Rc<FakeFrames>, clock: Clock, m2p: Vec<u64>, ledger: &Ledger) -> Self {
+        let cpu = Rc::new(Translations::new(ledger));
+        let judge = cpu.clone();
+        frames.on_store(move |frame| judge.judge_store(frame));
         Self {
             frames,
             clock,
@@ -84,8 +88,7 @@ impl FakeMachine {
             xcr0: 1,
             msrs: BTreeMap::new(),
             m2p: RefCell::new(m2p),
-            cached: RefCell::default(),
-            walks: Cell::new(0),
+            cpu,
         }
     }
 
@@ -116,7 +119,8 @@ impl Machine for FakeMachine {
     fn load_page_table(&mut self, l4: Mfn) {
         self.root = l4;
         self.loads += 1;
-        self.cached.borrow_mut().clear();
+        SmallHeap::outside(|| self.cpu.forget());
+        self.speculate();
     }
     fn switch_page_table(&mut self, l4: Mfn) {
         self.load_page_table(l4);
@@ -126,7 +130,7 @@ impl Machine for FakeMachine {
     }
     fn flush_page(&self, va: u64) {
         self.flushes.borrow_mut().push(Flushed::Page(va));
-        self.cached.borrow_mut().remove(&(va / PAGE_SIZE as u64));
+        SmallHeap::outside(|| self.cpu.forget_page(va));
     }
     fn gs_base(&self) -> u64 {
         self.gs_base

@@ -11,8 +11,10 @@ pub(crate) mod heap;
 mod host;
 mod machine;
 mod points;
+mod translations;
 
 pub use guest::{Bench, TestGuest};
 pub use host::{Clock, Ended, FakeHost, Journey};
 pub use machine::{FakeMachine, Flushed};
 pub use points::{Call, FakePoints, OnStore};
+pub use translations::Translations;

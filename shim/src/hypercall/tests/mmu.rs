@@ -333,3 +333,36 @@ fn a_store_through_a_read_only_mapping_of_a_table_is_carried_out() {
     let mut probe = [0; 8];
     assert!(bench.guest.m.read_guest(GuestVa(at), &mut probe).is_ok());
 }
+
+/// Makes an L1 table of a frame that is mapped nowhere, links it behind what `va` is translated by,
+/// and returns it with the machine address of the entry.
+fn linked(bench: &mut Bench, va: u64) -> (Mfn, u64) {
+    let mut table = bench.guest.m.root;
+    for level in [Level::L4, Level::L3] {
+        table = Pte(bench.guest.m.load64(table, level.index(GuestVa(va)) * 8)).frame();
+    }
+    let (entry, new) = (table.addr() + 400 * 8, bench.mfn(Bench::UNMAPPED));
+    let link = Pte::new(new, RW | Pte::USER).0;
+    assert_eq!(updates(bench, &[(entry, link)], SELF), (Ok(0), 1));
+    assert_eq!(bench.guest.ledger.used_as(new), FrameUse::L1);
+    (new, entry)
+}
+
+#[test]
+fn what_one_request_makes_of_a_table_is_flushed_before_the_next_is_read() {
+    let mut bench = Bench::new();
+    let va = bench.page(60);
+    let (table, link) = linked(&mut bench, va);
+    // What a CPU that still walks the table would take for a page of the shim's.
+    let evil = Pte::new(Bench::SHIM, RW | Pte::USER).0;
+    bench.guest.m.take_flushes();
+    let list = [(link, 0), (table.addr() + 8, evil)];
+    assert_eq!(updates(&mut bench, &list, SELF), (Ok(0), 2));
+    let flushes = bench.guest.m.take_flushes();
+    assert_eq!(
+        flushes,
+        [Flushed::All, Flushed::All],
+        "before the store, and at the end"
+    );
+    bench.check();
+}

@@ -48,9 +48,8 @@ impl Ledger {
         if self.given_up.last != Some(mfn) {
             return Err(Errno::EINVAL);
         }
-        let word = self.word_mut(mfn)?;
-        let next = *word & LINK;
-        *word = (Owner::Guest as u64) << OWNER_SHIFT;
+        let line = self.line(mfn)?;
+        let next = line.replace((Owner::Guest as u64) << OWNER_SHIFT) & LINK;
         self.guest_frames += 1;
         self.given_up.last = next.checked_sub(1).map(Mfn);
         self.given_up.count -= 1;
@@ -80,11 +79,11 @@ impl Ledger {
 
     fn put_first(&mut self, mfn: Mfn) -> Result<(), Errno> {
         let next = self.given_up.last.map_or(0, |next| next.0 + 1);
-        let word = self.word_mut(mfn)?;
-        if owner(*word) != Owner::Nobody {
+        let line = self.line(mfn)?;
+        if owner(line.get()) != Owner::Nobody {
             return Err(Errno::EINVAL);
         }
-        *word = (Owner::GivenUp as u64) << OWNER_SHIFT | next;
+        line.set((Owner::GivenUp as u64) << OWNER_SHIFT | next);
         self.given_up.last = Some(mfn);
         self.given_up.count += 1;
         Ok(())

@@ -2,12 +2,14 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use xen_abi::mmu::{INVALID_M2P_ENTRY, Pte, XEN_SLOTS};
 use xen_abi::{Errno, Mfn};
 
-use super::super::{Flush, Ledger, M2p, Mm, Owner, ShimSlots, Tlb};
+use super::super::{AddressSpaces, Flush, Ledger, M2p, Mm, Owner, ShimSlots, Tlb};
 use crate::mem::{FakeFrames, Frames};
+use crate::testing::Translations;
 
 /// What a guest writes into an entry for a kernel page or a table.
 pub const KERNEL_RW: u64 = Pte::PRESENT | Pte::RW | Pte::ACCESSED | Pte::DIRTY;
@@ -29,12 +31,19 @@ pub fn done(result: Result<Flush, Errno>) {
     assert_eq!(result, Ok(Flush::None));
 }
 
-#[derive(Default)]
-pub struct CountingTlb(pub Cell<u32>);
+/// The machine's CPUs; counts how often all of them had to forget everything.
+pub struct Cpus {
+    pub flushes: Cell<u32>,
+    cpus: Rc<[Translations; CPUS]>,
+}
 
-impl Tlb for CountingTlb {
+/// How many there are.
+pub const CPUS: usize = 2;
+
+impl Tlb for Cpus {
     fn flush_everything(&self) {
-        self.0.set(self.0.get() + 1);
+        self.flushes.set(self.flushes.get() + 1);
+        self.cpus.iter().for_each(Translations::forget);
     }
 }
 
@@ -59,7 +68,7 @@ pub struct Machine {
     pub frames: FakeFrames,
     pub ledger: Ledger,
     pub slots: ShimSlots,
-    pub tlb: CountingTlb,
+    pub tlb: Cpus,
     pub m2p: FakeM2p,
 }
 
@@ -76,11 +85,19 @@ impl Machine {
         for (slot, index) in slots.iter_mut().zip(0x100..) {
             *slot = Pte::new(Mfn(index), Pte::PRESENT).0;
         }
+        let frames = FakeFrames::new(HOLE.0);
+        let cpus = Rc::new([(); CPUS].map(|()| Translations::new(&ledger)));
+        let judges = cpus.clone();
+        frames.on_store(move |frame| judges.iter().for_each(|cpu| cpu.judge_store(frame)));
+        let tlb = Cpus {
+            flushes: Cell::new(0),
+            cpus,
+        };
         Self {
-            frames: FakeFrames::new(HOLE.0),
+            frames,
             ledger,
             slots: ShimSlots(slots),
-            tlb: CountingTlb::default(),
+            tlb,
             m2p: FakeM2p::default(),
         }
     }
@@ -92,6 +109,23 @@ impl Machine {
             slots: &self.slots,
             tlb: &self.tlb,
         }
+    }
+
+    /// Lets a CPU run on these tables: it remembers all that it could reach.
+    pub fn run(&self, cpu: usize, spaces: &AddressSpaces) {
+        for root in [Some(spaces.kernel()), spaces.user()].into_iter().flatten() {
+            self.tlb.cpus[cpu].speculate(&self.frames, root, true);
+        }
+    }
+
+    /// Loads a table on a CPU, which then remembers nothing.
+    pub fn load_table(&self, cpu: usize) {
+        self.tlb.cpus[cpu].forget();
+    }
+
+    /// Checks what the CPUs could still reach.
+    pub fn check_cpus(&self) {
+        self.tlb.cpus.iter().for_each(Translations::check);
     }
 
     /// Stores an entry as the guest does while it builds a table.

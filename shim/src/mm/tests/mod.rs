@@ -6,5 +6,6 @@ mod mappings;
 mod races;
 mod random;
 mod scan;
+mod stale;
 mod stores;
 mod tables;

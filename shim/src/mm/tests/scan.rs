@@ -55,16 +55,6 @@ impl<'a> Scan<'a> {
         self
     }
 
-    /// Returns every frame found with the use that was found.
-    pub fn uses(&self) -> impl Iterator<Item = (Mfn, FrameUse)> + '_ {
-        self.typed.iter().map(|(&mfn, &(kind, _))| (mfn, kind))
-    }
-
-    /// Returns every frame that is mapped read-only somewhere.
-    pub fn read_only(&self) -> impl Iterator<Item = Mfn> + '_ {
-        self.plain.keys().copied()
-    }
-
     /// Compares with the ledger.
     pub fn check(&self) {
         for mfn in (0..END).map(Mfn) {

@@ -3,7 +3,7 @@
 use xen_abi::mmu::{FIRST_XEN_SLOT, Level, MmuUpdate, Pte};
 use xen_abi::{Errno, Mfn, Pfn};
 
-use super::super::{Flush, FrameUse, Ledger, MAX_REFERENCES, Owner};
+use super::super::{Flush, FrameUse, Ledger, MAX_REFERENCES, Owner, Tlb};
 use super::machine::{
     END, HOLE, KERNEL_RO, KERNEL_RW, Machine, OUTSIDE, READ_ONLY, SHARED, SHIM, USER_RW, done,
 };
@@ -199,28 +199,37 @@ fn a_frame_written_through_a_stale_translation_is_flushed_before_it_becomes_a_ta
         Ok(Flush::None)
     );
     done(machine.mm().pin(Level::L1, Mfn(8)));
-    assert_eq!(machine.tlb.0.get(), 1);
+    assert_eq!(machine.tlb.flushes.get(), 1);
     done(machine.mm().unpin(Mfn(8)));
     done(machine.mm().pin(Level::L1, Mfn(8)));
-    assert_eq!(machine.tlb.0.get(), 1, "once is enough");
-    machine.ledger.get_writable(Mfn(9)).expect("plain");
+    assert_eq!(machine.tlb.flushes.get(), 1, "once is enough");
+    machine
+        .ledger
+        .get_writable(Mfn(9), &machine.tlb)
+        .expect("plain");
     machine.ledger.put_writable(Mfn(9));
     machine.ledger.note_full_flush();
     done(machine.mm().pin(Level::L1, Mfn(9)));
-    assert_eq!(machine.tlb.0.get(), 1, "somebody flushed meanwhile");
+    assert_eq!(machine.tlb.flushes.get(), 1, "somebody flushed meanwhile");
 }
 
 #[test]
 fn counts_refuse_rather_than_wrap() {
     let mut machine = Machine::new();
-    machine.ledger.get_writable(Mfn(20)).expect("plain");
+    machine
+        .ledger
+        .get_writable(Mfn(20), &machine.tlb)
+        .expect("plain");
     done(machine.mm().pin(Level::L4, Mfn(4)));
     for mfn in [Mfn(20), Mfn(4)] {
         machine
             .ledger
             .force_counts(mfn, MAX_REFERENCES, Ledger::MAX_PLAIN);
     }
-    assert_eq!(machine.ledger.get_writable(Mfn(20)), Err(Errno::ENOMEM));
+    assert_eq!(
+        machine.ledger.get_writable(Mfn(20), &machine.tlb),
+        Err(Errno::ENOMEM)
+    );
     assert_eq!(machine.ledger.get_plain(Mfn(20)), Err(Errno::ENOMEM));
     assert_eq!(machine.mm().enter(Mfn(4), None), Err(Errno::ENOMEM));
     assert_eq!(machine.counts(Mfn(20)), (MAX_REFERENCES, Ledger::MAX_PLAIN));
@@ -255,6 +264,14 @@ fn a_referenced_frame_does_not_change_hands() {
     }
 }
 
+struct NoFlush;
+
+impl Tlb for NoFlush {
+    fn flush_everything(&self) {
+        unreachable!("nothing changes its use");
+    }
+}
+
 #[test]
 fn what_was_given_up_comes_back_in_the_opposite_order_and_is_nobodys_meanwhile() {
     // 2 GiB, of which the guest gives all up but the first MiB.
@@ -272,7 +289,7 @@ fn what_was_given_up_comes_back_in_the_opposite_order_and_is_nobodys_meanwhile()
     let mut last = given.next_back().expect("there are some");
     assert_eq!(ledger.last_given_up(), Some(last));
     assert_eq!(ledger.get_plain(last), Err(Errno::EINVAL));
-    assert_eq!(ledger.get_writable(last), Err(Errno::EINVAL));
+    assert_eq!(ledger.get_writable(last, &NoFlush), Err(Errno::EINVAL));
     assert_eq!(ledger.clear_pinned(last), None);
     let info = ledger.info(last).expect("in range");
     assert_eq!(

@@ -14,7 +14,7 @@ use crate::host::Host;
 use crate::hypercall::{element, read, write};
 use crate::mm::{Flush, Ledger, Mm, ShimSlots};
 use crate::points::Outside;
-use crate::points::grant::{FrameHolds, OwnMapper};
+use crate::points::grant::{FrameHolds, Holds, OwnMapper};
 
 /// Structures in one list.  No call here is interrupted and continued, as a long one is by Xen, so
 /// that there has to be an end; kernels send some dozens.
@@ -142,6 +142,13 @@ impl<M: Machine> Mapper<'_, M> {
         }
     }
 
+    fn holds(&mut self) -> Holds<'_> {
+        Holds {
+            ledger: self.ledger,
+            tlb: self.m,
+        }
+    }
+
     /// Sets the L1 entry at, or for, `host_addr`, and forgets its old translation.
     fn set(&mut self, host_addr: u64, flags: u32, pte: Pte) -> Result<(), i16> {
         let m = self.m;
@@ -182,11 +189,11 @@ impl<M: Machine> Mapper<'_, M> {
 
 impl<M: Machine> FrameHolds for Mapper<'_, M> {
     fn hold(&mut self, frame: Mfn, write: bool) -> bool {
-        self.ledger.hold(frame, write)
+        self.holds().hold(frame, write)
     }
 
     fn release(&mut self, frame: Mfn, write: bool) {
-        FrameHolds::release(self.ledger, frame, write);
+        self.holds().release(frame, write);
     }
 }
 

@@ -12,7 +12,7 @@ use crate::host::{Arrival, Host, HostPort};
 use crate::mem::{FramePool, Frames};
 use crate::mm::{Ledger, Owner};
 use crate::points::evtchn::PortsView;
-use crate::points::grant::{DEFAULT_MAX_FRAMES, GuestGrantTable};
+use crate::points::grant::{DEFAULT_MAX_FRAMES, GuestGrantTable, Holds};
 use crate::points::xenstore::{Limits, VirtualStore};
 use crate::points::{Cx, Outside};
 
@@ -92,7 +92,11 @@ impl Sides {
             vcpus: outside.vcpus,
         };
         let mut host_grants = self.host_grants.via(outside.m, &mut *self.grant_frames);
-        let mut grants = self.grants.via(outside.ledger);
+        let mut holds = Holds {
+            ledger: outside.ledger,
+            tlb: outside.m,
+        };
+        let mut grants = self.grants.via(&mut holds);
         let mut cx = Cx {
             frames: outside.m,
             pool: &mut *self.pool,

@@ -71,6 +71,7 @@ impl Bench {
         }
         self.regs.vector = vector;
         self.regs.error = error;
+        self.guest.m.speculate();
         self.guest.enter(0, &mut self.regs)
     }
 

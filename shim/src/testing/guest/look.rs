@@ -117,7 +117,7 @@ impl Bench {
     /// and the ledger has counted exactly what there is.
     pub fn check(&self) {
         Census::take(&self.guest).compare();
-        self.guest.m.check_cache(&self.guest.ledger);
+        self.guest.m.check_cpu();
         let root = self.guest.m.root;
         assert_eq!(self.guest.ledger.used_as(root), FrameUse::L4);
         let vcpu = &self.guest.vcpus[0];

@@ -37,6 +37,11 @@ pub(super) enum Op {
 }
 
 impl Op {
+    /// Whether all that is owed has to be settled after it: no list holds it.
+    pub(super) fn ends_lists(&self) -> bool {
+        matches!(self, Self::Release(_) | Self::Base(..) | Self::UserBase(..))
+    }
+
     /// Its kind in words, to count by.
     pub(super) fn name(&self) -> String {
         let text = format!("{self:?}");

@@ -78,7 +78,7 @@ impl World {
 
     /// Lets the host's daemon and the points speak until neither has anything to say.
     pub(super) fn pump(&mut self) {
-        for _ in 0..200 {
+        for _ in 0..2000 {
             let frames = self.bench.guest.host.frames.clone();
             let real = &mut self.real;
             if !SmallHeap::outside(|| real.service(&*frames).notify) {
