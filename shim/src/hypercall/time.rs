@@ -27,7 +27,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
     pub(super) fn set_timer_op(&mut self, v: usize, [deadline, ..]: Args) -> Answer {
         let now = self.now();
         let deadline = if deadline.saturating_sub(now) >> ABSURD_SHIFT != 0 {
-            now + SOON_NS
+            now.saturating_add(SOON_NS)
         } else {
             deadline
         };
@@ -62,7 +62,8 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
     pub fn set_runstate(&mut self, v: usize, state: u32, now: u64) {
         let info = &mut self.vcpus[v].runstate;
         let spent = now.saturating_sub(info.state_entry_time);
-        info.time[info.state as usize & 3] += spent;
+        let sum = &mut info.time[info.state as usize & 3];
+        *sum = sum.saturating_add(spent);
         info.state = state;
         info.state_entry_time = now;
         self.publish_runstate(v);

@@ -11,7 +11,7 @@ use unmoved_shim::cpu::UPCALL_VECTOR;
 use unmoved_shim::host::grants::TableFrames;
 use unmoved_shim::host::{Arrival, Host, HostEvent, HostPort, Ring, Xen};
 use unmoved_shim::mem::Frames;
-use unmoved_shim::points::time::{HostTime, SECOND};
+use unmoved_shim::points::time::{HostTime, wall_ns};
 use xen_abi::evtchn::{self, AllocUnbound, BindVirq, Status};
 use xen_abi::hvm;
 use xen_abi::memory;
@@ -26,9 +26,9 @@ use self::call::{add_to_physmap, hypercall, op, param, set_param};
 pub use self::call::{detect, uuid};
 pub use self::last_words::{crash, say_on_console};
 pub use self::reservation::{give_back, reserved_frames};
-use super::instructions;
 use super::layout::gfn;
 use super::memory::direct;
+use super::{globals, instructions};
 
 /// Binds the timer of vCPU 0 to a new port.
 fn bind_timer() -> Result<u32, Errno> {
@@ -59,7 +59,12 @@ fn ring(ring: Ring) -> Result<(Mfn, HostPort), Errno> {
         Ring::Store => (hvm::param::STORE_PFN, hvm::param::STORE_EVTCHN),
         Ring::Console => (hvm::param::CONSOLE_PFN, hvm::param::CONSOLE_EVTCHN),
     };
-    Ok((Mfn(param(page)?), HostPort(Port(param(port)? as u32))))
+    let (page, port) = (Mfn(param(page)?), param(port)?);
+    // Neither frame 0 nor one that is not there can be a ring.
+    if page == Mfn(0) || page.0 >= globals::frame_limit() {
+        return Err(Errno::EINVAL);
+    }
+    Ok((page, HostPort(Port(port as u32))))
 }
 
 /// The frames of the domain's grant table.
@@ -132,10 +137,10 @@ impl HostXen {
             fence(Ordering::SeqCst);
             let low = u64::from(SHARED.load32(gfn::SHARED_INFO, WC_SEC));
             let high = u64::from(SHARED.load32(gfn::SHARED_INFO, WC_SEC_HI));
-            let nanos = u64::from(SHARED.load32(gfn::SHARED_INFO, WC_NSEC));
+            let nanos = SHARED.load32(gfn::SHARED_INFO, WC_NSEC);
             fence(Ordering::SeqCst);
             if version & 1 == 0 && version == SHARED.load32(gfn::SHARED_INFO, WC_VERSION) {
-                return (high << 32 | low) * SECOND + nanos;
+                return wall_ns(high << 32 | low, nanos);
             }
             core::hint::spin_loop();
         }

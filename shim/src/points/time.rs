@@ -44,6 +44,12 @@ impl HostTime {
     }
 }
 
+/// Returns the nanoseconds that a host's `wc_sec` (both halves) and `wc_nsec` mean: whatever the
+/// host wrote there, as many as fit.
+pub fn wall_ns(seconds: u64, nanos: u32) -> u64 {
+    seconds.saturating_mul(SECOND).saturating_add(nanos.into())
+}
+
 /// The guest's time, as a difference from the host's.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Time {
@@ -127,8 +133,10 @@ pub fn expire(vcpu: &mut Vcpu, now: u64) -> bool {
         && next <= now
     {
         // However many periods were missed, there is one tick.
+        // (`now` is as far on as the host says.)
         let missed = (now - next) / period;
-        vcpu.timer.periodic = Some((next + (missed + 1) * period, period));
+        let behind = missed.saturating_add(1).saturating_mul(period);
+        vcpu.timer.periodic = Some((next.saturating_add(behind), period));
         due = true;
     }
     if vcpu.timer.poll.is_some_and(|at| at <= now) {
@@ -141,7 +149,7 @@ pub fn expire(vcpu: &mut Vcpu, now: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{HostTime, Time, expire};
+    use super::{HostTime, SECOND, Time, expire, wall_ns};
     use crate::cpu::{InfoPage, Vcpu};
     use xen_abi::Mfn;
 
@@ -187,6 +195,37 @@ mod tests {
             ..host
         };
         assert_eq!(slow.at(1_400), 150);
+    }
+
+    #[test]
+    fn no_value_of_the_host_is_too_large() {
+        assert_eq!(wall_ns(5, 7), 5 * SECOND + 7);
+        assert_eq!(wall_ns(u64::MAX, u32::MAX), u64::MAX);
+        assert_eq!(wall_ns(u64::MAX / SECOND, u32::MAX), u64::MAX);
+        let edges = [0, 1, u64::MAX / 2, u64::MAX - 1, u64::MAX];
+        for (system_time, tsc_timestamp) in edges.iter().flat_map(|&a| edges.map(|b| (a, b))) {
+            for tsc_shift in [i8::MIN, -64, -1, 0, 1, 63, 64, i8::MAX] {
+                for tsc_to_system_mul in [0, 1, u32::MAX] {
+                    let host = HostTime {
+                        version: u32::MAX - 1,
+                        tsc_timestamp,
+                        system_time,
+                        tsc_to_system_mul,
+                        tsc_shift,
+                        flags: !0,
+                    };
+                    for at in edges.map(|tsc| host.at(tsc)) {
+                        let mut time = Time::default();
+                        time.rebase(at, system_time);
+                        assert_eq!(time.to_guest(at), system_time);
+                        let mut vcpu = vcpu();
+                        vcpu.timer.periodic = Some((1, u64::MAX >> 2));
+                        expire(&mut vcpu, time.to_guest(at));
+                        time.to_host(at);
+                    }
+                }
+            }
+        }
     }
 
     #[test]

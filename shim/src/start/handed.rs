@@ -10,7 +10,8 @@ use crate::machine::{layout, paging};
 
 /// Copies a structure from physical memory below 4 GiB.
 pub(super) fn physical<T: FromBytes>(address: u64) -> T {
-    if address + size_of::<T>() as u64 > 1 << 32 {
+    let end = address.checked_add(size_of::<T>() as u64);
+    if end.is_none_or(|end| end > 1 << 32) {
         refuse("start info", "above 4 GiB");
     }
     // SAFETY: the boot tables map the low 4 GiB, and any bytes make a `T`.
@@ -54,10 +55,15 @@ pub(super) struct Handed {
     pub options: &'static [u8],
 }
 
+/// Where a range ends; what ends nowhere ends with the address space.
+fn end_of(address: u64, len: u64) -> u64 {
+    address.saturating_add(len)
+}
+
 pub(super) fn frames_of(address: u64, len: u64) -> (u64, u64) {
     (
         Mfn::of(address).0,
-        Mfn::of(address + len + PAGE_SIZE as u64 - 1).0,
+        Mfn::of(end_of(address, len).saturating_add(PAGE_SIZE as u64 - 1)).0,
     )
 }
 
@@ -69,18 +75,22 @@ pub(super) fn read_start_info(address: u64) -> Handed {
     let mut memory = FreeMemory::default();
     let mut end = 0;
     for index in 0..u64::from(info.memmap_entries) {
-        let entry: MemmapEntry =
-            physical(info.memmap_paddr + index * size_of::<MemmapEntry>() as u64);
+        let entry: MemmapEntry = physical(end_of(
+            info.memmap_paddr,
+            index * size_of::<MemmapEntry>() as u64,
+        ));
         if entry.kind == e820::RAM {
-            let last = Mfn::of(entry.addr + entry.size).0;
-            memory.add(Mfn::of(entry.addr + PAGE_SIZE as u64 - 1).0, last);
+            let last = Mfn::of(end_of(entry.addr, entry.size)).0;
+            let first = entry.addr.saturating_add(PAGE_SIZE as u64 - 1);
+            memory.add(Mfn::of(first).0, last);
             end = end.max(last);
         }
     }
     let ram = memory;
     let modules: Vec2 = [0, 1].map(|index| {
         (index < u64::from(info.nr_modules)).then(|| {
-            physical::<ModlistEntry>(info.modlist_paddr + index * size_of::<ModlistEntry>() as u64)
+            let offset = index * size_of::<ModlistEntry>() as u64;
+            physical::<ModlistEntry>(end_of(info.modlist_paddr, offset))
         })
     });
     let Some(kernel) = modules[0] else {

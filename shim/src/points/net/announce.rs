@@ -85,7 +85,7 @@ impl Vif {
         if self.send_own(cx, page, SIZE as u16) {
             let done = PAUSES.len() + 1 - self.announcer.left;
             self.announcer.left -= 1;
-            self.announcer.next_ns = now + PAUSES.get(done).copied().unwrap_or(0);
+            self.announcer.next_ns = now.saturating_add(PAUSES.get(done).copied().unwrap_or(0));
         }
     }
 }
