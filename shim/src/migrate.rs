@@ -119,6 +119,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             return self.outside(Points::flush);
         }
         let arrival = self.arrive();
+        self.m.host_changed();
         let after = Moment::now(&self.host);
         // A host whose clock is behind does not make the guest's go back: it stands still.
         let away = after.wall.saturating_sub(before.wall);

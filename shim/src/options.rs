@@ -20,6 +20,9 @@ pub struct Options {
     pub drain_ns: u64,
     /// `unmoved.blackout=shown|hidden`: whether the guest's clocks count the time of a move.
     pub blackout: Blackout,
+    /// `unmoved.xpti=auto|on|off`: whether ring 3 runs on page tables without the shim's memory;
+    /// `None` where the processor decides.
+    pub xpti: Option<bool>,
     /// `unmoved.fault=PHASE:WAY,…`: what goes wrong on purpose in the next moves, one each, for tests.
     pub faults: Vec<Fault>,
 }
@@ -98,6 +101,7 @@ impl Default for Options {
             log: LevelFilter::Info,
             drain_ns: 10 * SECOND,
             blackout: Blackout::Shown,
+            xpti: None,
             faults: Vec::new(),
         }
     }
@@ -140,6 +144,12 @@ impl Options {
                 "hidden" => self.blackout = Blackout::Hidden,
                 _ => return wrong("shown or hidden"),
             },
+            Some(("unmoved.xpti", how)) => match how {
+                "auto" => self.xpti = None,
+                "on" => self.xpti = Some(true),
+                "off" => self.xpti = Some(false),
+                _ => return wrong("auto, on or off"),
+            },
             Some(("unmoved.fault", faults)) => match faults.split(',').map(parse_fault).collect() {
                 Some(faults) => self.faults = faults,
                 None => {
@@ -175,12 +185,13 @@ mod tests {
     fn everything_can_be_said() {
         let line =
             b"pv-shim console=xen,pv unmoved.log=debug unmoved.drain=3 unmoved.blackout=hidden \
-                     unmoved.fault=drain:stall,resume:fail";
+                     unmoved.xpti=on unmoved.fault=drain:stall,resume:fail";
         let (options, complaints) = Options::parse(line);
         assert!(complaints.is_empty(), "{complaints:?}");
         assert_eq!(options.log, log::LevelFilter::Debug);
         assert_eq!(options.drain_ns, 3_000_000_000);
         assert_eq!(options.blackout, Blackout::Hidden);
+        assert_eq!(options.xpti, Some(true));
         let [drain, resume] = [(Phase::Drain, Way::Stall), (Phase::Resume, Way::Fail)]
             .map(|(phase, way)| Fault { phase, way });
         assert_eq!(options.faults, [drain, resume]);
@@ -189,10 +200,10 @@ mod tests {
     #[test]
     fn what_is_not_understood_is_named_and_left_out() {
         let (options, complaints) = Options::parse(
-            b"unmoved.drain=31 colour=red unmoved.fault=park:fail,drain unmoved.log=loud",
+            b"unmoved.drain=31 colour=red unmoved.fault=park:fail,drain unmoved.log=loud unmoved.xpti=maybe",
         );
         assert_eq!(options, Options::default());
-        assert_eq!(complaints.len(), 4);
+        assert_eq!(complaints.len(), 5);
         assert!(complaints[0].contains("unmoved.drain=31"));
         assert_eq!(complaints[1], "unknown option colour=red");
         assert_eq!(Options::parse(&[0xff]).1.len(), 1);

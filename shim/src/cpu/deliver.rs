@@ -190,6 +190,7 @@ pub fn iret<M: Machine>(
         regs.vector = 0;
     }
     vcpu.nmi_blocked = false;
+    vcpu.machine_check_blocked = false;
     mask_events(m, vcpu, context.rflags & rflags::IF == 0);
     Ok(())
 }

@@ -6,7 +6,7 @@ use xen_abi::trap::{FLAT_RING3_CS32, vector};
 
 use super::deliver::{self, Bounce, Doomed};
 use super::state::View;
-use super::{Machine, Regs};
+use super::{Machine, Regs, first};
 use crate::emulate;
 use crate::emulate::address::SegmentBases;
 use crate::emulate::decode::CodeSize;
@@ -33,10 +33,13 @@ const MAX_INSTRUCTION: usize = 15;
 impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
     /// Handles an exception, interrupt or rare kind of system call.
     pub(crate) fn exception(&mut self, v: usize, regs: &mut Regs) -> Result<(), Doomed> {
-        if regs.vector == u64::from(UPCALL_VECTOR) {
-            return Ok(());
-        }
+        const NMI: u64 = vector::NMI as u64;
+        const MACHINE_CHECK: u64 = vector::MACHINE_CHECK as u64;
+        const UPCALL: u64 = UPCALL_VECTOR as u64;
         match regs.vector {
+            // The host's: what it has to say is asked for on every way back.
+            UPCALL | NMI | MACHINE_CHECK => return Ok(()),
+            Regs::LOST_FRAME => return Err(Doomed("a breakpoint and ICEBP at once")),
             Regs::SYSCALL32 => {
                 regs.rip &= 0xffff_ffff;
                 let callback = self.vcpus[v].syscall32;
@@ -62,7 +65,11 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
                 self.inject(v, regs, number, None)
             }
             vector::DEBUG => {
-                self.vcpus[v].debug[6] = self.m.debug_status();
+                let status = self.m.take_debug_status();
+                let seen = &mut self.vcpus[v].debug[6];
+                // Set bits stay until the guest clears them, and those that mean something when
+                // clear likewise.
+                *seen = (*seen | status & !first::DR6) & (status | !first::DR6);
                 self.inject(v, regs, number, None)
             }
             // This gate can be used from ring 3 directly; for the guest it has the privilege that

@@ -1,9 +1,21 @@
 //! What the logic needs of the CPU it runs on.
 
+use bitflags::bitflags;
 use xen_abi::Mfn;
 
 use crate::mem::{Frames, GuestMemory};
 use crate::mm::{M2p, Tlb};
+
+bitflags! {
+    /// What a host raises on a CPU besides events, whatever that CPU is doing.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct HostTraps: u8 {
+        /// A non-maskable interrupt (`xl trigger DOMAIN nmi`).
+        const NMI = 1 << 0;
+        /// A machine check that this CPU goes on after.
+        const MACHINE_CHECK = 1 << 1;
+    }
+}
 
 /// The CPU and the memory of the machine, as one vCPU sees them.
 ///
@@ -38,8 +50,14 @@ pub trait Machine: Frames + GuestMemory + Tlb + M2p + Sized {
     fn load_ldt(&mut self, frames: &[Mfn], entries: u32);
     /// Loads debug register `index` (0–3, 6, 7) with a value that was checked.
     fn set_debug_register(&mut self, index: u8, value: u64);
-    /// Returns DR6.
-    fn debug_status(&self) -> u64;
+    /// Takes DR6: returns it, and resets it for the next exception, since the CPU only ever sets
+    /// bits there.
+    fn take_debug_status(&mut self) -> u64;
+    /// Takes what the host has raised on this CPU since the last call.
+    fn take_host_traps(&self) -> HostTraps;
+    /// Adapts to a host that may have another processor: what protects the guest from its own
+    /// programs depends on it.
+    fn host_changed(&mut self);
     /// Makes the guest's next FPU instruction trap, or not (`CR0.TS` while in ring 3).
     fn set_task_switched(&mut self, on: bool);
     /// Reads the time stamp counter.

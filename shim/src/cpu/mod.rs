@@ -4,8 +4,10 @@
 //! guest's stack that the PV ABI prescribes and takes them back at `iret`.  Guest kernel and guest
 //! user both run in ring 3: which of the two is running is a flag here, not a property of CS.
 
+pub mod defences;
 pub mod deliver;
 mod exception;
+pub mod first;
 mod machine;
 mod regs;
 mod state;
@@ -15,6 +17,6 @@ mod vcpu;
 mod tests;
 
 pub use exception::UPCALL_VECTOR;
-pub use machine::Machine;
+pub use machine::{HostTraps, Machine};
 pub use regs::Regs;
 pub use vcpu::{Assist, Callback, InfoPage, Timer, Vcpu};

@@ -43,6 +43,9 @@ impl Regs {
     /// In `vector`: what the guest wanted to return to could not be loaded.
     pub const FAILED_IRET: u64 = 0x103;
 
+    /// In `vector`: a second debug exception overwrote where the first had come from.
+    pub const LOST_FRAME: u64 = 0x104;
+
     /// Returns general register `n` in the CPU's own numbering (0 is rax, 4 rsp, 15 r15).
     pub fn gpr(&self, n: u8) -> u64 {
         match n & 15 {

@@ -3,7 +3,7 @@
 use xen_abi::shared_info::vcpu_info;
 use xen_abi::{GuestVa, Mfn, PAGE_SIZE};
 
-use super::{Machine, Regs};
+use super::{Machine, Regs, first};
 use crate::boot::fill_hypercall_page;
 use crate::emulate::cpuid::FrozenCpuid;
 use crate::emulate::msr::{MsrPolicy, MsrState};
@@ -13,8 +13,6 @@ use crate::guest::{Guest, mm};
 use crate::host::Host;
 use crate::points::Points;
 
-/// CR0 as a guest reads it: PE, MP, ET, NE, WP, AM, PG.
-const CR0: u64 = 1 << 31 | 1 << 18 | 1 << 16 | 1 << 5 | 1 << 4 | 1 << 1 | 1;
 /// CR0.TS.
 const CR0_TS: u64 = 1 << 3;
 /// Page-fault error code of a failed data access by the emulator.
@@ -157,7 +155,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> PrivilegedState for View<'_, M, H, P>
         (trap.address != 0).then(|| trap.dpl())
     }
     fn cr0(&self) -> u64 {
-        CR0 | if self.vcpu().task_switched { CR0_TS } else { 0 }
+        first::CR0 | if self.vcpu().task_switched { CR0_TS } else { 0 }
     }
     fn set_task_switched(&mut self, ts: bool) {
         self.guest.set_task_switched(self.v, ts);

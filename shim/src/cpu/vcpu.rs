@@ -8,6 +8,7 @@ use xen_abi::trap::TrapInfo;
 use xen_abi::vcpu::RunstateInfo;
 use xen_abi::{GuestVa, Mfn};
 
+use super::first;
 use crate::mm::AddressSpaces;
 
 bitflags! {
@@ -92,6 +93,10 @@ pub struct Vcpu {
     pub nmi_pending: bool,
     /// An NMI was delivered and the guest has not returned from it.
     pub nmi_blocked: bool,
+    /// A machine check waits to be delivered.
+    pub machine_check_pending: bool,
+    /// A machine check was delivered and the guest has not returned from it.
+    pub machine_check_blocked: bool,
     /// Kernel stack selector, as set by `stack_switch`.
     pub kernel_ss: u64,
     /// Kernel stack pointer, as set by `stack_switch`.
@@ -106,7 +111,7 @@ pub struct Vcpu {
     pub io_bitmap: (GuestVa, u32),
     /// Virtual CR0.TS.
     pub task_switched: bool,
-    /// Guest-settable bits of CR4.
+    /// CR4 as the guest reads it.
     pub cr4: u64,
     /// Debug registers 0–7 as the guest set them.
     pub debug: [u64; 8],
@@ -156,6 +161,8 @@ impl Vcpu {
             sysenter: Callback::default(),
             nmi_pending: false,
             nmi_blocked: false,
+            machine_check_pending: false,
+            machine_check_blocked: false,
             kernel_ss: 0,
             kernel_sp: 0,
             spaces: None,
@@ -163,8 +170,8 @@ impl Vcpu {
             iopl: 0,
             io_bitmap: (GuestVa(0), 0),
             task_switched: false,
-            cr4: 0,
-            debug: [0, 0, 0, 0, 0, 0, 0xffff_0ff0, 0x400],
+            cr4: first::CR4,
+            debug: first::DEBUG,
             gdt: Vec::new(),
             ldt: (GuestVa(0), 0),
             ldt_frames: Vec::new(),

@@ -7,7 +7,8 @@ use xen_abi::Mfn;
 use super::RegisterFile;
 use super::cpuid::{FrozenCpuid, HypervisorLeaves, Leaf};
 use super::msr::{MsrPolicy, MsrState};
-use super::privileged::{AccessFault, CR4_FIXED, PrivilegedState};
+use super::privileged::{AccessFault, PrivilegedState};
+use crate::cpu::first;
 
 /// Plain registers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -94,9 +95,6 @@ pub struct FakeVcpu {
     pub memory: Vec<u8>,
 }
 
-/// `cr0` without TS: paging, write protection and protected mode.
-pub const CR0: u64 = 0x8001_0001;
-
 /// An Intel CPU with XSAVE, AVX, FSGSBASE, RDTSCP, speculation control and breakpoint masks.
 pub fn intel(leaf: u32, subleaf: u32) -> Leaf {
     match (leaf, subleaf) {
@@ -148,9 +146,9 @@ impl FakeVcpu {
             ts: false,
             cr2: 0,
             cr3: 0x1000,
-            cr4: CR4_FIXED,
-            debug: [0; 8],
-            xcr0: 1,
+            cr4: first::CR4,
+            debug: first::DEBUG,
+            xcr0: first::XCR0,
             cpuid,
             policy,
             pages: Vec::new(),
@@ -254,7 +252,7 @@ impl PrivilegedState for FakeVcpu {
     }
 
     fn cr0(&self) -> u64 {
-        CR0 | u64::from(self.ts) << 3
+        first::CR0 | u64::from(self.ts) << 3
     }
 
     fn set_task_switched(&mut self, ts: bool) {

@@ -5,7 +5,7 @@ use xen_abi::sched::ShutdownReason;
 
 use super::Guest;
 use crate::cpu::deliver::Doomed;
-use crate::cpu::{Machine, Regs};
+use crate::cpu::{Machine, Regs, first};
 use crate::host::Host;
 use crate::points::Points;
 
@@ -96,6 +96,8 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
     /// Ends the domain.
     pub fn stop(&mut self, reason: ShutdownReason) -> ! {
         info!("shutdown, reason {}", reason.0);
+        // An emulated host may keep what is armed for whoever runs next on its processor.
+        first::quiet_debug_registers(&mut self.m, &first::DEBUG);
         loop {
             self.outside(Points::end);
             self.host.shutdown(reason);

@@ -3,9 +3,11 @@
 //! Most ways back have nothing to do, and are as frequent as the guest's system calls; so the
 //! question comes first, and the answers lie elsewhere.
 
+use xen_abi::trap::vector;
+
 use super::Guest;
 use crate::cpu::deliver::{self, Bounce, Doomed};
-use crate::cpu::{Machine, Regs};
+use crate::cpu::{HostTraps, Machine, Regs};
 use crate::host::{Host, HostEvent};
 use crate::points::Points;
 
@@ -18,6 +20,10 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             self.catch_up(v);
         }
         self.arm(v);
+        self.take_host_traps(v);
+        if self.vcpus[v].machine_check_pending && !self.vcpus[v].machine_check_blocked {
+            return self.machine_check(v, regs);
+        }
         if self.vcpus[v].nmi_pending && !self.vcpus[v].nmi_blocked && self.nmi(v, regs)? {
             return Ok(());
         }
@@ -58,6 +64,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
                 continue;
             }
             self.publish_time(v);
+            self.take_host_traps(v);
             if !self.vcpus[v].is_blocked || self.is_wanted(v) {
                 break;
             }
@@ -66,6 +73,34 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
         if self.vcpus[v].is_blocked {
             self.unblock(v);
         }
+    }
+
+    /// Takes note of what the host raised on the CPU itself.
+    #[inline]
+    fn take_host_traps(&mut self, v: usize) {
+        let traps = self.m.take_host_traps();
+        let vcpu = &mut self.vcpus[v];
+        vcpu.nmi_pending |= traps.contains(HostTraps::NMI);
+        vcpu.machine_check_pending |= traps.contains(HostTraps::MACHINE_CHECK);
+    }
+
+    /// Delivers the pending machine check.  Xen ends a domain that it can not tell of one
+    /// (`mc_memerr_dhandler`).
+    #[cold]
+    fn machine_check(&mut self, v: usize, regs: &mut Regs) -> Result<(), Doomed> {
+        self.vcpus[v].machine_check_pending = false;
+        let trap = self.vcpus[v].traps[usize::from(vector::MACHINE_CHECK)];
+        if trap.address == 0 {
+            return Err(Doomed("a machine check that the kernel has no handler for"));
+        }
+        self.vcpus[v].machine_check_blocked = true;
+        let to = Bounce {
+            address: trap.address,
+            error: None,
+            masks_events: trap.masks_events(),
+            clears_direction: false,
+        };
+        deliver::bounce(&mut self.m, &mut self.vcpus[v], self.assist, regs, to)
     }
 
     /// Delivers the pending NMI; `false` when the guest has no handler, upon which it is lost.
@@ -101,6 +136,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
         let vcpu = &self.vcpus[v];
         self.has_event(v)
             || vcpu.nmi_pending && !vcpu.nmi_blocked
+            || vcpu.machine_check_pending && !vcpu.machine_check_blocked
             || vcpu
                 .polling
                 .iter()

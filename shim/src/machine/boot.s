@@ -65,7 +65,7 @@ pvh_start32:
     wrmsr
     movl %cr0, %eax
     andl $~((1 << 2) | (1 << 3)), %eax              /* not EM, not TS: Rust uses SSE */
-    orl $(1 << 31) | (1 << 16) | (1 << 5) | (1 << 1) | 1, %eax  /* PG, WP, NE, MP, PE */
+    orl ${CR0}, %eax
     movl %eax, %cr0
 
     leal (boot_gdt - pvh_start32)(%esi), %eax

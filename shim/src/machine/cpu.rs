@@ -1,13 +1,18 @@
 //! One vCPU's instructions, as the library asks for them.
 
-use unmoved_shim::cpu::Machine;
+use core::sync::atomic::{AtomicU8, Ordering};
+
+use log::info;
+use unmoved_shim::cpu::defences::{Defences, HAS_ARCH_CAPABILITIES};
+use unmoved_shim::cpu::{HostTraps, Machine, first};
+use unmoved_shim::emulate::cpuid::Vendor;
 use unmoved_shim::mem::Frames;
 use unmoved_shim::mm::{M2p, Tlb};
 use xen_abi::Mfn;
 
 use super::instructions::{self, msr};
-use super::tables::{ENTRY_TS, EXIT_SWITCH, PerCpu, Windows};
-use super::{globals, heap, memory};
+use super::tables::{self, ENTRY_SPLIT, ENTRY_TS, EXIT_CLEAR, EXIT_SWITCH, PerCpu, Windows};
+use super::{globals, heap, memory, paging};
 
 /// CR4 bits that the guest may change.
 const GUEST_CR4: u64 = 1 << 2 | 1 << 3 | 1 << 16 | 1 << 18;
@@ -24,6 +29,8 @@ pub struct Bare {
     /// First frame of the machine-to-physical table.
     m2p: Mfn,
     has_xsave: bool,
+    /// What the operator says about split tables.
+    split: Option<bool>,
 }
 
 // SAFETY: the pointer leads to a block that belongs to this vCPU for ever.
@@ -37,13 +44,47 @@ unsafe extern "C" {
 
 impl Bare {
     /// Takes the machine over.
-    pub fn new(windows: Windows, percpu: *mut PerCpu, m2p: Mfn, has_xsave: bool) -> Self {
-        Self {
+    pub fn new(
+        windows: Windows,
+        percpu: *mut PerCpu,
+        m2p: Mfn,
+        has_xsave: bool,
+        split: Option<bool>,
+    ) -> Self {
+        let mut bare = Self {
             windows,
             percpu,
             m2p,
             has_xsave,
+            split,
+        };
+        bare.host_changed();
+        bare
+    }
+
+    /// Makes ready the page tables that ring 3 goes on with, if they are not the shim's; nothing of
+    /// the guest's may be changed afterwards.
+    ///
+    /// The copy is made each time: an entry that appears in the guest's table need not be announced
+    /// by any flush, and what it costs is little beside the loads of CR3.
+    #[inline]
+    pub fn before_guest(&self) {
+        // SAFETY: the block is this vCPU's, and nothing holds a reference into it.
+        let flags = unsafe { (*self.percpu).entry_flags };
+        if flags & ENTRY_SPLIT == 0 {
+            return;
         }
+        // SAFETY: as above.
+        let (next, split) = unsafe { ((*self.percpu).next_table, (*self.percpu).guest_table) };
+        let table = if flags & EXIT_SWITCH == 0 {
+            instructions::cr3()
+        } else {
+            next
+        };
+        self.entry_flags(|flags| flags & !EXIT_SWITCH);
+        // SAFETY: as above.
+        unsafe { (*self.percpu).shim_table = table };
+        paging::copy_guest_slots(Mfn::of(table), Mfn::of(split));
     }
 
     /// Changes the bits that the entry code looks at.
@@ -167,8 +208,40 @@ impl Machine for Bare {
         unsafe { instructions::set_debug_register(index, value) };
     }
 
-    fn debug_status(&self) -> u64 {
-        instructions::dr6()
+    fn take_debug_status(&mut self) -> u64 {
+        let status = instructions::dr6();
+        // SAFETY: the value has no reserved bit wrong.
+        unsafe { instructions::set_debug_register(6, first::DR6) };
+        status
+    }
+
+    #[inline]
+    fn take_host_traps(&self) -> HostTraps {
+        // SAFETY: the block is this vCPU's; only the entry code writes there as well, on this CPU.
+        let traps = unsafe { AtomicU8::from_ptr(&raw mut (*self.percpu).host_traps) };
+        if traps.load(Ordering::Relaxed) == 0 {
+            return HostTraps::empty();
+        }
+        // One instruction, which an NMI comes before or after.
+        HostTraps::from_bits_truncate(traps.swap(0, Ordering::Relaxed))
+    }
+
+    fn host_changed(&mut self) {
+        let [_, ebx, ecx, edx] = instructions::cpuid(0, 0);
+        let leaf7 = instructions::cpuid(7, 0)[3];
+        let capabilities = (leaf7 & HAS_ARCH_CAPABILITIES != 0)
+            .then(|| self.read_msr(msr::ARCH_CAPABILITIES))
+            .flatten();
+        let vendor = Vendor::of([0, ebx, ecx, edx]);
+        let defences = Defences::needed(vendor, leaf7, capabilities.unwrap_or(0), self.split);
+        info!("{defences:?}");
+        if defences.fence_swapgs {
+            tables::fence_swapgs();
+        }
+        let set = |on: bool, bit: u8| if on { bit } else { 0 };
+        let bits =
+            set(defences.split_tables, ENTRY_SPLIT) | set(defences.clear_buffers, EXIT_CLEAR);
+        self.entry_flags(|flags| flags & !(ENTRY_SPLIT | EXIT_CLEAR) | bits);
     }
 
     fn set_task_switched(&mut self, on: bool) {
@@ -195,8 +268,10 @@ impl Machine for Bare {
     }
 
     fn set_xcr0(&mut self, value: u64) {
-        // SAFETY: the policy has accepted the value.
-        unsafe { instructions::xsetbv(value) };
+        if self.has_xsave {
+            // SAFETY: the policy has accepted the value.
+            unsafe { instructions::xsetbv(value) };
+        }
     }
 
     fn xcr0(&self) -> u64 {

@@ -4,7 +4,7 @@ use core::arch::global_asm;
 use core::ptr;
 
 use log::error;
-use unmoved_shim::cpu::Regs;
+use unmoved_shim::cpu::{HostTraps, Regs};
 use unmoved_shim::guest::Guest;
 use unmoved_shim::points::all::AllPoints;
 use xen_abi::elfnote;
@@ -20,18 +20,31 @@ global_asm!(
     IMAGE_SLOT = const index(layout::IMAGE, 4),
     IMAGE_L3_INDEX = const index(layout::IMAGE, 3),
     STACK_SIZE = const layout::STACK_SIZE,
+    CR0 = const unmoved_shim::cpu::first::CR0,
     options(att_syntax)
 );
 global_asm!(include_str!("rt.s"), options(att_syntax));
 global_asm!(
     include_str!("entry.s"),
+    PERCPU_ENTRY_TOP = const tables::PERCPU_ENTRY_TOP,
     PERCPU_STACK_TOP = const tables::PERCPU_STACK_TOP,
+    PERCPU_SHIM_TABLE = const tables::PERCPU_SHIM_TABLE,
+    PERCPU_GUEST_TABLE = const tables::PERCPU_GUEST_TABLE,
+    PERCPU_FATAL_TABLE = const tables::PERCPU_FATAL_TABLE,
+    PERCPU_SELECTOR = const tables::PERCPU_SELECTOR,
+    PERCPU_HOST_TRAPS = const tables::PERCPU_HOST_TRAPS,
     PERCPU_SCRATCH = const tables::PERCPU_SCRATCH,
     PERCPU_ENTRY_FLAGS = const tables::PERCPU_ENTRY_FLAGS,
     PERCPU_NEXT_TABLE = const tables::PERCPU_NEXT_TABLE,
     ENTRY_TS = const tables::ENTRY_TS,
     ENTRY_SMAP = const tables::ENTRY_SMAP,
+    ENTRY_SPLIT = const tables::ENTRY_SPLIT,
     EXIT_SWITCH = const tables::EXIT_SWITCH,
+    EXIT_CLEAR = const tables::EXIT_CLEAR,
+    HOST_NMI = const HostTraps::NMI.bits(),
+    HOST_MACHINE_CHECK = const HostTraps::MACHINE_CHECK.bits(),
+    MCG_STATUS = const instructions::msr::MCG_STATUS,
+    SHIM_CS = const tables::SHIM_CS,
     GUEST_SS = const FLAT_RING3_DS,
     GUEST_CS64 = const FLAT_RING3_CS64,
     GUEST_CS32 = const FLAT_RING3_CS32,
@@ -40,6 +53,7 @@ global_asm!(
     VECTOR_SYSCALL32 = const Regs::SYSCALL32,
     VECTOR_SYSENTER = const Regs::SYSENTER,
     VECTOR_FAILED_IRET = const Regs::FAILED_IRET,
+    VECTOR_LOST_FRAME = const Regs::LOST_FRAME,
     options(att_syntax)
 );
 
@@ -64,6 +78,7 @@ unsafe extern "C" {
 
 /// Starts the guest on this vCPU.
 pub fn run(guest: &'static mut Hosted, regs: &Regs) -> ! {
+    guest.m.before_guest();
     // SAFETY: no other vCPU runs, and the entry code is not used before `enter_guest`.
     unsafe { GUEST = guest };
     // SAFETY: the registers describe ring 3, and everything that the way back needs is loaded.
@@ -73,11 +88,13 @@ pub fn run(guest: &'static mut Hosted, regs: &Regs) -> ! {
 /// Called by the entry stubs for every entry from ring 3.
 #[unsafe(no_mangle)]
 extern "C" fn shim_entry(regs: *mut Regs) -> u32 {
-    // SAFETY: the stubs pass the frame at the top of this vCPU's stack, which nothing else refers
+    // SAFETY: the stubs pass the frame at the top of this vCPU's entry stack, which nothing else refers
     // to, and the guest was set before ring 3 was first entered.  One vCPU runs, and it does not
     // come here again before this returns, so there is one reference at a time.
     let (guest, regs) = unsafe { (&mut *GUEST, &mut *regs) };
-    guest.enter(0, regs).into()
+    let may_sysret = guest.enter(0, regs);
+    guest.m.before_guest();
+    may_sysret.into()
 }
 
 /// Called by the entry stubs for a fault in ring 0: moves `rip` to the fixup of an instruction

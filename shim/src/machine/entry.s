@@ -1,10 +1,15 @@
 /* The ways into the shim from ring 3 and back.
 
-   Every entry builds a `Regs` frame (shim/src/cpu/regs.rs) at the top of the vCPU's stack, saves
-   the guest's xmm registers below it (Rust code on this target uses them, and only them), and calls
-   shim_entry(regs), which returns non-zero when the way back may be SYSRET.  GS base holds the
-   vCPU's PerCpu block while in the shim and the guest's value outside; interrupts are off in the
-   shim, always.
+   Every entry builds a `Regs` frame (shim/src/cpu/regs.rs) at the top of the vCPU's entry stack.
+   Then it goes over to the shim's own stack, saves the guest's xmm registers there (Rust code on
+   this target uses them, and only them), and calls shim_entry(regs), which returns non-zero when
+   the way back may be SYSRET.  GS base holds the vCPU's PerCpu block while in the shim and the
+   guest's value outside; interrupts are off in the shim, always.
+
+   With split tables ring 3 has page tables in which nothing of the shim is but this section, the
+   vCPU's descriptor tables, its PerCpu block and its entry stacks (machine/paging.rs).  So on the way
+   in nothing else may be touched before `entry_special` has loaded the others, and on the way out
+   nothing after `exit_special` has loaded the guest's.
 
    A fault in ring 0 is legal in two places: the iretq below (the guest chose what it loads) and
    the few instructions that FIXUP lists; anything else ends in kernel_fault, which does not
@@ -57,6 +62,39 @@
     .endr
 .endm
 
+/* Behind a SWAPGS that a mispredicted branch may have skipped: becomes LFENCE on processors that
+   would go on ahead with the guest's GS (CVE-2019-1125). */
+.macro FENCE
+777:
+    .byte 0x0f, 0x1f, 0x00
+    .pushsection .rodata.fences, "a", @progbits
+    .quad 777b
+    .popsection
+.endm
+
+/* From a stack of an exception's own to the entry stack: vector, error code and what the CPU
+   pushed, then the general registers. */
+.macro MOVE_FRAME
+    movq %rax, %gs:{PERCPU_SCRATCH}
+    movq %rsp, %rax
+    movq %gs:{PERCPU_ENTRY_TOP}, %rsp
+    pushq 48(%rax)                      /* ss */
+    pushq 40(%rax)                      /* rsp */
+    pushq 32(%rax)                      /* rflags */
+    pushq 24(%rax)                      /* cs */
+    pushq 16(%rax)                      /* rip */
+    pushq 8(%rax)                       /* error */
+    pushq (%rax)                        /* vector */
+    movq %gs:{PERCPU_SCRATCH}, %rax
+    PUSH_GPRS
+.endm
+
+.pushsection .rodata.fences, "a", @progbits
+.balign 8
+.globl fences_start
+fences_start:
+.popsection
+
 /* One stub of 16 bytes for each vector; those without an error code push a zero. */
 .pushsection .text.entry, "ax", @progbits
 .balign 16
@@ -72,8 +110,12 @@ entry_stubs:
     pushq $VECTOR
     .if VECTOR == 1
     jmp entry_debug
-    .elseif (VECTOR == 2) || (VECTOR == 8) || (VECTOR == 18)
+    .elseif VECTOR == 2
+    jmp entry_nmi
+    .elseif VECTOR == 8
     jmp entry_fatal
+    .elseif VECTOR == 18
+    jmp entry_machine_check
     .else
     jmp entry_common
     .endif
@@ -86,18 +128,22 @@ entry_common:
     testb $3, 24(%rsp)                  /* CS of what was interrupted */
     jz from_shim
     swapgs
+    FENCE
     PUSH_GPRS
 saved:
     cmpb $0, %gs:{PERCPU_ENTRY_FLAGS}
     jne entry_special
 save_xmm:
+    movq %rsp, %rdi
+    movq %gs:{PERCPU_STACK_TOP}, %rsp
     subq $XMM_SIZE, %rsp
     XMM movaps, save
     cld
-    leaq XMM_SIZE(%rsp), %rdi
     call shim_entry
     XMM movaps, load
-    addq $XMM_SIZE, %rsp
+    movq %gs:{PERCPU_ENTRY_TOP}, %rsp
+    subq $R_SIZE, %rsp
+to_guest:
     cmpb $0, %gs:{PERCPU_ENTRY_FLAGS}
     jne exit_special
 leave:
@@ -116,11 +162,16 @@ leave_by_sysret:
     swapgs
     sysretq
 
-/* What is not done on every way in and out.  The guest has CR0.TS set, and Rust must not have; SMAP
-   is on, and the guest may have entered with AC set; the guest goes on with another page table, by
-   which the shim's own pages are the same. */
+/* What is not done on every way in and out.  Ring 3 had page tables of its own; the guest has
+   CR0.TS set, and Rust must not have; SMAP is on, and the guest may have entered with AC set; the
+   guest goes on with another page table, by which the shim's own pages are the same; the CPU's
+   buffers are to be cleared, which VERW does. */
 entry_special:
-    testb ${ENTRY_SMAP}, %gs:{PERCPU_ENTRY_FLAGS}
+    testb ${ENTRY_SPLIT}, %gs:{PERCPU_ENTRY_FLAGS}
+    jz 1f
+    movq %gs:{PERCPU_SHIM_TABLE}, %rcx
+    movq %rcx, %cr3
+1:  testb ${ENTRY_SMAP}, %gs:{PERCPU_ENTRY_FLAGS}
     jz 1f
     clac
 1:  testb ${ENTRY_TS}, %gs:{PERCPU_ENTRY_FLAGS}
@@ -134,10 +185,17 @@ exit_special:
     movq %gs:{PERCPU_NEXT_TABLE}, %rcx
     movq %rcx, %cr3
 1:  testb ${ENTRY_TS}, %gs:{PERCPU_ENTRY_FLAGS}
-    jz leave
+    jz 1f
     movq %cr0, %rcx
     orq $8, %rcx
     movq %rcx, %cr0
+1:  testb ${ENTRY_SPLIT}, %gs:{PERCPU_ENTRY_FLAGS}
+    jz 1f
+    movq %gs:{PERCPU_GUEST_TABLE}, %rcx
+    movq %rcx, %cr3
+1:  testb ${EXIT_CLEAR}, %gs:{PERCPU_ENTRY_FLAGS}
+    jz leave
+    verw %gs:{PERCPU_SELECTOR}
     jmp leave
 
 /* SYSCALL: rcx = rip, r11 = rflags, rsp still the guest's. */
@@ -146,7 +204,7 @@ exit_special:
 entry_syscall:
     swapgs
     movq %rsp, %gs:{PERCPU_SCRATCH}
-    movq %gs:{PERCPU_STACK_TOP}, %rsp
+    movq %gs:{PERCPU_ENTRY_TOP}, %rsp
     pushq ${GUEST_SS}
     pushq %gs:{PERCPU_SCRATCH}
     pushq %r11
@@ -162,7 +220,7 @@ entry_syscall:
 entry_syscall32:
     swapgs
     movq %rsp, %gs:{PERCPU_SCRATCH}
-    movq %gs:{PERCPU_STACK_TOP}, %rsp
+    movq %gs:{PERCPU_ENTRY_TOP}, %rsp
     pushq ${GUEST_SS}
     pushq %gs:{PERCPU_SCRATCH}
     pushq %r11
@@ -177,7 +235,7 @@ entry_syscall32:
 .globl entry_sysenter
 entry_sysenter:
     swapgs
-    movq %gs:{PERCPU_STACK_TOP}, %rsp
+    movq %gs:{PERCPU_ENTRY_TOP}, %rsp
     pushq ${GUEST_SS}
     pushq $0
     pushq $0x202
@@ -188,35 +246,103 @@ entry_sysenter:
     PUSH_GPRS
     jmp saved
 
-/* #DB has a stack of its own, since MOV SS can delay it into the first instruction of the SYSCALL
-   entry, where rsp is still the guest's.  From ring 3 the frame moves to the vCPU's stack; from
-   ring 0 there is nothing to do, as breakpoints on the shim are refused. */
+/* The exceptions below have stacks of their own, each with the address of the PerCpu block above
+   what the CPU pushes: GS may still be, or be again, the guest's when they interrupt the shim. */
+
+/* #DB has one since MOV SS can delay it into the first instruction of the SYSCALL entry, where rsp
+   is still the guest's.  From ring 3 the frame moves to the entry stack; from ring 0 there is
+   nothing to do, as breakpoints on the shim are refused.
+
+   MOV SS can also delay one until an ICEBP behind it has raised another.  Should the CPU deliver
+   both, the second comes before the first instruction of this stub, upon the same stack, and where
+   the guest was is lost. */
 entry_debug:
     testb $3, 24(%rsp)
     jz 1f
     swapgs
-    movq %rax, %gs:{PERCPU_SCRATCH}
-    movq %rsp, %rax
-    movq %gs:{PERCPU_STACK_TOP}, %rsp
-    pushq 48(%rax)                      /* ss */
-    pushq 40(%rax)                      /* rsp */
-    pushq 32(%rax)                      /* rflags */
-    pushq 24(%rax)                      /* cs */
-    pushq 16(%rax)                      /* rip */
-    pushq 8(%rax)                       /* error */
-    pushq (%rax)                        /* vector */
-    movq %gs:{PERCPU_SCRATCH}, %rax
-    PUSH_GPRS
+    FENCE
+    MOVE_FRAME
     jmp saved
-1:  addq $16, %rsp
+1:  pushq %rax
+    leaq entry_stubs + 16(%rip), %rax
+    cmpq %rax, 24(%rsp)
+    popq %rax
+    je 2f
+    addq $16, %rsp
     andq $~0x100, 16(%rsp)              /* no TF when the shim goes on */
     iretq
+2:  swapgs
+    FENCE
+    movq %gs:{PERCPU_ENTRY_TOP}, %rsp
+    pushq ${GUEST_SS}
+    pushq $0
+    pushq $0x202
+    pushq ${GUEST_CS64}
+    pushq $0
+    pushq $0
+    pushq ${VECTOR_LOST_FRAME}
+    PUSH_GPRS
+    jmp saved
 
-/* NMI, #DF, #MC: on stacks of their own.  The host sends none of them to a PVH guest in the
-   ordinary course of things, so they are reported and end the domain. */
+/* #MC: one after which the CPU can go on is noted like an NMI, and acknowledged (MCG_STATUS), for
+   the next would shut the machine down otherwise.  One that has broken the shim ends the domain. */
+entry_machine_check:
+    pushq %rax
+    pushq %rcx
+    pushq %rdx
+    movl ${MCG_STATUS}, %ecx
+    rdmsr
+    testb $3, 48(%rsp)                  /* ring 3 may go on in any case, if it likes */
+    jnz 1f
+    testb $1, %al                       /* RIPV */
+    jz 2f
+1:  xorl %eax, %eax
+    xorl %edx, %edx
+    wrmsr
+    movq 80(%rsp), %rax                 /* the PerCpu block */
+    orb ${HOST_MACHINE_CHECK}, {PERCPU_HOST_TRAPS}(%rax)
+    popq %rdx
+    popq %rcx
+    popq %rax
+    jmp host_trap
+2:  popq %rdx
+    popq %rcx
+    popq %rax
+    jmp entry_fatal
+
+/* NMI: noted, and looked at on the next way out.  In the shim, that is all: it may have come
+   between any two instructions. */
+entry_nmi:
+    pushq %rax
+    movq 64(%rsp), %rax                 /* the PerCpu block */
+    orb ${HOST_NMI}, {PERCPU_HOST_TRAPS}(%rax)
+    popq %rax
+host_trap:
+    testb $3, 24(%rsp)
+    jz 1f
+    swapgs
+    FENCE
+    MOVE_FRAME
+    /* The way back may be SYSRET, and NMIs stay blocked until an IRET. */
+    movq %rsp, %rax
+    pushq $0
+    pushq %rax
+    pushfq
+    pushq ${SHIM_CS}
+    leaq saved(%rip), %rax
+    pushq %rax
+    iretq
+1:  addq $16, %rsp
+    iretq
+
+/* #DF, and an #MC that nothing can go on after, are reported and end the domain, with the page
+   tables that have all of the shim, whatever was loaded. */
 entry_fatal:
     PUSH_GPRS
     movq %rsp, %rdi
+    movq R_SIZE(%rdi), %rax             /* the PerCpu block */
+    movq {PERCPU_FATAL_TABLE}(%rax), %rcx
+    movq %rcx, %cr3
     andq $~15, %rsp
     cld
     call kernel_fault
@@ -248,26 +374,45 @@ from_shim:
     iretq
 
 /* The guest's own frame could not be loaded.  The general registers are the guest's, its frame
-   still lies at the top of the stack: rebuild what is missing and treat it as an entry. */
+   still lies at the top of the entry stack: rebuild what is missing and treat it as an entry. */
 failed_iret:
     swapgs
+    FENCE
     addq $8, %rsp                       /* vector */
     popq %gs:{PERCPU_SCRATCH}           /* error code */
-    movq %gs:{PERCPU_STACK_TOP}, %rsp
+    movq %gs:{PERCPU_ENTRY_TOP}, %rsp
     subq $40, %rsp
     pushq %gs:{PERCPU_SCRATCH}
     pushq ${VECTOR_FAILED_IRET}
     PUSH_GPRS
     jmp saved
 
-/* Runs the guest for the first time: rdi = regs. */
+/* Runs the guest for the first time: rdi = regs.  No register of the FPU keeps what the shim had
+   there: FNINIT for what FXRSTOR leaves alone on some CPUs (the last instruction's addresses). */
 .globl enter_guest
 .type enter_guest, @function
 enter_guest:
+    movq %rdi, %rsi
+    movq %gs:{PERCPU_ENTRY_TOP}, %rdi
+    subq $R_SIZE, %rdi
     movq %rdi, %rsp
+    movl $R_SIZE / 8, %ecx
+    cld
+    rep movsq
+    fninit
+    fxrstor first_fpu(%rip)
     xorl %eax, %eax
-    pxor %xmm0, %xmm0
-    jmp leave
+    jmp to_guest
+
+/* The FPU as a PV guest finds it: FCW and MXCSR as after a reset, nothing else. */
+.pushsection .rodata.first_fpu, "a", @progbits
+.balign 16
+first_fpu:
+    .word 0x037f
+    .skip 22
+    .long 0x1f80
+    .skip 512 - 28
+.popsection
 
 /* fn guest_copy(dst: *mut u8, src: *const u8, len: usize) -> bool: true on a fault.  One of the
    two lies in guest memory. */
@@ -353,4 +498,9 @@ LOAD_SEGMENT gs
 fault_return:
     movl $1, %eax
     ret
+.popsection
+
+.pushsection .rodata.fences, "a", @progbits
+.globl fences_end
+fences_end:
 .popsection

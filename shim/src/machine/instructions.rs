@@ -18,6 +18,8 @@ pub mod msr {
     pub const SYSENTER_ESP: u32 = 0x175;
     pub const SYSENTER_EIP: u32 = 0x176;
     pub const PLATFORM_INFO: u32 = 0xce;
+    pub const ARCH_CAPABILITIES: u32 = 0x10a;
+    pub const MCG_STATUS: u32 = 0x17a;
     pub const MISC_FEATURES_ENABLES: u32 = 0x140;
 }
 

@@ -15,6 +15,15 @@ pub const WINDOW_STRIDE: u64 = 0x20_0000;
 pub const GDT_OFFSET: u64 = 0;
 /// Within a vCPU's window: 16 pages of LDT.
 pub const LDT_OFFSET: u64 = 0x1_0000;
+/// Within a vCPU's window: the IDT.
+pub const IDT_OFFSET: u64 = 0x2_0000;
+/// Within a vCPU's window: its TSS and what the entry code finds at GS base.
+pub const STATE_OFFSET: u64 = 0x2_1000;
+/// Within a vCPU's window: the entry stack, then those of #DB, NMI, #MC and #DF.  Each is
+/// [`ENTRY_STACK_PAGES`] long with a page that does not exist before it.
+pub const STACKS_OFFSET: u64 = 0x2_2000;
+/// Pages of each of them.
+pub const ENTRY_STACK_PAGES: usize = 2;
 /// The image, as in `link.ld`.
 pub const IMAGE: u64 = 0xffff_82d0_4000_0000;
 /// Where the image is loaded, as in `link.ld`.

@@ -21,6 +21,8 @@ const DATA: u64 = PRESENT | WRITE | ACCESSED_DIRTY | GLOBAL | NO_EXECUTE;
 
 unsafe extern "C" {
     static __image_start: u8;
+    static __entry_start: u8;
+    static __entry_end: u8;
     static __text_end: u8;
     static __rodata_end: u8;
     static __image_end: u8;
@@ -73,6 +75,23 @@ impl ShimSpace {
     /// Returns the L4 entries that every address space of the guest must have.
     pub fn slots(&self) -> [u64; layout::SLOTS] {
         core::array::from_fn(|slot| load(self.l4, layout::FIRST_SLOT + slot))
+    }
+
+    /// Builds another top-level table, which in the shim's slots has only what ring 3 needs to get
+    /// out: the machine-to-physical table, the windows, the entry code.
+    pub fn split(&self, pool: &mut Pool) -> Mfn {
+        let l4 = pool.take().expect("the pool holds the shim's own tables");
+        for va in [M2P, WINDOWS] {
+            store(l4, index(va, 4), load(self.l4, index(va, 4)));
+        }
+        let bare = Self { l4 };
+        let addr = |symbol: *const u8| symbol as u64;
+        for va in (addr(&raw const __entry_start)..addr(&raw const __entry_end)).step_by(PAGE_SIZE)
+        {
+            let frame = Mfn::of(va - IMAGE + IMAGE_PHYSICAL);
+            bare.map(pool, va, frame, PRESENT | ACCESSED_DIRTY | GLOBAL);
+        }
+        l4
     }
 
     /// Makes room for window pages of a vCPU and returns the L1 table that maps them.
@@ -141,4 +160,30 @@ pub fn set_window(table: Mfn, slot: usize, frame: Option<Mfn>) {
 /// Returns the first frame after the image.
 pub fn image_end() -> Mfn {
     Mfn::of((&raw const __image_end) as u64 - IMAGE + IMAGE_PHYSICAL)
+}
+
+/// Gives `to`, a table made by [`ShimSpace::split`], the guest's entries of `from`, a top-level table
+/// of the guest's.
+pub fn copy_guest_slots(from: Mfn, to: Mfn) {
+    let last = layout::FIRST_SLOT + layout::SLOTS;
+    for slots in [0..layout::FIRST_SLOT, last..512] {
+        let (source, target) = (entry(from, slots.start), entry(to, slots.start));
+        // SAFETY: both are tables that the direct map covers, the ranges lie inside, and only this
+        // CPU runs.
+        unsafe { core::ptr::copy_nonoverlapping(source, target, slots.len()) };
+    }
+}
+
+/// Writes over three bytes of the image's code.
+///
+/// # Safety
+///
+/// `va` must be where the entry code left room for one instruction of that length, and `code` one.
+pub unsafe fn patch(va: u64, code: [u8; 3]) {
+    let place = direct(Mfn::of(va - IMAGE + IMAGE_PHYSICAL));
+    let offset = (va % PAGE_SIZE as u64) as usize;
+    for (index, byte) in code.into_iter().enumerate() {
+        // SAFETY: the direct map covers the image, and nothing executes the place now.
+        unsafe { place.add(offset).add(index).write_volatile(byte) };
+    }
 }

@@ -13,7 +13,7 @@ use xen_abi::{Mfn, PAGE_SIZE};
 use super::instructions::{self, msr};
 use super::layout::{self, GDT_OFFSET, LDT_OFFSET, WINDOW_STRIDE, WINDOWS};
 use super::memory::{Pool, direct};
-use super::paging::{ShimSpace, set_window};
+use super::paging::{ShimSpace, patch, set_window};
 
 /// First byte of the shim's GDT page, as a selector.
 const PAGE14: u16 = 14 * PAGE_SIZE as u16;
@@ -27,15 +27,26 @@ const LDT: u16 = PAGE14 + 0x60;
 /// What the entry code finds at GS base.
 #[repr(C)]
 pub struct PerCpu {
-    /// Top of the vCPU's stack.
+    /// Top of the entry stack, where the registers of ring 3 are saved.
+    pub entry_top: u64,
+    /// Top of the stack that the shim's own code runs on.
     pub stack_top: u64,
     /// For the entry code only.
     pub scratch: u64,
     /// What is to be loaded into CR3 on the way out, if [`EXIT_SWITCH`] says so.
     pub next_table: u64,
-    /// Bits that send the entry code off its straight way: [`ENTRY_TS`], [`ENTRY_SMAP`] and
-    /// [`EXIT_SWITCH`].
+    /// CR3 for the shim while ring 3 runs on another one ([`ENTRY_SPLIT`]).
+    pub shim_table: u64,
+    /// That other one.
+    pub guest_table: u64,
+    /// CR3 for last words: the shim's mappings and nothing else.
+    pub fatal_table: u64,
+    /// A selector for VERW to look at.
+    pub selector: u16,
+    /// Bits that send the entry code off its straight way: `ENTRY_*` and `EXIT_*`.
     pub entry_flags: u8,
+    /// What the host has raised ([`HostTraps`](unmoved_shim::cpu::HostTraps)).
+    pub host_traps: u8,
 }
 /// In [`PerCpu::entry_flags`]: the guest has CR0.TS set.
 pub const ENTRY_TS: u8 = 1 << 0;
@@ -43,6 +54,12 @@ pub const ENTRY_TS: u8 = 1 << 0;
 pub const ENTRY_SMAP: u8 = 1 << 1;
 /// In [`PerCpu::entry_flags`]: another page table is to be loaded.
 pub const EXIT_SWITCH: u8 = 1 << 2;
+/// In [`PerCpu::entry_flags`]: ring 3 runs on page tables without the shim's memory.
+pub const ENTRY_SPLIT: u8 = 1 << 3;
+/// In [`PerCpu::entry_flags`]: the CPU's buffers are cleared on the way out.
+pub const EXIT_CLEAR: u8 = 1 << 4;
+/// Offsets for the entry code.
+pub const PERCPU_ENTRY_TOP: usize = offset_of!(PerCpu, entry_top);
 /// Offsets for the entry code.
 pub const PERCPU_STACK_TOP: usize = offset_of!(PerCpu, stack_top);
 /// Offsets for the entry code.
@@ -50,7 +67,17 @@ pub const PERCPU_SCRATCH: usize = offset_of!(PerCpu, scratch);
 /// Offsets for the entry code.
 pub const PERCPU_NEXT_TABLE: usize = offset_of!(PerCpu, next_table);
 /// Offsets for the entry code.
+pub const PERCPU_SHIM_TABLE: usize = offset_of!(PerCpu, shim_table);
+/// Offsets for the entry code.
+pub const PERCPU_GUEST_TABLE: usize = offset_of!(PerCpu, guest_table);
+/// Offsets for the entry code.
+pub const PERCPU_FATAL_TABLE: usize = offset_of!(PerCpu, fatal_table);
+/// Offsets for the entry code.
+pub const PERCPU_SELECTOR: usize = offset_of!(PerCpu, selector);
+/// Offsets for the entry code.
 pub const PERCPU_ENTRY_FLAGS: usize = offset_of!(PerCpu, entry_flags);
+/// Offsets for the entry code.
+pub const PERCPU_HOST_TRAPS: usize = offset_of!(PerCpu, host_traps);
 
 /// 64-bit TSS (SDM Vol. 3A §8.7).
 #[repr(C, packed(4))]
@@ -88,6 +115,8 @@ impl Gate {
 
 unsafe extern "C" {
     static entry_stubs: u8;
+    static fences_start: u64;
+    static fences_end: u64;
     static boot_stack_top: u8;
     fn entry_syscall();
     fn entry_syscall32();
@@ -117,43 +146,114 @@ fn system_descriptor(kind: u64, base: u64, limit: u64) -> [u64; 2] {
     [low, base >> 32]
 }
 
+/// Bytes at the top of an exception's own stack, which hold the address of the [`PerCpu`] block.
+const STACK_TAIL: u64 = 16;
+/// Where the [`PerCpu`] block lies in its page, behind the TSS.
+const PERCPU_PLACE: usize = 2048;
+
+/// Which of the stacks in a vCPU's window is whose.
+#[derive(Clone, Copy)]
+enum Stack {
+    Entry,
+    Debug,
+    Nmi,
+    MachineCheck,
+    DoubleFault,
+}
+
+impl Stack {
+    const ALL: [Self; 5] = [
+        Self::Entry,
+        Self::Debug,
+        Self::Nmi,
+        Self::MachineCheck,
+        Self::DoubleFault,
+    ];
+
+    /// The first of its pages in the window; the one before does not exist.
+    const fn first_page(self) -> usize {
+        layout::STACKS_OFFSET as usize / PAGE_SIZE
+            + self as usize * (layout::ENTRY_STACK_PAGES + 1)
+            + 1
+    }
+
+    /// Its end, in a window at `base`.
+    const fn end(self, base: u64) -> u64 {
+        base + ((self.first_page() + layout::ENTRY_STACK_PAGES) * PAGE_SIZE) as u64
+    }
+
+    /// What the TSS calls it; 0 for the one that is not of an exception's own.
+    const fn ist(self) -> u8 {
+        self as u8
+    }
+}
+
 /// Sets up everything that a vCPU needs before ring 3 can run on it.
 ///
-/// Returns its windows and its [`PerCpu`] block, both of which live for ever.
+/// Returns its windows and its [`PerCpu`] block, both of which live for ever.  Whatever the CPU or
+/// the entry code touches before the shim's page tables are loaded lies in the window, at addresses
+/// that are the same in every guest: SGDT, SIDT, SLDT and STR tell a program nothing.
 pub fn start_vcpu(pool: &mut Pool, space: &ShimSpace, id: u32) -> (Windows, *mut PerCpu) {
     let take = |pool: &mut Pool| pool.take().expect("the pool holds the shim's own tables");
     let table = space.window_table(pool, id);
     let empty = take(pool);
     let base = WINDOWS + u64::from(id) * WINDOW_STRIDE;
-    let (page14, state, stacks) = (take(pool), take(pool), [take(pool), take(pool), take(pool)]);
+    let (page14, state) = (take(pool), take(pool));
 
     (0..14).for_each(|page| set_window(table, page, Some(empty)));
     set_window(table, 14, Some(page14));
     (16..32).for_each(|page| set_window(table, page, Some(empty)));
+    set_window(
+        table,
+        layout::STATE_OFFSET as usize / PAGE_SIZE,
+        Some(state),
+    );
+    let percpu_address = base + layout::STATE_OFFSET + PERCPU_PLACE as u64;
+    for stack in Stack::ALL {
+        for page in 0..layout::ENTRY_STACK_PAGES {
+            set_window(table, stack.first_page() + page, Some(take(pool)));
+        }
+        let tail = (stack.end(base) - STACK_TAIL) as *mut u64;
+        // SAFETY: the page was just mapped, and nobody else knows of it.
+        unsafe { tail.write_volatile(percpu_address) };
+    }
 
-    let tss_address = direct(state) as u64;
-    let stack_top = (&raw const boot_stack_top) as u64;
-    let ist = |frame: Mfn| direct(frame) as u64 + PAGE_SIZE as u64;
+    let tss_address = base + layout::STATE_OFFSET;
+    let entry_top = Stack::Entry.end(base) - STACK_TAIL;
+    let ist = |stack: Stack| stack.end(base) - STACK_TAIL;
     let tss = Tss {
         reserved0: 0,
-        rsp: [stack_top, 0, 0],
+        rsp: [entry_top, 0, 0],
         reserved1: 0,
-        ist: [ist(stacks[0]), ist(stacks[1]), ist(stacks[2]), 0, 0, 0, 0],
+        ist: [
+            ist(Stack::Debug),
+            ist(Stack::Nmi),
+            ist(Stack::MachineCheck),
+            ist(Stack::DoubleFault),
+            0,
+            0,
+            0,
+        ],
         reserved2: 0,
         reserved3: 0,
         io_map_base: size_of::<Tss>() as u16,
     };
     // SAFETY: the frame is fresh and larger than the TSS.
     unsafe { direct(state).cast::<Tss>().write_unaligned(tss) };
-    // SAFETY: the second half of the same frame, aligned.
-    let percpu = unsafe { direct(state).add(2048).cast::<PerCpu>() };
-    // SAFETY: as above; nobody else knows the address.
+    let percpu = percpu_address as *mut PerCpu;
+    // SAFETY: the page was just mapped, the address is aligned, and nobody else knows it.
     unsafe {
         percpu.write(PerCpu {
-            stack_top,
+            entry_top,
+            stack_top: (&raw const boot_stack_top) as u64,
             scratch: 0,
             next_table: 0,
+            shim_table: space.l4.addr(),
+            guest_table: space.split(pool).addr(),
+            fatal_table: space.l4.addr(),
+            selector: SHIM_CS + 8,
             entry_flags: 0,
+            host_traps: 0,
         });
     };
 
@@ -166,21 +266,23 @@ pub fn start_vcpu(pool: &mut Pool, space: &ShimSpace, id: u32) -> (Windows, *mut
     descriptor(page14, TSS, low);
     descriptor(page14, TSS + 8, high);
 
-    load_idt(pool);
+    load_idt(pool, table, base);
     // SAFETY: the tables above are complete and stay where they are.
     unsafe { load(base + GDT_OFFSET, percpu) };
     (Windows { table, base, empty }, percpu)
 }
 
-fn load_idt(pool: &mut Pool) {
+fn load_idt(pool: &mut Pool, table: Mfn, base: u64) {
     let idt = pool.take().expect("the pool holds the shim's own tables");
+    set_window(table, layout::IDT_OFFSET as usize / PAGE_SIZE, Some(idt));
     for vector in 0..256u64 {
         let stub = (&raw const entry_stubs) as u64 + vector * 16;
-        let ist = match vector {
-            1 => 1,
-            2 | 18 => 2,
-            8 => 3,
-            _ => 0,
+        let stack = match vector {
+            1 => Stack::Debug,
+            2 => Stack::Nmi,
+            18 => Stack::MachineCheck,
+            8 => Stack::DoubleFault,
+            _ => Stack::Entry,
         };
         let dpl = if matches!(vector, 3 | 4 | 0x80) { 3 } else { 0 };
         // SAFETY: the table is a fresh frame, which holds exactly 256 gates.
@@ -188,15 +290,28 @@ fn load_idt(pool: &mut Pool) {
             direct(idt)
                 .cast::<Gate>()
                 .add(vector as usize)
-                .write(Gate::new(stub, ist, dpl));
+                .write(Gate::new(stub, stack.ist(), dpl));
         };
     }
     let pointer = Pointer {
         limit: 4095,
-        base: direct(idt) as u64,
+        base: base + layout::IDT_OFFSET,
     };
     // SAFETY: the table is complete; its handlers are the entry stubs.
     unsafe { core::arch::asm!("lidt [{}]", in(reg) &raw const pointer, options(nostack)) };
+}
+
+/// Has the entry code wait for each SWAPGS that it may have mispredicted.
+pub fn fence_swapgs() {
+    const LFENCE: [u8; 3] = [0x0f, 0xae, 0xe8];
+    let mut at = &raw const fences_start;
+    while at != &raw const fences_end {
+        // SAFETY: the entry code lists the places between the two symbols.
+        let place = unsafe { *at };
+        // SAFETY: a place for one instruction, which no interrupt can lead to meanwhile.
+        unsafe { patch(place, LFENCE) };
+        at = at.wrapping_add(1);
+    }
 }
 
 #[repr(C, packed)]
@@ -239,6 +354,7 @@ unsafe fn load(gdt: u64, percpu: *mut PerCpu) {
     unsafe {
         instructions::write_msr(msr::GS_BASE, percpu as u64);
         instructions::write_msr(msr::KERNEL_GS_BASE, 0);
+        instructions::write_msr(msr::FS_BASE, 0);
         instructions::write_msr(msr::STAR, star);
         instructions::write_msr(msr::LSTAR, entry(entry_syscall));
         instructions::write_msr(msr::CSTAR, entry(entry_syscall32));
@@ -249,7 +365,7 @@ unsafe fn load(gdt: u64, percpu: *mut PerCpu) {
         // SAFETY: as above; the entry loads its stack itself.
         unsafe {
             instructions::write_msr(msr::SYSENTER_CS, SHIM_CS.into());
-            instructions::write_msr(msr::SYSENTER_ESP, (*percpu).stack_top);
+            instructions::write_msr(msr::SYSENTER_ESP, (*percpu).entry_top);
             instructions::write_msr(msr::SYSENTER_EIP, entry(entry_sysenter));
         }
     }

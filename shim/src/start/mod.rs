@@ -11,11 +11,11 @@ use core::fmt::Display;
 
 use log::{error, info, warn};
 use unmoved_shim::boot::share::{self, LEAST_MAPPED, ShimShare};
-use unmoved_shim::boot::{FreeMemory, GuestFrames, HostPages, Start, build};
-use unmoved_shim::cpu::{InfoPage, Machine, Regs, Vcpu};
+use unmoved_shim::boot::{FreeMemory, GuestFrames, HostPages, build};
+use unmoved_shim::cpu::{Regs, first};
 use unmoved_shim::guest::{Guest, Parts};
 use unmoved_shim::host::{Host, Xen};
-use unmoved_shim::mem::{FramePool, Frames};
+use unmoved_shim::mem::FramePool;
 use unmoved_shim::mm::{Ledger, Mm, Owner, ShimSlots};
 use unmoved_shim::options::Options;
 use unmoved_shim::points::Points;
@@ -23,8 +23,6 @@ use unmoved_shim::points::all::{self as points, AllPoints};
 use unmoved_shim::points::evtchn::{EventChannels, Peer};
 use unmoved_shim::points::identity::Identity;
 use unmoved_shim::points::time::Time;
-use xen_abi::shared_info::vcpu_info;
-use xen_abi::trap::{FLAT_RING3_CS64, FLAT_RING3_DS, rflags};
 use xen_abi::{Mfn, PAGE_SIZE, Port};
 
 use crate::machine::entry::Hosted;
@@ -69,7 +67,7 @@ pub fn start(start_info: u64) -> (&'static mut Hosted, Regs) {
     }
     let (windows, percpu) = tables::start_vcpu(&mut pool, &space, 0);
     let has_xsave = processor::enable_features(percpu);
-    let m = Bare::new(windows, percpu, m2p, has_xsave);
+    let m = Bare::new(windows, percpu, m2p, has_xsave, options.xpti);
 
     let host = xen::HostXen::connect().unwrap_or_else(|errno| refuse("the host refused", errno));
     let ram: Vec<_> = handed
@@ -98,7 +96,14 @@ pub fn start(start_info: u64) -> (&'static mut Hosted, Regs) {
     let built = build(&Direct, &kernel, frames, &pages, cmd_line, set_m2p)
         .unwrap_or_else(|error| refuse("guest", error));
     let slots = ShimSlots(space.slots());
-    let vcpu = first_vcpu(&m, &mut ledger, &slots, &built, pages.shared_info);
+    let mut mm = Mm {
+        frames: &m,
+        ledger: &mut ledger,
+        slots: &slots,
+        tlb: &m,
+    };
+    let vcpu = first::vcpu(&mut mm, &built, pages.shared_info)
+        .unwrap_or_else(|e| refuse("the guest's first page tables", e));
 
     let mut time = Time::default();
     // The guest counts from its own start: how long the host has been up is not its business.
@@ -143,9 +148,8 @@ pub fn start(start_info: u64) -> (&'static mut Hosted, Regs) {
     guest.announce();
     guest.outside(Points::flush);
     guest.publish_time_now(0);
-    guest.m.set_guest_cr4(0);
-    guest.m.load_page_table(built.l4);
-    (Box::leak(guest), first_registers(&built))
+    first::load(&mut guest.m, &guest.vcpus[0], &built);
+    (Box::leak(guest), first::registers(&built))
 }
 
 fn take(memory: &mut FreeMemory, frames: u64) -> Mfn {
@@ -204,53 +208,6 @@ fn share_out(planned: u64, frames: &mut GuestFrames, pool: &mut Pool, ledger: &m
                 refuse("ledger", errno);
             }
         }
-    }
-}
-
-/// Makes the first vCPU, in the page tables that were built for it.
-fn first_vcpu(
-    m: &Bare,
-    ledger: &mut Ledger,
-    slots: &ShimSlots,
-    built: &Start,
-    shared_info: Mfn,
-) -> Vcpu {
-    let info = InfoPage {
-        frame: shared_info,
-        offset: 0,
-        is_registered: false,
-    };
-    let mut vcpu = Vcpu::new(0, info);
-    let mut mm = Mm {
-        frames: m,
-        ledger,
-        slots,
-        tlb: m,
-    };
-    match mm.enter(built.l4, None) {
-        Ok(spaces) => vcpu.spaces = Some(spaces),
-        Err(errno) => refuse("the guest's first page tables", errno),
-    }
-    // As Xen's builder leaves it: the first table is pinned, and the kernel unpins it.
-    if let Err(errno) = mm.pin(xen_abi::mmu::Level::L4, built.l4) {
-        refuse("the guest's first page tables", errno);
-    }
-    vcpu.is_initialised = true;
-    vcpu.is_up = true;
-    Direct.store8(shared_info, vcpu_info::UPCALL_MASK, 1);
-    vcpu
-}
-
-/// The registers with which a PV kernel begins.
-fn first_registers(built: &Start) -> Regs {
-    Regs {
-        rip: built.entry,
-        rsp: built.stack,
-        rsi: built.start_info,
-        cs: FLAT_RING3_CS64.into(),
-        ss: FLAT_RING3_DS.into(),
-        rflags: rflags::IF | rflags::RESERVED,
-        ..Regs::default()
     }
 }
 

@@ -13,6 +13,7 @@ use crate::machine::{Bare, globals, instructions, tables, xen};
 /// small enough for version 1 of the grant table.
 const MACHINE_ADDRESS_WIDTH: u8 = 40;
 
+const CR4_MCE: u64 = 1 << 6;
 const CR4_FSGSBASE: u64 = 1 << 16;
 const CR4_OSXSAVE: u64 = 1 << 18;
 const CR4_SMEP: u64 = 1 << 20;
@@ -26,6 +27,10 @@ pub(super) fn enable_features(percpu: *mut tables::PerCpu) -> bool {
         refuse("CPU", "no FSGSBASE");
     }
     let mut cr4 = instructions::cr4() | CR4_FSGSBASE;
+    // Without it a machine check of the host's would end the domain before anybody could say so.
+    if instructions::cpuid(1, 0)[3] & 1 << 7 != 0 {
+        cr4 |= CR4_MCE;
+    }
     if has_xsave {
         cr4 |= CR4_OSXSAVE;
     }

@@ -5,9 +5,7 @@ mod look;
 
 use std::rc::Rc;
 
-use xen_abi::mmu::{INVALID_M2P_ENTRY, Level, Pte, XEN_SLOTS};
-use xen_abi::shared_info::vcpu_info;
-use xen_abi::trap::{FLAT_RING3_CS64, FLAT_RING3_DS, rflags};
+use xen_abi::mmu::{INVALID_M2P_ENTRY, Pte, XEN_SLOTS};
 use xen_abi::{Mfn, PAGE_SIZE, Port};
 
 use super::host::{Clock, FakeHost};
@@ -15,11 +13,11 @@ use super::machine::FakeMachine;
 use super::points::FakePoints;
 use crate::boot::{FrameList, FrameRun, GuestFrames, HostPages, Kernel, Notes, Segment, build};
 use crate::boot::{Layout, Start};
-use crate::cpu::{InfoPage, Machine, Regs, Vcpu};
+use crate::cpu::{Regs, first};
 use crate::emulate::fake::FakeVcpu;
 use crate::guest::{Guest, Parts};
 use crate::host::Xen;
-use crate::mem::{FakeFrames, Frames};
+use crate::mem::FakeFrames;
 use crate::mm::{Ledger, Mm, Owner, ShimSlots};
 use crate::options::Options;
 use crate::points::evtchn::{EventChannels, Peer};
@@ -98,23 +96,13 @@ impl Bench {
         let mut slots = [Pte::new(Self::SHIM, Pte::PRESENT | Pte::RW).0; XEN_SLOTS];
         slots[0] = Pte::new(M2P_FRAME, Pte::PRESENT | Pte::USER).0;
         let slots = ShimSlots(slots);
-        let info = InfoPage {
-            frame: Self::SHARED_INFO,
-            offset: 0,
-            is_registered: false,
-        };
-        let mut vcpu = Vcpu::new(0, info);
         let mut mm = Mm {
             frames: &m,
             ledger: &mut ledger,
             slots: &slots,
             tlb: &m,
         };
-        vcpu.spaces = Some(mm.enter(start.l4, None).expect("good tables"));
-        let _ = mm.pin(Level::L4, start.l4).expect("good tables");
-        vcpu.is_initialised = true;
-        vcpu.is_up = true;
-        m.store8(Self::SHARED_INFO, vcpu_info::UPCALL_MASK, 1);
+        let vcpu = first::vcpu(&mut mm, &start, Self::SHARED_INFO).expect("good tables");
         let identity = Identity {
             domid: Identity::GUEST,
             backend: Identity::BACKEND,
@@ -146,16 +134,8 @@ impl Bench {
         };
         let mut guest = Guest::new(m, host, FakePoints::default(), parts);
         guest.publish_time_now(0);
-        guest.m.load_page_table(start.l4);
-        let regs = Regs {
-            rip: start.entry,
-            rsp: start.stack,
-            rsi: start.start_info,
-            cs: FLAT_RING3_CS64.into(),
-            ss: FLAT_RING3_DS.into(),
-            rflags: rflags::IF | rflags::RESERVED,
-            ..Regs::default()
-        };
+        first::load(&mut guest.m, &guest.vcpus[0], &start);
+        let regs = first::registers(&start);
         Self {
             guest,
             regs,

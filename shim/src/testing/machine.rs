@@ -2,7 +2,7 @@
 
 mod walk;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -12,7 +12,7 @@ use xen_abi::{GuestVa, Mfn};
 use super::heap::SmallHeap;
 use super::host::Clock;
 use super::translations::Translations;
-use crate::cpu::Machine;
+use crate::cpu::{HostTraps, Machine, first};
 use crate::mem::{FakeFrames, Frames};
 use crate::mm::{Ledger, M2p};
 
@@ -51,6 +51,10 @@ pub struct FakeMachine {
     pub ldt_entries: u32,
     /// Debug registers.
     pub debug: [u64; 8],
+    /// What the host has raised.
+    pub host_traps: Cell<HostTraps>,
+    /// How many hosts it has come to.
+    pub hosts: usize,
     /// Whether FPU instructions trap.
     pub task_switched: bool,
     /// Guest-visible bits of CR4.
@@ -77,14 +81,17 @@ impl FakeMachine {
             loads: 0,
             flushes: RefCell::default(),
             fault_address: 0,
-            gs_base: 0,
-            fs_base: 0,
+            gs_base: !0,
+            fs_base: !0,
             gdt: Vec::new(),
             ldt: Vec::new(),
             ldt_entries: 0,
-            debug: [0, 0, 0, 0, 0, 0, 0xffff_0ff0, 0x400],
-            task_switched: false,
-            cr4: 0,
+            // What a CPU holds before anybody loads it is not what a guest begins with.
+            debug: [!0, !0, !0, !0, 0, 0, !0, !0],
+            host_traps: Cell::default(),
+            hosts: 0,
+            task_switched: true,
+            cr4: !0,
             xcr0: 1,
             msrs: BTreeMap::new(),
             m2p: RefCell::new(m2p),
@@ -177,8 +184,14 @@ impl Machine for FakeMachine {
         assert!(index < 4 || value >> 32 == 0, "DR{index} {value:#x} faults");
         self.debug[usize::from(index)] = value;
     }
-    fn debug_status(&self) -> u64 {
-        self.debug[6]
+    fn take_debug_status(&mut self) -> u64 {
+        std::mem::replace(&mut self.debug[6], first::DR6)
+    }
+    fn take_host_traps(&self) -> HostTraps {
+        self.host_traps.take()
+    }
+    fn host_changed(&mut self) {
+        self.hosts += 1;
     }
     fn set_task_switched(&mut self, on: bool) {
         self.task_switched = on;

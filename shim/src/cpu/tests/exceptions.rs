@@ -3,10 +3,10 @@
 use xen_abi::hypercall::{FPU_TASKSWITCH, PHYSDEV_OP, VM_ASSIST};
 use xen_abi::physdev::SetIobitmap;
 use xen_abi::sched::ShutdownReason;
-use xen_abi::trap::{rflags, vector};
+use xen_abi::trap::{FLAT_RING3_CS64, TrapInfo, rflags, vector};
 
 use super::{distinct, stack};
-use crate::cpu::UPCALL_VECTOR;
+use crate::cpu::{HostTraps, Regs, UPCALL_VECTOR, first};
 use crate::testing::Bench;
 
 /// A process whose kernel handles what it does.
@@ -112,6 +112,11 @@ fn single_steps_and_breakpoints_report_their_reason() {
     bench.trap(vector::DEBUG, 0);
     assert_eq!(bench.regs.rip, handler(1));
     assert_eq!(bench.guest.vcpus[0].debug[6], 0xffff_4ff1);
+    // The CPU's own register starts anew each time; the guest's is cleared by the guest.
+    assert_eq!(bench.guest.m.debug[6], first::DR6);
+    bench.guest.m.debug[6] |= 2;
+    bench.trap(vector::DEBUG, 0);
+    assert_eq!(bench.guest.vcpus[0].debug[6], 0xffff_4ff3);
 }
 
 #[test]
@@ -235,11 +240,74 @@ fn code_that_ends_with_its_page_is_read_to_there() {
     assert_eq!(bench.regs.rbx, 0x566e_6558);
 }
 
+/// `create_bounce_frame` of Xen crashes a domain that is to enter a handler at address 0, by
+/// whatever vector and from either mode; only what comes from outside is lost.
 #[test]
 fn an_exception_that_nobody_handles_ends_the_domain() {
-    for number in [0, 4, 5, 8, 9, 10, 11, 12, 16, 17, 18, 19, 20, 21, 31] {
-        let mut bench = process(&[0x90]);
-        let ended = bench.ends(|bench| bench.trap(number, 0));
-        assert_eq!(ended, ShutdownReason::CRASH, "vector {number}");
+    for number in (0..32).filter(|number| ![vector::NMI, vector::MACHINE_CHECK].contains(number)) {
+        for mut bench in [process(&[0x90]), kernel(&[0x90])] {
+            bench.guest.vcpus[0].traps[usize::from(number)].address = 0;
+            let ended = bench.ends(|bench| bench.trap(number, 0));
+            assert_eq!(ended, ShutdownReason::CRASH, "vector {number}");
+        }
     }
+}
+
+fn with_handler(mut bench: Bench, number: u8) -> Bench {
+    bench.guest.vcpus[0].traps[usize::from(number)] = TrapInfo {
+        vector: number,
+        flags: TrapInfo::MASKS_EVENTS,
+        cs: FLAT_RING3_CS64,
+        pad: 0,
+        address: handler(number),
+    };
+    bench
+}
+
+#[test]
+fn an_nmi_of_the_host_reaches_the_handler_or_is_lost() {
+    // It interrupts ring 3 ...
+    for bench in [process(&[0x90]), kernel(&[0x90])] {
+        let mut bench = with_handler(bench, vector::NMI);
+        let rip = bench.regs.rip;
+        bench.guest.m.host_traps.set(HostTraps::NMI);
+        bench.trap(vector::NMI, 0);
+        assert_eq!(bench.regs.rip, handler(vector::NMI));
+        assert_eq!(stack(&bench, 3)[2], rip, "no error code");
+        // ... or the shim, while that serves something else.
+        bench.guest.m.host_traps.set(HostTraps::NMI);
+        bench.trap(UPCALL_VECTOR, 0);
+        assert_eq!(bench.regs.rip, handler(vector::NMI), "one at a time");
+        assert!(bench.guest.vcpus[0].nmi_pending);
+    }
+    for mut bench in [process(&[0x90]), kernel(&[0x90])] {
+        let rip = bench.regs.rip;
+        bench.guest.m.host_traps.set(HostTraps::NMI);
+        bench.trap(vector::NMI, 0);
+        assert_eq!(bench.regs.rip, rip);
+        assert!(!bench.guest.vcpus[0].nmi_pending);
+    }
+}
+
+#[test]
+fn a_machine_check_comes_before_an_nmi_and_must_have_a_handler() {
+    let bench = with_handler(kernel(&[0x90]), vector::NMI);
+    let mut bench = with_handler(bench, vector::MACHINE_CHECK);
+    bench.guest.m.host_traps.set(HostTraps::all());
+    bench.trap(vector::MACHINE_CHECK, 0);
+    assert_eq!(bench.regs.rip, handler(vector::MACHINE_CHECK));
+    assert!(bench.guest.vcpus[0].nmi_pending, "it follows");
+    bench.trap(UPCALL_VECTOR, 0);
+    assert_eq!(bench.regs.rip, handler(vector::NMI));
+    let mut bench = process(&[0x90]);
+    bench.guest.m.host_traps.set(HostTraps::MACHINE_CHECK);
+    let ended = bench.ends(|bench| bench.trap(vector::MACHINE_CHECK, 0));
+    assert_eq!(ended, ShutdownReason::CRASH);
+}
+
+#[test]
+fn a_guest_that_hides_where_it_was_is_ended() {
+    let mut bench = kernel(&[0x90]);
+    let ended = bench.ends(|bench| bench.enter_as(Regs::LOST_FRAME, 0));
+    assert_eq!(ended, ShutdownReason::CRASH);
 }

@@ -2,6 +2,7 @@
 //! `xen/arch/x86/x86_64/entry.S` builds them, `iret` as `xen/arch/x86/pv/iret.c` takes them back.
 
 mod exceptions;
+mod first;
 mod frames;
 mod iret;
 mod returns;

@@ -28,7 +28,8 @@ pub enum Vendor {
 }
 
 impl Vendor {
-    fn of([_, ebx, ecx, edx]: Leaf) -> Self {
+    /// Reads it from CPUID leaf 0.
+    pub fn of([_, ebx, ecx, edx]: Leaf) -> Self {
         match [ebx, edx, ecx].map(u32::to_le_bytes).as_flattened() {
             b"GenuineIntel" => Self::Intel,
             b"AuthenticAMD" | b"HygonGenuine" => Self::Amd,

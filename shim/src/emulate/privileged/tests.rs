@@ -5,9 +5,10 @@ mod io;
 use xen_abi::Mfn;
 
 use super::super::fake::FakeRegs;
-use super::super::fake::{CR0, FakeVcpu, intel};
+use super::super::fake::{FakeVcpu, intel};
 use super::super::regs::{After, RF, TF};
 use super::{CR4_FIXED, CR4_OSXSAVE, CodeSize, Outcome, general_protection, invalid_opcode};
+use crate::cpu::first::CR0;
 
 const DONE: Outcome = Outcome::Done(After::Continue);
 /// `ud2; .ascii "xen"; cpuid`
