@@ -34,6 +34,8 @@ pub struct Attack {
     pub count: u64,
     /// Whether to make the fixed attacks as well.
     pub fixed: bool,
+    /// Whether ring 3 has page tables of its own, whatever the processor is.
+    pub split: bool,
 }
 
 /// How a run ended.
@@ -95,6 +97,10 @@ fn attack_and_move(host: &Host, system: System, attack: Attack, ways: &[Way]) ->
         attack.count,
         u8::from(attack.fixed)
     );
+    if attack.split {
+        plan.lines
+            .push("pvshim_extra = \"unmoved.xpti=on\"".to_owned());
+    }
     let mark = host.serial().mark();
     // The console's file of an earlier run would be taken for this one's.
     host.sh("rm -f /var/log/xen/console/guest-hostile*.log")?;

@@ -25,6 +25,9 @@ pub struct Bench {
     /// Measure this shim, too, under the name of its file; may be given several times
     #[arg(long, value_name = "FILE")]
     shim: Vec<PathBuf>,
+    /// Measure this project's shim a second time, with page tables split (`unmoved.xpti=on`)
+    #[arg(long)]
+    xpti: bool,
     /// Measure only these systems
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     only: Vec<String>,
@@ -65,6 +68,8 @@ const FIGURES: [(&str, bool); 14] = [
 struct Contender {
     name: String,
     system: System,
+    /// The shim's options.
+    options: &'static str,
     /// What each boot gave, by the figure's name.
     found: BTreeMap<&'static str, Vec<f64>>,
 }
@@ -83,7 +88,14 @@ impl Bench {
             Contender::new("pv", System::Native),
             Contender::new("xen-shim", System::XenShim),
         ];
-        contenders.push(Contender::new("unmoved", System::Shim(programs::shim()?)));
+        let shim = System::Shim(programs::shim()?);
+        contenders.push(Contender::new("unmoved", shim.clone()));
+        if self.xpti {
+            contenders.push(Contender {
+                options: "unmoved.xpti=on",
+                ..Contender::new("unmoved-xpti", shim)
+            });
+        }
         for shim in self.shim {
             let name = shim.file_name().and_then(OsStr::to_str);
             let name = name.with_context(|| format!("{} has no plain name", shim.display()))?;
@@ -127,6 +139,7 @@ impl Contender {
         Self {
             name: name.to_owned(),
             system,
+            options: "",
             found: BTreeMap::new(),
         }
     }
@@ -154,6 +167,10 @@ impl Contender {
         plan.initrd = Some(initramfs::workload(kernel)?);
         plan.arguments +=
             " quiet unmoved.mode=net unmoved.net=ip=192.0.2.100/24 unmoved.heartbeat=0";
+        if !self.options.is_empty() {
+            plan.lines
+                .push(format!("pvshim_extra = \"{}\"", self.options));
+        }
         plan.disks.push("phy:/dev/vda,xvda,w".to_owned());
         plan.nics.push("mac=02:00:00:00:01:01".to_owned());
         let guest = self.boot(&plan, host)?;

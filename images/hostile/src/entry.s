@@ -39,6 +39,22 @@
 .pushsection .text
 .globl start
 start:
+    /* What the registers hold, before anything else has touched them. */
+    fxsave first_fpu(%rip)
+    movq %rax, first_gprs(%rip)
+    movq %rbx, first_gprs + 8(%rip)
+    movq %rcx, first_gprs + 16(%rip)
+    movq %rdx, first_gprs + 24(%rip)
+    movq %rdi, first_gprs + 32(%rip)
+    movq %rbp, first_gprs + 40(%rip)
+    movq %r8, first_gprs + 48(%rip)
+    movq %r9, first_gprs + 56(%rip)
+    movq %r10, first_gprs + 64(%rip)
+    movq %r11, first_gprs + 72(%rip)
+    movq %r12, first_gprs + 80(%rip)
+    movq %r13, first_gprs + 88(%rip)
+    movq %r14, first_gprs + 96(%rip)
+    movq %r15, first_gprs + 104(%rip)
     cld
     leaq stack_top(%rip), %rsp
     movq %rsi, %rdi
@@ -275,6 +291,11 @@ trap_addresses:
 stack:
     .skip 0x10000
 stack_top:
+    .balign 16
+.globl first_fpu
+first_fpu:   .skip 512
+.globl first_gprs
+first_gprs:  .skip 14 * 8
     .balign 8
 .globl recover_sp
 recover_sp:  .skip 8

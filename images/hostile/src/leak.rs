@@ -6,11 +6,43 @@ use xen_abi::{Mfn, PAGE_SIZE, Pfn};
 
 use crate::console::say;
 use crate::memory::{self, RO, VIRT_BASE};
-use crate::trap::{End, Regs, attempt};
+use crate::trap::{self, End, Regs, attempt};
 use crate::verdict::{Answer, Verdicts};
 
 /// Value of `m2p` for a frame that several domains share (`SHARED_M2P_ENTRY`).
 const SHARED_M2P_ENTRY: u64 = !0 - 1;
+
+/// No register came with anything in it but what a CPU has after a reset.
+pub fn registers_at_start(verdicts: &mut Verdicts) {
+    const FCW: usize = 0;
+    const MXCSR: usize = 24;
+    const REGISTERS: core::ops::Range<usize> = 32..416;
+    let (fpu, gprs) = trap::first_registers();
+    for (n, &value) in gprs.iter().enumerate().filter(|(_, value)| **value != 0) {
+        say!("leak: general register {n} began with {value:#x}");
+    }
+    let general = gprs.iter().all(|&value| value == 0);
+    verdicts.note(
+        format_args!("leak.first-general"),
+        Answer::Is(if general { "clear" } else { "dirty" }),
+        general,
+    );
+    for (n, &byte) in fpu.iter().enumerate().filter(|(_, byte)| **byte != 0) {
+        if REGISTERS.contains(&n) {
+            say!("leak: byte {n} of the FPU's state began as {byte:#x}");
+        }
+    }
+    // x87 and xmm registers; between the control words, where the last instruction was.
+    let clear = fpu[REGISTERS].iter().all(|&byte| byte == 0)
+        && fpu[FCW + 2..MXCSR].iter().all(|&byte| byte == 0);
+    let control = u64::from(fpu[FCW]) | u64::from(fpu[FCW + 1]) << 8;
+    let mxcsr = u64::from(fpu[MXCSR]) | u64::from(fpu[MXCSR + 1]) << 8;
+    verdicts.note(
+        format_args!("leak.first-fpu (control {control:#x}, {mxcsr:#x})"),
+        Answer::Is(if clear { "clear" } else { "dirty" }),
+        clear && control == 0x37f && mxcsr == 0x1f80,
+    );
+}
 
 /// Every frame that the builder did not use came clear.
 pub fn given_at_start(verdicts: &mut Verdicts) {

@@ -87,6 +87,7 @@ extern "C" fn kernel_main(start_info: *const StartInfo) -> ! {
     if options.fixed {
         // Xen does not clear what a guest gives back by itself, so only the first of several guests
         // on a host is sure to find its memory clear.
+        leak::registers_at_start(&mut verdicts);
         leak::given_at_start(&mut verdicts);
         attacks::all(&mut verdicts);
     }

@@ -31,6 +31,8 @@ unsafe extern "C" {
     fn event_entry();
     fn fpu_entry();
     fn debug_entry();
+    static first_fpu: [u8; 512];
+    static first_gprs: [u64; 14];
     static trap_addresses: [u64; 36];
     static trap_vector: AtomicU64;
     static trap_rax: AtomicU64;
@@ -175,6 +177,13 @@ impl Code {
 /// Where attempted code comes back to.
 pub fn done_address() -> u64 {
     run_done as *const () as u64
+}
+
+/// What this kernel began with: the FPU's registers as FXSAVE stores them, and the general ones that
+/// carry nothing, all but rsi and rsp.
+pub fn first_registers() -> (&'static [u8; 512], &'static [u64; 14]) {
+    // SAFETY: written by the first instructions only.
+    unsafe { (&first_fpu, &first_gprs) }
 }
 
 /// Runs `code` with `regs`, which then are what it left.

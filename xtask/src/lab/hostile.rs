@@ -20,6 +20,9 @@ pub struct Hostile {
     /// Make the fixed attacks on real Xen too, and show where its answers differ
     #[arg(long)]
     compare: bool,
+    /// Have the shim give ring 3 page tables of its own (`unmoved.xpti=on`)
+    #[arg(long)]
+    split: bool,
 }
 
 /// Random attacks in one life of the guest; a longer one shows less for a fault early on.
@@ -35,7 +38,7 @@ impl Hostile {
     pub fn run(self) -> Result<()> {
         Lab::run("hostile", &Config::hosts(1), |lab| {
             if self.compare {
-                compare(lab.host(0))
+                compare(lab.host(0), self.split)
             } else {
                 self.attack(lab.host(0))
             }
@@ -51,6 +54,7 @@ impl Hostile {
                 count: LIFE.min(self.count - made),
                 // They look at memory that only the host's first guest is sure to find clear.
                 fixed: seed == self.seed,
+                split: self.split,
             };
             let outcome = hostile::run(host, System::Shim(programs::shim()?), attack)?;
             made += outcome.made;
@@ -82,14 +86,19 @@ impl Hostile {
 }
 
 /// The fixed attacks on the shim and directly on Xen, side by side.
-fn compare(host: &Host) -> Result<()> {
+fn compare(host: &Host, split: bool) -> Result<()> {
     let attack = Attack {
         seed: 1,
         count: 0,
         fixed: true,
+        split,
     };
     let ours = hostile::run(host, System::Shim(programs::shim()?), attack)?;
-    let native = hostile::run(host, System::Native, attack)?;
+    let native = Attack {
+        split: false,
+        ..attack
+    };
+    let native = hostile::run(host, System::Native, native)?;
     let native: BTreeMap<_, _> = native.answers.into_iter().collect();
     let (mut same, mut differ) = (0, 0);
     for (name, answer) in ours.answers {

@@ -42,6 +42,8 @@ pub const PRIVILEGED: [(&str, &[u8]); 27] = [
 ];
 
 pub(super) fn all(verdicts: &mut Verdicts) {
+    first_values(verdicts);
+    tables(verdicts);
     for (name, code) in PRIVILEGED {
         let mut regs = Regs::marked();
         regs.rsi = SCRATCH.va(0);
@@ -57,6 +59,69 @@ pub(super) fn all(verdicts: &mut Verdicts) {
     ports(verdicts);
     registers(verdicts);
     debug(verdicts);
+}
+
+/// Runs code that leaves something in rax.
+fn rax_after(code: &[u8]) -> Option<u64> {
+    let mut regs = Regs::marked();
+    regs.rax = 0;
+    regs.rcx = 0;
+    (attempt(code, &mut regs) == End::Done).then_some(regs.rax)
+}
+
+/// What can be read before anything was written.
+fn first_values(verdicts: &mut Verdicts) {
+    for (name, code, wanted) in [
+        ("cr0", &[0x0f, 0x20, 0xc0][..], 0x8005_0033),
+        ("cr4", &[0x0f, 0x20, 0xe0], 0x660),
+        ("dr6", &[0x0f, 0x21, 0xf0], 0xffff_0ff0),
+        ("dr7", &[0x0f, 0x21, 0xf8], 0x400),
+    ] {
+        let answer = rax_after(code).map_or(Answer::Is("trap"), Answer::Value);
+        verdicts.wanted(
+            format_args!("first.{name}"),
+            answer,
+            &[Answer::Value(wanted)],
+        );
+    }
+    // CR4 reads as it is written back.
+    let before = rax_after(&[0x0f, 0x20, 0xe0]);
+    rax_after(&[0x0f, 0x20, 0xe0, 0x0f, 0x22, 0xe0]);
+    let same = before == rax_after(&[0x0f, 0x20, 0xe0]);
+    verdicts.quietly(format_args!("first.cr4-again"), same);
+}
+
+/// SGDT, SIDT, SLDT, STR and SMSW work in ring 3, as under Xen; what they tell is the same
+/// everywhere, and nothing of where the shim has its memory.
+fn tables(verdicts: &mut Verdicts) {
+    /// The window of vCPU 0 (`shim/src/machine/layout.rs`).
+    const WINDOW: core::ops::Range<u64> = 0xffff_8200_0000_0000..0xffff_8200_0020_0000;
+    for (name, code) in [("sgdt", [0x0f, 0x01, 0x06]), ("sidt", [0x0f, 0x01, 0x0e])] {
+        SCRATCH.fill(0);
+        let mut regs = Regs::marked();
+        regs.rsi = SCRATCH.va(0);
+        let end = attempt(&code, &mut regs);
+        let base = SCRATCH.get(0) >> 16 | SCRATCH.get(1) << 48;
+        verdicts.note(
+            format_args!("tables.{name} ({base:#x})"),
+            Answer::of_code(end),
+            end == End::Done && WINDOW.contains(&base),
+        );
+    }
+    for (name, code) in [("sldt", [0x0f, 0x00, 0xc0]), ("str", [0x0f, 0x00, 0xc8])] {
+        let selector = rax_after(&code).map(|rax| rax & 0xffff);
+        let answer = selector.map_or(Answer::Is("trap"), Answer::Value);
+        // No selector, or one of the hypervisor's part of the descriptor table.
+        let fine = selector.is_some_and(|selector| selector == 0 || selector >= 0xe000);
+        verdicts.note(format_args!("tables.{name}"), answer, fine);
+    }
+    let (word, cr0) = (
+        rax_after(&[0x0f, 0x01, 0xe0]),
+        rax_after(&[0x0f, 0x20, 0xc0]),
+    );
+    let low = |value: Option<u64>| value.map(|value| value & 0xffff);
+    let answer = low(word).map_or(Answer::Is("trap"), Answer::Value);
+    verdicts.note(format_args!("tables.smsw"), answer, low(word) == low(cr0));
 }
 
 /// CR0, CR3, CR4, XCR0: only harmless values, and those read back.
