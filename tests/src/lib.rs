@@ -4,6 +4,7 @@
 //! behind the feature `lab`, which `cargo xtask test` switches on.
 
 pub mod agents;
+pub mod answers;
 pub mod baseline;
 pub mod cuts;
 pub mod direct;

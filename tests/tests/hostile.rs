@@ -1,6 +1,7 @@
 //! A guest kernel that attacks the shim gets nothing out of it and does it no harm.
 
 use unmoved_lab::{Config, Lab, System, programs};
+use unmoved_tests::answers::{self, Answers};
 use unmoved_tests::hostile::{self, Attack};
 use unmoved_tests::within::Way;
 
@@ -30,6 +31,28 @@ fn a_hostile_kernel_gets_nothing() {
         let outcome = hostile::run(lab.host(0), shim, split)?;
         assert_eq!((outcome.own_fault, outcome.wrong), (None, Vec::new()));
         assert_eq!(outcome.made, split.count);
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn hypercalls_answer_as_xen_does_but_for_known_reasons() {
+    Lab::run("answers", &Config::hosts(1), |lab| {
+        let xen = Answers::ask(lab.host(0), System::Native)?;
+        let shim = Answers::ask(lab.host(0), System::Shim(programs::shim()?))?;
+        let differences = shim.differences(&xen);
+        let unexplained: Vec<_> = differences
+            .iter()
+            .filter(|found| found.reason.is_none())
+            .collect();
+        assert!(unexplained.is_empty(), "{unexplained:#?}");
+        assert_eq!(answers::unused_reasons(&differences), [""; 0]);
+        let documented = include_str!("../../docs/hypercalls.md");
+        assert!(
+            documented.ends_with(&answers::table(&differences)),
+            "docs/hypercalls.md is not what `cargo xtask lab hostile --answers` tells"
+        );
         Ok(())
     })
     .unwrap();

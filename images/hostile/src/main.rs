@@ -8,7 +8,9 @@
 //!   seed `hostile.seed=S`, with arguments drawn from what is interesting, and a look at its own
 //!   page tables after every `hostile.check=N` of them.
 //!
-//! Or it does nothing but spin with events masked, for ever: `hostile.spin=1`.
+//! Or it only tells what hypercalls answer to arguments at the edge, without a verdict:
+//! `hostile.answers=1` (`answers.rs`).  Or it does nothing but spin with events masked, for ever:
+//! `hostile.spin=1`.
 //!
 //! `leak.rs` looks at every byte that it was given, and `oracle.rs` at its own page tables: none may
 //! hold what the guest must not have.  At the end stands one line, `hostile: done, N wrong`, and the
@@ -18,6 +20,7 @@
 #![no_std]
 #![no_main]
 
+mod answers;
 mod attacks;
 mod console;
 mod leak;
@@ -39,6 +42,7 @@ struct Options {
     count: u64,
     fixed: bool,
     check: u64,
+    answers: bool,
     spin: bool,
 }
 
@@ -49,6 +53,7 @@ impl Options {
             count: 0,
             fixed: true,
             check: 4096,
+            answers: false,
             spin: false,
         };
         let end = line.iter().position(|&byte| byte == 0);
@@ -61,6 +66,7 @@ impl Options {
                     options.check = value.parse().unwrap_or(4096).max(1);
                 }
                 Some(("hostile.fixed", value)) => options.fixed = value != "0",
+                Some(("hostile.answers", value)) => options.answers = value != "0",
                 Some(("hostile.spin", value)) => options.spin = value != "0",
                 _ => {}
             }
@@ -84,6 +90,11 @@ extern "C" fn kernel_main(start_info: *const StartInfo) -> ! {
         spin();
     }
     let mut verdicts = Verdicts::default();
+    if options.answers {
+        answers::all();
+        console::drain();
+        trap::shutdown(xen_abi::sched::ShutdownReason::POWEROFF);
+    }
     if options.fixed {
         // Xen does not clear what a guest gives back by itself, so only the first of several guests
         // on a host is sure to find its memory clear.

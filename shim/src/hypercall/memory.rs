@@ -11,6 +11,7 @@ use crate::cpu::Machine;
 use crate::guest::{Guest, mm};
 use crate::host::Host;
 use crate::points::Points;
+use crate::points::identity::Identity;
 
 impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
     /// `memory_op(command, argument)`.
@@ -62,7 +63,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
         if domain == DomId::SELF.0 || domain == self.domid().0 {
             Ok(pages)
         } else {
-            Err(Errno::ESRCH)
+            Err(Identity::refusal(domain))
         }
     }
 

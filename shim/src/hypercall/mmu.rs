@@ -1,6 +1,6 @@
 //! Page tables: `mmu_update`, `update_va_mapping`, `mmuext_op`.
 
-use xen_abi::mmu::{Level, MmuExtOp, MmuUpdate, Pte, UvmFlags, ext};
+use xen_abi::mmu::{Level, MmuExtOp, MmuUpdate, Pte, UvmFlags, UvmScope, ext};
 use xen_abi::{DomId, Errno, GuestVa, Mfn};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -131,6 +131,13 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
         let flags = UvmFlags(flags);
         let flush = mm!(self).update_va_mapping(root, GuestVa(va), Pte(entry), flags)?;
         self.flush(flush);
+        // One vCPU is all there is to flush, but a mask that cannot be read is refused as Xen does:
+        // when the entry has changed already.
+        if let UvmScope::Mask(mask) = flags.scope()
+            && flush != Flush::None
+        {
+            read::<u64>(&self.m, mask.0).map_err(|_| Errno::EFAULT)?;
+        }
         Ok(0)
     }
 
@@ -158,11 +165,16 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
                 let _ = mm!(self).new_user_baseptr(spaces, frame)?;
                 Ok(Flush::None)
             }
+            ext::TLB_FLUSH_MULTI | ext::INVLPG_MULTI if read::<u64>(&self.m, op.arg2).is_err() => {
+                Err(Errno::EINVAL)
+            }
+            // There is one vCPU: whichever set of them is named, to flush here is enough.
             ext::TLB_FLUSH_LOCAL | ext::TLB_FLUSH_MULTI | ext::TLB_FLUSH_ALL => Ok(Flush::Full),
             ext::INVLPG_LOCAL | ext::INVLPG_MULTI | ext::INVLPG_ALL => {
                 Ok(Flush::Page(GuestVa(op.arg1)))
             }
-            ext::FLUSH_CACHE | ext::FLUSH_CACHE_GLOBAL => Err(Errno::EACCES),
+            ext::FLUSH_CACHE => Err(Errno::EACCES),
+            ext::FLUSH_CACHE_GLOBAL => Err(Errno::EINVAL),
             ext::SET_LDT => {
                 self.set_ldt(v, GuestVa(op.arg1), op.arg2)?;
                 Ok(Flush::None)

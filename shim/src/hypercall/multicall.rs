@@ -34,6 +34,8 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
         regs: &mut Regs,
         [list, count, rest @ ..]: Args,
     ) -> Result<Option<Answer>, Doomed> {
+        // The interface has 32 bits for the count, and kernels may leave anything above.
+        let count = count & 0xffff_ffff;
         let mut entries = [Entry::new_zeroed(); BATCH];
         let mut done = 0;
         while done < count {

@@ -141,7 +141,11 @@ impl EventChannels {
 
     /// `EVTCHNOP_unmask`.
     pub fn unmask(&self, frames: &dyn Frames, vcpus: &[Vcpu], port: Port) -> Result<(), Errno> {
-        let channel = self.get(port.0)?;
+        let channel = match port {
+            // Xen has a channel behind port 0, which is in no use.
+            Port(0) => CLOSED,
+            port => self.get(port.0)?,
+        };
         let (word, bit) = position(port.0);
         let was_masked = frames.fetch_and64(self.shared_info, EVTCHN_MASK + word, !bit) & bit != 0;
         if was_masked && frames.load64(self.shared_info, EVTCHN_PENDING + word) & bit != 0 {

@@ -3,7 +3,7 @@
 //! A guest that moves to another host, with another Xen, keeps getting these answers: they live in
 //! the shim's memory and nothing asks the host again.
 
-use xen_abi::DomId;
+use xen_abi::{DomId, Errno};
 
 /// Longest string of a `xen_version` answer that is kept, NUL included.
 pub const STRING: usize = 64;
@@ -37,4 +37,14 @@ impl Identity {
     pub const CAPABILITIES: &str = "xen-3.0-x86_64 ";
     /// What an unprivileged guest reads where it has no business to.
     pub const DENIED: &str = "<denied>";
+
+    /// Returns how a call is refused that names a domain other than the guest.  As far as a guest
+    /// can tell there is one other domain, wherever it runs: that of its backends.
+    pub fn refusal(domain: u16) -> Errno {
+        if DomId(domain) == Self::BACKEND {
+            Errno::EPERM
+        } else {
+            Errno::ESRCH
+        }
+    }
 }

@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use clap::Args;
 use unmoved_lab::{Config, Host, Lab, System, programs};
+use unmoved_tests::answers::{self, Answers};
 use unmoved_tests::hostile::{self, Attack};
 
 /// What to attack, and how often.
@@ -23,6 +24,10 @@ pub struct Hostile {
     /// Have the shim give ring 3 page tables of its own (`unmoved.xpti=on`)
     #[arg(long)]
     split: bool,
+    /// With every hypercall and arguments at the edge: show, as a table, where the shim answers
+    /// otherwise than real Xen, and why
+    #[arg(long, conflicts_with = "compare")]
+    answers: bool,
 }
 
 /// Random attacks in one life of the guest; a longer one shows less for a fault early on.
@@ -37,7 +42,9 @@ impl Hostile {
     /// If the lab fails, the shim does, or an attack gets something.
     pub fn run(self) -> Result<()> {
         Lab::run("hostile", &Config::hosts(1), |lab| {
-            if self.compare {
+            if self.answers {
+                answers(lab.host(0))
+            } else if self.compare {
                 compare(lab.host(0), self.split)
             } else {
                 self.attack(lab.host(0))
@@ -112,5 +119,28 @@ fn compare(host: &Host, split: bool) -> Result<()> {
         }
     }
     println!("{same} answers are the same, {differ} differ");
+    Ok(())
+}
+
+/// All hypercalls with arguments at the edge, on the shim and directly on Xen.
+fn answers(host: &Host) -> Result<()> {
+    let xen = Answers::ask(host, System::Native)?;
+    let ours = Answers::ask(host, System::Shim(programs::shim()?))?;
+    let differences = ours.differences(&xen);
+    print!("{}", answers::table(&differences));
+    let unexplained = differences
+        .iter()
+        .filter(|found| found.reason.is_none())
+        .count();
+    let unused = answers::unused_reasons(&differences);
+    println!(
+        "{} answers, {} differ, {unexplained} of them without a reason; reasons without need: {unused:?}",
+        xen.len(),
+        differences.len()
+    );
+    ensure!(
+        unexplained == 0 && unused.is_empty(),
+        "the table is not true"
+    );
     Ok(())
 }

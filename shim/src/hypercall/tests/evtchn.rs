@@ -148,7 +148,8 @@ fn the_guest_can_talk_to_itself() {
     let told = status_of(&mut bench, remote_port).expect("open");
     assert_eq!((told.status, told.detail), (status::UNBOUND, 1));
     for (remote_dom, remote_port, expected) in [
-        (0, remote_port, Errno::ESRCH),
+        (0, remote_port, Errno::EINVAL),
+        (7, remote_port, Errno::ESRCH),
         (OWN, 77, Errno::EINVAL),
         (OWN, 1, Errno::EINVAL),
     ] {
@@ -191,6 +192,28 @@ fn status_tells_what_a_port_is() {
     let told = status_of(&mut bench, 99).expect("there is none");
     assert_eq!(told.status, status::CLOSED);
     assert_eq!(status_of(&mut bench, 4096).map(|_| ()), Err(Errno::EINVAL));
+}
+
+#[test]
+fn the_other_domain_is_there_and_no_third_one() {
+    let mut bench = Bench::new();
+    for (dom, expected) in [(0, Errno::EPERM), (7, Errno::ESRCH), (0x7ff1, Errno::ESRCH)] {
+        let arg = bench.arg(&Status {
+            dom,
+            port: 1,
+            ..Status::default()
+        });
+        let told = bench.call(EVENT_CHANNEL_OP, &[op::STATUS, arg]);
+        assert_eq!(told, Err(expected), "{dom:#x}");
+        assert_eq!(alloc(&mut bench, dom, 0), Err(expected), "{dom:#x}");
+    }
+}
+
+#[test]
+fn port_0_can_be_unmasked_and_does_nothing() {
+    let mut bench = Bench::new();
+    assert_eq!(with_port(&mut bench, op::UNMASK, 0), Ok(0));
+    assert_eq!(bench.upcall().0, 0);
 }
 
 #[test]

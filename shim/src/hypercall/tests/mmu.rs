@@ -2,7 +2,7 @@
 //! apart.  What an entry may hold is tested in [`crate::mm`].
 
 use xen_abi::hypercall::{MMU_UPDATE, UPDATE_VA_MAPPING};
-use xen_abi::mmu::{Level, MmuUpdate, Pte, ext, update};
+use xen_abi::mmu::{Level, MmuUpdate, Pte, UvmFlags, ext, update};
 use xen_abi::{DomId, Errno, GuestVa, Mfn};
 
 use super::{HOLE, SELF, UNMAPPED};
@@ -289,7 +289,7 @@ fn what_a_guest_without_devices_may_not_do_is_refused() {
     let mut bench = Bench::new();
     for (cmd, expected) in [
         (ext::FLUSH_CACHE, Errno::EACCES),
-        (ext::FLUSH_CACHE_GLOBAL, Errno::EACCES),
+        (ext::FLUSH_CACHE_GLOBAL, Errno::EINVAL),
         (ext::MARK_SUPER, Errno::EOPNOTSUPP),
         (ext::UNMARK_SUPER, Errno::EOPNOTSUPP),
         (14, Errno::ENOSYS),
@@ -365,4 +365,22 @@ fn what_one_request_makes_of_a_table_is_flushed_before_the_next_is_read() {
         "before the store, and at the end"
     );
     bench.check();
+}
+
+#[test]
+fn a_set_of_vcpus_that_cannot_be_read_is_refused() {
+    let mut bench = Bench::new();
+    let va = bench.page(60);
+    for cmd in [ext::TLB_FLUSH_MULTI, ext::INVLPG_MULTI] {
+        assert_eq!(bench.mmuext(cmd, va, HOLE), Err(Errno::EINVAL), "{cmd}");
+        let set = bench.arg(&1u64);
+        assert_eq!(bench.mmuext(cmd, va, set), Ok(0), "{cmd}");
+    }
+    let entry = Pte::new(bench.frame(va), RO).0;
+    let flags = UvmFlags::TLB_FLUSH.0 | HOLE;
+    let answer = bench.call(UPDATE_VA_MAPPING, &[va, entry, flags]);
+    assert_eq!(answer, Err(Errno::EFAULT));
+    let at = entry_of(&mut bench, va);
+    let now = bench.guest.m.load64(Mfn::of(at), at as usize & 0xfff);
+    assert_eq!(now & RW, RO, "the entry has changed all the same");
 }

@@ -154,7 +154,7 @@ impl<M: Machine> Mapper<'_, M> {
         let m = self.m;
         let result = if flags & map_flags::CONTAINS_PTE != 0 {
             let request = MmuUpdate {
-                ptr: host_addr & !7,
+                ptr: host_addr,
                 val: pte.0,
             };
             self.mm().mmu_update(request, m)
@@ -180,6 +180,11 @@ impl<M: Machine> Mapper<'_, M> {
         if flags & map_flags::CONTAINS_PTE == 0 {
             let root = self.root;
             return Some(self.mm().walk(root, GuestVa(host_addr))?.entry);
+        }
+        // No entry begins there.  Xen refuses it too (`create_grant_pte_mapping`), and what is
+        // rounded would be an entry that the guest did not name.
+        if !host_addr.is_multiple_of(8) {
+            return None;
         }
         let table = Mfn::of(host_addr);
         let is_table = self.ledger.used_as(table) == crate::mm::FrameUse::L1;

@@ -8,6 +8,7 @@ use xen_abi::{DomId, Errno, Port};
 use super::{Binding, CLOSED, Channel, EventChannels, Peer, position};
 use crate::cpu::Vcpu;
 use crate::mem::Frames;
+use crate::points::identity::Identity;
 
 impl EventChannels {
     /// `EVTCHNOP_alloc_unbound`.
@@ -17,11 +18,7 @@ impl EventChannels {
         op: &mut AllocUnbound,
     ) -> Result<(), Errno> {
         if !self.is_self(op.dom) {
-            return Err(if op.dom < DomId::FIRST_RESERVED.0 {
-                Errno::EPERM
-            } else {
-                Errno::ESRCH
-            });
+            return Err(Identity::refusal(op.dom));
         }
         let remote = if self.is_self(op.remote_dom) {
             self.guest
@@ -44,7 +41,11 @@ impl EventChannels {
         op: &mut BindInterdomain,
     ) -> Result<(), Errno> {
         if !self.is_self(op.remote_dom) {
-            return Err(Errno::ESRCH);
+            return Err(match Identity::refusal(op.remote_dom) {
+                // That domain is there, and has no port for this one.
+                Errno::EPERM => Errno::EINVAL,
+                absent => absent,
+            });
         }
         match self.get(op.remote_port)?.binding {
             Binding::Unbound { remote } if remote == self.guest => {}
@@ -160,7 +161,7 @@ impl EventChannels {
     /// `EVTCHNOP_status`.
     pub fn status(&self, op: &mut Status) -> Result<(), Errno> {
         if !self.is_self(op.dom) {
-            return Err(Errno::EPERM);
+            return Err(Identity::refusal(op.dom));
         }
         if op.port >= EVTCHN_2L_PORTS {
             return Err(Errno::EINVAL);

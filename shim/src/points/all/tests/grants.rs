@@ -136,3 +136,42 @@ fn a_grant_to_oneself_is_mapped_by_the_guests_own_tables() {
     assert!(gone.is_err(), "nothing is mapped there any more");
     world.bench.check();
 }
+
+#[test]
+fn an_entry_begins_at_a_multiple_of_its_size() {
+    let mut world = World::started();
+    let (args, granted, at) = (
+        world.bench.page(0),
+        world.bench.page(1),
+        world.bench.page(2),
+    );
+    let frame = world.bench.frame(granted);
+    let spaces = world.bench.guest.vcpus[0].spaces.as_ref();
+    let root = spaces.expect("it has tables").kernel();
+    let place = world.bench.mm().walk(root, GuestVa(at)).expect("a table");
+    let entry = place.table.addr() + place.index as u64 * 8;
+    let table = world.points.sides.grants.frames()[0];
+    world
+        .bench
+        .guest
+        .m
+        .store64(table, 64, 1 | 1 << 16 | frame.0 << 32);
+    for (host_addr, expected) in [
+        (entry + 4, status::GENERAL_ERROR),
+        (entry + 1, status::GENERAL_ERROR),
+        (entry, status::OKAY),
+    ] {
+        let map = MapGrantRef {
+            host_addr,
+            flags: map_flags::HOST_MAP | map_flags::READONLY | map_flags::CONTAINS_PTE,
+            reference: 8,
+            dom: 1,
+            ..MapGrantRef::default()
+        };
+        world.bench.put(args, &map);
+        assert_eq!(world.grant_table_op(op::MAP_GRANT_REF, args, 1), Ok(0));
+        let answer: MapGrantRef = world.bench.get(args);
+        assert_eq!(answer.status, expected, "{host_addr:#x}");
+    }
+    world.bench.check();
+}
