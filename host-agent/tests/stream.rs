@@ -93,6 +93,7 @@ fn a_bad_file_is_one_line_with_offset_and_record() {
     let said = text(&output.stderr);
     assert_eq!(said.lines().count(), 1, "{said}");
     assert!(said.contains("bad.save: at byte "), "{said}");
+    assert_eq!(said.matches("truncated").count(), 1, "{said}");
     assert!(
         said.contains("HVM_PARAMS") && said.contains("truncated"),
         "{said}"

@@ -19,11 +19,11 @@ pub enum Defect {
         missing: u64,
     },
     /// Reading or writing failed.
-    #[error("{0}")]
+    #[error(transparent)]
     Io(#[from] io::Error),
     /// What was read cannot be written.
     #[error("cannot write: {0}")]
-    Output(#[source] io::Error),
+    Output(io::Error),
     /// The first bytes are not those of this format.
     #[error("this is not {expected}: it begins with 0x{found:x}")]
     Magic {
@@ -31,6 +31,14 @@ pub enum Defect {
         expected: &'static str,
         /// The first bytes as a number.
         found: u64,
+    },
+    /// A file of another tool.
+    #[error("this is {what}: {way}")]
+    Foreign {
+        /// What it is.
+        what: &'static str,
+        /// What can be done with it.
+        way: &'static str,
     },
     /// A version that nobody can read.
     #[error("version {0} is not known")]
@@ -113,6 +121,8 @@ impl Defect {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Part {
+    /// What another tool put before the stream.
+    Container,
     /// The xl save file header.
     XlHeader,
     /// The libxl stream's header.
@@ -151,6 +161,7 @@ pub enum Part {
 impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Container => f.write_str("begin of the file"),
             Self::XlHeader => f.write_str("xl save header"),
             Self::LibxlHeader => f.write_str("libxl header"),
             Self::LibxlRecord { index, kind } => write!(f, "libxl record {index}, {kind}"),
@@ -172,8 +183,7 @@ pub struct Error {
     pub offset: u64,
     /// The part.
     pub part: Part,
-    /// The defect.
-    #[source]
+    /// The defect; it is part of the message, and so no source: chains of errors are printed whole.
     pub defect: Defect,
 }
 

@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileTypeExt;
 
 use crate::error::Defect;
 
@@ -31,6 +32,7 @@ pub struct Input<R> {
     ahead: usize,
     /// Bytes of the stream before `buffer[start]`.
     offset: u64,
+    is_device: bool,
 }
 
 impl Input<File> {
@@ -39,7 +41,11 @@ impl Input<File> {
         // The end of a device is not known by seeking to it, nor is a pipe's.
         let regular =
             file.metadata().is_ok_and(|meta| meta.is_file()) && file.stream_position().is_ok();
+        let is_device = file
+            .metadata()
+            .is_ok_and(|meta| meta.file_type().is_block_device());
         let mut input = Self::new(file);
+        input.is_device = is_device;
         if regular {
             input.jump = Some(jump_by_seek);
         }
@@ -67,6 +73,7 @@ impl<R: Read> Input<R> {
             end: 0,
             ahead: FIRST,
             offset: 0,
+            is_device: false,
         }
     }
 
@@ -75,6 +82,18 @@ impl<R: Read> Input<R> {
     pub fn without_jumps(mut self) -> Self {
         self.jump = None;
         self
+    }
+
+    /// It is as a block device, whose size is not the stream's: what follows the stream means nothing.
+    /// [`Input::file`] finds that out by itself.
+    #[must_use]
+    pub fn device(mut self) -> Self {
+        self.is_device = true;
+        self
+    }
+
+    pub(crate) fn is_device(&self) -> bool {
+        self.is_device
     }
 
     /// Bytes of the stream that have been taken.

@@ -21,7 +21,7 @@ const SHOWN_PARAMS: u32 = 256;
 pub struct Entry {
     /// Bytes of the stream before it.
     pub offset: u64,
-    /// xl, libxl or libxc.
+    /// xl, libxl or libxc; or whose header stands before these.
     pub layer: &'static str,
     /// Name of the record's type, in the specification's words; none for a header.
     pub record: Option<String>,
@@ -76,6 +76,17 @@ pub fn entries<R: Read>(
             .map_err(|error| Error::new(entry.offset, Part::RecordHeader, Defect::Output(error)))
     };
     let mut reader = Reader::new(input, format, Reserved::Ignore);
+    if let Some(container) = reader.container()? {
+        hand_out(Entry {
+            offset: 0,
+            layer: container.name,
+            record: None,
+            number: None,
+            length: container.length,
+            pages: None,
+            about: String::new(),
+        })?;
+    }
     let mut gathered: Option<Entry> = None;
     loop {
         let start = reader.offset();
@@ -188,7 +199,7 @@ impl fmt::Display for Entry {
         } = self;
         let (record, between) = match (&self.record, *layer) {
             (Some(record), _) => (record.as_str(), ": "),
-            (None, "xl") => ("header", ": "),
+            (None, "xl" | "libvirt" | "xend") => ("header", ": "),
             (None, "libxl") => ("header", ", "),
             // Version and kind are all that there is to say of these two.
             (None, _) => return write!(f, "{layer} {about}"),
@@ -256,7 +267,8 @@ fn details<R: Read>(record: &mut Record<'_, R>) -> Result<String, Error> {
                 while let (Some(key), Some(value)) = (strings.next(), strings.next()) {
                     let (key, value) =
                         (String::from_utf8_lossy(key), String::from_utf8_lossy(value));
-                    let _ = write!(text, ", {key} = \"{}\"", value.escape_debug());
+                    let (key, value) = (key.escape_debug(), value.escape_debug());
+                    let _ = write!(text, ", {key} = \"{value}\"");
                 }
             }
             libxl::Content::EmulatorContext { emulator, index } => {

@@ -50,6 +50,7 @@
 
 #![forbid(unsafe_code)]
 
+mod container;
 mod error;
 mod input;
 mod inspect;
@@ -63,6 +64,7 @@ pub mod testing;
 mod verify;
 pub mod xl;
 
+pub use container::Container;
 pub use error::{Defect, Error, Part};
 pub use input::Input;
 pub use inspect::{Entry, Run, entries, inspect};

@@ -12,6 +12,7 @@ use xen_abi::PAGE_SIZE;
 
 pub use event::{Event, Kind, Pages, Record};
 
+use crate::container::{self, Container};
 use crate::error::{Defect, Error, Part};
 use crate::input::Input;
 use crate::libxc::{self, DomainHeader, DomainType, ImageHeader, MAX_BATCH, PageEntry};
@@ -117,6 +118,19 @@ impl<R: Read> Reader<R> {
         }
     }
 
+    /// What another tool has put before the stream, if that was to be found out and nothing was read yet.
+    ///
+    /// # Errors
+    /// If it is no stream, but a file of that tool, or a legacy one.
+    pub fn container(&mut self) -> Result<Option<Container>, Error> {
+        if self.next != Next::Start {
+            return Ok(None);
+        }
+        let found = self.detect();
+        self.next = found.as_ref().map_or(Next::Failed, |(next, _)| *next);
+        found.map(|(_, container)| container)
+    }
+
     /// Reads the next header or record; none after the last END.
     ///
     /// What was not read of the record before is skipped.
@@ -136,13 +150,16 @@ impl<R: Read> Reader<R> {
         }))
     }
 
-    /// Checks that nothing follows the last END but the end of the input.
+    /// Checks that nothing follows the last END but the end of the input; on a [device](Input::device) only
+    /// that the END has come.
     ///
     /// # Errors
     /// If something does, or the end has not been reached.
     pub fn expect_end(&mut self) -> Result<(), Error> {
         let offset = self.input.offset();
         let result = match self.next {
+            // A device is as long as it is, as `xl restore` knows, too.
+            Next::Nothing if self.input.is_device() => Ok(()),
             Next::Nothing => match self.input.peek(1) {
                 Ok([]) => Ok(()),
                 Ok(_) => Err(Defect::Trailing),
@@ -173,7 +190,7 @@ impl<R: Read> Reader<R> {
     fn advance(&mut self) -> Result<Option<Found>, Error> {
         self.close()?;
         if self.next == Next::Start {
-            self.next = self.detect()?;
+            self.next = self.detect()?.0;
         }
         let found = match self.next {
             Next::Start | Next::Nothing => return Ok(None),
@@ -181,7 +198,10 @@ impl<R: Read> Reader<R> {
                 let defect = Defect::Order("reading has failed before");
                 return Err(Error::new(self.input.offset(), Part::RecordHeader, defect));
             }
-            Next::XlHeader => self.header(Part::XlHeader, Self::xl_header)?,
+            Next::XlHeader => {
+                self.header(Part::Container, Self::not_foreign)?;
+                self.header(Part::XlHeader, Self::xl_header)?
+            }
             Next::LibxlHeader => self.header(Part::LibxlHeader, Self::libxl_header)?,
             Next::ImageHeader => {
                 let image = self.header(Part::ImageHeader, |reader| {
@@ -202,9 +222,18 @@ impl<R: Read> Reader<R> {
         Ok(Some(found))
     }
 
-    /// Tells the outermost layer by its first bytes.
-    fn detect(&mut self) -> Result<Next, Error> {
+    /// Tells the outermost layer by its first bytes, and passes over what another tool put before it.
+    fn detect(&mut self) -> Result<(Next, Option<Container>), Error> {
+        let start = self.input.offset();
+        let container = Container::pass(&mut self.input)
+            .map_err(|defect| Error::new(start, Part::Container, defect))?;
+        let start = self.input.offset();
         let mut look = || {
+            if container.is_some_and(|container| container.is_legacy) {
+                return Err(Defect::Unsupported(
+                    "a legacy stream follows, which must be converted first (unmoved stream convert)",
+                ));
+            }
             if SaveHeader::is_next(&mut self.input)? {
                 return Ok(Next::XlHeader);
             }
@@ -222,7 +251,8 @@ impl<R: Read> Reader<R> {
                 }),
             }
         };
-        look().map_err(|defect| Error::new(0, Part::ImageHeader, defect))
+        let next = look().map_err(|defect| Error::new(start, Part::ImageHeader, defect))?;
+        Ok((next, container))
     }
 
     fn header<T>(
@@ -234,11 +264,19 @@ impl<R: Read> Reader<R> {
         read(self).map_err(|defect| Error::new(start, part, defect))
     }
 
+    /// Where xl's header must be, another tool's file is named.
+    fn not_foreign(&mut self) -> Result<(), Defect> {
+        match container::of_another(self.input.peek(container::MAGIC_MOST)?) {
+            Some((what, way)) => Err(Defect::Foreign { what, way }),
+            None => Ok(()),
+        }
+    }
+
     fn xl_header(&mut self) -> Result<Found, Defect> {
         let header = SaveHeader::read(&mut self.input)?;
         if !header.mandatory.contains(Mandatory::STREAM_V2) {
             return Err(Defect::Unsupported(
-                "a legacy stream follows, which must be converted first",
+                "a legacy stream follows, which must be converted first (unmoved stream convert)",
             ));
         }
         self.next = Next::LibxlHeader;

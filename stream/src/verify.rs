@@ -47,6 +47,12 @@ pub struct Report {
 pub fn verify<R: Read>(input: Input<R>, format: Format) -> Result<Report, Error> {
     let mut reader = Reader::new(input, format, Reserved::Refuse);
     let mut report = Report::default();
+    if let Some(container) = reader.container()? {
+        report.notes.push(format!(
+            "{} has put a header of {} bytes before the stream",
+            container.name, container.length
+        ));
+    }
     while let Some(event) = reader.next_event()? {
         report.note_event(&event);
     }
@@ -54,6 +60,10 @@ pub fn verify<R: Read>(input: Input<R>, format: Format) -> Result<Report, Error>
         skip_device_model(&mut reader, &mut report)?;
     }
     reader.expect_end()?;
+    if reader.input().is_device() {
+        let note = "on a device, what follows the end is not looked at";
+        report.notes.push(note.to_owned());
+    }
     report.bytes = reader.offset();
     report.note_whole();
     Ok(report)

@@ -273,3 +273,92 @@ fn nothing_is_read_after_an_error() {
     let again = reader.next_event().unwrap_err();
     assert!(again.to_string().contains("has failed before"), "{again}");
 }
+
+/// A header as libvirt writes it, from the description of its format: 64 bytes, then XML.
+fn behind_libvirt(version: u32, stream: &[u8]) -> Vec<u8> {
+    let xml = b"<domain type='xen'><name>g</name></domain>\0";
+    let mut bytes = b"libvirt-xml\n \0 \r".to_vec();
+    bytes.extend(version.to_le_bytes());
+    bytes.extend(u32::try_from(xml.len()).unwrap_or(0).to_le_bytes());
+    bytes.resize(64, 0);
+    [&bytes, &xml[..], stream].concat()
+}
+
+#[test]
+fn a_stream_behind_libvirts_header_is_verified_and_listed() {
+    let stream = Sample::new(Guest::Hvm).libxl(Vec::new()).unwrap();
+    let bytes = behind_libvirt(2, &stream);
+    let report = unmoved_stream::verify(Input::new(&bytes[..]), Format::Detect).unwrap();
+    assert_eq!(report.layers, ["libxl", "libxc"]);
+    assert!(report.notes[0].contains("libvirt"), "{:?}", report.notes);
+    let mut out = Vec::new();
+    unmoved_stream::inspect(Input::new(&bytes[..]), Format::Detect, &mut out).unwrap();
+    let listing = String::from_utf8(out).unwrap();
+    assert!(listing.contains("0  libvirt header"), "{listing}");
+    assert!(listing.contains("107  libxl header"), "{listing}");
+    // The other kind has a legacy stream behind it.
+    let bytes = behind_libvirt(1, &stream);
+    let error = unmoved_stream::verify(Input::new(&bytes[..]), Format::Detect).unwrap_err();
+    assert!(
+        error.to_string().contains("unmoved stream convert"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_is_no_stream_is_named_with_what_to_do() {
+    let packed = b"\x28\xb5\x2f\xfd\x64\x98\x38\x95\x86\0\x3c\x07";
+    for format in [Format::Detect, Format::Xl] {
+        let error = read(packed, format, Reserved::Ignore)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("zstd -dc"), "{error}");
+    }
+    // Where xl's configuration is needed, another's will not do.
+    let stream = Sample::new(Guest::Hvm).libxl(Vec::new()).unwrap();
+    let error = read(&behind_libvirt(2, &stream), Format::Xl, Reserved::Ignore).unwrap_err();
+    assert!(error.to_string().contains("virsh restore"), "{error}");
+}
+
+#[test]
+fn what_follows_on_a_device_is_not_the_streams() {
+    fn verify(input: Input<&[u8]>) -> Result<unmoved_stream::Report, Error> {
+        unmoved_stream::verify(input, Format::Detect)
+    }
+
+    let mut bytes = Sample::new(Guest::Hvm).xl(Vec::new()).unwrap();
+    bytes.extend(noise(5000));
+    let error = verify(Input::new(&bytes[..])).unwrap_err();
+    assert!(
+        error.to_string().contains("bytes follow the end"),
+        "{error}"
+    );
+    let report = verify(Input::new(&bytes[..]).device()).unwrap();
+    assert!(report.notes[0].contains("device"), "{:?}", report.notes);
+    // But the end has to be there.
+    bytes.truncate(bytes.len() - 5010);
+    verify(Input::new(&bytes[..]).device()).unwrap_err();
+}
+
+/// Chains of errors are printed whole: whatever is part of a message must not be its source, too.
+#[test]
+fn an_error_says_what_is_wrong_once() {
+    use std::error::Error as _;
+    let mut bytes = Sample::new(Guest::Hvm).xl(Vec::new()).unwrap();
+    bytes.truncate(100);
+    let error = read(&bytes, Format::Detect, Reserved::Refuse).unwrap_err();
+    assert!(error.to_string().contains("truncated"), "{error}");
+    assert!(error.source().is_none());
+    let io = || std::io::Error::other("the disk is gone");
+    for defect in [
+        unmoved_stream::Defect::from(io()),
+        unmoved_stream::Defect::Output(io()),
+    ] {
+        let text = defect.to_string();
+        let mut source = defect.source();
+        while let Some(error) = source {
+            assert!(!text.contains(&error.to_string()), "{text}");
+            source = error.source();
+        }
+    }
+}

@@ -24,12 +24,12 @@ pub enum Error {
     #[error("{0}")]
     Peer(String),
     /// The operating system failed; says at what.
-    #[error("{what}: {source}")]
+    #[error("{what}: {said}")]
     Io {
         /// What was being done.
         what: String,
-        /// What the system said.
-        source: io::Error,
+        /// What the system said; part of the message, and so no source: chains of errors are printed whole.
+        said: io::Error,
     },
 }
 
@@ -37,6 +37,25 @@ impl Error {
     /// For `map_err`: says what was being done when the system failed.
     pub fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
-        move |source| Self::Io { what, source }
+        move |said| Self::Io { what, said }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+    use std::io;
+
+    use super::Error;
+
+    #[test]
+    fn what_the_system_said_is_told_once() {
+        let error = Error::io("cannot read x")(io::Error::other("gone"));
+        assert_eq!(error.to_string(), "cannot read x: gone");
+        assert!(error.source().is_none());
+        assert_eq!(
+            format!("{:#}", anyhow::Error::from(error)),
+            "cannot read x: gone"
+        );
     }
 }

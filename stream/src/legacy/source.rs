@@ -124,6 +124,9 @@ impl<R: Read> Source<R> {
 
     pub(super) fn expect_end(&mut self) -> Result<(), Error> {
         let offset = self.offset();
+        if self.input.is_device() {
+            return Ok(());
+        }
         let result = match self.input.peek(1) {
             Ok([]) => Ok(()),
             Ok(_) => Err(Defect::Trailing),
