@@ -131,9 +131,17 @@ impl Plan<'_> {
         qemu.arg("-device").arg(format!(
             "virtserialport,bus=ports.0,nr=1,chardev=agent,name={PORT_NAME}"
         ));
-        drive(&mut qemu, "shared", self.shared_disk, "directsync");
-        drive(&mut qemu, "private", &own_disk, "unsafe");
-        drive(&mut qemu, WINDOW_SERIAL, &window, "unsafe");
+        drive(
+            &mut qemu,
+            "shared",
+            "shared",
+            self.shared_disk,
+            "directsync",
+        );
+        // Hosts tell shared disks from others by these.
+        let own_serial = format!("own-{:.16}", self.name);
+        drive(&mut qemu, "private", &own_serial, &own_disk, "unsafe");
+        drive(&mut qemu, WINDOW_SERIAL, WINDOW_SERIAL, &window, "unsafe");
         let mut descriptors: Vec<OwnedFd> = vec![
             qmp_end.into(),
             watch_end.into(),
@@ -248,13 +256,13 @@ fn socket(qemu: &mut Command, id: &str, end: &UnixStream) {
         .arg(format!("socket,id={id},fd={}", end.as_raw_fd()));
 }
 
-fn drive(qemu: &mut Command, id: &str, file: &Path, cache: &str) {
+fn drive(qemu: &mut Command, id: &str, serial: &str, file: &Path, cache: &str) {
     qemu.arg("-drive").arg(format!(
         "if=none,id={id},file={},format=raw,cache={cache},file.locking=off,discard=unmap",
         file.display()
     ));
     qemu.arg("-device")
-        .arg(format!("virtio-blk-pci,drive={id},serial={id}"));
+        .arg(format!("virtio-blk-pci,drive={id},serial={serial}"));
 }
 
 /// Kills the process unless it is taken out.
