@@ -2,12 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::job::{Error, Result};
+use crate::policy::Allow;
+use crate::text::is_fit;
+use crate::transport::tls;
 
 /// Where the configuration is looked for.
 pub const PATH: &str = "/etc/unmoved/unmoved.toml";
@@ -40,6 +43,9 @@ pub struct Config {
     pub copying_weight: u16,
     /// Certificates.
     pub tls: Tls,
+    /// What guests that come may have of this host, whichever peer they are from.
+    #[serde(default)]
+    pub allow: Allow,
     /// Other hosts.
     #[serde(default, rename = "peer")]
     pub peers: Vec<Peer>,
@@ -55,6 +61,8 @@ pub struct Tls {
     pub certificate: PathBuf,
     /// Its key.
     pub key: PathBuf,
+    /// A list of certificates that count no more, if there is one; read anew for each connection.
+    pub revoked: Option<PathBuf>,
 }
 
 /// Another host.
@@ -65,6 +73,11 @@ pub struct Peer {
     pub name: String,
     /// Where its agent listens: address or name, and port.
     pub address: String,
+    /// Disks that both hosts have, by the operator's word, as patterns.
+    #[serde(default)]
+    pub shared_storage: Vec<String>,
+    /// What its guests may have of this host, in place of [`Config::allow`].
+    pub allow: Option<Allow>,
 }
 
 impl Config {
@@ -84,17 +97,47 @@ impl Config {
     /// What is wrong with it.
     pub fn parse(text: &str) -> std::result::Result<Self, String> {
         let config: Self = toml::from_str(text).map_err(|error| error.to_string())?;
+        check_name(&config.name)?;
         let mut names = BTreeSet::from([config.name.as_str()]);
         for peer in &config.peers {
             // The host itself may be a peer: a guest can be moved on one host.
             if !names.insert(&peer.name) && peer.name != config.name {
                 return Err(format!("the peer {} is there twice", peer.name));
             }
-            if !peer.address.contains(':') {
-                return Err(format!("the address of {} has no port", peer.name));
-            }
+            check_name(&peer.name)?;
+            check_address(&peer.address)
+                .map_err(|why| format!("the address of {} {why}", peer.name))?;
         }
         Ok(config)
+    }
+
+    /// What this host shows to others, and whom it trusts.
+    ///
+    /// # Errors
+    /// If a file is missing or wrong; says which.
+    pub fn identity(&self) -> Result<tls::Identity> {
+        let Tls {
+            authority,
+            certificate,
+            key,
+            revoked,
+        } = &self.tls;
+        let identity = tls::Identity::load(authority, certificate, key)
+            .map_err(Error::io("certificates"))?
+            .without(revoked.clone());
+        identity
+            .check(&self.name)
+            .map_err(Error::io("certificates"))?;
+        Ok(identity)
+    }
+
+    /// What guests of this peer may have here.
+    #[must_use]
+    pub fn allowed(&self, peer: &str) -> &Allow {
+        let known = self.peers.iter().find(|known| known.name == peer);
+        known
+            .and_then(|peer| peer.allow.as_ref())
+            .unwrap_or(&self.allow)
     }
 
     /// The host of this name.
@@ -115,6 +158,35 @@ impl Config {
             ))
         })
     }
+}
+
+/// A host is told by the name in its certificate, and no certificate has any other.
+fn check_name(name: &str) -> std::result::Result<(), String> {
+    if tls::is_name(name) {
+        return Ok(());
+    }
+    Err(format!(
+        "no host can be called {name:?}: certificates have names as the DNS has them, or addresses"
+    ))
+}
+
+/// Where to connect to: `HOST:PORT`, an IPv6 address in brackets.
+fn check_address(address: &str) -> std::result::Result<(), String> {
+    let (host, port) = address.rsplit_once(':').ok_or("has no port")?;
+    // As `to_socket_addrs` takes it.
+    if port.parse::<u16>().is_ok_and(|port| port > 0) {
+        let host = match host.strip_prefix('[') {
+            Some(inner) => inner
+                .strip_suffix(']')
+                .filter(|inner| inner.parse::<Ipv6Addr>().is_ok()),
+            None => Some(host).filter(|host| !host.contains(':')),
+        };
+        return match host {
+            Some(host) if is_fit(host, 253) && !host.is_empty() && !host.contains(' ') => Ok(()),
+            _ => Err("names no host: it is NAME:PORT, or [ADDRESS]:PORT for IPv6".to_owned()),
+        };
+    }
+    Err(format!("has no port, for {port:?} is none"))
 }
 
 fn listen() -> SocketAddr {
@@ -164,10 +236,40 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_has_a_list_of_its_own_or_that_of_all() {
+        let text = format!(
+            "{GOOD}\n[[peer]]\nname = 'c'\naddress = 'c:1'\n[peer.allow]\nbridges = ['lan']\n\
+             [allow]\nvolumes = ['/dev/vg/*']"
+        );
+        let config = Config::parse(&text).unwrap();
+        assert_eq!(config.allowed("b").volumes, ["/dev/vg/*"]);
+        let own = config.allowed("c");
+        assert!(own.volumes.is_empty() && own.bridges == ["lan"]);
+    }
+
+    #[test]
     fn mistakes_are_named() {
         let wrong = |text: &str| Config::parse(text).unwrap_err();
         assert!(wrong(&GOOD.replace("name = 'a'", "nome = 'a'")).contains("nome"));
         assert!(wrong(&GOOD.replace(":7711", "")).contains("no port"));
+        let port = wrong(&GOOD.replace(":7711", ":notaport"));
+        assert!(port.contains("notaport"), "{port}");
+        for address in [
+            ":7711",
+            "192.0.2.2:0",
+            "192.0.2.2:65536",
+            "a b:1",
+            "::1:7711",
+            "[x]:1",
+        ] {
+            let text = GOOD.replace("192.0.2.2:7711", address);
+            assert!(wrong(&text).contains("the address of b"), "{address}");
+        }
+        Config::parse(&GOOD.replace("192.0.2.2", "[2001:db8::2]")).unwrap();
+        for name in ["", "b c", "b\\u001b[2J", "-"] {
+            let why = wrong(&GOOD.replace("name = 'b'", &format!("name = \"{name}\"")));
+            assert!(why.contains("no host can be called"), "{why}");
+        }
         let twice = format!("{GOOD}\n[[peer]]\nname = 'b'\naddress = 'x:1'");
         assert!(wrong(&twice).contains("twice"));
     }

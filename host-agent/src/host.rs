@@ -6,6 +6,7 @@ use crate::capabilities::STREAM;
 use crate::job::{Destination, DomainEntry, Error, Host, HostFacts, Lone, Needs, Result, Source};
 use crate::receive::{Receiver, Reservations};
 use crate::save::LiveSource;
+use crate::storage::Storage;
 use crate::xen::abi::DomainInfo;
 use crate::xen::config;
 use crate::xen::domain::{PAGE, Xen};
@@ -115,6 +116,10 @@ impl Host for XenHost {
             cpus: info.nr_cpus,
             stream_version: STREAM,
         })
+    }
+
+    fn storage(&self, disk: &str) -> Storage {
+        Storage::of(disk)
     }
 
     fn problems(&self) -> Vec<String> {

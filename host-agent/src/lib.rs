@@ -16,6 +16,7 @@
 //! | [`journal`], [`audit`] | what must be on the disk, and who did what |
 //! | [`capabilities`], [`predict`] | what both ends can do, and what is to be expected |
 //! | [`config`], [`pki`] | the configuration, and the certification authority |
+//! | [`policy`], [`storage`], [`text`] | what of a peer is believed: what its guests may have here, which disks are shared, what it says |
 //!
 //! What touches Xen is behind the traits of [`job`]; what decides is pure and knows neither Xen nor
 //! sockets, so that every order of messages and crashes can be played through in a test.
@@ -29,11 +30,14 @@ mod host;
 pub mod job;
 pub mod journal;
 pub mod pki;
+pub mod policy;
 pub mod predict;
 mod receive;
 mod save;
 pub mod session;
 pub mod stock;
+pub mod storage;
+pub mod text;
 pub mod transport;
 mod xen;
 

@@ -20,6 +20,8 @@ const CONFIGURATION: &str = "
     [[peer]]
     name = 'b'
     address = 'b:1'
+    [peer.allow]
+    bridges = []
 ";
 
 fn page(name: &str) -> String {
@@ -68,6 +70,8 @@ fn every_setting_is_described_with_its_default() {
         all.contains("allow_uids") && all.contains("address"),
         "{all:?}"
     );
+    // A section within a section has an entry, too, which says what it is of.
+    all.insert("[peer.allow]".to_owned());
     assert_eq!(described(&page), all.iter().map(String::as_str).collect());
     let defaults = [
         config.listen.to_string(),

@@ -23,7 +23,7 @@ struct Arguments {
     /// The configuration
     #[arg(long, value_name = "FILE", default_value = config::PATH)]
     config: PathBuf,
-    /// Read the configuration, say whether it is right, and end
+    /// Read the configuration and the certificates, say whether they are right, and end
     #[arg(long)]
     check: bool,
 }
@@ -45,7 +45,7 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<()> {
     let config = Config::load(&arguments.config)?;
     if arguments.check {
-        return Ok(());
+        return Ok(config.identity().map(drop)?);
     }
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot handle signals")?;
     let host = XenHost::open(config.copying_weight)

@@ -12,6 +12,7 @@ use super::{doctor, show, watch};
 use crate::config;
 use crate::daemon::local::{Ask, Told};
 use crate::job::{Compression, JobOptions, OnTimeout};
+use crate::text::clean;
 use crate::transport::frame::{MESSAGE_MOST, read_message, write_message};
 
 /// Where the daemon listens.
@@ -146,6 +147,9 @@ pub(super) struct Guest {
     /// Leave it paused at the destination
     #[arg(long)]
     paused: bool,
+    /// A disk that is the same storage at both ends, by your word: where the agents cannot see it for themselves
+    #[arg(long, value_name = "DISK")]
+    shared_storage: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -170,6 +174,7 @@ impl Guest {
             parallel: self.parallel,
             compress: self.compress,
             leave_paused: self.paused,
+            shared_storage: self.shared_storage.clone(),
         }
     }
 }
@@ -239,7 +244,7 @@ impl Command {
         if json {
             println!("{}", serde_json::to_string_pretty(&answer)?);
         } else {
-            show::answer(&ask, &answer);
+            show::answer(&ask, &fit(answer.clone()));
         }
         let is_wrong = |check: &Value| check["ok"] == false;
         if matches!(ask, Ask::Doctor)
@@ -293,6 +298,23 @@ pub(super) fn answer(told: io::Result<Told>) -> Result<Value> {
     {
         Told::Answer(value) => Ok(value),
         Told::Error(why) => bail!(why),
+    }
+}
+
+/// The same with every text fit for a terminal: what another host or a guest's configuration says is in it.
+/// Lines of XML stay lines, for we have written them.
+fn fit(answer: Value) -> Value {
+    match answer {
+        Value::String(text) => Value::String(clean(&text, usize::MAX)),
+        Value::Array(list) => list.into_iter().map(fit).collect(),
+        Value::Object(object) => {
+            let fitted = object.into_iter().map(|(key, value)| match &*key {
+                "xml" => (key, value),
+                _ => (key, fit(value)),
+            });
+            Value::Object(fitted.collect())
+        }
+        other => other,
     }
 }
 

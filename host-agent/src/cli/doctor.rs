@@ -7,7 +7,6 @@ use serde_json::{Value, json};
 use crate::XenHost;
 use crate::config::{self, Config};
 use crate::job::Host;
-use crate::transport::tls::Identity;
 
 /// What a daemon's answer would look like, with what can be seen without one that listens at `socket`.
 pub(super) fn without_daemon(socket: &Path, why: &anyhow::Error) -> Value {
@@ -20,8 +19,7 @@ pub(super) fn without_daemon(socket: &Path, why: &anyhow::Error) -> Value {
                 "configuration",
                 (config.socket != socket).then(elsewhere),
             ));
-            let tls = &config.tls;
-            let identity = Identity::load(&tls.authority, &tls.certificate, &tls.key);
+            let identity = config.identity();
             checks.push(check(
                 "certificates",
                 identity.err().map(|error| error.to_string()),

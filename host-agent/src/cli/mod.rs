@@ -20,6 +20,11 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use serde_json::{Value, json};
 
+use crate::text::clean;
+
+/// Longest failure that is shown to people.
+const LINE_MOST: usize = 8 << 10;
+
 /// Moves Xen guests that will not help.
 #[derive(Debug, Parser)]
 #[command(name = "unmoved", version)]
@@ -91,7 +96,7 @@ pub fn main() -> ExitCode {
             if arguments.json {
                 eprintln!("{}", object(&text));
             } else {
-                eprintln!("unmoved: {text}");
+                eprintln!("unmoved: {}", clean(&text, LINE_MOST));
             }
             ExitCode::FAILURE
         }

@@ -6,8 +6,10 @@
 
 mod act;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use serde_json::json;
@@ -24,9 +26,16 @@ use crate::session::{
 };
 use crate::transport::{Duplex, Received, Watch};
 
+/// Most sessions of one peer that are remembered, those that are over included.
+const SESSIONS_MOST: usize = 4096;
+/// So many at a time make way when there is no room: to look for them takes a while.
+const MAKE_WAY: usize = 256;
+
 /// The destination's end of a session.
 pub(super) struct Incoming {
     session: SessionId,
+    /// When it was begun here, or found again.
+    since: Instant,
     job: Arc<Job>,
     inner: Mutex<Inner>,
     /// Apart from the rest: connections come while a call is being answered.
@@ -60,6 +69,7 @@ impl Incoming {
         if let Some(known) = all.get(&session) {
             return Ok(known.clone());
         }
+        make_way(&mut all, peer)?;
         let journal = Journal::new(&daemon.folder("destination"), session);
         let machine = DestinationSession::new(peer.to_owned());
         let new = Self::new(daemon, session, machine, journal, "(not known yet)");
@@ -130,6 +140,7 @@ impl Incoming {
         );
         Arc::new(Self {
             session,
+            since: Instant::now(),
             job,
             lanes: Mutex::new(None),
             failure: Mutex::new(None),
@@ -164,10 +175,8 @@ impl Incoming {
             return Err(Error::Refused("this session has just ended".to_owned()));
         }
         let more = json!({ "session": self.session, "step": order.step() });
-        inner
-            .daemon
-            .audit
-            .write(&format!("peer {peer}"), "call", &more);
+        let (daemon, who) = (&inner.daemon, format!("peer {peer}"));
+        daemon.calls.note(&daemon.audit, &who, "call", more);
         if let Order::Failed(_) = order {
             inner.wait_for_stream();
         }
@@ -340,5 +349,49 @@ impl Incoming {
             .journal
             .append(record)
             .map_err(|error| error.to_string())
+    }
+}
+
+/// Makes room for another session of this peer: the oldest of its sessions that are over are forgotten.
+///
+/// # Errors
+/// [`Error::Refused`] if none is over.
+fn make_way(all: &mut BTreeMap<SessionId, Arc<Incoming>>, peer: &str) -> Result<()> {
+    let own = || all.values().filter(|session| session.peer() == peer);
+    if own().count() < SESSIONS_MOST {
+        return Ok(());
+    }
+    let mut over: Vec<_> = own()
+        .filter(|session| session.is_over())
+        .map(|session| (session.since, session.session))
+        .collect();
+    if over.is_empty() {
+        return Err(Error::Refused(format!(
+            "{SESSIONS_MOST} sessions of {peer} are under way here: there is no room for more"
+        )));
+    }
+    over.sort_unstable();
+    for (_, session) in over.into_iter().take(MAKE_WAY) {
+        if let Some(forgotten) = all.remove(&session) {
+            forgotten.forget();
+        }
+    }
+    Ok(())
+}
+
+impl Incoming {
+    /// Whether nothing is left to do; one at which somebody is at work is not over.
+    fn is_over(&self) -> bool {
+        let inner = self.inner.try_lock();
+        let record = inner.as_ref().and_then(|inner| inner.machine.record());
+        record.is_some_and(DestinationRecord::is_final)
+    }
+
+    fn forget(&self) {
+        if let Some(mut inner) = self.inner.try_lock()
+            && let Err(error) = inner.journal.retire()
+        {
+            log::warn!("session {}: the journal stays: {error}", self.session);
+        }
     }
 }

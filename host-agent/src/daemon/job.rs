@@ -10,6 +10,7 @@ use super::Claim;
 use crate::job::{Control, Event, Phase, Statistics};
 use crate::predict::Prediction;
 use crate::session::Operator;
+use crate::text::{REASON_MOST, clean};
 
 /// Which end of a job this host is, or which way a file is used.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
@@ -72,6 +73,8 @@ struct State {
     claim: Option<Claim>,
 }
 
+/// So many events of each job are told where all jobs are.
+const EVENTS_SHOWN: usize = 8;
 /// Any job may wait so long for the other end.
 const MOMENT: Duration = Duration::from_secs(10);
 
@@ -140,7 +143,7 @@ impl Job {
             peer,
             control,
             state: Mutex::new(State {
-                domain,
+                domain: clean(&domain, REASON_MOST),
                 ..State::default()
             }),
         })
@@ -172,6 +175,15 @@ impl Job {
         }
     }
 
+    /// How it stands among others, with the last few events only: all jobs go into one answer.
+    #[must_use]
+    pub fn summary(&self) -> JobStatus {
+        let mut status = self.status(0);
+        let more = status.events.len().saturating_sub(EVENTS_SHOWN);
+        status.events.drain(..more);
+        status
+    }
+
     /// If it is over, how.
     #[must_use]
     pub fn result(&self) -> Option<Result<(), String>> {
@@ -190,13 +202,14 @@ impl Job {
 
     /// The guest's name becomes known.
     pub(super) fn rename(&self, domain: &str) {
-        domain.clone_into(&mut self.state.lock().domain);
+        self.state.lock().domain = clean(domain, REASON_MOST);
     }
 
     pub(super) fn wait(&self, reason: &str, is_held: bool) {
+        let reason = clean(reason, REASON_MOST);
         let mut state = self.state.lock();
-        let is_new = state.waiting.as_deref() != Some(reason);
-        state.waiting = Some(reason.to_owned());
+        let is_new = state.waiting.as_ref() != Some(&reason);
+        state.waiting = Some(reason.clone());
         state.waits_since.get_or_insert_with(Instant::now);
         state.is_held = is_held;
         drop(state);
@@ -239,6 +252,7 @@ impl Job {
         if state.result.is_some() {
             return;
         }
+        let result = result.map_err(|why| clean(&why, REASON_MOST));
         let elapsed = self.control.statistics().time_elapsed;
         let message = match &result {
             Ok(()) => "done".to_owned(),

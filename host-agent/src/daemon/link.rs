@@ -5,12 +5,13 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::wire::{Flags, FromPeer, Hello, PROBE_MOST, Parameters, Ticket, ToPeer, VERSION};
+use super::wire::{Flags, FromPeer, Hello, PROBE_MOST, Parameters, Ticket, ToPeer, VERSION, read};
 use crate::capabilities::{Capabilities, TRANSPORT};
 use crate::config::Peer;
 use crate::job::{Control, Error, HostFacts, JobOptions, Needs, Result};
 use crate::session::{Answer, Order, SessionId};
-use crate::transport::frame::{MESSAGE_MOST, read_message, write_message};
+use crate::text::{REASON_MOST, clean};
+use crate::transport::frame::{MESSAGE_MOST, write_message};
 use crate::transport::tls::{Connected, Identity};
 use crate::transport::{Socket, Watch};
 
@@ -76,7 +77,8 @@ impl Link {
         else {
             return Err(senseless(&answer));
         };
-        let theirs = Capabilities::from_xml(&capabilities).map_err(Error::Peer)?;
+        let theirs = Capabilities::from_xml(&capabilities)
+            .map_err(|why| Error::Peer(clean(&why, REASON_MOST)))?;
         Ok((theirs, facts))
     }
 
@@ -171,7 +173,7 @@ impl Link {
     }
 
     fn answer(&mut self) -> Result<FromPeer> {
-        match read_message(&mut self.stream, MESSAGE_MOST).map_err(lost)? {
+        match read(&mut self.stream, MESSAGE_MOST).map_err(lost)? {
             FromPeer::Refused(why) => Err(Error::Refused(format!("the destination: {why}"))),
             answer => Ok(answer),
         }
@@ -200,7 +202,7 @@ fn open(
     let socket = Socket::new(tcp(&peer.address)?, watch)?;
     let mut stream = identity.connect(socket, &peer.name)?;
     write_message(&mut stream, hello)?;
-    match read_message(&mut stream, MESSAGE_MOST)? {
+    match read(&mut stream, MESSAGE_MOST)? {
         FromPeer::Welcome => {
             stream.sock.set_deadline(None);
             Ok(stream)
@@ -234,7 +236,6 @@ fn lost(error: io::Error) -> Error {
 }
 
 fn senseless(answer: &FromPeer) -> Error {
-    Error::Peer(format!(
-        "the destination's answer makes no sense: {answer:?}"
-    ))
+    let answer = clean(&format!("{answer:?}"), REASON_MOST);
+    Error::Peer(format!("the destination's answer makes no sense: {answer}"))
 }

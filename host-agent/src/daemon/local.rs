@@ -217,7 +217,7 @@ fn answer(daemon: &Arc<Daemon>, who: &str, ask: Ask) -> Result<Value> {
         }
         Ask::List => value(&daemon.host.domains()?)?,
         Ask::Status { job: None } | Ask::Watch { job: None } => {
-            let all: Vec<_> = daemon.jobs().iter().map(|job| job.status(0)).collect();
+            let all: Vec<_> = daemon.jobs().iter().map(|job| job.summary()).collect();
             value(&all)?
         }
         Ask::Status { job: Some(job) } | Ask::Watch { job: Some(job) } => {

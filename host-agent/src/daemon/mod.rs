@@ -9,7 +9,8 @@
 //! | `files` | a guest that is written to a file, or read from one |
 //! | `decide` | takes what an operator decides |
 //! | `recover` | takes up what another run of the daemon left |
-//! | `refusals` | keeps strangers from filling the audit log |
+//! | `refusals` | keeps strangers and peers from filling the audit log |
+//! | `strangers` | bounds the connections that have not said who they are |
 //! | `alone` | keeps a second daemon from the same state |
 //! | [`local`] | takes orders from the command on this host |
 //! | `metrics` | tells Prometheus |
@@ -31,6 +32,7 @@ mod outgoing;
 mod peers;
 mod recover;
 mod refusals;
+mod strangers;
 mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,12 +48,14 @@ use serde_json::json;
 
 use crate::audit::Audit;
 use crate::config::Config;
-use crate::job::{Control, Error, Host, JobOptions, Result};
+use crate::job::{Control, Error, Host, JobOptions, Needs, Result};
 use crate::journal;
 use crate::predict::Prediction;
 use crate::save::is_coming;
 use crate::session::{Locks, SessionId};
+use crate::storage::Storage;
 use crate::transport::tls::Identity;
+use crate::xen::config::arrived as configuration;
 
 pub use job::{Direction, Job, JobStatus, Report};
 
@@ -85,6 +89,10 @@ pub struct Daemon {
     /// Of other hosts, and of users of this one.
     refusals: Refusals,
     refusals_here: Refusals,
+    /// What peers do.
+    calls: Refusals,
+    /// For each peer, held by each of its control connections too.
+    controls: Mutex<BTreeMap<String, Arc<()>>>,
 }
 
 /// What `check` found.
@@ -108,9 +116,7 @@ impl Daemon {
     /// # Errors
     /// If a file is missing or wrong, or another daemon works with the same state; says which.
     pub fn new(config: Config, host: Arc<dyn Host>) -> Result<Arc<Self>> {
-        let tls = &config.tls;
-        let identity = Identity::load(&tls.authority, &tls.certificate, &tls.key)
-            .map_err(Error::io("certificates"))?;
+        let identity = config.identity()?;
         for folder in ["source", "destination"] {
             let folder = config.state.join(folder);
             journal::folder(&folder)
@@ -133,6 +139,8 @@ impl Daemon {
             damaged: Mutex::default(),
             refusals: Refusals::default(),
             refusals_here: Refusals::default(),
+            calls: Refusals::of_peers(),
+            controls: Mutex::default(),
         }))
     }
 
@@ -302,6 +310,33 @@ impl Daemon {
             coming.next().map_or(0, |domain| domain.memory_bytes)
         });
         Ok(free)
+    }
+
+    /// Whether a guest of this peer may come: it has nothing of this host but what is allowed, and its
+    /// disks are the same storage here as there.
+    fn admits(&self, peer: &str, needs: &Needs) -> Result<()> {
+        let config = configuration(&needs.config)?;
+        self.config
+            .allowed(peer)
+            .admits(&config)
+            .map_err(Error::Refused)?;
+        if peer == self.config.name {
+            // By its certificate it is this host: a path leads to one place only.
+            return Ok(());
+        }
+        for disk in &needs.disks {
+            let there = needs.storage.iter().find(|storage| storage.disk == *disk);
+            let unknown = Storage {
+                disk: disk.clone(),
+                ..Storage::default()
+            };
+            let here = self.host.storage(disk);
+            there
+                .unwrap_or(&unknown)
+                .is_shared_with(&here)
+                .map_err(Error::Refused)?;
+        }
+        Ok(())
     }
 
     fn folder(&self, end: &str) -> PathBuf {

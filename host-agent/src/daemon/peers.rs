@@ -1,29 +1,32 @@
 //! Takes connections from other agents.
 //!
-//! Whoever connects has ten seconds to say who it is and what it wants; only so many may be at that at a
-//! time.  Everything refused is logged with where it came from, and has no effect on anything else.
+//! Whoever connects has ten seconds to say who it is and what it wants; only so many may be at
+//! [that](super::strangers) at a time.  Everything refused is logged with where it came from, and has no effect on anything else.
 
 use std::io::{self, Read};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use serde_json::json;
 
 use super::incoming::Incoming;
-use super::wire::{FromPeer, Hello, PROBE_MOST, Parameters, Ticket, ToPeer, VERSION, check_name};
+use super::strangers::Strangers;
+use super::wire::{
+    FromPeer, Hello, PROBE_MOST, Parameters, Ticket, ToPeer, VERSION, check_name, read,
+};
 use super::{Daemon, random, spawn, unaccepted};
 use crate::capabilities::Capabilities;
 use crate::job::{Error, Needs, Result};
 use crate::session::{Answer, Order, SessionId};
-use crate::transport::frame::{MESSAGE_MOST, read_message, write_message, wrong};
+use crate::text::{REASON_MOST, clean};
+use crate::transport::frame::{MESSAGE_MOST, write_message, wrong};
 use crate::transport::tls::Accepted;
 use crate::transport::{Socket, Watch};
 
-/// Most connections that have not said yet who they are.
-const STRANGERS: usize = 64;
+/// Most control connections of one peer: one for each guest that is under way, and a few to look.
+const CONTROLS_MOST: usize = 1024;
 /// Longest first message: it comes from somebody who is not known to be sensible.
 const HELLO_MOST: usize = 1 << 10;
 /// Longest silence on a connection: a transfer may last long, and a guest may take its time to suspend.  A host that is gone is found out
@@ -34,7 +37,8 @@ const AGAIN: Duration = Duration::from_secs(5);
 
 /// Serves until the program ends.
 pub(super) fn serve(daemon: &Arc<Daemon>, listener: &TcpListener) {
-    let strangers = Arc::new(AtomicUsize::new(0));
+    let strangers = Strangers::new(literal(daemon));
+    look_up(daemon, &strangers);
     for stream in listener.incoming() {
         let Ok(stream) = stream.inspect_err(unaccepted) else {
             continue;
@@ -42,24 +46,45 @@ pub(super) fn serve(daemon: &Arc<Daemon>, listener: &TcpListener) {
         let Ok(from) = stream.peer_addr() else {
             continue;
         };
-        if strangers.fetch_add(1, Ordering::AcqRel) >= STRANGERS {
-            strangers.fetch_sub(1, Ordering::AcqRel);
-            refused(daemon, from, "too many connections at a time");
-            continue;
-        }
-        let (daemon, count) = (daemon.clone(), strangers.clone());
+        let stream = Arc::new(stream);
+        let (daemon, strangers) = (daemon.clone(), strangers.clone());
+        let admitted = strangers.admit(&stream, from);
         let served = spawn("peer", move || {
             let greeted = greet(&daemon, stream);
-            count.fetch_sub(1, Ordering::AcqRel);
+            drop(admitted);
             match greeted {
-                Ok((stream, host, hello)) => talk(&daemon, from, stream, &host, hello),
+                Ok((stream, host, hello)) => {
+                    strangers.know(from.ip());
+                    talk(&daemon, from, stream, &host, hello);
+                }
                 Err(error) => refused(&daemon, from, &error.to_string()),
             }
         });
         if let Err(error) = served {
-            strangers.fetch_sub(1, Ordering::AcqRel);
             log::error!("{from}: {error}");
         }
+    }
+}
+
+/// Addresses of peers that need no look-up.
+fn literal(daemon: &Daemon) -> impl Iterator<Item = IpAddr> {
+    let peers = daemon.config.peers.iter();
+    peers.filter_map(|peer| Some(peer.address.parse::<SocketAddr>().ok()?.ip()))
+}
+
+/// Finds out the addresses of those that have names, which may take a while.  One that is not found now is
+/// known when it has shown its certificate.
+fn look_up(daemon: &Arc<Daemon>, strangers: &Arc<Strangers>) {
+    let (daemon, strangers) = (daemon.clone(), strangers.clone());
+    let looking = spawn("names", move || {
+        for peer in &daemon.config.peers {
+            for address in peer.address.to_socket_addrs().into_iter().flatten() {
+                strangers.know(address.ip());
+            }
+        }
+    });
+    if let Err(error) = looking {
+        log::warn!("{error}");
     }
 }
 
@@ -68,11 +93,11 @@ fn refused(daemon: &Daemon, from: SocketAddr, why: &str) {
 }
 
 /// Who it is and what it wants.
-fn greet(daemon: &Daemon, stream: TcpStream) -> io::Result<(Accepted, String, Hello)> {
+fn greet(daemon: &Daemon, stream: Arc<TcpStream>) -> io::Result<(Accepted, String, Hello)> {
     let socket = Socket::new(stream, Arc::new(Watch::default()))?;
     let peers = daemon.config.peers.iter().map(|peer| peer.name.as_str());
     let (mut stream, host) = daemon.identity.accept(socket, peers)?;
-    let hello = read_message(&mut stream, HELLO_MOST)?;
+    let hello = read(&mut stream, HELLO_MOST)?;
     Ok((stream, host, hello))
 }
 
@@ -130,6 +155,15 @@ fn data(
 }
 
 fn control(daemon: &Arc<Daemon>, mut stream: Accepted, host: &str) -> io::Result<()> {
+    // As long as this connection stands.
+    let counted = {
+        let mut all = daemon.controls.lock();
+        all.entry(host.to_owned()).or_default().clone()
+    };
+    if Arc::strong_count(&counted) > CONTROLS_MOST + 1 {
+        let why = format!("{CONTROLS_MOST} connections of {host} are there already");
+        return refuse(stream, why);
+    }
     write_message(&mut stream, &FromPeer::Welcome)?;
     stream.sock.set_deadline(None);
     stream.sock.set_silence(SILENCE);
@@ -156,7 +190,7 @@ fn calls(
 ) -> io::Result<()> {
     let mut last_call = 0;
     loop {
-        let answer = match read_message(connection, MESSAGE_MOST)? {
+        let answer = match read(connection, MESSAGE_MOST)? {
             ToPeer::Meet {
                 capabilities,
                 parameters,
@@ -167,7 +201,7 @@ fn calls(
                     Err(why) => FromPeer::Refused(why),
                 }
             }
-            ToPeer::Check(needs) => match check(daemon, &needs) {
+            ToPeer::Check(needs) => match check(daemon, host, &needs) {
                 Ok(()) => FromPeer::Checked,
                 Err(error) => FromPeer::Refused(error.to_string()),
             },
@@ -200,7 +234,7 @@ fn calls(
                 if let Answer::Refused(why) = &cookie {
                     log::warn!("session {session} of {host}: refused: {why}");
                     let more = json!({ "session": session, "why": why });
-                    note(daemon, host, &more);
+                    note(daemon, host, more);
                 }
                 FromPeer::Reply {
                     call,
@@ -212,15 +246,16 @@ fn calls(
         };
         if let FromPeer::Refused(why) = &answer {
             log::warn!("{host}: refused: {why}");
-            note(daemon, host, &json!({ "why": why }));
+            note(daemon, host, json!({ "why": why }));
         }
         write_message(connection, &answer)?;
     }
 }
 
 /// A peer was told no; it may go on.
-fn note(daemon: &Daemon, host: &str, more: &serde_json::Value) {
-    daemon.audit.write(&format!("peer {host}"), "refused", more);
+fn note(daemon: &Daemon, host: &str, more: serde_json::Value) {
+    let who = format!("peer {host}");
+    daemon.calls.note(&daemon.audit, &who, "refused", more);
 }
 
 /// One step of a session.
@@ -242,7 +277,7 @@ fn can_meet(
     capabilities: &str,
     parameters: &Parameters,
 ) -> std::result::Result<(), String> {
-    let theirs = Capabilities::from_xml(capabilities)?;
+    let theirs = Capabilities::from_xml(capabilities).map_err(|why| clean(&why, REASON_MOST))?;
     let both = Capabilities::ours().intersection(&theirs);
     both.suffice().map_err(|why| format!("{host} {why}"))?;
     parameters.check()
@@ -259,8 +294,9 @@ fn met(daemon: &Daemon) -> FromPeer {
 }
 
 /// The same as reserving, and undone at once.
-fn check(daemon: &Daemon, needs: &Needs) -> Result<()> {
+fn check(daemon: &Daemon, host: &str, needs: &Needs) -> Result<()> {
     check_name(&needs.destination_name).map_err(Error::Refused)?;
+    daemon.admits(host, needs)?;
     let session = SessionId::new(random()?);
     let free = daemon.reckon()?;
     let mut locks = daemon.locks.lock();

@@ -8,17 +8,28 @@ use std::time::{Duration, Instant};
 use std::{io, thread};
 
 use parking_lot::Mutex;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::audit::Audit;
 
-/// So many are told in full in each minute.
+/// So many are told in full in each minute of those who are refused at a door.
 const MOST: u32 = 30;
+/// So many of what peers do, who are known: what a busy evacuation takes and more.
+const OF_PEERS: u32 = 1200;
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// The refusals of one door.
-#[derive(Debug, Default)]
-pub(super) struct Refusals(Mutex<Minute>);
+/// The refusals of one door, or what peers do.
+#[derive(Debug)]
+pub(super) struct Refusals {
+    minute: Mutex<Minute>,
+    most: u32,
+}
+
+impl Default for Refusals {
+    fn default() -> Self {
+        Self::with(MOST)
+    }
+}
 
 #[derive(Debug, Default)]
 struct Minute {
@@ -38,31 +49,55 @@ enum Telling {
 }
 
 impl Refusals {
+    /// For what peers do.
+    pub(super) fn of_peers() -> Self {
+        Self::with(OF_PEERS)
+    }
+
+    fn with(most: u32) -> Self {
+        Self {
+            minute: Mutex::default(),
+            most,
+        }
+    }
+
     /// Writes down who was refused, and why.
     pub(super) fn tell(&self, audit: &Audit, who: &str, why: &str) {
+        if self.note(audit, who, "refused", json!({ "why": why })) {
+            log::warn!("{who}: refused: {why}");
+        }
+    }
+
+    /// Writes down what somebody did, with what belongs to it; `false` if that was only counted.
+    pub(super) fn note(&self, audit: &Audit, who: &str, what: &str, more: Value) -> bool {
         // The lock is given up here: who waits for the disk keeps nobody else.
-        let telling = self.0.lock().count(Instant::now());
+        let telling = self.minute.lock().count(Instant::now(), self.most);
         match telling {
             Telling::Full(untold) => {
                 if untold > 0 {
-                    log::warn!("{untold} more were refused");
-                    audit.write("agent", "refused more", &json!({ "number": untold }));
+                    log::warn!("{untold} more were {what}");
+                    audit.write(
+                        "agent",
+                        &format!("{what} more"),
+                        &json!({ "number": untold }),
+                    );
                 }
-                log::warn!("{who}: refused: {why}");
-                audit.write(who, "refused", &json!({ "why": why }));
+                audit.write(who, what, &more);
+                true
             }
             Telling::Enough => {
-                let what = "too many are refused: for a minute they are only counted";
-                log::warn!("{what}");
-                audit.write("agent", "refused more", &json!({ "why": what }));
+                let why = "too many in a minute: they are only counted";
+                log::warn!("{what}: {why}");
+                audit.write("agent", &format!("{what} more"), &json!({ "why": why }));
+                false
             }
-            Telling::Nothing => {}
+            Telling::Nothing => false,
         }
     }
 }
 
 impl Minute {
-    fn count(&mut self, now: Instant) -> Telling {
+    fn count(&mut self, now: Instant, most: u32) -> Telling {
         let is_over = self
             .begun
             .is_none_or(|begun| now.saturating_duration_since(begun) >= MINUTE);
@@ -72,7 +107,7 @@ impl Minute {
             self.told = 1;
             return Telling::Full(untold);
         }
-        if self.told < MOST {
+        if self.told < most {
             self.told += 1;
             return Telling::Full(0);
         }
@@ -103,13 +138,13 @@ mod tests {
         let mut minute = Minute::default();
         let begun = Instant::now();
         for _ in 0..MOST {
-            assert_eq!(minute.count(begun), Telling::Full(0));
+            assert_eq!(minute.count(begun, MOST), Telling::Full(0));
         }
-        assert_eq!(minute.count(begun), Telling::Enough);
-        assert_eq!(minute.count(begun), Telling::Nothing);
-        assert_eq!(minute.count(begun + MINUTE), Telling::Full(2));
-        assert_eq!(minute.count(begun + MINUTE), Telling::Full(0));
-        assert_eq!(minute.count(begun + MINUTE * 3), Telling::Full(0));
+        assert_eq!(minute.count(begun, MOST), Telling::Enough);
+        assert_eq!(minute.count(begun, MOST), Telling::Nothing);
+        assert_eq!(minute.count(begun + MINUTE, MOST), Telling::Full(2));
+        assert_eq!(minute.count(begun + MINUTE, MOST), Telling::Full(0));
+        assert_eq!(minute.count(begun + MINUTE * 3, MOST), Telling::Full(0));
     }
 
     #[test]

@@ -1,11 +1,15 @@
 //! What agents say to each other, once they know who the other is; `docs/protocol.md` tells the rest.
 
+mod bounds;
+
 use bitflags::bitflags;
 use serde::{Deserialize, Serialize};
 
 use crate::capabilities::TRANSPORT;
 use crate::job::{HostFacts, Needs};
 use crate::session::{Answer, Order, SessionId, Status};
+
+pub(super) use bounds::read;
 
 /// Version of this protocol.
 pub(super) const VERSION: u32 = 1;

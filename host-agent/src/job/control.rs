@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Error, JobOptions, Result, Statistics};
 use crate::predict::Past;
+use crate::text::{REASON_MOST, clean};
 
 const OPEN: u8 = 0;
 const ABORTED: u8 = 1;
@@ -235,12 +236,12 @@ impl Control {
 
     /// The job enters a phase; tell why, for a person.
     pub fn enter(&self, phase: Phase, message: impl Into<String>) {
-        self.record(Some(phase), message.into());
+        self.record(Some(phase), &message.into());
     }
 
     /// Something happened that the operator may want to know.
     pub fn tell(&self, message: impl Into<String>) {
-        self.record(None, message.into());
+        self.record(None, &message.into());
     }
 
     /// Changes the figures.  Who sends pages keeps `memory_*`, who sends bytes `wire_bytes` and
@@ -280,7 +281,9 @@ impl Control {
         state.events.iter().filter(wanted).cloned().collect()
     }
 
-    fn record(&self, phase: Option<Phase>, message: String) {
+    fn record(&self, phase: Option<Phase>, message: &str) {
+        // It may have words of a toolstack in it, or of a journal from before they were bounded.
+        let message = clean(message, REASON_MOST);
         log::info!("{message}");
         let at_ms = self.elapsed_ms();
         let mut state = self.state.lock();

@@ -39,6 +39,8 @@ pub use error::{Error, Result};
 pub use options::{Compression, JobOptions, OnTimeout};
 pub use statistics::Statistics;
 
+use crate::storage::Storage;
+
 /// A domain as a list shows it.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 pub struct DomainEntry {
@@ -86,6 +88,9 @@ pub struct Needs {
     pub vcpus: u32,
     /// Disks as the toolstack's configuration names them, read-only ones left out.
     pub disks: Vec<String>,
+    /// What the source knows of the storage behind them.
+    #[serde(default)]
+    pub storage: Vec<Storage>,
     /// Version of Xen at the source, as `4.17.5`.
     pub xen_version: String,
     /// The optional data of an `xl` save file: the domain's configuration as JSON with its final NUL.
@@ -163,6 +168,9 @@ pub trait Host: Send + Sync {
     /// # Errors
     /// If Xen or the toolstack does not answer.
     fn facts(&self) -> Result<HostFacts>;
+
+    /// What it knows of the storage behind a disk, which a domain's configuration names so.
+    fn storage(&self, disk: &str) -> Storage;
 
     /// Anything that makes this host unable to take part now.  May take a while.
     fn problems(&self) -> Vec<String>;

@@ -30,6 +30,8 @@ pub struct JobOptions {
     pub compress: Compression,
     /// The guest stays paused at the destination.
     pub leave_paused: bool,
+    /// Disks that are the same storage at both ends, by the operator's word.
+    pub shared_storage: Vec<String>,
 }
 
 impl JobOptions {
@@ -50,6 +52,7 @@ impl Default for JobOptions {
             parallel: 1,
             compress: Compression::None,
             leave_paused: false,
+            shared_storage: Vec::new(),
         }
     }
 }

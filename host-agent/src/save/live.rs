@@ -170,6 +170,7 @@ impl Source for LiveSource {
                 memory_bytes: config::memory_bytes(&config, info.max_pages, info.max_vcpu_id),
                 vcpus: info.max_vcpu_id.wrapping_add(1),
                 disks: config::writable_disks(&config),
+                storage: Vec::new(),
                 xen_version: version,
                 config: config::to_travel(&config),
             },

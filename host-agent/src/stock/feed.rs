@@ -33,6 +33,7 @@ pub(super) fn needs<R: Read>(reader: &mut Reader<R>, name: Option<&str>) -> Resu
         memory_bytes: config::memory_bytes(&config, 0, vcpus - 1),
         vcpus,
         disks: config::writable_disks(&config),
+        storage: Vec::new(),
         xen_version: String::new(),
         config: config::to_travel(&config),
     })

@@ -22,6 +22,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::job::{Batch, PAGE_SIZE, has_content};
+use crate::text::clean;
 
 /// Longest message.
 pub const MESSAGE_MOST: usize = 4 << 20;
@@ -33,6 +34,8 @@ pub const CONTENT_MOST: usize = Batch::MOST * PAGE_SIZE;
 pub const ZERO: u64 = 1 << 59;
 /// Bits that no word has.
 const RESERVED: u64 = 0x7F << 52;
+/// Longest complaint of what is no message.
+const COMPLAINT_MOST: usize = 300;
 /// What is allocated before anything has arrived to fill it.
 const TRUST: usize = 64 << 10;
 
@@ -218,7 +221,9 @@ pub fn read_message<T: DeserializeOwned>(
         return Err(wrong(format!("a message of {length} bytes is too long")));
     }
     let bytes = read_growing(from, length)?;
-    serde_json::from_slice(&bytes).map_err(|error| wrong(format!("not a message: {error}")))
+    // The parser repeats what it does not know.
+    serde_json::from_slice(&bytes)
+        .map_err(|error| wrong(clean(&format!("not a message: {error}"), COMPLAINT_MOST)))
 }
 
 /// Reads so many bytes; memory is taken as they arrive.

@@ -69,7 +69,7 @@ impl Watch {
 /// A TCP connection with limits.
 #[derive(Debug)]
 pub struct Socket {
-    stream: TcpStream,
+    stream: Arc<TcpStream>,
     watch: Arc<Watch>,
     deadline: Option<Instant>,
     silence: Duration,
@@ -77,11 +77,12 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Takes a connection over.
+    /// Takes a connection over; who has it too may shut it down.
     ///
     /// # Errors
     /// If the system refuses the settings.
-    pub fn new(stream: TcpStream, watch: Arc<Watch>) -> io::Result<Self> {
+    pub fn new(stream: impl Into<Arc<TcpStream>>, watch: Arc<Watch>) -> io::Result<Self> {
+        let stream = stream.into();
         stream.set_nodelay(true)?;
         // A host that is switched off does not say goodbye: the system asks it now and then.
         sockopt::set_socket_keepalive(&stream, true)?;
@@ -152,7 +153,7 @@ impl Socket {
                     "the peer did not do its part in time",
                 ));
             }
-            match attempt(&mut &self.stream) {
+            match attempt(&mut &*self.stream) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if self.watch.is_over() {
                         return Err(io::Error::other("stopped"));

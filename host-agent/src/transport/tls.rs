@@ -5,8 +5,10 @@
 //! of a connection can be used in another.
 
 use std::fmt;
+use std::fmt::Write as _;
+use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +20,7 @@ use rustls::version::TLS13;
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
 };
+use sha2::{Digest, Sha256};
 
 use super::{Socket, cipher};
 
@@ -29,6 +32,9 @@ pub const HANDSHAKE: Duration = Duration::from_secs(10);
 pub struct Identity {
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
+    own: CertificateDer<'static>,
+    /// The list of certificates that count no more.
+    revoked: Option<PathBuf>,
 }
 
 /// An accepted connection.
@@ -52,6 +58,10 @@ impl Identity {
             roots.add(root).map_err(|error| bad(authority, error))?;
         }
         let chain = read(certificate)?;
+        let own = chain
+            .first()
+            .cloned()
+            .ok_or_else(|| bad(certificate, "there is no certificate in it"))?;
         let private = PrivateKeyDer::from_pem_file(key).map_err(|error| bad(key, error))?;
         let provider = Arc::new(cipher::provider());
         let roots = Arc::new(roots);
@@ -81,7 +91,51 @@ impl Identity {
         Ok(Self {
             server: Arc::new(server),
             client: Arc::new(client),
+            own,
+            revoked: None,
         })
+    }
+
+    /// The same, but certificates that this list names do not count.  It is read for each connection.
+    #[must_use]
+    pub fn without(mut self, revoked: Option<PathBuf>) -> Self {
+        self.revoked = revoked;
+        self
+    }
+
+    /// Whether the others will know this host by this name, and the list of revoked certificates is good.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check(&self, name: &str) -> io::Result<()> {
+        self.is_counted(&self.own)?;
+        let certificate = ParsedCertificate::try_from(&self.own).map_err(refused)?;
+        let name = ServerName::try_from(name).map_err(refused)?;
+        verify_server_name(&certificate, &name)
+            .map_err(|error| refused(format!("this host's certificate: {error}")))
+    }
+
+    /// Whether a certificate is not revoked; none is believed if that cannot be found out.
+    fn is_counted(&self, certificate: &CertificateDer<'_>) -> io::Result<()> {
+        let Some(path) = &self.revoked else {
+            return Ok(());
+        };
+        let list = fs::read_to_string(path).map_err(|error| bad(path, error))?;
+        let own = fingerprint(certificate);
+        for line in list.lines() {
+            let entry = line.split('#').next().unwrap_or_default().trim();
+            if entry.is_empty() {
+                continue;
+            }
+            let entry = entry.replace(':', "").to_ascii_lowercase();
+            if entry.len() != own.len() || !entry.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+                return Err(bad(path, "a line is no SHA-256 fingerprint"));
+            }
+            if entry == own {
+                return Err(refused(format!("the certificate {own} is revoked here")));
+            }
+        }
+        Ok(())
     }
 
     /// Takes a connection from one of these hosts, and tells which one it is.  The socket's deadline
@@ -103,6 +157,7 @@ impl Identity {
             .peer_certificates()
             .and_then(|chain| chain.first())
             .ok_or_else(|| refused("no certificate"))?;
+        self.is_counted(certificate)?;
         let certificate = ParsedCertificate::try_from(certificate).map_err(refused)?;
         let is_of = |host: &&str| {
             ServerName::try_from(*host)
@@ -128,8 +183,26 @@ impl Identity {
         while connection.is_handshaking() {
             connection.complete_io(&mut socket)?;
         }
+        let certificate = connection.peer_certificates().and_then(<[_]>::first);
+        self.is_counted(certificate.ok_or_else(|| refused("no certificate"))?)?;
         Ok(StreamOwned::new(connection, socket))
     }
+}
+
+/// Whether a certificate can have this name.
+#[must_use]
+pub fn is_name(name: &str) -> bool {
+    ServerName::try_from(name).is_ok()
+}
+
+/// A certificate's SHA-256, as hexadecimal digits.
+#[must_use]
+pub fn fingerprint(certificate: &CertificateDer<'_>) -> String {
+    let mut text = String::with_capacity(64);
+    for byte in Sha256::digest(certificate) {
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
 }
 
 impl fmt::Debug for Identity {

@@ -111,19 +111,6 @@ fn who_drips_is_dropped_at_the_limit() {
 }
 
 #[test]
-fn who_says_nothing_takes_nobodys_place_but_a_strangers() {
-    let attacked = Attacked::begin();
-    let connect = || TcpStream::connect(attacked.pair.address).unwrap();
-    let silent: Vec<_> = (0..64).map(|_| connect()).collect();
-    let mut last = connect();
-    assert!(is_closed(&mut last));
-    let who = last.local_addr().unwrap().to_string();
-    attacked.is_audited("b", &who, "too many connections");
-    attacked.goes_on();
-    drop(silent);
-}
-
-#[test]
 fn messages_that_are_too_long_or_none_end_their_connection() {
     let attacked = Attacked::begin();
     let pair = &attacked.pair;

@@ -7,11 +7,15 @@ use std::sync::Arc;
 use unmoved::config::{Config, Peer, Tls};
 use unmoved::daemon::Daemon;
 use unmoved::pki;
+use unmoved::policy::Allow;
 
 use crate::fake::{Fake, Handle};
 
 /// A user besides root that may use the agents.
 pub const ALLOWED: u32 = 65533;
+
+/// The list of certificates that count no more at either host, empty at first.
+pub const REVOKED: &str = "revoked";
 
 /// Two hosts, `a` and `b`, whose daemons do not run yet.
 pub struct Stopped {
@@ -52,6 +56,7 @@ impl Pair {
         for host in ["a", "b", "c"] {
             pki::issue(&folder.path().join("pki"), &[host.to_owned()]).unwrap();
         }
+        std::fs::write(folder.path().join(REVOKED), "").unwrap();
         // Ports that are free now; both daemons must know them before either runs.
         let held = [(); 3].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
         let [left, right, metrics] = held.map(|held| held.local_addr().unwrap());
@@ -93,11 +98,18 @@ impl Stopped {
                 authority: pki.join(pki::AUTHORITY),
                 certificate: pki.join(format!("{host}.pem")),
                 key: pki.join(format!("{host}.key")),
+                revoked: Some(self.folder.path().join(REVOKED)),
+            },
+            allow: Allow {
+                volumes: vec!["/dev/vg/*".to_owned()],
+                ..Allow::default()
             },
             peers: names
                 .map(|(name, address)| Peer {
                     name: name.to_owned(),
                     address: address.to_string(),
+                    shared_storage: Vec::new(),
+                    allow: None,
                 })
                 .collect(),
         }

@@ -7,9 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use serde_json::json;
 use unmoved::job::{
     Destination, DomainEntry, Error, Host, HostFacts, Needs, PAGE_SIZE, Presence, Result, Source,
 };
+
+use unmoved::storage::Storage;
 
 use destination::FakeDestination;
 use source::FakeSource;
@@ -38,6 +41,25 @@ struct State {
     is_stuck: bool,
     holds_build: bool,
     stumbles: u32,
+    /// What tells the storage behind a disk.
+    storage: BTreeMap<String, String>,
+    /// A guest's disks, and its kernel.
+    disks: BTreeMap<String, Vec<String>>,
+    kernels: BTreeMap<String, String>,
+}
+
+/// A guest's configuration as the toolstack has it.
+pub fn config(uuid: &str, disks: &[String], kernel: Option<&str>) -> Vec<u8> {
+    let disks: Vec<_> = disks
+        .iter()
+        .map(|disk| json!({ "pdev_path": disk, "readwrite": 1 }))
+        .collect();
+    let config = json!({
+        "c_info": { "type": "pvh", "name": "guest", "uuid": uuid },
+        "b_info": { "kernel": kernel },
+        "disks": disks,
+    });
+    format!("{config}\0").into_bytes()
 }
 
 impl State {
@@ -133,6 +155,25 @@ impl Fake {
         self.state.lock().stumbles = times;
     }
 
+    /// This is what a disk's name leads to here.
+    pub fn attach(&self, disk: &str, identity: &str) {
+        let mut state = self.state.lock();
+        state.storage.insert(disk.to_owned(), identity.to_owned());
+    }
+
+    /// A guest has this disk.
+    pub fn give(&self, uuid: &str, disk: &str) {
+        let mut state = self.state.lock();
+        let disks = state.disks.entry(uuid.to_owned()).or_default();
+        disks.push(disk.to_owned());
+    }
+
+    /// A guest's configuration names this kernel.
+    pub fn boot(&self, uuid: &str, kernel: &str) {
+        let mut state = self.state.lock();
+        state.kernels.insert(uuid.to_owned(), kernel.to_owned());
+    }
+
     /// With the first pages that arrive.
     pub fn fail_to_fill(&self) {
         self.state.lock().fails_to_fill = true;
@@ -150,6 +191,15 @@ impl Host for Handle {
             cpus: 1,
             stream_version: 3,
         })
+    }
+
+    fn storage(&self, disk: &str) -> Storage {
+        Storage {
+            disk: disk.to_owned(),
+            identity: self.0.state.lock().storage.get(disk).cloned(),
+            bytes: Some(1 << 30),
+            is_vouched: false,
+        }
     }
 
     fn problems(&self) -> Vec<String> {
@@ -211,6 +261,12 @@ impl Fake {
             uuid: uuid.clone(),
             memory_bytes: MEMORY,
             xen_version: "4.17.0".to_owned(),
+            config: config(
+                uuid,
+                state.disks.get(uuid).map_or(&[], Vec::as_slice),
+                state.kernels.get(uuid).map(String::as_str),
+            ),
+            disks: state.disks.get(uuid).cloned().unwrap_or_default(),
             ..Needs::default()
         };
         Ok(Box::new(FakeSource {

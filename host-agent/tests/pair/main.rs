@@ -15,6 +15,7 @@ mod files;
 mod meet;
 mod metrics;
 mod restarts;
+mod trust;
 mod watching;
 
 use daemons::Pair;

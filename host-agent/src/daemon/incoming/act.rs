@@ -42,6 +42,7 @@ impl Incoming {
         }
         let daemon = inner.daemon.clone();
         self.job.rename(&request.needs.destination_name);
+        daemon.admits(inner.machine.peer(), &request.needs)?;
         let free = daemon.reckon()?;
         daemon
             .locks

@@ -67,6 +67,8 @@ pub(in crate::daemon) fn recover(daemon: &Arc<Daemon>, session: SessionId) -> Re
     let peer = peer.unwrap_or_else(|_| Peer {
         name: machine.peer().to_owned(),
         address: String::new(),
+        shared_storage: Vec::new(),
+        allow: None,
     });
     let daemon = daemon.clone();
     spawn("recover", move || {

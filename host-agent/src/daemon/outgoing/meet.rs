@@ -9,7 +9,9 @@ use crate::config::Peer;
 use crate::daemon::Daemon;
 use crate::daemon::link::Link;
 use crate::job::{Compression, Control, Error, Estimate, JobOptions, Prepared, Result, Source};
+use crate::policy;
 use crate::predict::{Past, Prediction, compression, predict};
+use crate::storage::Storage;
 
 /// What is known before a session begins.
 pub(super) struct Met {
@@ -76,6 +78,7 @@ pub(super) fn meet(
         (prepared, probing.join().unwrap_or_else(failed))
     });
     let (mut prepared, way) = (prepared?, way?);
+    prepared.needs.storage = storage(daemon, &prepared.needs.disks, options, peer)?;
     if let Some(name) = &options.destination_name {
         prepared.needs.destination_name.clone_from(name);
     }
@@ -101,6 +104,31 @@ pub(super) fn meet(
         prepared,
         parallel: u8::try_from(parallel).unwrap_or(1),
     })
+}
+
+/// What is known here of the storage behind a guest's disks, and what the operator says of it.
+fn storage(
+    daemon: &Daemon,
+    disks: &[String],
+    options: &JobOptions,
+    peer: &Peer,
+) -> Result<Vec<Storage>> {
+    let missing = |disk: &&String| !disks.contains(disk);
+    if let Some(disk) = options.shared_storage.iter().find(missing) {
+        return Err(Error::Refused(format!(
+            "the guest has no disk {disk} that it may write; it has: {}",
+            disks.join(", ")
+        )));
+    }
+    let is_vouched = |disk: &String| {
+        let fits = |pattern: &String| policy::fits(pattern, disk);
+        options.shared_storage.contains(disk) || peer.shared_storage.iter().any(fits)
+    };
+    let storage = disks.iter().map(|disk| Storage {
+        is_vouched: is_vouched(disk),
+        ..daemon.host.storage(disk)
+    });
+    Ok(storage.collect())
 }
 
 /// Major and minor of a version of Xen.
