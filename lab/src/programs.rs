@@ -29,6 +29,15 @@ pub enum Program {
 }
 
 impl Program {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::Agent,
+        Self::Workload,
+        Self::Peer,
+        Self::Unmoved,
+        Self::Unmovedd,
+    ];
+
     fn package(self) -> &'static str {
         match self {
             Self::Agent => "unmoved-lab-agent",

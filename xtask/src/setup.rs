@@ -3,6 +3,7 @@
 use anyhow::Result;
 use clap::Args;
 use unmoved_lab::images::{GuestKernel, Xen};
+use unmoved_lab::programs::{self, Program};
 use unmoved_lab::snapshot::Snapshot;
 use unmoved_lab::tools::Tools;
 use unmoved_lab::{DebianRoot, Shape, cache, initramfs, paths};
@@ -16,6 +17,18 @@ pub struct Setup {
     /// Take Debian packages from this archive instead of the one this machine is configured for
     #[arg(long, value_name = "URL")]
     mirror: Option<String>,
+}
+
+/// Builds all programs that run on hosts and in guests.
+///
+/// # Errors
+/// If one does not build.
+pub fn programs() -> Result<()> {
+    for program in Program::ALL {
+        program.build()?;
+    }
+    programs::shim()?;
+    programs::hostile().map(drop)
 }
 
 impl Setup {

@@ -1,23 +1,19 @@
 //! `cargo xtask test`: everything that must hold before a change lands, and nothing else.
 //!
 //! Static checks, then all tests of the workspace, then those that start hosts.  All parts run even if
-//! one fails; the last line is the sum of the test runners' own summaries.
-//!
-//! A host is a process that wants a core.  Tests with two hosts leave one of two cores idle half of the
-//! time, so those with one host run beside them, a file at a time.  Four hosts on two cores are too many:
-//! their control domains get so slow that Xen's toolstack runs into its limits.
+//! one fails; at the end stands where the time went, and the last line is the sum of the test runners' own
+//! summaries.  The lab is set up beside what needs no hosts.
 
-use std::collections::VecDeque;
-use std::fs;
+mod hosts;
+
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
-use parking_lot::Mutex;
 use serde_json::{Value, json};
 use unmoved_lab::{paths, progress};
 
@@ -29,13 +25,23 @@ pub struct Test {
     /// Leave out the tests that start hosts
     #[arg(long)]
     no_lab: bool,
+    /// Run nothing but tests with hosts in whose names this is
+    #[arg(long, value_name = "WORD", conflicts_with = "no_lab")]
+    only: Option<String>,
+    /// Repeat what chance has a part in far more often: some hours
+    #[arg(long, conflicts_with = "no_lab")]
+    long: bool,
+    /// Write down what each test with hosts costs, in `tests/costs`, for the order of later runs
+    #[arg(long, conflicts_with = "only")]
+    record: bool,
     /// Write the result to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
-/// Clippy must see the lab's tests too, which are behind this feature.
-const LAB: [&str; 2] = ["--features", "unmoved-tests/lab"];
+/// All of the workspace with the lab's tests, which are behind a feature; the same for every command that
+/// builds, or cargo would build the same crates once more with other features.
+const WHOLE: [&str; 3] = ["--workspace", "--features", "unmoved-tests/lab"];
 
 /// The shim's image is built alone (see its manifest).
 const SHIM: [&str; 8] = [
@@ -49,6 +55,20 @@ const SHIM: [&str; 8] = [
     "warnings",
 ];
 
+/// What `--long` repeats, as commands of this program: moves, cuts, attacks.
+const LONG: [&[&str]; 4] = [
+    &["lab", "moves", "--count", "100"],
+    &["lab", "cuts", "--count", "30"],
+    &["lab", "hostile", "--count", "1000000"],
+    &["lab", "boots", "--count", "20"],
+];
+
+/// What is done beside checks without hosts.
+const SET_UP: &str = "set-up of the lab, beside lints and tests without hosts";
+
+/// So many of what took longest are shown at the end.
+const SLOWEST: usize = 12;
+
 impl Test {
     /// Do it.
     ///
@@ -56,24 +76,86 @@ impl Test {
     /// If any check or test fails.
     pub fn run(self) -> Result<()> {
         let mut sum = Sum::default();
+        // Downloads, and boots on one processor, have room beside compilers.
+        let setup = thread::scope(|scope| {
+            let setup = (!self.no_lab).then(|| scope.spawn(set_up));
+            self.without_hosts(&mut sum)?;
+            let join = |setup: thread::ScopedJoinHandle<'_, _>| {
+                let panicked = |_| Err(anyhow!("the set-up panicked"));
+                setup.join().unwrap_or_else(panicked)
+            };
+            Ok::<_, anyhow::Error>(setup.map(join))
+        })?;
+        match setup {
+            None => {}
+            Some(Ok(seconds)) => {
+                sum.add(SET_UP, true, seconds);
+                self.with_hosts(&mut sum)?;
+            }
+            Some(Err(error)) => {
+                eprintln!("error: {error:#}");
+                sum.add(SET_UP, false, 0);
+            }
+        }
+        sum.end(self.json.as_deref())
+    }
+
+    fn without_hosts(&self, sum: &mut Sum) -> Result<()> {
+        if self.only.is_some() {
+            return Ok(());
+        }
         sum.check("format", &["fmt", "--all", "--check"])?;
-        let mut clippy = vec!["clippy", "--quiet", "--workspace", "--all-targets"];
-        clippy.extend(LAB);
+        let mut clippy = vec!["clippy", "--quiet", "--all-targets"];
+        clippy.extend(WHOLE);
         clippy.extend(["--", "-D", "warnings"]);
         sum.check("lints", &clippy)?;
         sum.check("lints of the shim's image", &SHIM)?;
         sum.tests(
             "tests without hosts",
             &["test", "--workspace", "--no-fail-fast"],
-        )?;
-        if !self.no_lab {
-            Setup::default().run()?;
-            let build = ["test", "--quiet", "--package=unmoved-tests", "--no-run"];
-            sum.check("building tests with hosts", &[&build[..], &LAB].concat())?;
-            sum.lab()?;
-        }
-        sum.end(self.json.as_deref())
+        )
     }
+
+    fn with_hosts(&self, sum: &mut Sum) -> Result<()> {
+        let step = progress::step("building tests with hosts");
+        let begun = Instant::now();
+        let mut tests = hosts::find()?;
+        tests.retain(|test| {
+            self.only
+                .as_ref()
+                .is_none_or(|word| test.name.contains(word))
+        });
+        sum.note("building tests with hosts", true, begun);
+        step.done("ok");
+        let step = progress::step(format!("{} tests with hosts", tests.len()));
+        let done = hosts::run(tests, |one| {
+            print!("{}", one.said);
+            sum.passed += one.counts.0;
+            sum.failed += one.counts.1;
+            sum.add(&one.test.name, one.success, one.took.as_secs());
+        })?;
+        step.done(word(done.iter().all(|one| one.success)));
+        if self.record {
+            hosts::record(&done)?;
+        }
+        if self.long {
+            let program = std::env::current_exe().context("this program has no file")?;
+            for words in LONG {
+                let begun = Instant::now();
+                let status = Command::new(&program).args(words).status()?;
+                sum.note(&words.join(" "), status.success(), begun);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Makes what hosts are made of, and the programs that run on them; gives the seconds that it took.
+fn set_up() -> Result<u64> {
+    let begun = Instant::now();
+    Setup::default().run()?;
+    crate::setup::programs()?;
+    Ok(begun.elapsed().as_secs())
 }
 
 /// What has been found so far.
@@ -81,8 +163,15 @@ impl Test {
 struct Sum {
     passed: u64,
     failed: u64,
-    parts: Vec<Value>,
-    broken: Vec<String>,
+    parts: Vec<Part>,
+}
+
+/// A part of it.
+#[derive(Debug)]
+struct Part {
+    name: String,
+    success: bool,
+    seconds: u64,
 }
 
 impl Sum {
@@ -100,43 +189,18 @@ impl Sum {
     fn tests(&mut self, name: &str, arguments: &[&str]) -> Result<()> {
         let step = progress::step(name);
         let begun = Instant::now();
-        let child = spawn(arguments)?;
-        let success = self.read(child, |line| println!("{line}"))?;
+        let child = cargo(arguments)
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot run cargo")?;
+        let success = self.read(child)?;
         self.note(name, success, begun);
         step.done(word(success));
         Ok(())
     }
 
-    /// The tests that start hosts, in two lanes: one runs those with two hosts, and then helps the other.
-    fn lab(&mut self) -> Result<()> {
-        let step = progress::step("tests with hosts");
-        let (pairs, singles) = files()?;
-        let (pairs, singles) = (Mutex::new(pairs), Mutex::new(singles));
-        let all = Mutex::new(self);
-        let lane = |queues: &[&Mutex<VecDeque<String>>]| -> Result<bool> {
-            let mut success = true;
-            for queue in queues {
-                let next = || queue.lock().pop_front();
-                while let Some(file) = next() {
-                    success &= with_hosts(&file, &all)?;
-                }
-            }
-            Ok(success)
-        };
-        let success = thread::scope(|scope| -> Result<bool> {
-            let beside = scope.spawn(|| lane(&[&singles]));
-            let first = lane(&[&pairs, &singles]);
-            let second = beside
-                .join()
-                .map_err(|_| anyhow::anyhow!("reading the tests' output panicked"))?;
-            Ok(first? & second?)
-        })?;
-        step.done(word(success));
-        Ok(())
-    }
-
-    /// Reads a test runner's output to its end, and gives whether it was content.
-    fn read(&mut self, mut child: Child, mut tell: impl FnMut(&str)) -> Result<bool> {
+    /// Shows a test runner's output to its end, and gives whether it was content.
+    fn read(&mut self, mut child: Child) -> Result<bool> {
         let output = child.stdout.take().context("cargo has no output")?;
         for line in BufReader::new(output).lines() {
             let line = line?;
@@ -144,76 +208,48 @@ impl Sum {
                 self.passed += passed;
                 self.failed += failed;
             }
-            tell(&line);
+            println!("{line}");
         }
         Ok(child.wait()?.success())
     }
 
     fn note(&mut self, name: &str, success: bool, begun: Instant) {
-        let seconds = begun.elapsed().as_secs();
-        self.parts
-            .push(json!({"name": name, "ok": success, "seconds": seconds}));
-        if !success {
-            self.broken.push(name.to_owned());
-        }
+        self.add(name, success, begun.elapsed().as_secs());
     }
 
-    fn end(self, file: Option<&std::path::Path>) -> Result<()> {
-        let figures = json!({"passed": self.passed, "failed": self.failed, "parts": self.parts});
+    fn add(&mut self, name: &str, success: bool, seconds: u64) {
+        self.parts.push(Part {
+            name: name.to_owned(),
+            success,
+            seconds,
+        });
+    }
+
+    fn end(self, file: Option<&Path>) -> Result<()> {
+        let parts = self
+            .parts
+            .iter()
+            .map(|part| json!({"name": part.name, "ok": part.success, "seconds": part.seconds}));
+        let parts: Vec<Value> = parts.collect();
+        let figures = json!({"passed": self.passed, "failed": self.failed, "parts": parts});
         crate::json::write(file, &figures)?;
+        print!("{}", slowest(&self.parts));
         println!("{} passed, {} failed", self.passed, self.failed);
-        if !self.broken.is_empty() {
-            bail!("not all is well: {}", self.broken.join(", "));
+        let broken = self.parts.iter().filter(|part| !part.success);
+        let broken: Vec<&str> = broken.map(|part| part.name.as_str()).collect();
+        if !broken.is_empty() {
+            bail!("not all is well: {}", broken.join(", "));
         }
         Ok(())
     }
 }
 
-/// Tests in files of these names start two hosts, all or some of them.
-const PAIRS: [&str; 5] = ["agent", "unnoticed", "crossing", "guests", "lab"];
-/// Of the others, these take longest, and are not to be the last.
-const LONG: [&str; 3] = ["cuts", "moves", "shim_devices"];
-
-/// The files of tests: those in which two hosts are started, and the others.
-fn files() -> Result<(VecDeque<String>, VecDeque<String>)> {
-    let mut others = Vec::new();
-    for file in fs::read_dir(paths::workspace().join("tests/tests"))? {
-        let path = file?.path();
-        if path.extension().is_some_and(|kind| kind == "rs")
-            && let Some(name) = path.file_stem().and_then(|stem| stem.to_str())
-            && !PAIRS.contains(&name)
-        {
-            others.push(name.to_owned());
-        }
-    }
-    others.sort_by_key(|name| (!LONG.contains(&name.as_str()), name.clone()));
-    let pairs = PAIRS.map(str::to_owned);
-    Ok((pairs.into(), others.into()))
-}
-
-/// Runs the tests of one file, one at a time, and tells what they said when all is over.
-fn with_hosts(file: &str, all: &Mutex<&mut Sum>) -> Result<bool> {
-    let begun = Instant::now();
-    let mut arguments = vec!["test", "--package=unmoved-tests", "--no-fail-fast"];
-    arguments.extend(LAB);
-    arguments.extend(["--test", file, "--", "--test-threads=1", "--nocapture"]);
-    let child = spawn(&arguments)?;
-    let (mut sum, mut said) = (Sum::default(), Vec::new());
-    let success = sum.read(child, |line| said.push(line.to_owned()))?;
-    let mut all = all.lock();
-    said.iter().for_each(|line| println!("{line}"));
-    all.passed += sum.passed;
-    all.failed += sum.failed;
-    all.note(&format!("{file}, with hosts"), success, begun);
-    Ok(success)
-}
-
-fn spawn(arguments: &[impl AsRef<str>]) -> Result<Child> {
-    let arguments: Vec<&str> = arguments.iter().map(AsRef::as_ref).collect();
-    cargo(&arguments)
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("cannot run cargo")
+/// The parts that took longest, a line each.
+fn slowest(parts: &[Part]) -> String {
+    let mut parts: Vec<&Part> = parts.iter().collect();
+    parts.sort_by_key(|part| std::cmp::Reverse(part.seconds));
+    let line = |part: &&Part| format!("{:>6} s  {}\n", part.seconds, part.name);
+    parts.iter().take(SLOWEST).map(line).collect()
 }
 
 fn word(success: bool) -> &'static str {
@@ -239,12 +275,23 @@ fn summary(line: &str) -> Option<(u64, u64)> {
 
 #[cfg(test)]
 mod tests {
-    use super::summary;
+    use super::{Part, slowest, summary};
 
     #[test]
     fn summaries_are_read() {
         let line = "test result: FAILED. 12 passed; 3 failed; 0 ignored; 0 measured";
         assert_eq!(summary(line), Some((12, 3)));
         assert_eq!(summary("test lab::works ... ok"), None);
+    }
+
+    #[test]
+    fn the_longest_is_told_first() {
+        let part = |name: &str, seconds| Part {
+            name: name.to_owned(),
+            success: true,
+            seconds,
+        };
+        let told = slowest(&[part("a", 5), part("b", 600)]);
+        assert_eq!(told, "   600 s  b\n     5 s  a\n");
     }
 }
