@@ -14,9 +14,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
-use unmoved_shim::points::xenstore::script::{
-    Answer, Client, Event, Outcome, Step, Target, run, script,
-};
+use unmoved_store_script::{Answer, Client, Event, Outcome, Step, Target, run, script};
 use xen_abi::DomId;
 use xen_abi::xs_wire::{Header, MsgType, PAYLOAD_MAX};
 use zerocopy::{FromBytes as _, IntoBytes as _};
@@ -262,7 +260,7 @@ impl Target for Connection {
 
 #[cfg(test)]
 mod tests {
-    use unmoved_shim::points::xenstore::script::{Client, script};
+    use unmoved_store_script::{Client, script};
     use xen_abi::DomId;
 
     use super::moved;

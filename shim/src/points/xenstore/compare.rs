@@ -1,6 +1,7 @@
 //! The virtual store and the model run the same random scripts.
 
 use proptest::prelude::{ProptestConfig, any, proptest};
+use unmoved_store_script::{Answer, Client, Event, Outcome, Step, Target, prepare, run, script};
 use xen_abi::DomId;
 use xen_abi::xs_wire::{Header, MsgType};
 use zerocopy::FromBytes as _;
@@ -8,7 +9,6 @@ use zerocopy::FromBytes as _;
 use super::Limits;
 use super::daemon::{ConnId, Daemon};
 use super::model::Model;
-use super::script::{Answer, Client, Event, Outcome, Step, Target, prepare, run, script};
 
 const GUEST: DomId = DomId(5);
 

@@ -35,9 +35,6 @@ pub mod watch;
 
 mod virtual_store;
 
-#[cfg(any(test, feature = "testing"))]
-pub mod script;
-
 #[cfg(test)]
 mod compare;
 #[cfg(test)]

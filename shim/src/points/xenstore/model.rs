@@ -8,10 +8,9 @@ mod answer;
 
 use std::collections::BTreeMap;
 
+use unmoved_store_script::{Answer, Client, Event, Target};
 use xen_abi::DomId;
 use xen_abi::xs_wire::MsgType;
-
-use super::script::{Answer, Client, Event, Target};
 
 /// A node: value, permissions as letters and ids, children, and which version of it this is.
 #[derive(Clone, Debug)]

@@ -6,6 +6,10 @@
 //! leaves node generations out of the comparison for the same reason.  Everything happens below
 //! `<guest's directory>/t`, which [`prepare`] makes and the tools may remove afterwards.
 
+#![no_std]
+
+extern crate alloc;
+
 use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::{String, ToString as _};
@@ -14,7 +18,10 @@ use alloc::vec::Vec;
 use xen_abi::DomId;
 use xen_abi::xs_wire::MsgType;
 
-use super::path::domain_dir;
+/// Returns the directory of a domain, absolute.
+fn domain_dir(domid: DomId) -> String {
+    format!("/local/domain/{}", domid.0)
+}
 
 /// Who sends a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
