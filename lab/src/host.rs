@@ -17,6 +17,26 @@ pub const LIMIT: Duration = Duration::from_secs(600);
 /// What makes a host out of the common snapshot; not in the image, so that it can change without a boot.
 const ARRIVE: &str = include_str!("../../images/dom0/arrive");
 
+/// Which hotplug scripts a host has for disks and cards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scripts {
+    /// Short ones that do the same for what a lab has.
+    #[default]
+    Quick,
+    /// Xen's own, as a host out there has them; slow under emulation.
+    Xen,
+}
+
+impl Scripts {
+    /// As `arrive` knows it.
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Quick => "quick",
+            Self::Xen => "xen",
+        }
+    }
+}
+
 /// A running host.
 #[derive(Debug)]
 pub struct Host {
@@ -26,11 +46,16 @@ pub struct Host {
 }
 
 impl Host {
-    /// Take over a machine that is up, and give it its name, address and the time of day.
+    /// Take over a machine that is up, and give it its name, address, the time of day and hotplug scripts.
     ///
     /// # Errors
     /// If its agent does not answer.
-    pub(crate) fn arrive(name: &str, number: u8, machine: Machine) -> Result<Self> {
+    pub(crate) fn arrive(
+        name: &str,
+        number: u8,
+        scripts: Scripts,
+        machine: Machine,
+    ) -> Result<Self> {
         machine
             .channel
             .hello(LIMIT)
@@ -44,7 +69,8 @@ impl Host {
             .duration_since(SystemTime::UNIX_EPOCH)
             .context("this machine's clock is before 1970")?;
         let (number, now) = (number.to_string(), format!("{:.3}", now.as_secs_f64()));
-        host.ok(&["sh", "-c", ARRIVE, "arrive", name, &number, &now])
+        let scripts = scripts.word();
+        host.ok(&["sh", "-c", ARRIVE, "arrive", name, &number, &now, scripts])
             .map_err(|error| anyhow::anyhow!("host {name} did not arrive: {error}"))?;
         Ok(host)
     }

@@ -7,7 +7,7 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use crate::host::Host;
+use crate::host::{Host, Scripts};
 use crate::images::Xen;
 use crate::lan;
 use crate::machine::{Memory, PRIVATE_DISK, Plan, Shape};
@@ -33,6 +33,8 @@ pub struct Config {
     pub cold: bool,
     /// What each host's private disk begins with; nothing else is on it.
     pub disk: Option<PathBuf>,
+    /// Hotplug scripts of each host.
+    pub scripts: Scripts,
     /// Hosts are to be [switched on](Lab::switch_on) again; their LAN is slower.
     pub revivable: bool,
 }
@@ -46,6 +48,7 @@ impl Config {
             shape: Shape::default(),
             cold: false,
             disk: None,
+            scripts: Scripts::default(),
             revivable: false,
         }
     }
@@ -291,5 +294,5 @@ fn start_host(
         machine.load_state(&snapshot.state())?;
     }
     let number = u8::try_from(index + 1).context("a lab has few hosts")?;
-    Host::arrive(name, number, machine)
+    Host::arrive(name, number, config.scripts, machine)
 }

@@ -47,7 +47,7 @@ pub mod trace;
 pub use channel::{Output, Task};
 pub use debian_root::DebianRoot;
 pub use guest::{Guest, GuestPlan, System, Tsc};
-pub use host::Host;
+pub use host::{Host, Scripts};
 pub use images::{GuestKernel, Xen};
 pub use lab::{Config, Lab};
 pub use log::Log;

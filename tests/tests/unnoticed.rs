@@ -2,7 +2,7 @@
 
 use unmoved_lab::images::GuestKernel;
 use unmoved_lab::tools::Tools;
-use unmoved_lab::{Config, Lab};
+use unmoved_lab::{Config, Lab, Scripts};
 use unmoved_tests::unnoticed;
 
 #[test]
@@ -10,7 +10,11 @@ fn an_unfriendly_guest_moves_there_and_back_unnoticed() {
     let kernel = GuestKernel::Debian12
         .get(&Tools::get().expect("tools"))
         .expect("kernel");
-    let seen = Lab::run("unnoticed", &Config::hosts(2), |lab| {
+    let config = Config {
+        scripts: Scripts::Xen,
+        ..Config::hosts(2)
+    };
+    let seen = Lab::run("unnoticed", &config, |lab| {
         unnoticed::run(lab, &kernel, &unnoticed::by_xl, 1)
     })
     .expect("it moves");

@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use unmoved_lab::images::{GuestKernel, KernelFiles};
 use unmoved_lab::programs::{self, Program};
 use unmoved_lab::tools::Tools;
-use unmoved_lab::{Config, Guest, GuestPlan, Host, Lab, System, initramfs, progress};
+use unmoved_lab::{Config, Guest, GuestPlan, Host, Lab, Scripts, System, initramfs, progress};
 
 /// Measure.
 #[derive(Debug, Args)]
@@ -109,7 +109,11 @@ impl Bench {
         }
         contenders.retain(|one| self.only.is_empty() || self.only.contains(&one.name));
         let kernel = GuestKernel::Debian12.get(&Tools::get()?)?;
-        Lab::run("bench", &Config::hosts(1), |lab| {
+        let config = Config {
+            scripts: Scripts::Xen,
+            ..Config::hosts(1)
+        };
+        Lab::run("bench", &config, |lab| {
             let host = lab.host(0);
             host.copy_in(&Program::Peer.build()?, "/root/unmoved-peer")?;
             let peer = host.start(&["/root/unmoved-peer", "serve"])?;

@@ -13,7 +13,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use unmoved_lab::images::GuestKernel;
 use unmoved_lab::tools::Tools;
-use unmoved_lab::{Config, Host, Lab};
+use unmoved_lab::{Config, Host, Lab, Scripts};
 use unmoved_tests::load::Load;
 use unmoved_tests::unnoticed::{Move, Unnoticed};
 use unmoved_tests::{agents, baseline, unnoticed};
@@ -50,7 +50,11 @@ impl Demo {
             reports.borrow_mut().push(report);
             Ok(total)
         };
-        let (baseline, mut seen) = Lab::run("demo", &Config::hosts(2), |lab| {
+        let config = Config {
+            scripts: Scripts::Xen,
+            ..Config::hosts(2)
+        };
+        let (baseline, mut seen) = Lab::run("demo", &config, |lab| {
             agents::start(lab)?;
             // Each of the two goes each way, and what changes with time hits both.
             let xl: unnoticed::Mover<'_> = &unnoticed::by_xl;

@@ -10,7 +10,8 @@ use regex::Regex;
 use unmoved_lab::images::{GuestKernel, KernelFiles};
 use unmoved_lab::tools::Tools;
 use unmoved_lab::{
-    Config, DebianRoot, GuestPlan, Host, Lab, Log, Shape, System, Xen, bzimage, initramfs, programs,
+    Config, DebianRoot, GuestPlan, Host, Lab, Log, Scripts, Shape, System, Xen, bzimage, initramfs,
+    programs,
 };
 
 /// Which guest to run, in what, for how long.
@@ -128,6 +129,7 @@ impl Run {
         let plan = self.plan(&tools)?;
         let mut config = Config::hosts(1);
         config.hosts = vec![self.xen];
+        config.scripts = Scripts::Xen;
         config.shape.memory_mib = self.host_memory;
         if let Some(Root::Debian) = self.root {
             config.disk = Some(DebianRoot::get()?.image());
