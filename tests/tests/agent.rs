@@ -144,7 +144,7 @@ fn looked_at(guest: &str, from: &Host, to: &Host) -> Result<()> {
     ensure!(expected["rounds"].as_u64() >= Some(2), "{check}");
     ensure!(expected["total_ms"].as_f64() > Some(0.0), "{check}");
     ensure!(
-        check["estimate"]["pages"].as_u64() > Some(50_000),
+        check["estimate"]["pages"].as_u64() > Some(20_000),
         "{check}"
     );
     let refused = agents::refused(from, &["check", guest, "nowhere"])?;
@@ -250,53 +250,59 @@ fn an_agent_works_with_the_stock_toolstack_at_the_other_end() {
     .unwrap();
 }
 
-/// What one tool saves the other restores, on both releases of Xen.
 #[test]
 fn xl_restores_what_unmoved_saves_and_the_other_way_round() {
-    for (name, xen) in [("files", Xen::V4_17), ("files-new", Xen::V4_20)] {
-        let mut config = Config::hosts(1);
-        config.hosts = vec![xen];
-        Lab::run(name, &config, |lab| {
-            let kernel = GuestKernel::Debian12.get(&Tools::get()?)?;
-            let host = lab.host(0);
-            agents::start(lab)?;
-            let plan = unnoticed::plan(&kernel, Load::Steady)?;
-            let guest = plan.create(host)?;
-            guest.ready(BOOT)?;
-            let before = fingerprint(&guest, host)?;
-            let (ours, daemons, xls) = ([UNMOVED, "direct"], [UNMOVED], ["xl"]);
-            for (save, restore) in [
-                (&ours[..], &xls[..]),
-                (&xls[..], &ours[..]),
-                (&daemons[..], &daemons[..]),
-            ] {
-                host.ok(&[save, &["save", "web1", FILE]].concat())?;
-                ensure!(names(host)?.is_empty(), "{:?}", names(host)?);
-                accepted_by_xens_verifier(lab, host)?;
-                host.sh(FORGET)?;
-                let restored = Guest::attach_incoming(&plan.name, host)?;
-                let same_name = Guest::attach(&plan.name, host)?;
-                host.ok(&[restore, &["restore", FILE]].concat())?;
-                // Xen's tool restores under the final name, ours as if it had come by migration.
-                let restored = if restore == xls { same_name } else { restored };
-                restored.alive(MOMENT)?;
-                ensure!(fingerprint(&restored, host)? == before, "it saw {save:?}");
-                // Ours never write over a file.
-                host.sh(&format!("rm {FILE}"))?;
-            }
+    files("files", Xen::V4_17).unwrap();
+}
 
-            // What the guest does not survive leaves it running: a file that cannot be written.
-            let refused = host.run(&[UNMOVED, "direct", "save", "web1", "/proc/nothing"])?;
-            ensure!(refused.code != 0, "it wrote into /proc");
-            ensure!(names(host)? == ["web1"], "{:?}", names(host)?);
-            ensure!(
-                host.ok(&["xl", "list", "web1"])?.lines().count() == 2,
-                "the guest is gone"
-            );
-            Ok(())
-        })
-        .unwrap();
-    }
+#[test]
+fn xl_restores_what_unmoved_saves_and_the_other_way_round_on_the_newer_xen() {
+    files("files-new", Xen::V4_20).unwrap();
+}
+
+/// What one tool saves the other restores.
+fn files(name: &str, xen: Xen) -> Result<()> {
+    let mut config = Config::hosts(1);
+    config.hosts = vec![xen];
+    Lab::run(name, &config, |lab| {
+        let kernel = GuestKernel::Debian12.get(&Tools::get()?)?;
+        let host = lab.host(0);
+        agents::start(lab)?;
+        let plan = unnoticed::plan(&kernel, Load::Steady)?;
+        let guest = plan.create(host)?;
+        guest.ready(BOOT)?;
+        let before = fingerprint(&guest, host)?;
+        let (ours, daemons, xls) = ([UNMOVED, "direct"], [UNMOVED], ["xl"]);
+        for (save, restore) in [
+            (&ours[..], &xls[..]),
+            (&xls[..], &ours[..]),
+            (&daemons[..], &daemons[..]),
+        ] {
+            host.ok(&[save, &["save", "web1", FILE]].concat())?;
+            ensure!(names(host)?.is_empty(), "{:?}", names(host)?);
+            accepted_by_xens_verifier(lab, host)?;
+            host.sh(FORGET)?;
+            let restored = Guest::attach_incoming(&plan.name, host)?;
+            let same_name = Guest::attach(&plan.name, host)?;
+            host.ok(&[restore, &["restore", FILE]].concat())?;
+            // Xen's tool restores under the final name, ours as if it had come by migration.
+            let restored = if restore == xls { same_name } else { restored };
+            restored.alive(MOMENT)?;
+            ensure!(fingerprint(&restored, host)? == before, "it saw {save:?}");
+            // Ours never write over a file.
+            host.sh(&format!("rm {FILE}"))?;
+        }
+
+        // What the guest does not survive leaves it running: a file that cannot be written.
+        let refused = host.run(&[UNMOVED, "direct", "save", "web1", "/proc/nothing"])?;
+        ensure!(refused.code != 0, "it wrote into /proc");
+        ensure!(names(host)? == ["web1"], "{:?}", names(host)?);
+        ensure!(
+            host.ok(&["xl", "list", "web1"])?.lines().count() == 2,
+            "the guest is gone"
+        );
+        Ok(())
+    })
 }
 
 fn accepted_by_xens_verifier(lab: &Lab, host: &Host) -> Result<()> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 use unmoved_lab::images::{GuestKernel, Xen};
 use unmoved_lab::tools::Tools;
-use unmoved_lab::{Config, GuestPlan, Lab, System, initramfs, programs};
+use unmoved_lab::{Config, GuestPlan, Lab, Scripts, System, initramfs, programs};
 use unmoved_tests::baseline;
 use unmoved_tests::shell::{self, Shell};
 
@@ -16,6 +16,7 @@ const MOMENT: Duration = Duration::from_secs(300);
 fn works(name: &str, xen: Xen, kernel: GuestKernel, packed: bool) -> anyhow::Result<()> {
     let mut config = Config::hosts(1);
     config.hosts = vec![xen];
+    config.scripts = Scripts::Xen;
     Lab::run(name, &config, |lab| {
         let host = lab.host(0);
         let files = kernel.get(&Tools::get()?)?;
@@ -99,7 +100,7 @@ fn debian_lets_in_under_the_shim() {
 
 #[test]
 fn stock_xen_moves_a_friendly_guest_and_no_unfriendly_one() {
-    Lab::run("baseline", &Config::hosts(2), |lab| {
+    Lab::run("baseline", &Config::hosts(1), |lab| {
         let kernel = GuestKernel::Debian12.get(&Tools::get()?)?;
         let figures = baseline::run(lab, &kernel)?.to_json();
         assert_eq!(figures["friendly"]["migrated"], true);

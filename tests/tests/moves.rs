@@ -125,6 +125,8 @@ fn any_moment_will_do() {
     Lab::run("moments", &Config::hosts(1), |lab| {
         let host = lab.host(0);
         let mut plan = plan()?;
+        // A part is ballooned out.
+        plan.memory_mib = 128;
         plan.arguments = plan.arguments.replace(" quiet", "");
         // Before the kernel has said that it is up.
         let guest = plan.create(host)?;
@@ -138,7 +140,7 @@ fn any_moment_will_do() {
         guest.alive(MOMENT)?;
 
         // In bursts of page-table updates, at whatever point of them.
-        guest.type_line(host, "#storm storm seconds=20 workers=2")?;
+        guest.type_line(host, "#storm storm seconds=10 workers=2")?;
         let guest = Way::SaveRestore.go(guest, host)?;
         let storm = guest.report(0, BOOT, |report| {
             report["re"] == "storm" && report["ev"] == "storm"

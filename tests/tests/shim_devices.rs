@@ -12,7 +12,7 @@ use serde_json::Value;
 use unmoved_lab::images::{GuestKernel, Xen};
 use unmoved_lab::programs;
 use unmoved_lab::tools::Tools;
-use unmoved_lab::{Config, Guest, GuestPlan, Host, Lab, System, initramfs};
+use unmoved_lab::{Config, Guest, GuestPlan, Host, Lab, Scripts, System, initramfs};
 use unmoved_tests::peer::{ADDRESS, PEER};
 use unmoved_tests::{hotplug, peer};
 use unmoved_workload::report::parse_line;
@@ -21,7 +21,7 @@ const BOOT: Duration = Duration::from_secs(600);
 const MOMENT: Duration = Duration::from_secs(300);
 
 /// How often devices come and go.
-const PLUGS: usize = 5;
+const PLUGS: usize = 3;
 
 fn ours() -> Result<System> {
     Ok(System::Shim(programs::shim()?))
@@ -42,26 +42,6 @@ fn plan(system: System) -> Result<GuestPlan> {
     Ok(plan)
 }
 
-/// Runs `job` with a guest that is up, on one host.
-fn with_guest(
-    name: &str,
-    xen: Xen,
-    system: System,
-    job: impl FnOnce(&Host, &Guest) -> Result<()>,
-) -> Result<()> {
-    let config = Config {
-        hosts: vec![xen],
-        ..Config::hosts(1)
-    };
-    Lab::run(name, &config, |lab| {
-        let host = lab.host(0);
-        peer::install(host)?;
-        let guest = plan(system)?.create(host)?;
-        guest.ready(BOOT)?;
-        job(host, &guest)
-    })
-}
-
 /// The last report of a program in dom0 that must succeed.
 fn peer(host: &Host, words: &[&str]) -> Result<String> {
     host.ok(&[&[PEER], words].concat())
@@ -77,9 +57,9 @@ fn carries(host: &Host, guest: &Guest) -> Result<()> {
     host.ok(&["ping", "-c", "1", "-w", "60", ADDRESS])?;
     peer(
         host,
-        &["tcp", "to=192.0.2.100:7007", "connections=2", "seconds=10"],
+        &["tcp", "to=192.0.2.100:7007", "connections=2", "seconds=5"],
     )?;
-    let counted = peer(host, &["udp", "to=192.0.2.100:7008", "seconds=10"])?;
+    let counted = peer(host, &["udp", "to=192.0.2.100:7008", "seconds=5"])?;
     ensure!(counted.contains("\"corrupt\":0"), "{counted}");
     let stopped = guest.order(host, "disk stop", MOMENT)?;
     let disk = &stopped["disks"][0];
@@ -99,18 +79,18 @@ fn carries(host: &Host, guest: &Guest) -> Result<()> {
 }
 
 #[test]
-fn a_plain_guest_carries_data() {
-    with_guest("pv-carries", Xen::V4_17, System::Native, carries).unwrap();
-}
-
-#[test]
-fn a_guest_under_the_shim_carries_data() {
-    with_guest("carries", Xen::V4_17, ours().unwrap(), carries).unwrap();
-}
-
-#[test]
 fn a_guest_under_the_shim_carries_data_on_the_newer_xen() {
-    with_guest("carries-4.20", Xen::V4_20, ours().unwrap(), carries).unwrap();
+    let mut config = Config::hosts(1);
+    config.hosts = vec![Xen::V4_20];
+    config.scripts = Scripts::Xen;
+    Lab::run("carries-4.20", &config, |lab| {
+        let host = lab.host(0);
+        peer::install(host)?;
+        let guest = plan(ours()?)?.create(host)?;
+        guest.ready(BOOT)?;
+        carries(host, &guest)
+    })
+    .unwrap();
 }
 
 fn domid(host: &Host) -> Result<String> {
@@ -126,87 +106,80 @@ fn until(host: &Host, condition: &str) -> Result<()> {
         .map(drop)
 }
 
-#[test]
-fn devices_come_and_go_and_leave_nothing_behind() {
-    let job = |host: &Host, guest: &Guest| -> Result<()> {
-        hotplug::plug(host, guest, PLUGS, |number, _, used| {
-            println!("round {number}: {:?} are {used:?}", hotplug::USAGE);
-        })
-        .map(drop)
-    };
-    with_guest("plug", Xen::V4_17, ours().unwrap(), job).unwrap();
+/// Devices come and go and leave nothing behind.
+fn plugs(host: &Host, guest: &Guest) -> Result<()> {
+    hotplug::plug(host, guest, PLUGS, |number, _, used| {
+        println!("round {number}: {:?} are {used:?}", hotplug::USAGE);
+    })
+    .map(drop)
 }
 
-#[test]
-fn the_toolstack_rules_the_guest() {
-    let job = |host: &Host, guest: &Guest| -> Result<()> {
-        let domid = domid(host)?;
-        // Memory, down and up again.
-        let before = guest.order(host, "balloon", MOMENT)?;
-        let current = |report: &Value| report["current_kib"].as_u64();
-        let at = before["current_kib"].as_u64().context("no balloon")?;
-        for (mib, less) in [("192", 64 << 10), ("256", 0)] {
-            host.ok(&["xl", "mem-set", "guest", mib])?;
-            let mut report = Value::Null;
-            for _ in 0..200 {
-                report = guest.order(host, "balloon", MOMENT)?;
-                if current(&report) == Some(at - less) {
-                    break;
-                }
-            }
-            ensure!(
-                current(&report) == Some(at - less),
-                "at {mib} MiB, from {at}: {report}"
-            );
-        }
-        // What either side writes where both may look.
-        host.ok(&[
-            "xenstore-write",
-            &format!("/local/domain/{domid}/data/note"),
-            "hello",
-        ])?;
-        let mut seen = Value::Null;
+/// The toolstack rules the guest, to its end.
+fn rules(host: &Host, guest: &Guest) -> Result<()> {
+    let domid = domid(host)?;
+    // Memory, down and up again.
+    let before = guest.order(host, "balloon", MOMENT)?;
+    let current = |report: &Value| report["current_kib"].as_u64();
+    let at = before["current_kib"].as_u64().context("no balloon")?;
+    for (mib, less) in [("192", 64 << 10), ("256", 0)] {
+        host.ok(&["xl", "mem-set", "guest", mib])?;
+        let mut report = Value::Null;
         for _ in 0..200 {
-            seen = guest.order(host, "xenstore read data/note", MOMENT)?;
-            if seen["found"] == "hello" {
+            report = guest.order(host, "balloon", MOMENT)?;
+            if current(&report) == Some(at - less) {
                 break;
             }
         }
-        ensure!(seen["found"] == "hello", "{seen}");
-        guest.order(host, "xenstore write attr/answer 42", MOMENT)?;
-        let path = format!("/local/domain/{domid}/attr/answer");
-        until(
-            host,
-            &format!("[ \"$(xenstore-read {path} 2>/dev/null)\" = 42 ]"),
-        )?;
-        // What it makes readable for the guest anywhere else.
-        let role = format!("/local/domain/{domid}/vm-data/role");
-        // It is refused while there is none.
-        let has_role = || {
-            let seen = guest.order(host, "xenstore read vm-data/role", MOMENT);
-            seen.is_ok_and(|seen| seen["found"] == "web")
-        };
-        host.ok(&["xenstore-write", &role, "web"])?;
         ensure!(
-            (0..200).any(|_| has_role()),
-            "the guest is not shown {role}"
+            current(&report) == Some(at - less),
+            "at {mib} MiB, from {at}: {report}"
         );
-        host.ok(&["xenstore-rm", &role])?;
-        ensure!((0..200).any(|_| !has_role()), "the guest still sees {role}");
-        // A key for the kernel, and the end.
-        let mark = guest.console.mark();
-        host.ok(&["xl", "sysrq", "guest", "h"])?;
-        guest
-            .console
-            .wait_for_after(mark, "sysrq: HELP|SysRq : HELP", MOMENT)?;
-        host.ok(&["xl", "shutdown", "-w", "guest"])?;
-        Ok(())
+    }
+    // What either side writes where both may look.
+    host.ok(&[
+        "xenstore-write",
+        &format!("/local/domain/{domid}/data/note"),
+        "hello",
+    ])?;
+    let mut seen = Value::Null;
+    for _ in 0..200 {
+        seen = guest.order(host, "xenstore read data/note", MOMENT)?;
+        if seen["found"] == "hello" {
+            break;
+        }
+    }
+    ensure!(seen["found"] == "hello", "{seen}");
+    guest.order(host, "xenstore write attr/answer 42", MOMENT)?;
+    let path = format!("/local/domain/{domid}/attr/answer");
+    until(
+        host,
+        &format!("[ \"$(xenstore-read {path} 2>/dev/null)\" = 42 ]"),
+    )?;
+    // What it makes readable for the guest anywhere else.
+    let role = format!("/local/domain/{domid}/vm-data/role");
+    // It is refused while there is none.
+    let has_role = || {
+        let seen = guest.order(host, "xenstore read vm-data/role", MOMENT);
+        seen.is_ok_and(|seen| seen["found"] == "web")
     };
-    with_guest("rules", Xen::V4_17, ours().unwrap(), job).unwrap();
+    host.ok(&["xenstore-write", &role, "web"])?;
+    ensure!(
+        (0..200).any(|_| has_role()),
+        "the guest is not shown {role}"
+    );
+    host.ok(&["xenstore-rm", &role])?;
+    ensure!((0..200).any(|_| !has_role()), "the guest still sees {role}");
+    // A key for the kernel, and the end.
+    let mark = guest.console.mark();
+    host.ok(&["xl", "sysrq", "guest", "h"])?;
+    guest
+        .console
+        .wait_for_after(mark, "sysrq: HELP|SysRq : HELP", MOMENT)?;
+    host.ok(&["xl", "shutdown", "-w", "guest"]).map(drop)
 }
 
 #[test]
-fn a_guest_sees_no_name_of_its_host() {
+fn a_guest_sees_no_name_of_its_host_which_gives_and_takes() {
     let print = |host: &Host, to: &str| -> Result<()> {
         peer(
             host,
@@ -225,6 +198,11 @@ fn a_guest_sees_no_name_of_its_host() {
             host.ok(&["ping", "-c", "1", "-w", "60", ADDRESS])?;
             print(host, file)?;
             domids.push(domid(host)?);
+            if domids.len() == 2 {
+                plugs(host, &guest)?;
+                rules(host, &guest)?;
+                break;
+            }
             host.ok(&["xl", "destroy", "guest"])?;
             host.sh("rm -f /var/log/xen/console/guest-guest*")?;
             // Each domain that was takes a number, and a port and a frame here and there.
@@ -256,11 +234,12 @@ fn a_guest_sees_no_name_of_its_host() {
     .unwrap();
 }
 
-/// Plays random requests in a guest and returns every request with its answer.
+/// Sees that a guest carries data, then plays random requests in it and returns every request with its answer.
 fn store_answers(host: &Host, system: System) -> Result<Vec<String>> {
     let guest = plan(system)?.create(host)?;
     guest.ready(BOOT)?;
     host.ok(&["ping", "-c", "1", "-w", "60", ADDRESS])?;
+    carries(host, &guest)?;
     let order = "line=store-script seed=20 rounds=3 steps=250";
     let played = host.run(&[PEER, "order", "to=192.0.2.100:7009", order])?;
     let last = played.stdout.lines().last().unwrap_or_default();
@@ -280,7 +259,7 @@ fn store_answers(host: &Host, system: System) -> Result<Vec<String>> {
 }
 
 #[test]
-fn the_guests_store_answers_like_the_real_one() {
+fn a_plain_guest_and_one_under_the_shim_carry_data_and_their_stores_answer_alike() {
     Lab::run("store", &Config::hosts(1), |lab| {
         let host = lab.host(0);
         peer::install(host)?;

@@ -34,8 +34,6 @@ const SETTLED: &str = "end=$(($(date +%s) + $2))
         sleep 0.3
     done >/dev/null";
 
-/// MiB of the guest: what its kernel needs, for the copying is not what is tried here.
-const MEMORY: u32 = 96;
 /// Words on its command line, of which the last of a kind counts: enough to notice a second copy, or a
 /// write that came too late, and not more.
 const CALM: &str = " unmoved.disk=dev=/dev/xvda,area=16M,depth=2,max=16k,pause=10000 \
@@ -61,7 +59,6 @@ impl Cuts {
             agents::run_daemon(host)?;
         }
         let mut plan = unnoticed::plan(kernel, Load::Steady)?;
-        plan.memory_mib = MEMORY;
         plan.arguments += CALM;
         let guest = create(&plan, lab.host(0))?;
         Ok(Self { plan, guest, at: 0 })
