@@ -76,11 +76,6 @@ const REASONS: &[Reason] = &[
         "the machine-to-physical table is read where it is mapped; absent",
     ),
     (
-        "MEMORY_OP.9",
-        &[],
-        "a kernel that is told that there is no map makes one from its number of pages",
-    ),
-    (
         "MEMORY_OP.11",
         &[],
         "frames that lie one behind another are for devices of the host",
