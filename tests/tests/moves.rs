@@ -198,7 +198,11 @@ fn memory_to_come(host: &Host) -> Result<()> {
     let domid = host.ok(&["xl", "domid", &plan.name])?.trim().to_owned();
     let last = filled.as_u64().unwrap_or_default() - 1;
     let path = format!("/local/domain/{domid}/data/n{last}");
-    let value = host.ok(&["xenstore-read", &path])?;
+    // The shim publishes the guest's nodes when all is connected again, one after the other.
+    let read = format!(
+        "for i in $(seq 1200); do xenstore-read {path} 2>/dev/null && exit; sleep 0.1; done; exit 1"
+    );
+    let value = host.sh(&read)?;
     ensure!(value.trim().len() == 1900, "{path}: {value}");
     reach(&guest, high, large)?;
     let guest = Way::SaveRestore.go(guest, host)?;
