@@ -42,7 +42,6 @@ pub const PRIVILEGED: [(&str, &[u8]); 27] = [
 ];
 
 pub(super) fn all(verdicts: &mut Verdicts) {
-    first_values(verdicts);
     tables(verdicts);
     for (name, code) in PRIVILEGED {
         let mut regs = Regs::marked();
@@ -70,7 +69,7 @@ fn rax_after(code: &[u8]) -> Option<u64> {
 }
 
 /// What can be read before anything was written.
-fn first_values(verdicts: &mut Verdicts) {
+pub(super) fn first_values(verdicts: &mut Verdicts) {
     for (name, code, wanted) in [
         ("cr0", &[0x0f, 0x20, 0xc0][..], 0x8005_0033),
         ("cr4", &[0x0f, 0x20, 0xe0], 0x660),

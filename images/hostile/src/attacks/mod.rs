@@ -23,7 +23,9 @@ use crate::verdict::{Answer, Verdicts};
 /// Runs all of them.
 pub fn all(verdicts: &mut Verdicts) {
     let before = crate::memory::text_sum();
-    // First of all, since a vCPU's info can be moved once.
+    // Before any attack steps through code, which DR6 remembers.
+    instructions::first_values(verdicts);
+    // Before others, since a vCPU's info can be moved once.
     events::registrations(verdicts);
     mapping::all(verdicts);
     tables::all(verdicts);
