@@ -4,7 +4,7 @@
 //! any order within a round, so it is handed over as [`Batch`]es, and only what must stay in order goes
 //! as bytes.  The sink at the destination gets the same calls and makes one row of them again.
 
-use super::Result;
+use super::{Digests, Error, Result};
 
 /// Bytes of a page.
 pub const PAGE_SIZE: usize = 4096;
@@ -86,6 +86,17 @@ pub trait Sink: Send + Sync {
     /// # Errors
     /// As for [`Sink::bytes`].
     fn barrier(&self) -> Result<()>;
+
+    /// Takes digests of what the stream has brought, after its end, for the far end to compare with what it has
+    /// made of it.  No part of the stream: other receivers know nothing of it.
+    ///
+    /// # Errors
+    /// If the far end compares nothing: whoever was asked to have it compared must not be told that it was.
+    fn digests(&self, _: Digests<'_>) -> Result<()> {
+        Err(Error::Refused(
+            "what takes the guest there cannot compare it with the one here".to_owned(),
+        ))
+    }
 
     /// Whether the far end can build the domain while its memory is still on the way.  If so, the source
     /// sends before the memory which frames there will be (as "allocate only") and a first version of the

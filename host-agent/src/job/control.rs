@@ -32,6 +32,8 @@ pub enum Phase {
     Live,
     /// The guest is suspended; the rest is copied.
     StopAndCopy,
+    /// The guest is suspended; digests of it are made.
+    Verifying,
     /// The destination builds the domain to its end.
     Building,
     /// It is the destination's now.

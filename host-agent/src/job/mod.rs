@@ -25,6 +25,7 @@
 
 mod batch;
 mod control;
+mod digest;
 mod error;
 mod options;
 mod statistics;
@@ -35,6 +36,7 @@ use serde::{Deserialize, Serialize};
 
 pub use batch::{Batch, PAGE_SIZE, Sink, has_content, is_zero};
 pub use control::{Control, Event, Phase, Stop};
+pub use digest::{Chunk, Digest, Digests, StateDigests, digest};
 pub use error::{Error, Result};
 pub use options::{Compression, JobOptions, OnTimeout};
 pub use statistics::Statistics;
@@ -239,7 +241,8 @@ pub trait Source: Send {
     fn copy_live(&mut self, sink: &dyn Sink, control: &Control) -> Result<()>;
 
     /// Suspends the guest, sends the rest of its memory and its state, and the end of the stream, then
-    /// a [`Sink::barrier`].  Afterwards the guest stands still.
+    /// a [`Sink::barrier`], and, if [`JobOptions::verify`] says so, [digests](Sink::digests) of all that.
+    /// Afterwards the guest stands still.
     ///
     /// # Errors
     /// As [`Source::copy_live`].  The guest may be suspended or not; [`Source::resume_here`] sees to it.
@@ -282,10 +285,11 @@ pub trait Destination: Send {
     /// If the toolstack cannot be started.
     fn receive(&mut self, control: &Control) -> Result<Arc<dyn Sink>>;
 
-    /// Waits until the toolstack has built the whole domain, paused.  No sink is used any more.
+    /// Waits until the toolstack has built the whole domain, paused.  No sink is used any more.  If the sink has
+    /// got [digests](Sink::digests), compares the domain with them.
     ///
     /// # Errors
-    /// What the toolstack said; the caller discards then.
+    /// What the toolstack said, or what differs; the caller discards then.
     fn finish(&mut self) -> Result<()>;
 
     /// Makes the domain the guest: it gets its own name and runs, or stays paused if that was asked for.

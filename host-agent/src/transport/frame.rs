@@ -6,7 +6,7 @@
 //!
 //! | offset | size | is |
 //! |---|---|---|
-//! | 0 | 1 | kind: 1 bytes, 2 pages, 3 barrier, 4 acknowledgement, 5 end |
+//! | 0 | 1 | kind: 1 bytes, 2 pages, 3 barrier, 4 acknowledgement, 5 end, 6 digests of memory, 7 digests of the state |
 //! | 1 | 1 | codec of the content: 0 none, 1 zstd |
 //! | 2 | 2 | pages: number of words, at most 1024; otherwise 0 |
 //! | 4 | 4 | bytes of the content when decoded |
@@ -21,6 +21,7 @@ use std::io::{self, Read, Write};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::digests::{CHUNK, CHUNKS_MOST, STATE};
 use crate::job::{Batch, PAGE_SIZE, has_content};
 use crate::text::clean;
 
@@ -52,6 +53,10 @@ pub enum Kind {
     Ack,
     /// The last frame.
     End,
+    /// What memory is to be like.
+    Digests,
+    /// What the state is to be like; the last of the digests.
+    StateDigests,
 }
 
 /// A data frame's header.
@@ -95,6 +100,8 @@ impl Header {
             Kind::Barrier => 3,
             Kind::Ack => 4,
             Kind::End => 5,
+            Kind::Digests => 6,
+            Kind::StateDigests => 7,
         };
         bytes[1] = u8::from(self.is_zstd);
         bytes[2..4].copy_from_slice(&self.words.to_le_bytes());
@@ -130,6 +137,8 @@ impl Header {
                 3 => Kind::Barrier,
                 4 => Kind::Ack,
                 5 => Kind::End,
+                6 => Kind::Digests,
+                7 => Kind::StateDigests,
                 _ => return Err(format!("a frame of unknown kind {kind}")),
             },
             is_zstd: match codec {
@@ -152,6 +161,11 @@ impl Header {
         let is_sound = match header.kind {
             Kind::Bytes => words == 0 && raw <= BYTES_MOST && !header.is_zstd,
             Kind::Pages => words <= Batch::MOST && raw <= words * PAGE_SIZE,
+            Kind::Digests => {
+                let whole = raw.is_multiple_of(CHUNK) && raw <= CHUNKS_MOST * CHUNK;
+                words == 0 && whole && !header.is_zstd
+            }
+            Kind::StateDigests => words == 0 && raw == STATE && !header.is_zstd,
             Kind::Barrier | Kind::Ack | Kind::End => header == Self::of(header.kind),
         };
         let is_wire_sound = if header.is_zstd {
@@ -301,7 +315,27 @@ mod tests {
             wire: long,
             ..Header::of(Kind::Bytes)
         }));
-        for (offset, value) in [(0, 0), (0, 6), (1, 2), (15, 1)] {
+        let of = |kind, raw| Header {
+            raw,
+            wire: raw,
+            ..Header::of(kind)
+        };
+        let most = 56 << 14;
+        Header::decode(&of(Kind::Digests, most).encode()).unwrap();
+        Header::decode(&of(Kind::StateDigests, 48).encode()).unwrap();
+        for (kind, raw) in [
+            (Kind::Digests, most + 56),
+            (Kind::Digests, 57),
+            (Kind::StateDigests, 0),
+            (Kind::StateDigests, 49),
+        ] {
+            assert!(refused(of(kind, raw)), "{kind:?} of {raw} bytes");
+            assert!(refused(Header {
+                words: 1,
+                ..of(kind, 56)
+            }));
+        }
+        for (offset, value) in [(0, 0), (0, 8), (1, 2), (15, 1)] {
             let mut bytes = good.encode();
             bytes[offset] = value;
             assert!(Header::decode(&bytes).is_err(), "{offset}");

@@ -7,11 +7,13 @@
 //! | `cipher` | which cipher is fastest here |
 //! | [`frame`] | messages and headers, every length bounded before it is trusted |
 //! | [`Sender`], [`receive`] | a [`Sink`](crate::job::Sink) at one end that comes out as calls of a [`Sink`](crate::job::Sink) at the other |
+//! | `digests` | what a guest is to be like where it arrives, in frames |
 //! | `lane` | one connection of the sender |
 //! | `bucket` | the limit on bandwidth |
 
 mod bucket;
 mod cipher;
+mod digests;
 pub mod frame;
 mod lane;
 mod receive;

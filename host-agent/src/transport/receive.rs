@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+use super::digests::{decode, decode_state};
 use super::frame::{Header, Kind, ZERO, check_words, read_growing, wrong};
 use super::{Duplex, Watch};
-use crate::job::{Batch, Error, PAGE_SIZE, Result, Sink, has_content};
+use crate::job::{Batch, Digests, Error, PAGE_SIZE, Result, Sink, has_content};
 
 /// Pages that are read and handed on at a time: they stay in a processor's cache meanwhile.
 const PIECE: usize = 128;
@@ -119,6 +120,9 @@ impl Lane {
                     shared.sink.bytes(&bytes).map_err(io::Error::other)?;
                     shared.count(bytes.len(), bytes.len());
                 }
+                Kind::Digests | Kind::StateDigests if number == 0 => {
+                    self.digests(&header, shared)?;
+                }
                 Kind::Pages => self.pages(&header, shared)?,
                 Kind::Barrier => {
                     shared.meet()?;
@@ -128,11 +132,27 @@ impl Lane {
                     shared.end()?;
                     return self.acknowledge();
                 }
-                Kind::Bytes | Kind::Ack => {
+                Kind::Bytes | Kind::Digests | Kind::StateDigests | Kind::Ack => {
                     return Err(wrong(format!("{:?} does not belong here", header.kind)));
                 }
             }
         }
+    }
+
+    /// Takes the digests of one frame.
+    fn digests(&mut self, header: &Header, shared: &Shared<'_>) -> io::Result<()> {
+        let bytes = read_growing(&mut self.connection, header.raw as usize)?;
+        let (chunks, state);
+        let digests = if header.kind == Kind::Digests {
+            chunks = decode(&bytes);
+            Digests::Memory(&chunks)
+        } else {
+            state = decode_state(&bytes).ok_or_else(|| wrong("digests that are not whole"))?;
+            Digests::State(state)
+        };
+        shared.sink.digests(digests).map_err(io::Error::other)?;
+        shared.count(bytes.len(), bytes.len());
+        Ok(())
     }
 
     /// Takes the pages of one frame.

@@ -13,9 +13,10 @@ use event_listener::Listener;
 use parking_lot::{Condvar, Mutex};
 
 use super::bucket::Bucket;
+use super::digests::{CHUNKS_MOST, encode, encode_state};
 use super::frame::{BYTES_MOST, Header, Kind};
 use super::lane::{Connection, Lane, write_all};
-use crate::job::{Batch, Compression, Control, Error, PAGE_SIZE, Phase, Result, Sink};
+use crate::job::{Batch, Compression, Control, Digests, Error, PAGE_SIZE, Phase, Result, Sink};
 
 /// Batches that wait for a connection, beyond one for each: enough to never let one wait.
 const QUEUED: usize = 1;
@@ -144,25 +145,8 @@ impl Drop for Sender {
 impl Sink for Sender {
     fn bytes(&self, bytes: &[u8]) -> Result<()> {
         self.shared.follow(Given::Bytes)?;
-        for piece in bytes.chunks(BYTES_MOST) {
-            let length = u32::try_from(piece.len()).unwrap_or(u32::MAX);
-            let header = Header {
-                raw: length,
-                wire: length,
-                ..Header::of(Kind::Bytes)
-            };
-            self.shared.pay(piece.len())?;
-            let mut lane = self.shared.lanes[0].lock();
-            let header = header.encode();
-            let mut slices = [IoSlice::new(&header), IoSlice::new(piece)];
-            write_all(&mut *lane.connection, &mut slices).map_err(lost)?;
-        }
-        self.shared.state.lock().taken += bytes.len() as u64;
-        let frames = bytes.len().div_ceil(BYTES_MOST) * Header::SIZE;
-        self.shared.control.update(|statistics| {
-            statistics.wire_bytes += (bytes.len() + frames) as u64;
-        });
-        Ok(())
+        let mut pieces = bytes.chunks(BYTES_MOST);
+        pieces.try_for_each(|piece| self.shared.in_order(Kind::Bytes, piece))
     }
 
     fn pages(&self, batch: &mut Batch) -> Result<()> {
@@ -188,6 +172,18 @@ impl Sink for Sender {
 
     fn barrier(&self) -> Result<()> {
         self.shared.join_lanes()
+    }
+
+    fn digests(&self, digests: Digests<'_>) -> Result<()> {
+        self.shared.follow(Given::Bytes)?;
+        match digests {
+            Digests::Memory(chunks) => chunks
+                .chunks(CHUNKS_MOST)
+                .try_for_each(|piece| self.shared.in_order(Kind::Digests, &encode(piece))),
+            Digests::State(state) => self
+                .shared
+                .in_order(Kind::StateDigests, &encode_state(&state)),
+        }
     }
 
     fn builds_early(&self) -> bool {
@@ -226,6 +222,27 @@ impl Shared {
             } else if lane.compressor.is_some() {
                 statistics.compression_overflow += (sizes.raw / PAGE_SIZE) as u64;
             }
+        });
+        Ok(())
+    }
+
+    /// Sends a frame that must stay in order, over the first connection.
+    fn in_order(&self, kind: Kind, content: &[u8]) -> Result<()> {
+        let length = u32::try_from(content.len()).unwrap_or(u32::MAX);
+        let header = Header {
+            raw: length,
+            wire: length,
+            ..Header::of(kind)
+        };
+        self.pay(content.len())?;
+        let mut lane = self.lanes[0].lock();
+        let header = header.encode();
+        let mut slices = [IoSlice::new(&header), IoSlice::new(content)];
+        write_all(&mut *lane.connection, &mut slices).map_err(lost)?;
+        drop(lane);
+        self.state.lock().taken += content.len() as u64;
+        self.control.update(|statistics| {
+            statistics.wire_bytes += (content.len() + Header::SIZE) as u64;
         });
         Ok(())
     }
@@ -273,7 +290,7 @@ impl Shared {
         let Some(rate) = self.control.bandwidth() else {
             return Ok(());
         };
-        if self.control.phase() == Phase::StopAndCopy {
+        if let Phase::StopAndCopy | Phase::Verifying = self.control.phase() {
             return Ok(());
         }
         let wait = self.bucket.buy(bytes as u64, rate, Instant::now());

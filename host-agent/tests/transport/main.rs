@@ -15,7 +15,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use record::{Arrived, Record};
-use unmoved::job::{Batch, Compression, Control, JobOptions, PAGE_SIZE, Result, Sink};
+use unmoved::job::{
+    Batch, Chunk, Compression, Control, Digests, JobOptions, PAGE_SIZE, Result, Sink, StateDigests,
+};
 use unmoved::pki;
 use unmoved::transport::tls::Identity;
 use unmoved::transport::{Duplex, Sender, Socket, Watch, receive};
@@ -80,6 +82,20 @@ fn give(sink: &dyn Sink, noise: bool) {
     }
     sink.bytes(b"tail").unwrap();
     sink.barrier().unwrap();
+    // More than go into one frame.
+    let chunk = |number: u64| Chunk {
+        first: number * Chunk::FRAMES,
+        counted: [number, 0, 1 << 63, 7],
+        digest: [number as u8; 16],
+    };
+    let chunks: Vec<Chunk> = (0..20_000).map(chunk).collect();
+    sink.digests(Digests::Memory(&chunks)).unwrap();
+    let state = StateDigests {
+        tsc: [1; 16],
+        context: [2; 16],
+        params: [3; 16],
+    };
+    sink.digests(Digests::State(state)).unwrap();
 }
 
 #[test]
@@ -159,6 +175,10 @@ fn a_peer_that_breaks_the_rules_is_refused() {
         frame(&[
             1, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0,
         ]),
+        // Digests that are not whole, and more of them than a frame may have.
+        frame(&[6, 0, 0, 0, 55, 0, 0, 0, 55, 0, 0, 0, 0, 0, 0, 0]),
+        frame(&[6, 0, 0, 0, 0x38, 0, 0xe, 0, 0x38, 0, 0xe, 0, 0, 0, 0, 0]),
+        frame(&[7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
     ];
     for case in cases {
         let watch = Arc::new(Watch::default());
@@ -181,6 +201,40 @@ fn parted(kinds: [u8; 2], watch: &Arc<Watch>) -> Result<unmoved::transport::Rece
         far.push(Box::new(Socket::new(b, watch.clone()).unwrap()));
     }
     receive(far, &Record::default(), watch, &|_| ())
+}
+
+#[test]
+fn digests_come_over_the_first_connection_only() {
+    // The first waits at a barrier, which the second never comes to.
+    let error = parted([3, 6], &Arc::default()).unwrap_err().to_string();
+    assert!(error.contains("does not belong here"), "{error}");
+}
+
+/// What compares nothing is not to be taken for what has compared.
+#[test]
+fn a_sink_that_compares_nothing_says_so() {
+    struct Deaf;
+    impl Sink for Deaf {
+        fn bytes(&self, _: &[u8]) -> Result<()> {
+            Ok(())
+        }
+
+        fn pages(&self, _: &mut Batch) -> Result<()> {
+            Ok(())
+        }
+
+        fn barrier(&self) -> Result<()> {
+            Ok(())
+        }
+    }
+    let watch = Arc::new(Watch::default());
+    let (mut near, far) = tcp();
+    let far: Vec<Box<dyn Duplex>> = vec![Box::new(Socket::new(far, watch.clone()).unwrap())];
+    let mut frame = vec![7, 0, 0, 0, 48, 0, 0, 0, 48, 0, 0, 0, 0, 0, 0, 0];
+    frame.extend([0; 48]);
+    near.write_all(&frame).unwrap();
+    let error = receive(far, &Deaf, &watch, &|_| ()).unwrap_err();
+    assert!(error.to_string().contains("cannot compare"), "{error}");
 }
 
 #[test]
