@@ -50,6 +50,7 @@ impl Capabilities {
             .with(Element::new("max_downtime"))
             .with(Element::new("bandwidth"))
             .with(Element::new("zero_pages"))
+            .with(Element::new("verify"))
             .with(Element::new("parallel").saying("64"))
             .with(Element::new("compression").saying("zstd"))
             .with(Element::new("journal").saying("1"))

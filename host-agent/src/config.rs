@@ -41,6 +41,9 @@ pub struct Config {
     /// is higher; 0 leaves it as it is.
     #[serde(default = "copying_weight")]
     pub copying_weight: u16,
+    /// Whether moves from here have memory and state compared at both ends, where nothing else is said.
+    #[serde(default)]
+    pub verify: bool,
     /// Certificates.
     pub tls: Tls,
     /// What guests that come may have of this host, whichever peer they are from.

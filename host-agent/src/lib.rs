@@ -11,6 +11,7 @@
 //! | [`session`] | the protocol between the two ends of a job: pure state machines |
 //! | [`stock`] | moves with an agent at one end only: files, and Xen's own tools |
 //! | `xen`, `save`, `receive` | the half that knows Xen: hypercalls and xenstore, a live domain as a source, the toolstack at the destination; [`XenHost`] is what the other half sees of it |
+//! | `verify` | whether the copy at the destination is the guest, before the hand-over |
 //! | [`transport`] | TLS, streams, compression, the limit on bandwidth |
 //! | [`daemon`] | carries out what the sessions decide: jobs, peers, the local socket |
 //! | [`journal`], [`audit`] | what must be on the disk, and who did what |
@@ -39,6 +40,7 @@ pub mod stock;
 pub mod storage;
 pub mod text;
 pub mod transport;
+mod verify;
 mod xen;
 
 pub use host::XenHost;

@@ -24,6 +24,9 @@ pub struct Prediction {
     pub copying_ms: f64,
     /// While it runs nowhere.
     pub blackout_ms: f64,
+    /// Of that, the time in which both ends read all memory and compare it; 0 if they are not asked to.
+    #[serde(default)]
+    pub verifying_ms: f64,
     /// As probed, in bytes per second; less if the operator wants it so.
     pub bytes_per_second: f64,
 }
@@ -180,7 +183,12 @@ pub fn predict(
     let rest = pages * page / way;
     prediction.rounds += 1;
     prediction.bytes = (bytes + pages * page * share) as u64;
-    prediction.blackout_ms = rest * 1000.0 + past.blackout_ms;
+    if options.verifies() {
+        // Each end reads all of it, one after the other; the other is taken to be as fast as this one.
+        let all = estimate.pages as f64 * PAGE_SIZE as f64;
+        prediction.verifying_ms = 2000.0 * all / estimate.read_bytes_per_second.max(1.0);
+    }
+    prediction.blackout_ms = rest * 1000.0 + prediction.verifying_ms + past.blackout_ms;
     prediction.copying_ms = seconds * 1000.0;
     prediction.total_ms = elapsed.as_secs_f64() * 1000.0
         + past.preparing_ms
@@ -228,6 +236,24 @@ mod tests {
             hot_pages,
             constant_bytes: 16_384,
         }
+    }
+
+    #[test]
+    fn what_verifying_takes_is_a_part_of_the_blackout() {
+        let slow = Estimate {
+            read_bytes_per_second: 409_600_000.0,
+            ..guest(0.0, 0)
+        };
+        let options = JobOptions {
+            verify: Some(true),
+            ..JobOptions::default()
+        };
+        let without = predict(&slow, WAY, &JobOptions::default());
+        let with = predict(&slow, WAY, &options);
+        // 100,000 pages, at each end.
+        assert_eq!((without.verifying_ms, with.verifying_ms), (0.0, 2000.0));
+        assert!((with.blackout_ms - without.blackout_ms - 2000.0).abs() < 1e-6);
+        assert!((with.total_ms - without.total_ms - 2000.0).abs() < 1e-6);
     }
 
     fn predict(estimate: &Estimate, way: f64, options: &JobOptions) -> Prediction {

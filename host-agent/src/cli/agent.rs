@@ -150,6 +150,12 @@ pub(super) struct Guest {
     /// A disk that is the same storage at both ends, by your word: where the agents cannot see it for themselves
     #[arg(long, value_name = "DISK")]
     shared_storage: Vec<String>,
+    /// Compare memory and state at both ends while the guest stands still, and keep it here if they differ
+    #[arg(long, overrides_with = "no_verify")]
+    verify: bool,
+    /// Do not, though the configuration says so
+    #[arg(long, overrides_with = "verify")]
+    no_verify: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -175,6 +181,7 @@ impl Guest {
             compress: self.compress,
             leave_paused: self.paused,
             shared_storage: self.shared_storage.clone(),
+            verify: (self.verify || self.no_verify).then_some(self.verify),
         }
     }
 }

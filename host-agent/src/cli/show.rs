@@ -245,4 +245,10 @@ fn checked(found: &Checked) {
         found.prediction.total_ms / 1000.0,
         found.prediction.blackout_ms
     );
+    if found.prediction.verifying_ms > 0.0 {
+        println!(
+            "  verifying  {:.0} ms of the blackout",
+            found.prediction.verifying_ms
+        );
+    }
 }

@@ -185,6 +185,7 @@ impl Daemon {
     ) -> Result<Arc<Job>> {
         let bound = &mut options.max_blackout_ms;
         bound.get_or_insert(JobOptions::MAX_BLACKOUT_MS);
+        options.verify.get_or_insert(self.config.verify);
         let peer = self.config.peer(host)?.clone();
         let source = self.host.source(domain)?;
         let claim = self.claim(source.uuid())?;
@@ -227,8 +228,9 @@ impl Daemon {
         self: &Arc<Self>,
         domain: &str,
         host: &str,
-        options: JobOptions,
+        mut options: JobOptions,
     ) -> Result<Checked> {
+        options.verify.get_or_insert(self.config.verify);
         let peer = self.config.peer(host)?.clone();
         let mut source = self.host.source(domain)?;
         let _claim = self.claim(source.uuid())?;

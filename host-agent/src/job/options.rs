@@ -32,11 +32,20 @@ pub struct JobOptions {
     pub leave_paused: bool,
     /// Disks that are the same storage at both ends, by the operator's word.
     pub shared_storage: Vec<String>,
+    /// Memory and state are compared at both ends before the hand-over; `None`: as the daemon's configuration
+    /// says, and outside of it not.
+    pub verify: Option<bool>,
 }
 
 impl JobOptions {
     /// [`JobOptions::max_blackout_ms`] of a migration for which nothing else is said: five minutes.
     pub const MAX_BLACKOUT_MS: u64 = 300_000;
+
+    /// Whether memory and state are compared.
+    #[must_use]
+    pub fn verifies(&self) -> bool {
+        self.verify == Some(true)
+    }
 }
 
 impl Default for JobOptions {
@@ -53,6 +62,7 @@ impl Default for JobOptions {
             compress: Compression::None,
             leave_paused: false,
             shared_storage: Vec::new(),
+            verify: None,
         }
     }
 }

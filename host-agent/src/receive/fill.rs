@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use unmoved_stream::RecordHeader;
 use unmoved_stream::libxc::RecordType;
 
-use crate::job::{Batch, Error, PAGE_SIZE, Result, has_content};
+use crate::job::{Batch, Error, PAGE_SIZE, Result, StateDigests, has_content};
+use crate::verify;
 use crate::xen::abi::param;
 use crate::xen::domain::{Domain, TscInfo};
 use crate::xen::sys::Mapping;
@@ -25,26 +26,28 @@ pub(super) struct State {
     /// Parameters, as the toolstack has got them and as they were told last.
     given: BTreeMap<u32, u64>,
     params: BTreeMap<u32, u64>,
+    /// Of the records, as they were told last.
+    pub(super) digests: StateDigests,
     /// Frames that are not the source's business.
     pub(super) ours: BTreeSet<u64>,
 }
 
 /// A record as it stands in the stream.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Record<'a> {
+pub(crate) struct Record<'a> {
     /// Its type.
-    pub(super) kind: RecordType,
+    pub(crate) kind: RecordType,
     /// Without header and padding.
-    pub(super) body: &'a [u8],
+    pub(crate) body: &'a [u8],
     /// All of it.
-    pub(super) whole: &'a [u8],
+    pub(crate) whole: &'a [u8],
 }
 
 /// Takes the records out of bytes that hold nothing else.
 ///
 /// # Errors
 /// If the last one is not whole.
-pub(super) fn records(mut bytes: &[u8]) -> Result<Vec<Record<'_>>> {
+pub(crate) fn records(mut bytes: &[u8]) -> Result<Vec<Record<'_>>> {
     let mut found = Vec::new();
     while !bytes.is_empty() {
         let torn = || Error::Peer("a record of the stream is not whole".to_owned());
@@ -70,6 +73,7 @@ impl State {
     /// # Errors
     /// If it is of another type, or not what its type says.
     pub(super) fn note(&mut self, record: Record<'_>) -> Result<()> {
+        verify::note(&mut self.digests, record.kind, record.body);
         match record.kind {
             RecordType::X86_TSC_INFO => self.tsc = Some(tsc_info(record.body)?),
             RecordType::HVM_CONTEXT => self.context = Some(record.body.to_vec()),
@@ -207,13 +211,7 @@ fn tsc_info(body: &[u8]) -> Result<TscInfo> {
 
 /// The frames of rings between the domain and this host, by its parameters.
 fn our_frames(params: &BTreeMap<u32, u64>) -> BTreeSet<u64> {
-    const OURS: [u32; 4] = [
-        param::STORE_PFN,
-        param::CONSOLE_PFN,
-        param::IOREQ_PFN,
-        param::BUFIOREQ_PFN,
-    ];
-    let ours = OURS.iter().filter_map(|index| params.get(index));
+    let ours = param::RINGS.iter().filter_map(|index| params.get(index));
     ours.copied().collect()
 }
 

@@ -25,8 +25,9 @@ use super::feed::{Feed, GiveUp};
 use super::fill::{Record, State, fill, records};
 use super::handshake::{Answers, BANNER, GO, READY, REPORT};
 use super::mark;
-use crate::job::{Batch, Error, Result, Sink, Stop};
-use crate::save::INCOMING;
+use crate::job::{Batch, Digests, Error, Result, Sink, StateDigests, Stop};
+use crate::save::{INCOMING, Memory, XenGuest};
+use crate::verify::Told;
 use crate::xen::config;
 use crate::xen::domain::Xen;
 use crate::xen::store::Store;
@@ -48,8 +49,8 @@ enum Stage {
     Toolstack(State),
     /// The toolstack has got its end; pages go into the domain.
     Filling(State),
-    /// All has come, and is where it belongs.
-    Done,
+    /// All has come, and is where it belongs; the state was this.
+    Done(StateDigests),
 }
 
 /// `xl migrate-receive` at work.
@@ -70,7 +71,9 @@ pub(super) struct Incoming {
     give_up: GiveUp,
     stage: RwLock<Stage>,
     domid: OnceLock<u16>,
-    is_ready: OnceLock<()>,
+    /// The number of the domain that the toolstack has built.
+    ready: OnceLock<u16>,
+    told: Mutex<Told>,
 }
 
 impl Incoming {
@@ -81,6 +84,7 @@ impl Incoming {
         config: &serde_json::Value,
         uuid: &str,
         job: &str,
+        told: Told,
         stop: Stop,
     ) -> Result<Self> {
         let name = config["c_info"]["name"].as_str().unwrap_or_default();
@@ -120,26 +124,34 @@ impl Incoming {
             give_up,
             stage: RwLock::new(Stage::Headers),
             domid: OnceLock::new(),
-            is_ready: OnceLock::new(),
+            ready: OnceLock::new(),
+            told: Mutex::new(told),
         })
     }
 
-    /// Waits until the toolstack has built the domain, and makes it end its work.
+    /// Waits until the toolstack has built the domain, makes it end its work, and compares the domain with what
+    /// the source has told of it.
     pub(super) fn finish(&self) -> Result<()> {
-        if !matches!(*self.stage.read(), Stage::Done) {
+        let Stage::Done(state) = *self.stage.read() else {
             return Err(Error::Peer("the stream has not ended".to_owned()));
-        }
-        self.wait_until_ready()?;
+        };
+        let domid = self.wait_until_ready()?;
         self.canonical.say(GO)?;
         let mut answers = self.answers.lock();
         let explain = |error| self.complaints.explain(error);
         answers.expect(REPORT, MOMENT, || Ok(())).map_err(explain)?;
         match answers.status(MOMENT).map_err(explain)? {
-            0 => Ok(()),
-            status => Err(explain(Error::Xen(format!(
-                "the toolstack reports status {status}"
-            )))),
+            0 => {}
+            status => {
+                return Err(explain(Error::Xen(format!(
+                    "the toolstack reports status {status}"
+                ))));
+            }
         }
+        let memory =
+            || -> Result<Box<dyn Memory>> { Ok(Box::new(XenGuest::new(self.xen.clone(), domid)?)) };
+        let check = || self.give_up.check_job();
+        self.told.lock().compare(memory, &state, &check)
     }
 
     /// Ends the toolstack's work, unless it is finished: it destroys what it has built when its input ends.
@@ -166,19 +178,19 @@ impl Incoming {
         self.complaints.text()
     }
 
-    fn wait_until_ready(&self) -> Result<()> {
+    fn wait_until_ready(&self) -> Result<u16> {
         let mut answers = self.answers.lock();
-        if self.is_ready.get().is_none() {
-            answers
-                .expect(READY, BUILD, || self.give_up.check_job())
-                .map_err(|error| self.complaints.explain(error))?;
-            log::debug!("the toolstack has built {}", self.name);
-            let missing = || Error::Xen(format!("xl has built no {}", self.name));
-            let domid = self.find()?.ok_or_else(missing)?;
-            mark::set(&*self.store, domid, &self.uuid, &self.job)?;
-            let _ = self.is_ready.set(());
+        if let Some(domid) = self.ready.get() {
+            return Ok(*domid);
         }
-        Ok(())
+        answers
+            .expect(READY, BUILD, || self.give_up.check_job())
+            .map_err(|error| self.complaints.explain(error))?;
+        log::debug!("the toolstack has built {}", self.name);
+        let missing = || Error::Xen(format!("xl has built no {}", self.name));
+        let domid = self.find()?.ok_or_else(missing)?;
+        mark::set(&*self.store, domid, &self.uuid, &self.job)?;
+        Ok(*self.ready.get_or_init(|| domid))
     }
 
     /// The domain's number, as soon as the toolstack does not touch its memory any more: it tells
@@ -237,7 +249,7 @@ impl Incoming {
     /// One record, in its place.
     fn record(&self, stage: &mut Stage, record: Record<'_>) -> Result<()> {
         match stage {
-            Stage::Headers | Stage::Done => Err(Error::Peer(
+            Stage::Headers | Stage::Done(_) => Err(Error::Peer(
                 "a record of the stream stands where none can be".to_owned(),
             )),
             Stage::Toolstack(state) => {
@@ -245,7 +257,7 @@ impl Incoming {
                 match record.kind {
                     RecordType::END => {
                         self.canonical.end()?;
-                        *stage = Stage::Done;
+                        *stage = Stage::Done(state.digests);
                     }
                     RecordType::X86_TSC_INFO | RecordType::HVM_CONTEXT | RecordType::HVM_PARAMS => {
                         state.note(record)?;
@@ -261,7 +273,7 @@ impl Incoming {
             }
             Stage::Filling(state) if record.kind == RecordType::END => {
                 state.apply(self.xen.domain(self.domid()?))?;
-                *stage = Stage::Done;
+                *stage = Stage::Done(state.digests);
                 Ok(())
             }
             Stage::Filling(state) => state.note(record),
@@ -306,7 +318,7 @@ impl Sink for Incoming {
         let taken = match &*stage {
             Stage::Toolstack(_) => self.canonical.pages(batch),
             Stage::Filling(state) => fill(self.xen.domain(self.domid()?), batch, &state.ours),
-            Stage::Headers | Stage::Done => Err(Error::Peer(
+            Stage::Headers | Stage::Done(_) => Err(Error::Peer(
                 "pages of the stream stand where none can be".to_owned(),
             )),
         };
@@ -320,9 +332,18 @@ impl Sink for Incoming {
         // With its devices still being made, the domain is not one to stop the guest for.  That is for the
         // end of a round; one that only keeps several connections in order comes before all contents.
         if self.has_contents.load(Ordering::Relaxed) {
-            return self.wait_until_ready();
+            return self.wait_until_ready().map(drop);
         }
         Ok(())
+    }
+
+    fn digests(&self, digests: Digests<'_>) -> Result<()> {
+        if !matches!(*self.stage.read(), Stage::Done(_)) {
+            return Err(Error::Peer(
+                "digests of the guest come before all of it".to_owned(),
+            ));
+        }
+        self.told.lock().take(digests)
     }
 
     fn builds_early(&self) -> bool {

@@ -25,10 +25,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+pub(crate) use self::fill::records;
 use self::incoming::Incoming;
 pub(crate) use self::reservations::Reservations;
 use crate::job::{Control, Destination, Error, Needs, Presence, Result, Sink};
 use crate::save::{ARRIVED, INCOMING, is_coming, marker, names_of, presence};
+use crate::verify::Told;
 use crate::xen::abi::DomainInfo;
 use crate::xen::config;
 use crate::xen::domain::{PAGE, Xen};
@@ -223,6 +225,7 @@ impl Destination for Receiver {
             &config,
             &self.needs.uuid,
             &self.job,
+            Told::of(self.needs.memory_bytes),
             control.stop(),
         )?);
         self.incoming = Some(incoming.clone());

@@ -20,6 +20,21 @@ impl Bitmap {
         self.0[index] |= 1 << (frame % 64);
     }
 
+    /// Takes a frame out, if it is in.
+    pub(crate) fn take_out(&mut self, frame: u64) {
+        let word = usize::try_from(frame / 64).ok();
+        if let Some(word) = word.and_then(|index| self.0.get_mut(index)) {
+            *word &= !(1 << (frame % 64));
+        }
+    }
+
+    /// The bits of 64 frames, the first of which is 64 times this.
+    pub(crate) fn word(&self, index: u64) -> u64 {
+        let word = usize::try_from(index).ok();
+        word.and_then(|index| self.0.get(index).copied())
+            .unwrap_or(0)
+    }
+
     /// The frames, in order.
     pub(crate) fn frames(&self) -> impl Iterator<Item = u64> + '_ {
         self.0.iter().zip(0_u64..).flat_map(|(word, index)| {
@@ -92,7 +107,13 @@ mod tests {
         let mut sum = Bitmap(vec![0b0010]);
         sum.add(&one);
         assert_eq!(sum.frames().collect::<Vec<_>>(), [0, 1, 3, 191]);
-        sum.remove(&Bitmap::from_iter([3, 5]));
+        assert_eq!(
+            (sum.word(0), sum.word(2), sum.word(3)),
+            (0b1011, 1 << 63, 0)
+        );
+        for frame in [3, 5, 64 * 1000] {
+            sum.take_out(frame);
+        }
         assert_eq!(sum.frames().collect::<Vec<_>>(), [0, 1, 191]);
     }
 

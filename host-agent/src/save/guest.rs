@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::job::{Error, PAGE_SIZE, Result};
+use crate::xen::abi::param;
 use crate::xen::domain::{Domain, TYPES_AT_ONCE, Xen};
 use crate::xen::saver::{self, PROC};
 use crate::xen::state::SHUTDOWN_SUSPEND;
@@ -45,6 +46,10 @@ pub(crate) trait Memory: Send {
 
     /// Appends the contents of frames.  Those that are gone are taken out of `frames`.
     fn read(&mut self, frames: &mut Vec<u64>, into: &mut Vec<u8>) -> Result<()>;
+
+    /// Frames that others than the guest write, of which the record need not tell: the shared info page, rings,
+    /// and what the guest has granted for writing.  Some may be no frames at all.
+    fn written_by_others(&self) -> Result<Vec<u64>>;
 
     /// Starts recording writes to all frames below `frames`, anew if that was done before.
     ///
@@ -224,6 +229,17 @@ impl Memory for XenGuest {
         let mut errors = self.errors.iter();
         frames.retain(|_| errors.next() == Some(&0));
         Ok(())
+    }
+
+    fn written_by_others(&self) -> Result<Vec<u64>> {
+        let domain = self.domain();
+        let mut frames = domain.granted_for_writing()?;
+        frames.push(domain.live_info()?.shared_info_frame);
+        for ring in param::RINGS {
+            // Without the ring it is 0, and frame 0 the guest's.
+            frames.extend(Some(domain.param(ring)?).filter(|frame| *frame != 0));
+        }
+        Ok(frames)
     }
 
     fn record_writes(&mut self, frames: u64) -> Result<()> {

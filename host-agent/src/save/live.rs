@@ -16,9 +16,10 @@ use super::suspend::{Suspendable, suspend};
 use super::undo::Found;
 use super::{fit, marker, presence, rounds};
 use crate::job::{
-    Control, Copied, Error, Estimate, JobOptions, Needs, PAGE_SIZE, Phase, Prepared, Presence,
-    Result, Sink, Source,
+    Control, Copied, Digests, Error, Estimate, JobOptions, Needs, PAGE_SIZE, Phase, Prepared,
+    Presence, Result, Sink, Source,
 };
+use crate::verify;
 use crate::xen::abi::DomainInfo;
 use crate::xen::config;
 use crate::xen::domain::Xen;
@@ -183,6 +184,10 @@ impl Source for LiveSource {
         self.reading()?;
         self.is_only_marked = false;
         let reading = self.reading()?;
+        if control.options().verifies() {
+            // What it will take can be had, or it is known before the guest stands still for it.
+            reading.guest.written_by_others()?;
+        }
         let end = reading.guest.end_of_frames()?;
         if end > reading.end {
             // Frames that nobody has recorded: all is to be looked for anew.
@@ -254,10 +259,21 @@ impl Source for LiveSource {
         let (sent, _) = rounds::send(&mut reading.guest, &frames, sink, control, None)?;
         records.state(reading.guest.domain())?;
         records.end()?;
-        sink.bytes(&records.take())?;
+        let rest = records.take();
+        sink.bytes(&rest)?;
         sink.barrier()?;
         reading.copied.rounds += 1;
         reading.copied.pages += sent.pages;
+        if control.options().verifies() {
+            drop((dirty, std::mem::take(&mut reading.dirty)));
+            control.enter(
+                Phase::Verifying,
+                "verifying: digests are made of all memory",
+            );
+            let chunks = verify::memory(&mut reading.guest, control)?;
+            sink.digests(Digests::Memory(&chunks))?;
+            sink.digests(Digests::State(verify::state(&rest)?))?;
+        }
         // What comes next may be a long wait for the destination.
         reading.turn = None;
         Ok(reading.copied)

@@ -24,7 +24,7 @@
 mod bitmap;
 mod estimate;
 mod fit;
-mod guest;
+pub(crate) mod guest;
 mod hold;
 mod live;
 mod lone;
@@ -39,7 +39,9 @@ mod undo;
 use crate::job::Presence;
 use crate::xen::state::DomainFlags;
 
+pub(crate) use self::guest::{Bitmap, Memory, XenGuest};
 pub(crate) use self::live::LiveSource;
+pub(crate) use self::rounds::{SPECIAL, present};
 
 /// What the toolstack puts behind the name of a domain that is coming.
 pub(crate) const INCOMING: &str = "--incoming";

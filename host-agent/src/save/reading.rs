@@ -199,6 +199,10 @@ mod tests {
             unreachable!("there is no time for that")
         }
 
+        fn written_by_others(&self) -> Result<Vec<u64>> {
+            Ok(Vec::new())
+        }
+
         fn record_writes(&mut self, _: u64) -> Result<()> {
             Ok(())
         }

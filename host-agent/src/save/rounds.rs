@@ -10,7 +10,7 @@ use crate::job::{Batch, Control, Error, PAGE_SIZE, Result, Sink, is_zero};
 
 /// Where a PVH guest has memory beside its RAM: from its ACPI tables to 4 GiB, with its special pages (below
 /// 0xff000) between.
-const SPECIAL: Range<u64> = 0xf_c000..1 << 20;
+pub(crate) const SPECIAL: Range<u64> = 0xf_c000..1 << 20;
 
 /// Pages that are read at a time.  A full batch is four times as much; but what is read, compressed and
 /// encrypted in turn should stay in a processor's cache, and every page of the memory in which batches wait

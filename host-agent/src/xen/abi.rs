@@ -297,6 +297,9 @@ pub(crate) mod param {
     pub(crate) const VM86_TSS_SIZED: u32 = 37;
     pub(crate) const MCA_CAP: u32 = 38;
 
+    /// Those that name the frames of rings between a domain and its host, which each host makes anew.
+    pub(crate) const RINGS: [u32; 4] = [STORE_PFN, CONSOLE_PFN, IOREQ_PFN, BUFIOREQ_PFN];
+
     /// Those that travel with a domain, in the order in which Xen's own writer gives them.
     pub(crate) const IN_STREAM: [u32; 16] = [
         STORE_PFN,

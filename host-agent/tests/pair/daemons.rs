@@ -25,6 +25,7 @@ pub struct Stopped {
     addresses: [SocketAddr; 2],
     metrics: SocketAddr,
     allowed: BTreeSet<u32>,
+    verifies: bool,
 }
 
 /// Two hosts with their daemons.
@@ -68,6 +69,7 @@ impl Pair {
             metrics,
             // Tests need not be root.
             allowed: [ALLOWED, rustix::process::geteuid().as_raw()].into(),
+            verifies: false,
         };
         for (host, end) in [("a", "source"), ("b", "destination")] {
             std::fs::create_dir_all(prepared.folder.path().join(host).join(end)).unwrap();
@@ -83,6 +85,12 @@ impl Stopped {
         self
     }
 
+    /// Has copies compared where nothing else is said.
+    pub fn verifying(mut self) -> Self {
+        self.verifies = true;
+        self
+    }
+
     fn config(&self, host: &str, listen: SocketAddr) -> Config {
         let pki = self.folder.path().join("pki");
         let names = ["a", "b"].into_iter().zip(self.addresses);
@@ -94,6 +102,7 @@ impl Stopped {
             metrics: (host == "a").then_some(self.metrics),
             allow_uids: self.allowed.clone(),
             copying_weight: 0,
+            verify: self.verifies,
             tls: Tls {
                 authority: pki.join(pki::AUTHORITY),
                 certificate: pki.join(format!("{host}.pem")),

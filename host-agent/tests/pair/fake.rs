@@ -9,7 +9,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use serde_json::json;
 use unmoved::job::{
-    Destination, DomainEntry, Error, Host, HostFacts, Needs, PAGE_SIZE, Presence, Result, Source,
+    Chunk, Destination, DomainEntry, Error, Host, HostFacts, Needs, PAGE_SIZE, Presence, Result,
+    Source, digest,
 };
 
 use unmoved::storage::Storage;
@@ -46,6 +47,34 @@ struct State {
     /// A guest's disks, and its kernel.
     disks: BTreeMap<String, Vec<String>>,
     kernels: BTreeMap<String, String>,
+    /// Bytes that get into frames as they arrive.
+    garbled: BTreeMap<u64, u8>,
+    /// What was told of guests that come, to be compared.
+    told: BTreeMap<String, Vec<Chunk>>,
+    compared: BTreeSet<String>,
+}
+
+/// Digests of all of a guest's memory.
+fn chunks(memory: &Memory) -> Vec<Chunk> {
+    let mut chunks: Vec<(Chunk, Vec<u8>)> = Vec::new();
+    for (frame, page) in memory {
+        let first = frame / Chunk::FRAMES * Chunk::FRAMES;
+        if chunks.last().is_none_or(|(last, _)| last.first != first) {
+            let new = Chunk {
+                first,
+                ..Chunk::default()
+            };
+            chunks.push((new, Vec::new()));
+        }
+        let (chunk, pages) = chunks.last_mut().unwrap();
+        chunk.count(*frame);
+        pages.extend(page);
+    }
+    let made = |(chunk, pages): (Chunk, Vec<u8>)| Chunk {
+        digest: digest(&pages),
+        ..chunk
+    };
+    chunks.into_iter().map(made).collect()
 }
 
 /// A guest's configuration as the toolstack has it.
@@ -172,6 +201,20 @@ impl Fake {
     pub fn boot(&self, uuid: &str, kernel: &str) {
         let mut state = self.state.lock();
         state.kernels.insert(uuid.to_owned(), kernel.to_owned());
+    }
+
+    /// Whenever this frame arrives, its first byte becomes that.
+    pub fn garble(&self, frame: u64, byte: Option<u8>) {
+        let mut state = self.state.lock();
+        match byte {
+            Some(byte) => state.garbled.insert(frame, byte),
+            None => state.garbled.remove(&frame),
+        };
+    }
+
+    /// A copy was found to be the guest.
+    pub fn was_compared(&self, uuid: &str) -> bool {
+        self.state.lock().compared.contains(uuid)
     }
 
     /// With the first pages that arrive.

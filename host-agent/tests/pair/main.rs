@@ -16,6 +16,7 @@ mod meet;
 mod metrics;
 mod restarts;
 mod trust;
+mod verify;
 mod watching;
 
 use daemons::Pair;

@@ -64,6 +64,7 @@ fn a_source_leaves_alone_who_has_too_little_in_common_with_it() {
     pair.a.add("guest", "u-1");
     let ours = Capabilities::ours().to_xml();
     let cases = [
+        (met(&ours.replace("<verify/>", ""), 3), "b cannot compare"),
         (met(&ours.replace("unmoved+tls", "tcp"), 3), "in common"),
         (met(&ours.replace("stream>3<", "stream>2<"), 3), "version 3"),
         (met(&ours.replace("<live/>", ""), 3), "\"live\""),
@@ -80,7 +81,10 @@ fn a_source_leaves_alone_who_has_too_little_in_common_with_it() {
     }
     let daemon = Daemon::new(config, Arc::new(Handle(pair.a.clone()))).unwrap();
     for (_, why) in cases {
-        let options = JobOptions::default();
+        let options = JobOptions {
+            verify: Some(true),
+            ..JobOptions::default()
+        };
         let job = daemon.migrate("test", "guest", "b", options).unwrap();
         let error = ended(&job).unwrap_err();
         assert!(error.contains(why), "{error}");

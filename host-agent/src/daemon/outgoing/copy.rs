@@ -102,7 +102,11 @@ impl Outgoing<'_> {
             let preparing =
                 Duration::from_millis(statistics.setup_time).saturating_sub(expected.at);
             let past = &expected.past;
-            let shown = past.corrected(prediction, preparing, self.copying, blackout);
+            let mut shown = past.corrected(prediction, preparing, self.copying, blackout);
+            if prediction.verifying_ms > 0.0 {
+                // How long that took at the destination is known to nobody here.
+                shown.blackout_ms = past.blackout_ms;
+            }
             log::debug!(
                 "session {}: {past:?} was expected, {shown:?} it was",
                 self.session

@@ -61,6 +61,12 @@ pub(super) fn meet(
             peer.name, there.stream_version
         )));
     }
+    if options.verifies() && !both.has("verify") {
+        return Err(Error::Refused(format!(
+            "{} cannot compare the guest with the one here, as --verify (or `verify` in the configuration) asks for;              --no-verify moves it without",
+            peer.name
+        )));
+    }
     let most = both.number("parallel").unwrap_or(1).clamp(1, 64);
     let parallel = u64::from(options.parallel.max(1)).min(most);
     let here = daemon.host.facts()?;
@@ -96,6 +102,7 @@ pub(super) fn meet(
     control.set_past(past);
     let at = control.elapsed();
     let prediction = predict(estimate, way, &options, &past, at);
+    may_stand_still(&prediction, control)?;
     Ok(Met {
         expected: Expected { past, at },
         compress,
@@ -129,6 +136,20 @@ fn storage(
         ..daemon.host.storage(disk)
     });
     Ok(storage.collect())
+}
+
+/// Whether verifying alone would not take longer than the guest may stand still.
+fn may_stand_still(prediction: &Prediction, control: &Control) -> Result<()> {
+    let most = control
+        .max_blackout()
+        .map_or(f64::INFINITY, |most| most.as_secs_f64());
+    let seconds = prediction.verifying_ms / 1000.0;
+    if seconds < most {
+        return Ok(());
+    }
+    Err(Error::Refused(format!(
+        "the guest would stand still for about {seconds:.0} s while it is verified, and --max-blackout allows {most} s:          --no-verify moves it without, or a larger --max-blackout with it"
+    )))
 }
 
 /// Major and minor of a version of Xen.

@@ -22,6 +22,8 @@ pub(crate) struct FakeGuest {
     pub(crate) unprotected: BTreeSet<u64>,
     /// It has Xen write into each frame that it gets, as guests in the shim have.
     pub(crate) has_shim: bool,
+    /// Frames that a backend writes, through a grant of the guest's.
+    pub(crate) granted: BTreeSet<u64>,
     pub(crate) recording: Option<u64>,
     pub(crate) end_of_ram: u64,
     /// How many frames it was asked the types of.
@@ -36,6 +38,7 @@ impl Default for FakeGuest {
             dirty: BTreeSet::new(),
             unprotected: BTreeSet::new(),
             has_shim: true,
+            granted: BTreeSet::new(),
             recording: None,
             end_of_ram: 3000,
             asked: 0,
@@ -56,7 +59,7 @@ impl FakeGuest {
                 if self.has_shim {
                     self.dirty.insert(frame);
                 }
-            } else if !self.unprotected.contains(&frame) {
+            } else if !self.unprotected.contains(&frame) && !self.granted.contains(&frame) {
                 self.dirty.insert(frame);
             }
         }
@@ -94,6 +97,10 @@ impl Memory for FakeGuest {
             into.resize(into.len() + PAGE_SIZE, self.frames[frame]);
         }
         Ok(())
+    }
+
+    fn written_by_others(&self) -> Result<Vec<u64>> {
+        Ok(self.granted.iter().copied().collect())
     }
 
     fn record_writes(&mut self, frames: u64) -> Result<()> {

@@ -1,5 +1,6 @@
 //! What the agent asks Xen about a domain, or tells it to do with one: one method for each hypercall.
 
+mod grants;
 mod state;
 mod weight;
 

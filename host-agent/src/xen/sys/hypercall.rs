@@ -17,6 +17,7 @@ const fn request(nr: u64, size: usize) -> libc::Ioctl {
 
 const HYPERCALL: libc::Ioctl = request(0, size_of::<HypercallArg>());
 const MMAPBATCH_V2: libc::Ioctl = request(4, size_of::<MmapBatchV2>());
+const MMAP_RESOURCE: libc::Ioctl = request(7, size_of::<MmapResource>());
 
 /// `privcmd_hypercall_t`.
 #[repr(C)]
@@ -36,6 +37,18 @@ struct MmapBatchV2 {
     err: *mut i32,
 }
 const _: () = assert!(size_of::<MmapBatchV2>() == 32);
+
+/// `struct privcmd_mmap_resource`.
+#[repr(C)]
+struct MmapResource {
+    dom: u16,
+    kind: u32,
+    id: u32,
+    idx: u32,
+    num: u64,
+    addr: u64,
+}
+const _: () = assert!(size_of::<MmapResource>() == 32);
 
 /// Memory that a hypercall may work on: the kernel keeps it in place.
 #[derive(Debug)]
@@ -93,18 +106,19 @@ impl Privcmd {
         Mapping::new(&self.buffers, len, true).map(Buffer)
     }
 
-    /// Makes a hypercall with up to two arguments.
+    /// Makes a hypercall with up to five arguments.
     ///
     /// Who calls this answers for the operation: that Xen takes a structure's numbers for what they are,
     /// and writes no more to a buffer than it has.
     ///
     /// # Errors
     /// The error number that Xen returned.
-    pub(in crate::xen) fn call(
+    pub(in crate::xen) fn call<const N: usize>(
         &self,
         op: u64,
-        arguments: [Argument<'_, '_>; 2],
+        arguments: [Argument<'_, '_>; N],
     ) -> io::Result<Reply> {
+        const { assert!(N <= 5) };
         let mut call = HypercallArg { op, arg: [0; 5] };
         for (value, argument) in call.arg.iter_mut().zip(arguments) {
             *value = match argument {
@@ -159,15 +173,47 @@ impl Privcmd {
         }
         Err(error)
     }
+
+    /// Maps a frame of a resource that belongs to a domain and need not be in its memory
+    /// (`XENMEM_acquire_resource`), to be read.
+    ///
+    /// # Errors
+    /// If there is no such frame, or the kernel is older than Linux 4.18.
+    pub(crate) fn map_resource(
+        &self,
+        domid: u16,
+        kind: u32,
+        id: u32,
+        frame: u32,
+    ) -> io::Result<Mapping> {
+        let mapping = Mapping::new(&self.privcmd, PAGE_SIZE, false)?;
+        let mut resource = MmapResource {
+            dom: domid,
+            kind,
+            id,
+            idx: frame,
+            num: 1,
+            addr: mapping.address(),
+        };
+        // SAFETY: 1. `resource` is the structure that the request takes.  2. The mapping has a page for the one
+        // frame that is asked for.
+        let result =
+            unsafe { libc::ioctl(self.privcmd.as_raw_fd(), MMAP_RESOURCE, &raw mut resource) };
+        if result == 0 {
+            return Ok(mapping);
+        }
+        Err(io::Error::last_os_error())
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{HYPERCALL, MMAPBATCH_V2};
+    use super::{HYPERCALL, MMAP_RESOURCE, MMAPBATCH_V2};
 
     #[test]
     fn requests_have_the_headers_numbers() {
         assert_eq!(HYPERCALL, 0x30_5000);
         assert_eq!(MMAPBATCH_V2, 0x20_5004);
+        assert_eq!(MMAP_RESOURCE, 0x20_5007);
     }
 }

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use unmoved::job::{Batch, Control, Destination, Error, Needs, PAGE_SIZE, Presence, Result, Sink};
+use unmoved::job::{
+    Batch, Control, Destination, Digests, Error, Needs, PAGE_SIZE, Presence, Result, Sink,
+};
 
-use super::Fake;
+use super::{Fake, chunks};
 
 pub(super) struct FakeDestination {
     pub(super) host: Arc<Fake>,
@@ -14,6 +16,25 @@ pub(super) struct FakeDestination {
 struct FakeSink {
     host: Arc<Fake>,
     uuid: String,
+}
+
+impl Fake {
+    fn compare(&self, uuid: &str) -> Result<()> {
+        let mut state = self.state.lock();
+        let Some(told) = state.told.get(uuid) else {
+            return Ok(());
+        };
+        let here = chunks(&state.domains[uuid].memory);
+        let differ = told.iter().filter(|chunk| !here.contains(chunk)).count();
+        if differ > 0 {
+            let all = told.len();
+            return Err(Error::Xen(format!(
+                "{differ} of {all} MiB of memory differ"
+            )));
+        }
+        state.compared.insert(uuid.to_owned());
+        Ok(())
+    }
 }
 
 impl FakeDestination {
@@ -52,8 +73,9 @@ impl Destination for FakeDestination {
         if self.host.state.lock().fails_to_build {
             return Err(Error::Xen("xl: no more loop devices".to_owned()));
         }
-        self.host.set(&self.needs()?.uuid, Presence::Paused);
-        Ok(())
+        let uuid = &self.needs()?.uuid;
+        self.host.set(uuid, Presence::Paused);
+        self.host.compare(uuid)
     }
 
     fn unpause(&mut self, leave_paused: bool) -> Result<()> {
@@ -85,6 +107,7 @@ impl Destination for FakeDestination {
             "a running copy is thrown away"
         );
         state.domains.remove(&needs.uuid);
+        state.told.remove(&needs.uuid);
         Ok(())
     }
 
@@ -107,9 +130,23 @@ impl Sink for FakeSink {
             return Err(Error::Xen("xl: console tty: timed out".to_owned()));
         }
         let missing = || Error::Xen("the domain is gone".to_owned());
+        let garbled = state.garbled.clone();
         let domain = state.domains.get_mut(&self.uuid).ok_or_else(missing)?;
         for (word, page) in batch.words.iter().zip(batch.data.chunks(PAGE_SIZE)) {
-            domain.memory.insert(*word, page.to_vec());
+            let mut page = page.to_vec();
+            if let Some(byte) = garbled.get(word) {
+                page[0] = *byte;
+            }
+            domain.memory.insert(*word, page);
+        }
+        Ok(())
+    }
+
+    fn digests(&self, digests: Digests<'_>) -> Result<()> {
+        if let Digests::Memory(chunks) = digests {
+            let mut state = self.host.state.lock();
+            let told = state.told.entry(self.uuid.clone()).or_default();
+            told.extend_from_slice(chunks);
         }
         Ok(())
     }

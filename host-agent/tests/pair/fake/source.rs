@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use event_listener::Listener;
 use unmoved::job::{
-    Batch, Control, Copied, Error, Estimate, JobOptions, Needs, Prepared, Presence, Result, Sink,
-    Source,
+    Batch, Control, Copied, Digests, Error, Estimate, JobOptions, Needs, Phase, Prepared, Presence,
+    Result, Sink, Source, StateDigests,
 };
 
-use super::{Fake, PAGES};
+use super::{Fake, PAGES, chunks};
 
 pub(super) struct FakeSource {
     pub(super) host: Arc<Fake>,
@@ -70,6 +70,12 @@ impl Source for FakeSource {
         self.send(sink, control)?;
         sink.bytes(b"tail")?;
         sink.barrier()?;
+        if control.options().verifies() {
+            control.enter(Phase::Verifying, "verifying");
+            let chunks = chunks(&self.host.memory(&self.needs.uuid));
+            sink.digests(Digests::Memory(&chunks))?;
+            sink.digests(Digests::State(StateDigests::default()))?;
+        }
         Ok(Copied {
             rounds: 2,
             pages: 2 * PAGES,
