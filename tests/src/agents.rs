@@ -33,6 +33,9 @@ const START: &str = "RUST_LOG=unmoved=debug,info setsid \"$1\" >>\"$2\" 2>&1 </d
         sleep 0.1
     done";
 
+/// An option for moves whose blackout is measured: without it, each is verified.
+pub const NO_VERIFY: &str = "--no-verify";
+
 /// Installs command, daemon, certificates and configuration on all hosts, and starts the daemons; returns
 /// when each host reaches all others.
 ///
@@ -89,7 +92,7 @@ pub fn install_on(lab: &Lab, host: &Host) -> Result<()> {
         host.copy_in(&pki.join(file), &format!("{FOLDER}/{file}"))?;
     }
     let mut config = format!(
-        "name = \"{name}\"\nmetrics = \"127.0.0.1:9777\"\n[tls]\nauthority = \"{FOLDER}/ca.pem\"\n\
+        "name = \"{name}\"\nmetrics = \"127.0.0.1:9777\"\nverify = true\n[tls]\nauthority = \"{FOLDER}/ca.pem\"\n\
          certificate = \"{FOLDER}/{name}.pem\"\nkey = \"{FOLDER}/{name}.key\"\n\
          [allow]\nvolumes = [\"/dev/vd*\"]\nbridges = [\"br0\"]\nfiles = [\"/root/guests/*/*\"]\n"
     );
@@ -202,8 +205,8 @@ fn show(task: &Task, until: Instant) {
 ///
 /// # Errors
 /// If something stands in the way of the move.
-pub fn check(guest: &str, from: &Host, to: &Host) -> Result<Value> {
-    let found = ask(from, &["check", guest, to.name()])?;
+pub fn check(guest: &str, from: &Host, to: &Host, options: &[&str]) -> Result<Value> {
+    let found = ask(from, &[&["check", guest, to.name()], options].concat())?;
     let expected = |what: &str| found["prediction"][what].as_f64().unwrap_or_default();
     eprintln!(
         "      unmoved check: {:.1} s in {} rounds, blackout {:.0} ms",

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use unmoved_lab::images::GuestKernel;
 use unmoved_lab::tools::Tools;
 use unmoved_lab::{Config, Host, Lab, Scripts};
+use unmoved_tests::agents::NO_VERIFY;
 use unmoved_tests::load::Load;
 use unmoved_tests::unnoticed::{Move, Unnoticed};
 use unmoved_tests::{agents, baseline, unnoticed};
@@ -45,8 +46,8 @@ impl Demo {
         let kernel = GuestKernel::Debian12.get(&tools)?;
         let reports = RefCell::new(Vec::new());
         let by_agents = |guest: &str, from: &Host, to: &Host| {
-            agents::check(guest, from, to)?;
-            let (total, report) = agents::migrate(guest, from, to, &[])?;
+            agents::check(guest, from, to, &[NO_VERIFY])?;
+            let (total, report) = agents::migrate(guest, from, to, &[NO_VERIFY])?;
             reports.borrow_mut().push(report);
             Ok(total)
         };
