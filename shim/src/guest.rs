@@ -1,6 +1,7 @@
 //! The guest: all of its state, and the loop that every entry from ring 3 goes through.
 
 mod crash;
+mod leftovers;
 mod turn;
 
 use alloc::collections::VecDeque;
@@ -22,6 +23,7 @@ use crate::points::time::Time;
 use crate::points::{Outside, Points};
 
 pub use crash::Recent;
+pub(crate) use leftovers::Leftovers;
 
 /// A view of the guest's memory for one operation; a macro, so that the rest of the guest stays
 /// usable beside it.
@@ -109,6 +111,8 @@ pub struct Guest<M: Machine, H: Host, P: Points<M, H>> {
     pub(crate) fault: Option<Fault>,
     /// The moves so far.
     pub moves: Moves,
+    /// What the last one may have brought along.
+    pub(crate) leftovers: Leftovers,
     /// The last hypercalls, for a crash report.
     pub recent: Recent,
     /// What is left of the hypercall that was just interrupted: its arguments.
@@ -140,6 +144,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             faults: parts.options.faults.into(),
             fault: None,
             moves: Moves::default(),
+            leftovers: Leftovers::default(),
             recent: Recent::default(),
             continuation: None,
         }

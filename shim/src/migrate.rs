@@ -15,7 +15,7 @@ use xen_abi::sched::ShutdownReason;
 use xen_abi::shared_info::time_info;
 
 use crate::cpu::Machine;
-use crate::guest::Guest;
+use crate::guest::{Guest, Leftovers};
 use crate::host::{Arrival, Host};
 use crate::options::{Blackout, Fault, Phase, Way};
 use crate::points::{Points, Progress, Request};
@@ -150,6 +150,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             self.stall();
         }
         self.moves.done += 1;
+        self.leftovers = Leftovers::after_a_move(&self.ledger);
         self.go_on(v, true);
         let resumed = Moment::now(&self.host);
         spent.note(

@@ -49,6 +49,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
         self.host.has_events()
             || self.points.has_request()
             || self.vcpus[v].is_blocked
+            || self.leftovers.are_there()
             || self.host.time_version() != self.vcpus[v].time_version
     }
 
@@ -65,10 +66,15 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             }
             self.publish_time(v);
             self.take_host_traps(v);
+            if self.leftovers.are_there() {
+                self.hand_back();
+            }
             if !self.vcpus[v].is_blocked || self.is_wanted(v) {
                 break;
             }
-            self.idle(v);
+            if !self.leftovers.are_there() {
+                self.idle(v);
+            }
         }
         if self.vcpus[v].is_blocked {
             self.unblock(v);

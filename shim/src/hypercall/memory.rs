@@ -168,10 +168,9 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
     /// nothing is missed: either the record has been cleared since the frame came, and later
     /// writes are noticed, or it holds the mark, and the frame is read after the next clearing.
     ///
-    /// That a frame goes is not marked either, so one that the guest gave up while it was moved may
-    /// have come along.  Xen would put another behind it and keep both.
+    /// Where a move has brought memory along for the frame, Xen would put other behind it and keep both.
     fn take_frame(&mut self, frame: Mfn) -> Result<(), Errno> {
-        if self.moves.done > 0 {
+        if self.leftovers.leaves(frame, &self.ledger) {
             // Mostly there is none.
             let _ = self.host.release_frame(frame);
         }

@@ -6,10 +6,12 @@ mod trouble;
 
 use proptest::prelude::{Just, Strategy};
 use proptest::prelude::{any, prop_oneof, proptest};
+use xen_abi::Mfn;
 use xen_abi::evtchn::virq;
 use xen_abi::hypercall::{SCHED_OP, SET_TIMER_OP, XEN_VERSION};
 use xen_abi::shared_info::time_info;
 
+use crate::guest::mm;
 use crate::host::{Arrival, HostEvent, Xen};
 use crate::mem::Frames;
 use crate::options::{Blackout, Fault, Options, Phase, Way};
@@ -116,6 +118,25 @@ fn a_guest_that_sleeps_is_moved_and_woken_in_time() {
 }
 
 #[test]
+fn what_the_guest_gave_up_while_it_was_sent_goes_back_to_the_new_host() {
+    let mut bench = Bench::new();
+    let frames: Vec<Mfn> = (0..50).map(|n| bench.mfn(Bench::UNMAPPED + n)).collect();
+    for &frame in &frames {
+        let released = mm!(bench.guest).release(frame, &bench.guest.m);
+        let _ = released.expect("it is free");
+    }
+    // They are still in the fake host's memory: as after a move that sent them before they went.
+    let journey = to_new(&bench, SECOND, AWAY);
+    suspend(&mut bench, journey);
+    for _ in 0..3 {
+        bench.trap(crate::cpu::UPCALL_VECTOR, 0);
+    }
+    let memory = &bench.guest.m.frames;
+    assert!(!frames.iter().any(|frame| memory.contains(*frame)));
+    bench.check();
+}
+
+#[test]
 fn every_port_to_a_device_is_raised_once_and_no_other() {
     let mut bench = Bench::new();
     bench.bind_virq(virq::TIMER);
@@ -177,13 +198,13 @@ fn what_the_guest_can_read_is_the_same_on_every_host() {
     bench.bind_virq(virq::TIMER);
     // All of memory but what counts time and events.
     let snapshot = |bench: &Bench| {
-        let frames = (4..Bench::END.0 - 1).map(xen_abi::Mfn);
+        let frames = (4..Bench::END.0 - 1).map(Mfn);
         let pages = frames.map(|frame| {
             let mut page = [0u8; 4096];
             bench.guest.m.read(frame, 0, &mut page);
             page
         });
-        let m2p = (0..Bench::END.0).map(|mfn| bench.guest.m.m2p(xen_abi::Mfn(mfn)));
+        let m2p = (0..Bench::END.0).map(|mfn| bench.guest.m.m2p(Mfn(mfn)));
         (pages.collect::<Vec<_>>(), m2p.collect::<Vec<_>>())
     };
     let before = snapshot(&bench);

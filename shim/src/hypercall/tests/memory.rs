@@ -10,6 +10,7 @@ use xen_abi::mmu::{INVALID_M2P_ENTRY, Pte};
 use xen_abi::{DomId, Errno, Mfn, PAGE_SIZE};
 
 use super::{HOLE, UNMAPPED};
+use crate::guest::Leftovers;
 use crate::host::HostEvent;
 use crate::mem::Frames;
 use crate::mm::Owner;
@@ -307,8 +308,45 @@ fn memory_that_a_move_has_brought_along_is_given_back_before_other_is_taken() {
     frames[1..]
         .iter()
         .for_each(|frame| bench.guest.m.frames.add(*frame));
-    bench.guest.moves.done = 1;
+    bench.guest.leftovers = Leftovers::after_a_move(&bench.guest.ledger);
+    // The call finds its turn only afterwards.
     assert_eq!(populate(&mut bench, &[1, 2, 3]).0, Ok(3));
+    assert_eq!(bench.guest.host.lost, 0);
+    assert!(!bench.guest.leftovers.are_there());
+    bench.check();
+}
+
+#[test]
+fn memory_that_a_move_has_brought_along_goes_back_by_and_by() {
+    let mut bench = Bench::new();
+    let frames = free(&bench, 100);
+    assert_eq!(decrease(&mut bench, &frames), Ok(100));
+    // Every third of them was sent before the guest gave it up.
+    let came = frames.iter().step_by(3);
+    came.for_each(|frame| bench.guest.m.frames.add(*frame));
+    let there = |bench: &Bench| {
+        let frames = frames.iter();
+        frames
+            .filter(|frame| bench.guest.m.frames.contains(**frame))
+            .count()
+    };
+    bench.guest.leftovers = Leftovers::after_a_move(&bench.guest.ledger);
+    // The guest takes some again, and gives up others, while it is being done.
+    let mut owned = 0;
+    let mut turns = 0;
+    while bench.guest.leftovers.are_there() {
+        let (answer, back) = populate(&mut bench, &[1, 2, 3]);
+        assert_eq!(answer, Ok(3));
+        if turns % 2 == 0 {
+            assert_eq!(decrease(&mut bench, &back[..2]), Ok(2));
+            owned += 1;
+        } else {
+            owned += 3;
+        }
+        turns += 1;
+    }
+    assert!((2..10).contains(&turns), "{turns} turns");
+    assert_eq!(there(&bench), owned);
     assert_eq!(bench.guest.host.lost, 0);
     bench.check();
 }
