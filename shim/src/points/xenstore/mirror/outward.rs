@@ -144,7 +144,8 @@ impl Outward {
         self.limit = room_beside(self.devices);
         self.late.clear();
         self.own = self.reports.keys().cloned().collect();
-        self.waiting = self.published.clone();
+        // What had not had its turn yet still waits.
+        self.waiting.extend(self.published.iter().cloned());
         self.waiting.append(&mut self.left);
     }
 

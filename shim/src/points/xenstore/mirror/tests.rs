@@ -242,6 +242,19 @@ fn after_a_migration_the_guest_is_told_nothing_and_the_host_everything() {
 }
 
 #[test]
+fn what_had_not_had_its_turn_before_a_migration_has_it_after() {
+    let mut world = World::new();
+    let names = || (0..50).map(|number| format!("data/{number}"));
+    names().for_each(|name| world.write(&name, "v"));
+    world.host.step();
+    world.migrate();
+    let missing: Vec<_> = names()
+        .filter(|name| world.host.get(name).is_none())
+        .collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+#[test]
 fn a_guest_that_writes_in_a_loop_is_bounded() {
     let mut world = World::new();
     for number in 0..20_000 {
