@@ -63,8 +63,9 @@ impl Program {
     pub fn build(self) -> Result<PathBuf> {
         let (package, file) = (self.package(), self.file());
         let arguments = ["--package", package, "--bin", file, "--target", TARGET];
-        let folder = cargo(file, "static", "-C target-feature=+crt-static", &arguments)?;
-        Ok(folder.join(TARGET).join("release").join(file))
+        let flags = "-C target-feature=+crt-static";
+        let folder = cargo(file, "static", Profile::Lab, flags, &arguments)?;
+        Ok(folder.join(TARGET).join(Profile::Lab.name()).join(file))
     }
 }
 
@@ -73,11 +74,7 @@ impl Program {
 /// # Errors
 /// If cargo cannot.
 pub fn shim() -> Result<PathBuf> {
-    let name = "unmoved-shim";
-    let arguments = ["--package", name, "--features", "image"];
-    Ok(cargo(name, "image", "", &arguments)?
-        .join("release")
-        .join(name))
+    image("unmoved-shim")
 }
 
 /// Build the hostile PV kernel, unless it is up to date, and give its image back.
@@ -85,22 +82,50 @@ pub fn shim() -> Result<PathBuf> {
 /// # Errors
 /// If cargo cannot.
 pub fn hostile() -> Result<PathBuf> {
-    let name = "unmoved-hostile";
+    image("unmoved-hostile")
+}
+
+/// Build a bare-metal image, unless it is up to date, and give it back.
+fn image(name: &str) -> Result<PathBuf> {
     let arguments = ["--package", name, "--features", "image"];
-    Ok(cargo(name, "image", "", &arguments)?
-        .join("release")
-        .join(name))
+    let folder = cargo(name, "image", Profile::Release, "", &arguments)?;
+    Ok(folder.join(Profile::Release.name()).join(name))
+}
+
+/// How a program is built.
+#[derive(Clone, Copy, Debug)]
+enum Profile {
+    /// As it is shipped: all of it is optimised as one, which takes long to link.
+    Release,
+    /// As well optimised otherwise.
+    Lab,
+}
+
+impl Profile {
+    /// As in the workspace's `Cargo.toml`; so is the folder of what is built.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Release => "release",
+            Self::Lab => "lab",
+        }
+    }
 }
 
 /// Build with optimisation into a folder of its own below the target folder, which is given back.
-fn cargo(what: &str, folder: &str, flags: &str, arguments: &[&str]) -> Result<PathBuf> {
+fn cargo(
+    what: &str,
+    folder: &str,
+    profile: Profile,
+    flags: &str,
+    arguments: &[&str],
+) -> Result<PathBuf> {
     let folder = paths::target().join(folder);
     let child = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .current_dir(paths::workspace())
         // A program that ran under cargo passes cargo's own settings on to this one.
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .env("RUSTFLAGS", flags)
-        .args(["build", "--quiet", "--release"])
+        .args(["build", "--quiet", "--profile", profile.name()])
         .args(arguments)
         .arg("--target-dir")
         .arg(&folder)
