@@ -8,6 +8,7 @@ pub mod answers;
 pub mod baseline;
 pub mod cuts;
 pub mod direct;
+pub mod ended;
 pub mod hostile;
 pub mod hotplug;
 pub mod load;

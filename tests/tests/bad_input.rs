@@ -5,9 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use unmoved_lab::tools::Tools;
 use unmoved_lab::{Config, GuestKernel, GuestPlan, Host, Lab, System, initramfs, programs};
+use unmoved_tests::ended;
 
 const LIMIT: Duration = Duration::from_secs(180);
 
@@ -29,17 +30,8 @@ fn refused(
     host.serial()
         .wait_for_after(mark, sentence, LIMIT)
         .with_context(|| format!("{name}: log"))?;
-    // `on_crash = "preserve"` keeps it for us to look at: shut down (s) and crashed (c).
-    let listed = host.ok(&["sh", "-c", WAIT_CRASHED, "sh", name])?;
-    ensure!(listed.contains("sc-"), "{name} did not crash: {listed}");
-    host.ok(&["xl", "destroy", name])?;
-    Ok(())
+    ended::crashed(host, name)
 }
-
-/// Waits until `xl list` shows a domain, by name, as crashed, and prints its line.
-const WAIT_CRASHED: &str = "for i in $(seq 300); do \
-    line=$(xl list \"$1\" | tail -n 1); case $line in *sc-*) break;; esac; sleep 0.1; \
-    done; echo \"$line\"";
 
 fn file(folder: &Path, name: &str, content: &[u8]) -> Result<PathBuf> {
     let path = folder.join(name);

@@ -1,9 +1,15 @@
 //! A guest kernel that attacks the shim gets nothing out of it and does it no harm.
 
-use unmoved_lab::{Config, Lab, System, programs};
+use std::time::Duration;
+
+use unmoved_lab::{Config, GuestPlan, Lab, System, programs};
 use unmoved_tests::answers::{self, Answers};
+use unmoved_tests::ended;
 use unmoved_tests::hostile::{self, Attack};
 use unmoved_tests::within::Way;
+
+/// Longest time for a guest of this size to boot, on a loaded machine.
+const LIMIT: Duration = Duration::from_secs(180);
 
 #[test]
 fn a_hostile_kernel_gets_nothing() {
@@ -53,6 +59,33 @@ fn hypercalls_answer_as_xen_does_but_for_known_reasons() {
             documented.ends_with(&answers::table(&differences)),
             "docs/hypercalls.md is not what `cargo xtask lab hostile --answers` tells"
         );
+        Ok(())
+    })
+    .unwrap();
+}
+
+/// A guest that died with its breakpoints armed took the emulated host with it, within the next two guests.
+#[test]
+fn kernels_that_die_with_their_breakpoints_armed_leave_the_host_well() {
+    Lab::run("armed", &Config::hosts(1), |lab| {
+        let host = lab.host(0);
+        for _ in 0..4 {
+            let shim = System::Shim(programs::shim()?);
+            let mut plan = GuestPlan::new("armed", shim, programs::hostile()?);
+            plan.arguments = "hostile.armed=1".to_owned();
+            let guest = plan.create(host)?;
+            guest.wait_for(r"dies armed, Value\(0\)", LIMIT)?;
+            ended::crashed(host, "armed")?;
+        }
+        let attack = Attack {
+            seed: 3,
+            count: 1000,
+            fixed: false,
+            split: false,
+        };
+        let shim = System::Shim(programs::shim()?);
+        let outcome = hostile::run(host, shim, attack)?;
+        assert_eq!((outcome.own_fault, outcome.wrong), (None, Vec::new()));
         Ok(())
     })
     .unwrap();

@@ -10,7 +10,7 @@
 //!
 //! Or it only tells what hypercalls answer to arguments at the edge, without a verdict:
 //! `hostile.answers=1` (`answers.rs`).  Or it does nothing but spin with events masked, for ever:
-//! `hostile.spin=1`.
+//! `hostile.spin=1`.  Or it dies at once, with all its breakpoints armed: `hostile.armed=1`.
 //!
 //! `leak.rs` looks at every byte that it was given, and `oracle.rs` at its own page tables: none may
 //! hold what the guest must not have.  At the end stands one line, `hostile: done, N wrong`, and the
@@ -44,6 +44,7 @@ struct Options {
     check: u64,
     answers: bool,
     spin: bool,
+    armed: bool,
 }
 
 impl Options {
@@ -55,6 +56,7 @@ impl Options {
             check: 4096,
             answers: false,
             spin: false,
+            armed: false,
         };
         let end = line.iter().position(|&byte| byte == 0);
         let line = core::str::from_utf8(&line[..end.unwrap_or(line.len())]).unwrap_or("");
@@ -68,6 +70,7 @@ impl Options {
                 Some(("hostile.fixed", value)) => options.fixed = value != "0",
                 Some(("hostile.answers", value)) => options.answers = value != "0",
                 Some(("hostile.spin", value)) => options.spin = value != "0",
+                Some(("hostile.armed", value)) => options.armed = value != "0",
                 _ => {}
             }
         }
@@ -88,6 +91,11 @@ extern "C" fn kernel_main(start_info: *const StartInfo) -> ! {
     say!("hostile: {} pages, seed {}", info.nr_pages, options.seed);
     if options.spin {
         spin();
+    }
+    if options.armed {
+        say!("hostile: dies armed, {:?}", attacks::watch());
+        console::drain();
+        trap::shutdown(xen_abi::sched::ShutdownReason::CRASH);
     }
     let mut verdicts = Verdicts::default();
     if options.answers {

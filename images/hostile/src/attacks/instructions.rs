@@ -301,6 +301,20 @@ fn registers(verdicts: &mut Verdicts) {
     }
 }
 
+/// All four breakpoints enabled, reads and writes, 8 bytes.
+const WATCH: u64 = 0xbbbb_00ff;
+
+/// Watches the words that the hypervisor copies on our behalf, and the stack that it writes to.
+pub fn watch() -> Answer {
+    let scratch = SCRATCH.va(0);
+    let stack = memory::stack_middle() - 8;
+    let watched = [scratch, scratch + 8, stack, scratch + 16];
+    for (index, address) in watched.into_iter().enumerate() {
+        call(nr::SET_DEBUGREG, [index as u64, address, 0, 0, 0]);
+    }
+    call(nr::SET_DEBUGREG, [7, WATCH, 0, 0, 0])
+}
+
 /// Debug registers that point into the hypervisor, and those that make it trip over our data.
 fn debug(verdicts: &mut Verdicts) {
     for (name, address) in [
@@ -329,23 +343,8 @@ fn debug(verdicts: &mut Verdicts) {
         let answer = call(nr::SET_DEBUGREG, [index, value, 0, 0, 0]);
         verdicts.refused(format_args!("debug.{name}"), answer);
     }
-    // Watch the words that the hypervisor copies on our behalf, and the stack that it writes to.
     let scratch = SCRATCH.va(0);
-    for (index, address) in [
-        scratch,
-        scratch + 8,
-        memory::stack_middle() - 8,
-        scratch + 16,
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        call(nr::SET_DEBUGREG, [index as u64, address, 0, 0, 0]);
-    }
-    // All four enabled, reads and writes, 8 bytes.
-    const WATCH: u64 = 0xbbbb_00ff;
-    let watching = call(nr::SET_DEBUGREG, [7, WATCH, 0, 0, 0]);
-    verdicts.wanted(format_args!("debug.watch"), watching, &[Answer::Value(0)]);
+    verdicts.wanted(format_args!("debug.watch"), watch(), &[Answer::Value(0)]);
     let mut outcomes = 0;
     for (number, command) in [
         (nr::XEN_VERSION, 1),

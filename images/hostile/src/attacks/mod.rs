@@ -12,7 +12,7 @@ mod user;
 use xen_abi::hypercall as nr;
 use xen_abi::mmu::{MmuExtOp, MmuUpdate};
 
-pub use instructions::PRIVILEGED;
+pub use instructions::{PRIVILEGED, watch};
 pub use mapping::first_foreign;
 pub use pointers::is_deadly;
 

@@ -1,0 +1,169 @@
+//! Configurations that users have and other tests do not: each boots, works and moves.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use unmoved_lab::images::{GuestKernel, KernelFiles};
+use unmoved_lab::tools::Tools;
+use unmoved_lab::{Config, Guest, GuestPlan, Host, Lab, System, initramfs, programs};
+use unmoved_tests::load::Load;
+use unmoved_tests::within::{FILE, MOMENT, Way};
+use unmoved_tests::{agents, unnoticed};
+
+const BOOT: Duration = Duration::from_secs(600);
+/// Where a Linux kernel looks for its root and finds none.
+const NO_ROOT: &str = "Unable to mount root fs";
+
+fn small(name: &str, system: System, files: &KernelFiles) -> GuestPlan {
+    let mut plan = GuestPlan::new(name, system, files.unpacked());
+    plan.memory_mib = 96;
+    plan
+}
+
+/// Without a ramdisk, and with one of no bytes, a guest gets as far under the shim as it does on plain Xen.
+fn nothing_to_start(host: &Host, files: &KernelFiles, folder: &Path) -> Result<()> {
+    let empty = folder.join("empty");
+    fs::write(&empty, b"")?;
+    for initrd in [None, Some(empty)] {
+        for (name, system) in [
+            ("plain", System::Native),
+            ("shim", System::Shim(programs::shim()?)),
+        ] {
+            let mut plan = small(name, system, files);
+            plan.initrd.clone_from(&initrd);
+            let guest = plan.create(host)?;
+            guest.wait_for(NO_ROOT, BOOT)?;
+            host.ok(&["xl", "destroy", name])?;
+        }
+    }
+    Ok(())
+}
+
+/// A ramdisk that the kernel, not the toolstack, unpacks, and that has more in it than the shim keeps for itself.
+fn large_ramdisk(host: &Host, files: &KernelFiles, folder: &Path) -> Result<()> {
+    let packed = fs::read(initramfs::workload(files)?)?;
+    let mut archive = unmoved_lab::cpio::Archive::new(Vec::new());
+    // As a user's own files in it: what does not get smaller.
+    let mut noise = 0x9e37_79b9_7f4a_7c15_u64;
+    let content: Vec<u8> = (0..(66 << 20) / 8)
+        .flat_map(|_| {
+            noise ^= noise << 13;
+            noise ^= noise >> 7;
+            noise ^= noise << 17;
+            noise.to_le_bytes()
+        })
+        .collect();
+    archive.file("noise", 0o644, &content)?;
+    let mut all = zstd::encode_all(&archive.finish()?[..], 1)?;
+    ensure!(all.len() > 64 << 20, "{} bytes", all.len());
+    all.resize(all.len().next_multiple_of(4), 0);
+    all.extend(packed);
+    let initrd = folder.join("large");
+    fs::write(&initrd, all)?;
+    let mut plan = small("large", System::Shim(programs::shim()?), files);
+    plan.initrd = Some(initrd);
+    plan.memory_mib = 400;
+    let guest = plan.create(host)?;
+    guest.ready(BOOT)?;
+    guest.alive(MOMENT)?;
+    host.ok(&["xl", "destroy", &plan.name]).map(drop)
+}
+
+/// Three cards as providers configure them; a save of a paused guest, and a restore that leaves it paused.
+fn cards_and_pauses(host: &Host, files: &KernelFiles) -> Result<()> {
+    let mut plan = small("cards", System::Shim(programs::shim()?), files);
+    plan.initrd = Some(initramfs::workload(files)?);
+    plan.nics = vec![
+        "mac=02:00:00:00:01:01,rate=10Mb/s@50ms".to_owned(),
+        "mac=02:00:00:00:01:02,mtu=1400".to_owned(),
+        "mac=02:00:00:00:01:03,ip=192.0.2.77".to_owned(),
+    ];
+    let guest = plan.create(host)?;
+    guest.ready(BOOT)?;
+    let mtu = |guest: &Guest, card: u32| -> Result<String> {
+        let order = format!("file read /sys/class/net/eth{card}/mtu");
+        let read = guest.order(host, &order, MOMENT)?;
+        Ok(read["found"].as_str().unwrap_or_default().trim().to_owned())
+    };
+    for card in 0..3 {
+        mtu(&guest, card)?;
+    }
+    let before = mtu(&guest, 1)?;
+    drop(guest);
+    host.ok(&["xl", "pause", &plan.name])?;
+    host.ok(&["xl", "save", &plan.name, FILE])?;
+    let guest = Guest::attach(&plan.name, host)?;
+    host.ok(&["xl", "restore", "-p", FILE])?;
+    let line = host.ok(&["xl", "list", &plan.name])?;
+    ensure!(line.contains("--p---"), "it is not paused: {line}");
+    host.ok(&["xl", "unpause", &plan.name])?;
+    let guest = Way::SaveRestore.go(guest, host)?;
+    guest.alive(MOMENT)?;
+    ensure!(mtu(&guest, 1)? == before, "the MTU was {before}");
+    host.ok(&["xl", "destroy", &plan.name]).map(drop)
+}
+
+#[test]
+fn odd_configurations_start_and_move() {
+    Lab::run("odd-configs", &Config::hosts(1), |lab| {
+        let host = lab.host(0);
+        let files = GuestKernel::Debian12.get(&Tools::get()?)?;
+        let folder = tempfile::tempdir()?;
+        nothing_to_start(host, &files, folder.path())?;
+        large_ramdisk(host, &files, folder.path())?;
+        cards_and_pauses(host, &files)
+    })
+    .expect("they work");
+}
+
+/// Files behind loop devices of both hosts; of the same content, as shared storage would be.
+const LOOPS: &str = "modprobe loop max_loop=64 2>/dev/null
+for n in $(seq 10 35); do
+    [ -e /dev/loop$n ] || mknod /dev/loop$n b 7 $n
+    dd if=/dev/zero of=/root/loop$n bs=64k count=16 2>/dev/null && losetup /dev/loop$n /root/loop$n || exit 1
+done";
+/// Writes a guest's `data/` as fast as it can, for as long as a file is there.
+const SCRIBBLE: &str = "touch /root/scribbles; (d=/local/domain/$(xl domid \"$1\")/data; n=0
+    while [ -e /root/scribbles ]; do xenstore-write $d/host-says \"$n\" $d/n$((n % 50)) \"$n\"; n=$((n+1))
+    echo $n >/root/scribbled; done) >/dev/null 2>&1 </dev/null &";
+
+/// The most disks that an `xl` configuration has in practice, and a control domain that never lets the
+/// guest's part of the store be.
+#[test]
+fn a_guest_with_many_disks_moves_while_its_host_writes_its_store() {
+    Lab::run("many-disks", &Config::hosts(2), |lab| {
+        agents::start(lab)?;
+        let kernel = GuestKernel::Debian12.get(&Tools::get()?)?;
+        let mut plan = unnoticed::plan(&kernel, Load::Steady)?;
+        for host in &lab.hosts {
+            host.sh(LOOPS)?;
+        }
+        for (number, letter) in (10..36).zip(('b'..='z').map(String::from).chain(["aa".to_owned()]))
+        {
+            plan.disks
+                .push(format!("phy:/dev/loop{number},xvd{letter},r"));
+        }
+        let (from, to) = (lab.host(0), lab.host(1));
+        let guest = plan.create(from)?;
+        guest.ready(BOOT)?;
+        guest.alive(MOMENT)?;
+        from.ok(&["sh", "-c", SCRIBBLE, "sh", &plan.name])?;
+        let arrived = Guest::attach_incoming(&plan.name, to)?;
+        drop(guest);
+        agents::migrate(&plan.name, from, to, &[])?;
+        let times = from.sh("rm -f /root/scribbles; cat /root/scribbled")?;
+        ensure!(times.trim().parse::<u32>()? > 20, "{times} times");
+        arrived.alive(MOMENT)?;
+        let last = arrived.order(to, "file read /sys/block/xvdaa/size", MOMENT)?;
+        ensure!(
+            last["found"].as_str().map(str::trim) == Some("2048"),
+            "{last}"
+        );
+        let disks = arrived.order(to, "disk stop", BOOT)?;
+        ensure!(disks["disks"][0]["errors"] == 0, "{disks}");
+        Ok(())
+    })
+    .expect("it moves");
+}
