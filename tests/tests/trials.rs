@@ -22,21 +22,16 @@ fn small(name: &str, system: System, files: &KernelFiles) -> GuestPlan {
     plan
 }
 
-/// Without a ramdisk, and with one of no bytes, a guest gets as far under the shim as it does on plain Xen.
-fn nothing_to_start(host: &Host, files: &KernelFiles, folder: &Path) -> Result<()> {
-    let empty = folder.join("empty");
-    fs::write(&empty, b"")?;
-    for initrd in [None, Some(empty)] {
-        for (name, system) in [
-            ("plain", System::Native),
-            ("shim", System::Shim(programs::shim()?)),
-        ] {
-            let mut plan = small(name, system, files);
-            plan.initrd.clone_from(&initrd);
-            let guest = plan.create(host)?;
-            guest.wait_for(NO_ROOT, BOOT)?;
-            host.ok(&["xl", "destroy", name])?;
-        }
+/// Without a ramdisk a guest gets as far under the shim as it does on plain Xen.  (One of no bytes the toolstack
+/// refuses by itself, with either.)
+fn nothing_to_start(host: &Host, files: &KernelFiles) -> Result<()> {
+    for (name, system) in [
+        ("plain", System::Native),
+        ("shim", System::Shim(programs::shim()?)),
+    ] {
+        let guest = small(name, system, files).create(host)?;
+        guest.wait_for(NO_ROOT, BOOT)?;
+        host.ok(&["xl", "destroy", name])?;
     }
     Ok(())
 }
@@ -111,7 +106,7 @@ fn odd_configurations_start_and_move() {
         let host = lab.host(0);
         let files = GuestKernel::Debian12.get(&Tools::get()?)?;
         let folder = tempfile::tempdir()?;
-        nothing_to_start(host, &files, folder.path())?;
+        nothing_to_start(host, &files)?;
         large_ramdisk(host, &files, folder.path())?;
         cards_and_pauses(host, &files)
     })
