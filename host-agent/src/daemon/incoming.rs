@@ -281,8 +281,7 @@ impl Incoming {
                     DestinationEvent::Reserved(reserved.map_err(|error| error.to_string()))
                 }
                 DestinationEffect::Finish { sent } => {
-                    let finished = self.finish(inner, sent);
-                    DestinationEvent::Finished(finished.map_err(|error| error.to_string()))
+                    DestinationEvent::Finished(self.finish(inner, sent))
                 }
                 DestinationEffect::Unpause { leave_paused } => {
                     DestinationEvent::Unpaused(self.unpause(inner, leave_paused))

@@ -31,6 +31,7 @@ mod locks;
 mod message;
 mod record;
 mod source;
+mod standing;
 mod token;
 
 pub use destination::{Choice, DestinationEffect, DestinationEvent, DestinationSession};
@@ -38,4 +39,5 @@ pub use locks::{Locks, Resources};
 pub use message::{Answer, Order, Request, Status, Trouble};
 pub use record::{DestinationRecord, SourceRecord};
 pub use source::{Operator, SourceEffect, SourceEvent, SourceSession};
+pub use standing::{NOT_YET, Other, Standing};
 pub use token::{Seal, SessionId, Token};

@@ -3,6 +3,7 @@
 use unmoved::job::Presence;
 use unmoved::session::{DestinationEffect, DestinationEvent, SourceEffect, SourceEvent, Trouble};
 
+use crate::outcome::Loss;
 use crate::world::{Message, World};
 
 /// What becomes of one effect.
@@ -68,8 +69,7 @@ impl World<'_> {
             }
             Fate::Fails | Fate::FailsAfter => self.tell_source(failed(&effect)),
             Fate::OffBefore | Fate::OffAfter => {
-                self.source.domain = Presence::Absent;
-                self.hosts_crashed += 1;
+                self.lose_source();
                 self.kill_source();
             }
             Fate::KilledBefore | Fate::KilledAfter | Fate::KilledWithTool => self.kill_source(),
@@ -98,14 +98,16 @@ impl World<'_> {
                 Some(event) => self.tell_destination(event),
                 None => self.destination.effect = None,
             },
-            Fate::Fails | Fate::FailsAfter => self.tell_destination(destination_failed(&effect)),
+            Fate::Fails | Fate::FailsAfter => {
+                let failed = destination_failed(&effect, self.destination.domain);
+                self.tell_destination(failed);
+            }
             Fate::OffBefore | Fate::OffAfter => {
-                self.destination.domain = Presence::Absent;
-                self.hosts_crashed += 1;
+                self.lose_destination(Loss::DestinationsHost);
                 self.kill_destination();
             }
             Fate::KilledWithTool => {
-                self.destination.domain = Presence::Absent;
+                self.lose_destination(Loss::Toolstack);
                 self.kill_destination();
             }
             Fate::KilledBefore | Fate::KilledAfter => self.kill_destination(),
@@ -189,7 +191,7 @@ impl World<'_> {
             }),
             SourceEffect::Destroy => {
                 if !self.destination.has_run {
-                    return Err("the only copy was destroyed".to_owned());
+                    return Err("the last whole copy was destroyed".to_owned());
                 }
                 source.domain = Presence::Absent;
                 SourceEvent::Destroyed(Ok(()))
@@ -219,7 +221,11 @@ impl World<'_> {
                 if is_whole {
                     here.domain = Presence::Paused;
                 }
-                DestinationEvent::Finished(is_whole.then_some(()).ok_or("not whole".to_owned()))
+                let broken = Trouble {
+                    reason: "not whole".to_owned(),
+                    is_gone: true,
+                };
+                DestinationEvent::Finished(is_whole.then_some(()).ok_or(broken))
             }
             DestinationEffect::Unpause { .. } => match here.domain {
                 Presence::Paused | Presence::Running => {
@@ -236,6 +242,10 @@ impl World<'_> {
                 if here.domain == Presence::Running {
                     return Err("a running copy was to be discarded".to_owned());
                 }
+                if here.domain == Presence::Paused && self.is_last_whole_there() {
+                    return Err("the last whole copy was thrown away".to_owned());
+                }
+                let here = &mut self.destination;
                 here.domain = Presence::Absent;
                 here.is_receiving = false;
                 here.arrived = None;
@@ -288,10 +298,14 @@ fn failed(effect: &SourceEffect) -> SourceEvent {
     }
 }
 
-fn destination_failed(effect: &DestinationEffect) -> DestinationEvent {
+fn destination_failed(effect: &DestinationEffect, domain: Presence) -> DestinationEvent {
     match effect {
         DestinationEffect::Reserve(_) => DestinationEvent::Reserved(Err(why())),
-        DestinationEffect::Finish { .. } => DestinationEvent::Finished(Err(why())),
+        DestinationEffect::Finish { .. } => DestinationEvent::Finished(Err(Trouble {
+            reason: why(),
+            // The agent looks.
+            is_gone: domain != Presence::Paused,
+        })),
         DestinationEffect::Unpause { .. } => DestinationEvent::Unpaused(Err(trouble())),
         DestinationEffect::Discard => DestinationEvent::Discarded(Err(why())),
         _ => DestinationEvent::Journaled(Err(why())),

@@ -1,18 +1,35 @@
 //! Goes through all sequences of choices that a run can meet, each run from its beginning.
 
-/// The choices of one run: those given, then always the first.
-#[derive(Debug, Default)]
+use crate::sample::Chance;
+
+/// The choices of one run: those given, then always the first, or by chance.
+#[derive(Default)]
 pub struct Script {
     given: Vec<usize>,
+    chance: Option<Chance>,
     /// What was chosen, of how many.
     met: Vec<(usize, usize)>,
 }
 
 impl Script {
+    /// By chance.
+    pub fn by(chance: Chance) -> Self {
+        Self {
+            chance: Some(chance),
+            ..Self::default()
+        }
+    }
+
     /// Chooses one of so many; the first is what happens when nothing is wrong.
     pub fn choose(&mut self, options: usize) -> usize {
         assert!(options > 0, "there is always something that happens");
-        let choice = self.given.get(self.met.len()).copied().unwrap_or(0);
+        let given = self.given.get(self.met.len()).copied();
+        let by_chance = || {
+            self.chance
+                .as_mut()
+                .map_or(0, |chance| chance.choose(options))
+        };
+        let choice = given.unwrap_or_else(by_chance);
         assert!(choice < options, "a run must be the same every time");
         self.met.push((choice, options));
         choice
@@ -26,7 +43,7 @@ impl Script {
                 given.push(choice + 1);
                 return Some(Self {
                     given,
-                    met: Vec::new(),
+                    ..Self::default()
                 });
             }
         }

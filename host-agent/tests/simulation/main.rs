@@ -9,20 +9,35 @@
 mod effects;
 mod explore;
 mod moves;
+mod operators;
 mod outcome;
+mod sample;
 mod world;
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
-use explore::explore;
-use outcome::Outcome;
+use explore::{Script, explore};
+use outcome::{Loss, Outcome};
+use sample::sample;
 use world::{Rules, World};
+
+/// So many cases with three faults.
+const SAMPLED: u64 = 200_000;
 
 /// Runs all cases and prints how many there were and how they ended.
 fn all(title: &str, rules: Rules) -> Result<BTreeMap<Outcome, u64>, String> {
+    counted(title, rules, |case| explore(case))
+}
+
+/// As [`all`], of the cases that `play` plays.
+fn counted(
+    title: &str,
+    rules: Rules,
+    play: impl FnOnce(&mut dyn FnMut(&mut Script) -> Result<(), String>) -> Result<(), String>,
+) -> Result<BTreeMap<Outcome, u64>, String> {
     let mut outcomes = BTreeMap::new();
-    explore(|script| {
+    play(&mut |script| {
         let outcome = World::new(script, rules).run()?;
         *outcomes.entry(outcome).or_insert(0) += 1;
         Ok(())
@@ -58,6 +73,22 @@ fn one_copy_runs_whatever_crashes_and_whichever_message_is_lost() {
         all("any two faults", Rules::faults(2)).unwrap_or_else(|found| panic!("{found}"));
     assert!(outcomes.values().sum::<u64>() > 10_000);
     assert!(outcomes.contains_key(&Outcome::Adopted));
+}
+
+#[test]
+fn three_faults_are_sampled() {
+    let play = |case: &mut dyn FnMut(&mut Script) -> Result<(), String>| sample(3, SAMPLED, case);
+    let outcomes = counted("three faults by chance", Rules::faults(3), play)
+        .unwrap_or_else(|found| panic!("{found}"));
+    assert!(outcomes.contains_key(&Outcome::Held), "{outcomes:?}");
+}
+
+#[test]
+fn one_crash_of_a_host_takes_only_what_was_nowhere_else() {
+    let outcomes = all("any one fault", Rules::faults(1)).unwrap_or_else(|found| panic!("{found}"));
+    // It ran on the host that crashed.  While it stands still with two whole copies, one crash takes no guest.
+    assert!(outcomes.contains_key(&Outcome::Lost(Loss::SourcesHost)));
+    assert!(!outcomes.contains_key(&Outcome::Lost(Loss::Toolstack)));
 }
 
 #[test]

@@ -33,6 +33,10 @@ pub enum Move {
     Double,
     CallTimesOut,
     LeaseExpiresEarly,
+    /// An operator at the destination does not wait for what the source says.
+    DecideThereTooEarly(Choice),
+    /// The destination's agent is about to end in order.
+    StopDestination,
 }
 
 impl World<'_> {
@@ -48,19 +52,11 @@ impl World<'_> {
         if moves[0] != Move::DeliverLate(0) {
             moves.extend((0..self.late.len()).map(Move::DeliverLate));
         }
-        if let Some(SourceEffect::Wait { is_held: true, .. }) = self.source.effect
-            && self.may_decide
-            && moves[0] == Move::Over
-        {
-            // Operators look before they decide.
-            if self.source.domain == Presence::Absent && !self.source.ran_after_suspend {
-                moves.push(Move::Decide(Operator::HandOver));
-            }
-            if self.destination.domain == Presence::Absent && !self.destination.has_run {
-                moves.push(Move::Decide(Operator::RunHere));
-            }
+        if moves[0] == Move::Over || self.destination.session.is_none() {
+            moves.extend(self.choices().into_iter().map(Move::Decide));
         }
-        if moves[0] == Move::Over || self.source.session.is_none() {
+        let may_look_there = moves[0] == Move::Over || self.source.session.is_none();
+        if may_look_there {
             moves.extend(self.choices_there().into_iter().map(Move::DecideThere));
         }
         if self.may_be_taken() && moves[0] != Move::AnotherTakesIt {
@@ -78,6 +74,11 @@ impl World<'_> {
             }
             if self.has_idle_lease() && moves[0] != Move::LeaseExpires {
                 moves.push(Move::LeaseExpiresEarly);
+                moves.push(Move::StopDestination);
+            }
+            if !may_look_there && self.source.calling.is_some() {
+                let choices = self.choices_there().into_iter();
+                moves.extend(choices.map(Move::DecideThereTooEarly));
             }
         }
         moves
@@ -137,25 +138,6 @@ impl World<'_> {
             return Move::DecideThere(Choice::RunHere);
         }
         Move::Over
-    }
-
-    /// What an operator at the destination may decide, who has looked for the source's copy.
-    fn choices_there(&self) -> Vec<Choice> {
-        let (source, destination) = (&self.source, &self.destination);
-        let is_idle = matches!(
-            destination.effect,
-            None | Some(DestinationEffect::Idle { .. })
-        );
-        let Some(session) = destination.session.as_ref().filter(|_| is_idle) else {
-            return Vec::new();
-        };
-        // What ran at the source since it was suspended is newer than what is here.
-        let is_gone =
-            source.domain == Presence::Absent && !source.ran_after_suspend && !source.is_anothers;
-        let mut choices = vec![Choice::Forget];
-        choices.extend(is_gone.then_some(Choice::RunHere));
-        choices.retain(|choice| self.may_decide_there && session.may(*choice));
-        choices
     }
 
     fn may_be_taken(&self) -> bool {

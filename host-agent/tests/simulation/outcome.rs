@@ -20,8 +20,19 @@ pub enum Outcome {
     Adopted,
     /// It runs nowhere; both ends say why, and an operator can choose.
     Held,
-    /// It was running on the host that crashed, or existed nowhere else.
-    DiedWithItsHost,
+    /// There is no whole copy any more.
+    Lost(Loss),
+}
+
+/// What took the last whole copy.  No agent ever does: a case in which one throws it away fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Loss {
+    /// The source's host crashed.
+    SourcesHost,
+    /// The destination's host crashed.
+    DestinationsHost,
+    /// The toolstack at the destination gave up what it had built.
+    Toolstack,
 }
 
 impl fmt::Display for Outcome {
@@ -32,7 +43,15 @@ impl fmt::Display for Outcome {
             Self::MovedByAnother => "stayed, and was moved by another session",
             Self::Adopted => "runs at the destination by an operator's decision there",
             Self::Held => "stands paused with a named reason",
-            Self::DiedWithItsHost => "died with the host that crashed",
+            Self::Lost(Loss::SourcesHost) => {
+                "lost: the last whole copy was on the source's host, which crashed"
+            }
+            Self::Lost(Loss::DestinationsHost) => {
+                "lost: the last whole copy was on the destination's host, which crashed"
+            }
+            Self::Lost(Loss::Toolstack) => {
+                "lost: the last whole copy was the destination's, which the toolstack gave up"
+            }
         })
     }
 }
@@ -90,9 +109,10 @@ pub fn judge(world: &World<'_>) -> Result<Outcome, String> {
         (Presence::Running, _) => Err(format!(
             "it runs at the source, and the destination keeps a copy: {last:?}, {there:?}"
         )),
-        (Presence::Absent, Presence::Absent) if world.hosts_crashed > 0 => {
-            Ok(Outcome::DiedWithItsHost)
-        }
+        (Presence::Absent, Presence::Absent) => match world.last_loss {
+            Some(loss) => Ok(Outcome::Lost(loss)),
+            None => Err(format!("the last whole copy is gone: {last:?}, {there:?}")),
+        },
         (_, Presence::Running) => Err(format!(
             "it runs at the destination, and the source keeps a copy: {last:?}"
         )),
@@ -101,7 +121,7 @@ pub fn judge(world: &World<'_>) -> Result<Outcome, String> {
             Some(SourceEffect::Wait {
                 reason,
                 is_held: true,
-            }) if !reason.is_empty() => Ok(Outcome::Held),
+            }) if !reason.is_empty() && world.can_be_decided() => Ok(Outcome::Held),
             effect => Err(format!(
                 "it runs nowhere ({source:?}, {destination:?}), and nobody is asked: {effect:?}, \
                  {last:?}, {there:?}"

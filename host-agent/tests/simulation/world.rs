@@ -10,7 +10,7 @@ use unmoved::session::{
 
 use crate::explore::Script;
 use crate::moves::Move;
-use crate::outcome::{Outcome, judge};
+use crate::outcome::{Loss, Outcome, judge};
 
 /// What may happen in a case.
 #[derive(Clone, Copy, Debug)]
@@ -89,7 +89,8 @@ pub struct World<'a> {
     /// Messages that will arrive some time.
     pub late: Vec<Message>,
     pub last_call: u32,
-    pub hosts_crashed: usize,
+    /// What took the last whole copy, if there is none any more.
+    pub last_loss: Option<Loss>,
     /// Retries without any change, to see that nothing more happens.
     pub idle_retries: usize,
     pub may_decide: bool,
@@ -135,7 +136,7 @@ impl<'a> World<'a> {
             way: VecDeque::new(),
             late: Vec::new(),
             last_call: 0,
-            hosts_crashed: 0,
+            last_loss: None,
             idle_retries: 0,
             may_decide: true,
             may_decide_there: true,
@@ -204,13 +205,15 @@ impl<'a> World<'a> {
                 self.idle_retries += 1;
                 self.tell_source(SourceEvent::Retry);
             }
-            Move::Decide(operator) => {
-                self.may_decide = false;
-                self.tell_source(SourceEvent::Decided(operator));
+            Move::Decide(operator) => return Ok(self.decide(operator)),
+            Move::DecideThere(choice) => return Ok(self.decide_there(choice)),
+            Move::DecideThereTooEarly(choice) => {
+                self.faults_left -= 1;
+                return Ok(self.decide_there(choice));
             }
-            Move::DecideThere(choice) => {
-                self.may_decide_there = false;
-                self.tell_destination(DestinationEvent::Decided(choice));
+            Move::StopDestination => {
+                self.faults_left -= 1;
+                self.tell_destination(DestinationEvent::Stopped);
             }
             Move::AnotherSuspends => {
                 self.faults_left -= 1;

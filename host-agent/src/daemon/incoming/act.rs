@@ -96,7 +96,29 @@ impl Incoming {
         });
     }
 
-    pub(super) fn finish(&self, inner: &mut Inner, sent: u64) -> Result<()> {
+    /// A failure says whether what there is of the domain is whole all the same: then it may be the last.
+    pub(super) fn finish(&self, inner: &mut Inner, sent: u64) -> std::result::Result<(), Trouble> {
+        let built = self.build(inner, sent);
+        // Who has given it up while it was built is not to be told that it was received.
+        let Err(error) = built.and_then(|()| self.job.control.close()) else {
+            return Ok(());
+        };
+        let given_up = self
+            .failure
+            .lock()
+            .clone()
+            .filter(|_| self.job.control.is_aborted());
+        let presence = inner.destination.as_mut().map(|there| there.presence());
+        Err(Trouble {
+            reason: given_up.unwrap_or_else(|| error.to_string()),
+            is_gone: !matches!(
+                presence,
+                Some(Ok(Presence::Paused | Presence::Running) | Err(_))
+            ),
+        })
+    }
+
+    fn build(&self, inner: &mut Inner, sent: u64) -> Result<()> {
         *self.lanes.lock() = None;
         self.job
             .control
@@ -160,7 +182,10 @@ impl Incoming {
     }
 
     /// The destination, looked for again if this run of the daemon has not begun it.
-    fn destination<'a>(&self, inner: &'a mut Inner) -> Result<&'a mut Box<dyn Destination>> {
+    pub(super) fn destination<'a>(
+        &self,
+        inner: &'a mut Inner,
+    ) -> Result<&'a mut Box<dyn Destination>> {
         let Some(request) = inner.machine.request() else {
             return Err(Error::Refused("nothing was ever reserved".to_owned()));
         };

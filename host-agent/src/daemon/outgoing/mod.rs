@@ -292,6 +292,7 @@ impl Outgoing<'_> {
                 let what = match decision {
                     Operator::RunHere => "run-here",
                     Operator::HandOver => "hand-over",
+                    Operator::GiveUp => "give-up",
                 };
                 let more = json!({ "job": self.job.id, "decision": what });
                 self.daemon.audit.write("operator", "recover", &more);

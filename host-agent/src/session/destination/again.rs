@@ -7,8 +7,13 @@ use crate::session::DestinationRecord;
 impl DestinationSession {
     pub(super) fn restarted(&mut self, presence: Presence) -> DestinationEffect {
         match (self.record.clone(), presence) {
-            (Some(DestinationRecord::Reserved { .. }), _) => {
+            (Some(DestinationRecord::Reserved { .. }), Presence::Absent | Presence::Partial) => {
                 self.discard("the agent was restarted while it received".to_owned())
+            }
+            // The toolstack had built it to its end, and only the record of that is missing.  The source
+            // may have been lost in the same moment; if it was not, it says what becomes of this copy.
+            (Some(DestinationRecord::Reserved { .. }), Presence::Paused | Presence::Running) => {
+                self.whole()
             }
             (Some(DestinationRecord::Received), Presence::Absent | Presence::Partial) => {
                 self.discard("the domain is gone since the agent was restarted".to_owned())

@@ -6,7 +6,8 @@
 //! * *Run here*: the operator vouches for the source's copy.  The decision is on the disk before the guest
 //!   runs.  A source that comes back and has handed over is told that it was taken over, and destroys its
 //!   copy; one that has not finds no copy to resume, or the operator was wrong.
-//! * *Forget*: always safe, for a copy that is discarded never runs.  One that was taken over and lost may
+//! * *Forget*: the guest never runs twice for it, for a copy that is discarded never runs; whether another is
+//!   left is for whoever asks to [find out](super::super::standing).  One that was taken over and lost may
 //!   have run: the source is told so for ever, and never that it was discarded.
 
 use super::{Choice, DestinationEffect, DestinationSession};
@@ -19,8 +20,14 @@ impl DestinationSession {
         let is_being_discarded = self.is_gone || self.failure.is_some();
         match (&self.record, choice) {
             (Some(Record::Received), Choice::RunHere) => !is_being_discarded,
+            (Some(Record::Reserved { .. }), Choice::RunHere) => {
+                self.is_whole && !is_being_discarded
+            }
             (Some(Record::Adopted), Choice::RunHere)
-            | (Some(Record::Received | Record::Lost { .. }), Choice::Forget) => true,
+            | (
+                Some(Record::Reserved { .. } | Record::Received | Record::Lost { .. }),
+                Choice::Forget,
+            ) => true,
             _ => false,
         }
     }

@@ -22,14 +22,17 @@ pub enum DestinationEvent {
     Restarted(Presence),
     /// The source has been silent for too long.
     LeaseExpired,
+    /// The agent is about to end in order: what is not whole by now is not waited for.
+    Stopped,
     /// An operator decides.
     Decided(Choice),
     /// Result of [`DestinationEffect::Journal`].
     Journaled(Result<(), String>),
     /// Result of [`DestinationEffect::Reserve`].
     Reserved(Result<(), String>),
-    /// Result of [`DestinationEffect::Finish`].
-    Finished(Result<(), String>),
+    /// Result of [`DestinationEffect::Finish`].  Of a failure: what there is of the domain is not whole, if
+    /// that `is_gone`.
+    Finished(Result<(), Trouble>),
     /// Result of [`DestinationEffect::Unpause`].
     Unpaused(Result<(), Trouble>),
     /// Result of [`DestinationEffect::Discard`].

@@ -33,6 +33,9 @@ pub struct DestinationSession {
     is_gone: bool,
     /// The toolstack works on it, in this run of the agent.
     is_receiving: bool,
+    /// The whole domain stands here, paused, whether that is on the disk yet or not: it may be all that there
+    /// is of the guest, so only its source, or an operator, has it thrown away.
+    is_whole: bool,
 }
 
 impl DestinationSession {
@@ -48,6 +51,7 @@ impl DestinationSession {
             failure: None,
             is_gone: false,
             is_receiving: false,
+            is_whole: false,
         }
     }
 
@@ -86,7 +90,7 @@ impl DestinationSession {
     /// Whether the source's silence matters: then the lease is to be watched.
     #[must_use]
     pub const fn has_lease(&self) -> bool {
-        matches!(self.record, Some(DestinationRecord::Reserved { .. }))
+        matches!(self.record, Some(DestinationRecord::Reserved { .. })) && !self.is_whole
     }
 
     /// Feeds what happened, gives what is to be done; `None` for an event that nothing waits for, which
@@ -102,6 +106,9 @@ impl DestinationSession {
             (Pending::Nothing, DestinationEvent::Restarted(presence)) => self.restarted(presence),
             (Pending::Nothing, DestinationEvent::LeaseExpired) if self.has_lease() => {
                 self.discard("the source has gone silent".to_owned())
+            }
+            (Pending::Nothing, DestinationEvent::Stopped) if self.has_lease() => {
+                self.discard("the destination's agent is being stopped".to_owned())
             }
             (Pending::Nothing, DestinationEvent::Decided(choice)) => self.decided(choice),
             (Pending::Record(record), DestinationEvent::Journaled(Ok(()))) => {
@@ -143,12 +150,21 @@ impl DestinationSession {
                 self.act(DestinationEffect::Finish { sent })
             }
             (Order::Receive { .. }, Some(Record::Received)) => self.answer(Answer::Continue),
+            (Order::Receive { .. }, Some(Record::Reserved { .. })) if self.is_whole => {
+                self.journal(Record::Received)
+            }
 
             (Order::TakeOver(token), Some(Record::Received)) => {
                 if self.is_right(&token) {
                     return self.journal(Record::Taken { token });
                 }
                 self.refuse("that is not this session's token")
+            }
+            // An operator at the source has decided so, while it could not be written down that all is here.
+            (Order::TakeOver(token), Some(Record::Reserved { .. }))
+                if self.is_whole && self.is_right(&token) =>
+            {
+                self.journal(Record::Taken { token })
             }
             (Order::TakeOver(token), Some(Record::Taken { token: known })) => {
                 if token == known {
@@ -176,11 +192,7 @@ impl DestinationSession {
             ) => self.discard(format!("the source has failed: {reason}")),
             (
                 Order::Failed(_),
-                Some(
-                    Record::Discarded { .. }
-                    | Record::Forgotten { .. }
-                    | Record::Retired { taken: false },
-                ),
+                Some(Record::Forgotten { .. } | Record::Retired { taken: false }),
             ) => self.answer(Answer::Complete),
 
             (_, Some(Record::Discarded { reason })) => self.answer(Answer::Discarded(reason)),
@@ -224,16 +236,16 @@ impl DestinationSession {
                 self.request = None;
                 self.answer(Answer::Refused(why))
             }
-            // The source does not know yet that it is whole: it cannot have handed over.
-            Record::Received => self.discard(why),
             // It runs, whether that is on the disk or not; a restart sees it too.
             Record::Running => {
                 self.record = Some(Record::Running);
                 self.answer(Answer::Complete)
             }
             // Not done; whether it is on the disk or not, the source, or an operator, asks again, and then
-            // it will be.
-            Record::Taken { .. }
+            // it will be.  A source that hears this of what was received cannot have handed over; its guest
+            // goes on before it says that it has failed.
+            Record::Received
+            | Record::Taken { .. }
             | Record::Adopted
             | Record::Forgotten { .. }
             | Record::Discarded { .. }
@@ -248,10 +260,15 @@ impl DestinationSession {
                 self.is_receiving = true;
                 self.answer(Answer::Continue)
             }
-            DestinationEvent::Finished(Ok(())) => self.journal(DestinationRecord::Received),
-            DestinationEvent::Reserved(Err(why)) | DestinationEvent::Finished(Err(why)) => {
-                self.discard(why)
+            DestinationEvent::Finished(Ok(())) => self.whole(),
+            DestinationEvent::Finished(Err(trouble)) if trouble.is_gone => {
+                self.discard(trouble.reason)
             }
+            DestinationEvent::Finished(Err(trouble)) => {
+                self.is_whole = true;
+                self.answer(Answer::NotYet(trouble.reason))
+            }
+            DestinationEvent::Reserved(Err(why)) => self.discard(why),
             DestinationEvent::Unpaused(Ok(())) => self.journal(DestinationRecord::Running),
             // What is gone cannot be unpaused however often we try; and it may have run before.
             DestinationEvent::Unpaused(Err(trouble)) if trouble.is_gone => {
@@ -287,9 +304,17 @@ impl DestinationSession {
         self.act(DestinationEffect::Unpause { leave_paused })
     }
 
-    /// Decides that the copy here will never run.  Only where nothing can have run it.
+    /// All of it is here.
+    fn whole(&mut self) -> DestinationEffect {
+        self.is_whole = true;
+        self.journal(DestinationRecord::Received)
+    }
+
+    /// Decides that the copy here will never run.  Only where nothing can have run it, and where it is not
+    /// whole, or whoever asks for it knows of another that runs or can run.
     fn discard(&mut self, reason: String) -> DestinationEffect {
         self.is_receiving = false;
+        self.is_whole = false;
         self.failure = Some(reason);
         self.act(DestinationEffect::Discard)
     }
@@ -337,6 +362,10 @@ impl DestinationSession {
             Some(DestinationRecord::Reserved { .. }) if self.failure.is_some() => {
                 Some("what is left of the copy here could not be thrown away yet".to_owned())
             }
+            Some(DestinationRecord::Reserved { .. }) if self.is_whole => Some(
+                "whole and paused, which could not be written down yet; waits for the source's word"
+                    .to_owned(),
+            ),
             _ => None,
         };
         DestinationEffect::Idle { reason }

@@ -43,8 +43,9 @@ impl SourceSession {
         if self.is_resumed {
             return self.let_go(reason);
         }
-        // The guest does not go on, but the destination need not wait for that.
-        if !self.is_told {
+        // The guest does not go on, but the destination need not wait for that; unless its copy may be the
+        // one that is run in the end.
+        if !self.is_told && !self.may_be_whole {
             return self.call(Order::Failed(reason));
         }
         let trouble = self.trouble.clone().unwrap_or_default();
@@ -118,8 +119,11 @@ fn explanation(reason: &str, answer: Answer) -> String {
     let Answer::Discarded(why) = answer else {
         return String::new();
     };
-    why.split_once(reason)
-        .map_or_else(String::new, |(_, more)| more.to_owned())
+    match why.split_once(reason) {
+        Some((_, more)) => more.to_owned(),
+        // It had failed, or was stopped, before it was told.
+        None => format!("; the destination: {why}"),
+    }
 }
 
 pub(super) fn refusal(answer: Answer) -> String {

@@ -11,6 +11,8 @@ pub enum Operator {
     /// The destination is to run it: the operator vouches that the copy here does not, and has not
     /// since it was suspended.
     HandOver,
+    /// It is given up: it is not here any more, and nothing whole of it is at the destination.
+    GiveUp,
 }
 
 /// What happened.

@@ -291,6 +291,10 @@ impl SourceSession {
                 self.journal(SourceRecord::Aborting { reason })
             }
             Operator::HandOver => self.journal(SourceRecord::HandedOver),
+            Operator::GiveUp => {
+                let reason = format!("an operator has given the guest up ({reason})");
+                self.journal(SourceRecord::Resumed { reason })
+            }
         }
     }
 

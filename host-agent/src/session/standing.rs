@@ -1,0 +1,325 @@
+//! Whether an operator is followed: what is seen at this end, and what the other end says, before anything of
+//! what he decides is done.
+//!
+//! An operator vouches for what nobody can see: a host that does not answer.  What can be seen is looked at.
+//! He may be at the wrong end, or mistaken, and each of his decisions can make a guest run twice or throw
+//! its last whole copy away; so a decision that what is seen speaks against is refused, with what was seen.
+//!
+//! A copy is thrown away only if it is known that the guest runs elsewhere, or can.
+
+use super::{Choice, DestinationRecord, Operator, SourceRecord};
+use crate::job::Presence;
+
+/// State of an end that has not been taken up yet after a restart of its agent.
+pub const NOT_YET: &str = "not-yet";
+
+/// How one end of a session stands, as its agent tells the other's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// The last record of that end, or [`NOT_YET`]; `None`: the agent knows of no such session.
+    pub state: Option<String>,
+    /// The guest's copy on that host, whoever has made it.
+    pub copy: Presence,
+}
+
+/// What became of asking the other end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Other {
+    /// Its agent does not answer.
+    Silent,
+    /// Its agent answers, but does not say: why.
+    Mute(String),
+    /// How it stands there.
+    Said(Standing),
+}
+
+impl Standing {
+    /// The source's end, after this record.
+    #[must_use]
+    pub fn of_source(record: Option<&SourceRecord>, copy: Presence) -> Self {
+        Self {
+            state: record.map(|record| record.name().to_owned()),
+            copy,
+        }
+    }
+
+    /// The destination's end, after this record.
+    #[must_use]
+    pub fn of_destination(record: Option<&DestinationRecord>, copy: Presence) -> Self {
+        let name = |record: &DestinationRecord| match record {
+            DestinationRecord::Retired { taken: true } => DestinationRecord::Running.name(),
+            DestinationRecord::Retired { taken: false } => "discarded",
+            record => record.name(),
+        };
+        Self {
+            state: record.map(|record| name(record).to_owned()),
+            copy,
+        }
+    }
+
+    fn is(&self, state: &str) -> bool {
+        self.state.as_deref() == Some(state)
+    }
+
+    /// The destination has taken it over: it runs there, or has.
+    fn has_run(&self) -> bool {
+        ["taken", "adopted", "running"]
+            .iter()
+            .any(|state| self.is(state))
+    }
+
+    const fn has_whole(&self) -> bool {
+        matches!(self.copy, Presence::Paused | Presence::Running)
+    }
+
+    fn told(&self) -> String {
+        format!(
+            "{}, and its copy of the guest is {}",
+            match &self.state {
+                Some(state) => format!("its journal says \"{state}\""),
+                None => "it knows of no such job".to_owned(),
+            },
+            match self.copy {
+                Presence::Absent => "not there",
+                Presence::Partial => "not whole",
+                Presence::Paused => "whole and paused",
+                Presence::Running => "running",
+            }
+        )
+    }
+}
+
+const STILL_LOOKS: &str =
+    "the other host's agent has been restarted and still looks for the guest: ask again";
+
+impl Operator {
+    /// Whether the source follows this, whose own copy is `here`.  `is_vouched`: he vouches for what the
+    /// destination does not say.
+    ///
+    /// # Errors
+    /// What was seen that speaks against it.
+    pub fn may(self, here: Presence, there: &Other, is_vouched: bool) -> Result<(), String> {
+        let is_here = matches!(here, Presence::Paused | Presence::Running);
+        if let Other::Said(standing) = there
+            && standing.is(NOT_YET)
+        {
+            return Err(STILL_LOOKS.to_owned());
+        }
+        match (self, there) {
+            (Self::RunHere, _) if !is_here => Err(
+                "the guest is not on this host any more: it can be handed over (`--run there`) or given up \
+                 (`--discard`)"
+                    .to_owned(),
+            ),
+            (Self::RunHere, Other::Said(there))
+                if there.copy == Presence::Running || there.has_run() =>
+            {
+                Err(format!(
+                    "the destination's agent answers: {}. It would run twice",
+                    there.told()
+                ))
+            }
+            (Self::HandOver, _) if here == Presence::Running => Err(
+                "the guest runs on this host: handed over, it would run twice (`--run here` leaves it as it is)"
+                    .to_owned(),
+            ),
+            (Self::HandOver, Other::Silent) => Err(
+                "the destination's agent does not answer: nothing can be handed over to it now"
+                    .to_owned(),
+            ),
+            (Self::HandOver, Other::Said(there))
+                if !there.has_whole() && !there.has_run() && (is_here || !there.is("discarded")) =>
+            {
+                Err(format!(
+                    "the destination's agent answers: {}. There is nothing that could run there",
+                    there.told()
+                ))
+            }
+            (Self::GiveUp, _) if is_here => Err(
+                "the guest's copy is on this host, and can run here (`--run here`)".to_owned(),
+            ),
+            (Self::GiveUp, Other::Said(there)) if there.copy != Presence::Absent => Err(format!(
+                "the destination's agent answers: {}. Let it run there (`--run there`)",
+                there.told()
+            )),
+            (Self::GiveUp, Other::Silent | Other::Mute(_)) if !is_vouched => Err(format!(
+                "{}: the destination may have the last whole copy (`--vouch` says that you know better)",
+                there.unsaid()
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Choice {
+    /// Whether the destination follows this, whose own copy is `here`, and whose last record is `last`.
+    /// `is_vouched`: he vouches that the guest runs elsewhere, or can, where the source does not say so.
+    ///
+    /// # Errors
+    /// What was seen that speaks against it.
+    pub fn may(
+        self,
+        last: Option<&DestinationRecord>,
+        here: Presence,
+        there: &Other,
+        is_vouched: bool,
+    ) -> Result<(), String> {
+        // It was decided before, on the disk, and is only tried again.
+        let is_decided = last == Some(&DestinationRecord::Adopted);
+        let runs_there =
+            matches!(there, Other::Said(standing) if standing.copy == Presence::Running);
+        match (self, there) {
+            (Self::RunHere, _) if is_decided && !runs_there => Ok(()),
+            (Self::Forget, _) if here == Presence::Running => {
+                Err("the guest runs on this host: it is not thrown away".to_owned())
+            }
+            (Self::Forget, _) if matches!(here, Presence::Absent | Presence::Partial) => Ok(()),
+            (_, Other::Said(there)) if there.is(NOT_YET) => Err(STILL_LOOKS.to_owned()),
+            (Self::RunHere, _) if matches!(here, Presence::Absent | Presence::Partial) => Err(
+                "the copy here is not whole, or not there any more: it can only be forgotten (`--discard`)"
+                    .to_owned(),
+            ),
+            (Self::RunHere, Other::Silent) => Ok(()),
+            (Self::RunHere, Other::Mute(_)) => Err(format!(
+                "{}: abort or decide the job there",
+                there.unsaid()
+            )),
+            (Self::RunHere, Other::Said(there))
+                if there.state.is_none() && there.copy == Presence::Absent =>
+            {
+                Ok(())
+            }
+            (Self::RunHere, Other::Said(there)) => {
+                let what = match there.state {
+                    Some(_) => "Abort or decide the job there",
+                    None => "See to that copy first: what is here may be older",
+                };
+                Err(format!("the source's agent answers: {}. {what}", there.told()))
+            }
+            (Self::Forget, Other::Said(there)) if there.has_whole() => Ok(()),
+            (Self::Forget, _) if is_vouched => Ok(()),
+            (Self::Forget, Other::Said(there)) => Err(format!(
+                "the source's agent answers: {}. This may be the last whole copy (`--vouch` says that the \
+                 guest runs or can run elsewhere)",
+                there.told()
+            )),
+            (Self::Forget, _) => Err(format!(
+                "{}: this may be the last whole copy (`--vouch` says that the guest runs or can run \
+                 elsewhere)",
+                there.unsaid()
+            )),
+        }
+    }
+}
+
+impl Other {
+    fn unsaid(&self) -> String {
+        match self {
+            Self::Mute(why) => format!(
+                "the other host's agent answers, but does not say how it stands there ({why})"
+            ),
+            _ => "the other host's agent does not answer".to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{NOT_YET, Other, Standing};
+    use crate::job::Presence::{Absent, Partial, Paused, Running};
+    use crate::session::{Choice, DestinationRecord, Operator};
+
+    fn said(state: Option<&str>, copy: crate::job::Presence) -> Other {
+        Other::Said(Standing {
+            state: state.map(str::to_owned),
+            copy,
+        })
+    }
+
+    #[test]
+    fn nobody_hands_over_what_runs_or_where_nothing_is() {
+        let may = |here, there| Operator::HandOver.may(here, &there, true);
+        let received = || said(Some("received"), Paused);
+        assert!(
+            may(Running, received())
+                .unwrap_err()
+                .contains("runs on this host")
+        );
+        may(Paused, received()).unwrap();
+        may(Absent, received()).unwrap();
+        assert!(
+            may(Paused, said(Some("discarded"), Absent))
+                .unwrap_err()
+                .contains("discarded")
+        );
+        may(Absent, said(Some("discarded"), Absent)).unwrap();
+        may(Absent, said(None, Absent)).unwrap_err();
+        may(Absent, Other::Silent).unwrap_err();
+        may(Paused, Other::Mute("old".to_owned())).unwrap();
+        may(Paused, said(Some(NOT_YET), Paused)).unwrap_err();
+    }
+
+    #[test]
+    fn nothing_runs_at_the_source_that_runs_or_has_run_at_the_destination() {
+        let may = |here, there| Operator::RunHere.may(here, &there, false);
+        may(Paused, Other::Silent).unwrap();
+        may(Paused, said(Some("lost"), Absent)).unwrap();
+        may(Paused, said(Some("received"), Paused)).unwrap();
+        let twice = may(Paused, said(Some("running"), Running)).unwrap_err();
+        assert!(
+            twice.contains("twice") && twice.contains("\"running\""),
+            "{twice}"
+        );
+        // It has come there in another way; or has run there and gone on.
+        may(Paused, said(None, Running)).unwrap_err();
+        may(Paused, said(Some("running"), Absent)).unwrap_err();
+        may(Absent, Other::Silent).unwrap_err();
+    }
+
+    #[test]
+    fn a_guest_is_given_up_only_where_nothing_of_it_is_left() {
+        let may = |here, there, vouched| Operator::GiveUp.may(here, &there, vouched);
+        may(Absent, said(Some("lost"), Absent), false).unwrap();
+        may(Absent, said(Some("received"), Paused), true).unwrap_err();
+        may(Paused, said(Some("lost"), Absent), true).unwrap_err();
+        may(Absent, Other::Silent, false).unwrap_err();
+        may(Absent, Other::Silent, true).unwrap();
+    }
+
+    #[test]
+    fn a_copy_is_adopted_only_if_the_source_is_silent_or_has_nothing() {
+        let may = |here, there| Choice::RunHere.may(None, here, &there, true);
+        may(Paused, Other::Silent).unwrap();
+        may(Paused, said(None, Absent)).unwrap();
+        for there in [
+            said(None, Running),
+            said(None, Paused),
+            said(Some("held"), Absent),
+            said(Some("handed over"), Paused),
+            said(Some(NOT_YET), Absent),
+            Other::Mute("old".to_owned()),
+        ] {
+            may(Paused, there).unwrap_err();
+        }
+        may(Absent, Other::Silent).unwrap_err();
+        // What was decided is tried again, but not against what is seen.
+        let adopted = Some(&DestinationRecord::Adopted);
+        let again = |there| Choice::RunHere.may(adopted, Paused, &there, false);
+        again(said(Some("held"), Absent)).unwrap();
+        again(said(Some("aborting"), Running)).unwrap_err();
+    }
+
+    #[test]
+    fn a_whole_copy_is_forgotten_only_if_another_is_known() {
+        let may = |here, there, vouched| Choice::Forget.may(None, here, &there, vouched);
+        may(Paused, said(Some("handed over"), Paused), false).unwrap();
+        may(Paused, said(None, Running), false).unwrap();
+        let last = may(Paused, said(Some("held"), Absent), false).unwrap_err();
+        assert!(last.contains("last whole copy"), "{last}");
+        may(Paused, Other::Silent, false).unwrap_err();
+        may(Paused, Other::Silent, true).unwrap();
+        // What never was whole is nobody's last.
+        may(Partial, Other::Silent, false).unwrap();
+        may(Absent, Other::Silent, false).unwrap();
+    }
+}
