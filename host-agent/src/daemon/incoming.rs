@@ -5,20 +5,22 @@
 //! again when it wants the domain finished.
 
 mod act;
+mod again;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use parking_lot::Mutex;
 use serde_json::json;
 
+use super::Daemon;
 use super::job::{Direction, Job};
 use super::lanes::Lanes;
 use super::wire::Ticket;
-use super::{Daemon, KEPT};
-use crate::job::{Control, Destination, Error, JobOptions, Presence, Result};
+use crate::job::{Control, Destination, Error, JobOptions, Result};
 use crate::journal::Journal;
 use crate::session::{
     Answer, Choice, DestinationEffect, DestinationEvent, DestinationRecord, DestinationSession,
@@ -42,6 +44,8 @@ pub(super) struct Incoming {
     lanes: Mutex<Option<Lanes>>,
     /// What failed here while the stream was received, if that was not the way.
     failure: Mutex<Option<String>>,
+    /// Another run of the daemon began it, and this one has not found out yet how its domain stands.
+    is_sought: AtomicBool,
 }
 
 struct Inner {
@@ -77,52 +81,6 @@ impl Incoming {
         Ok(new)
     }
 
-    /// Takes up a session that another run of the daemon began.
-    pub(super) fn recover(daemon: &Arc<Daemon>, session: SessionId) -> Result<()> {
-        let failed = || Error::io("the journal");
-        let opened = Journal::open(&daemon.folder("destination"), session);
-        let Some((mut journal, records)) = daemon.whole(session, Direction::Incoming, opened)?
-        else {
-            return Ok(());
-        };
-        let Some(machine) = DestinationSession::recover(records) else {
-            return Ok(());
-        };
-        let request = machine.request().cloned();
-        let name = request
-            .as_ref()
-            .map_or("?", |request| &request.needs.destination_name)
-            .to_owned();
-        let is_final = machine.record().is_some_and(DestinationRecord::is_final);
-        if is_final && journal.age().map_err(failed())? > KEPT {
-            return journal.retire().map_err(failed());
-        }
-        let incoming = Self::new(daemon, session, machine, journal, &name);
-        if let (Some(request), false) = (request, is_final) {
-            daemon.add(&incoming.job);
-            let mut inner = incoming.inner.lock();
-            let mut destination = daemon
-                .host
-                .find_destination(&session.to_string(), &request.needs)?;
-            let presence = destination.presence()?;
-            inner.destination = Some(destination);
-            if presence != Presence::Absent {
-                let mut locks = daemon.locks.lock();
-                // The domain that stands there has its memory already.
-                let held = locks.take(session, (&request.needs).into(), u64::MAX);
-                if let Err(why) = held {
-                    log::warn!("session {session}: {why}");
-                }
-                locks.built(session);
-            }
-            log::info!("session {session}: the domain is {presence:?} after a restart");
-            incoming.run(&mut inner, DestinationEvent::Restarted(presence));
-            incoming.ask_operator(&inner);
-        }
-        daemon.incoming.lock().insert(session, incoming);
-        Ok(())
-    }
-
     fn new(
         daemon: &Arc<Daemon>,
         session: SessionId,
@@ -144,6 +102,7 @@ impl Incoming {
             job,
             lanes: Mutex::new(None),
             failure: Mutex::new(None),
+            is_sought: AtomicBool::new(false),
             inner: Mutex::new(Inner {
                 daemon: daemon.clone(),
                 machine,
@@ -163,12 +122,15 @@ impl Incoming {
         peer: &str,
         order: Order,
     ) -> Result<(Answer, Option<Ticket>)> {
-        let mut inner = self.inner.lock();
-        if inner.machine.peer() != peer {
+        if self.peer() != peer {
             return Err(Error::Refused(
                 "this session belongs to somebody else".to_owned(),
             ));
         }
+        if self.is_sought() {
+            return Ok((Answer::NotYet(again::SOUGHT.to_owned()), None));
+        }
+        let mut inner = self.inner.lock();
         // Another connection may have ended it since it was looked up.
         let known = inner.daemon.incoming.lock().get(&self.session).cloned();
         if !known.is_some_and(|known| Arc::ptr_eq(&known, self)) {
@@ -227,7 +189,7 @@ impl Incoming {
 
     /// Whether an operator may choose this now.
     pub(super) fn may(&self, choice: Choice) -> bool {
-        self.inner.lock().machine.may(choice)
+        !self.is_sought() && self.inner.lock().machine.may(choice)
     }
 
     /// An operator decides.

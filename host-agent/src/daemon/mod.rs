@@ -144,10 +144,11 @@ impl Daemon {
         }))
     }
 
-    /// Takes up what another run of the daemon left, then listens for other agents; gives the address.
+    /// Takes up what another run of the daemon left, behind its back, and listens for other agents at once;
+    /// gives the address.
     ///
     /// # Errors
-    /// If a journal is damaged, or the address cannot be used.
+    /// If journals cannot be read, or the address cannot be used.
     pub fn start(self: &Arc<Self>) -> Result<SocketAddr> {
         self.recover()?;
         let listener = TcpListener::bind(self.config.listen).map_err(Error::io(format!(

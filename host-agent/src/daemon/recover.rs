@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::incoming::Incoming;
 use super::job::{Direction, Job};
-use super::{Daemon, KEPT, outgoing};
+use super::{Daemon, KEPT, outgoing, spawn};
 use crate::job::{Control, DomainEntry, Error, JobOptions, Needs, Result};
 use crate::journal;
 use crate::session::SessionId;
@@ -19,11 +19,22 @@ impl Daemon {
             journal::sessions(folder)
                 .map_err(Error::io(format!("cannot read {}", folder.display())))
         };
+        // All is known before anybody can ask for it, and nothing of it is waited for.
+        let mut coming = Vec::new();
         for session in read(&self.folder("destination"))? {
-            Incoming::recover(self, session)?;
+            coming.extend(Incoming::recover(self, session)?);
         }
+        let mut leaving = Vec::new();
         for session in read(&self.folder("source"))? {
-            outgoing::recover(self, session)?;
+            leaving.extend(outgoing::recover(self, session)?);
+        }
+        // Guests that stand still come first.
+        leaving.sort_by_key(|left| !left.stands_still());
+        for left in leaving {
+            left.take_up(self)?;
+        }
+        for incoming in coming {
+            incoming.find()?;
         }
         // What is over and old has been put away just now.
         for end in ["source", "destination"] {
@@ -31,6 +42,12 @@ impl Daemon {
                 log::warn!("old journals of the {end} stay: {error}");
             }
         }
+        let daemon = self.clone();
+        spawn("unwatch", move || daemon.unwatch_all())?;
+        Ok(())
+    }
+
+    fn unwatch_all(self: &Arc<Self>) {
         // What this does not find costs a guest time, and no more.
         let domains = self.host.domains().unwrap_or_else(|error| {
             log::warn!("nobody looks for guests that are still watched: {error}");
@@ -41,7 +58,6 @@ impl Daemon {
                 log::warn!("{}: {error}", domain.name);
             }
         }
-        Ok(())
     }
 
     /// A run that died while it only watched a guest, to check or before it wrote a journal, has left it

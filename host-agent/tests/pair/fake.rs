@@ -41,6 +41,10 @@ struct State {
     fails_to_fill: bool,
     is_stuck: bool,
     holds_build: bool,
+    is_deaf: bool,
+    hides: bool,
+    holds_rest: bool,
+    holds_unpause: bool,
     stumbles: u32,
     /// What tells the storage behind a disk.
     storage: BTreeMap<String, String>,
@@ -137,6 +141,10 @@ impl Fake {
         self.state.lock().domains.get_mut(uuid).unwrap().presence = presence;
     }
 
+    pub fn remove(&self, uuid: &str) {
+        self.state.lock().domains.remove(uuid);
+    }
+
     pub fn presence(&self, uuid: &str) -> Presence {
         let state = self.state.lock();
         let found = state.domains.get(uuid);
@@ -177,6 +185,26 @@ impl Fake {
     /// Building takes until this is undone.
     pub fn hold_build(&self, holds: bool) {
         self.state.lock().holds_build = holds;
+    }
+
+    /// Building does not heed that the job is given up: the toolstack has all that it needs.
+    pub fn be_deaf(&self) {
+        self.state.lock().is_deaf = true;
+    }
+
+    /// What there is of a guest that came cannot be found out until this is undone.
+    pub fn hide(&self, hides: bool) {
+        self.state.lock().hides = hides;
+    }
+
+    /// Copying with the guest suspended takes until this is undone.
+    pub fn hold_rest(&self, holds: bool) {
+        self.state.lock().holds_rest = holds;
+    }
+
+    /// Letting a guest run takes until this is undone.
+    pub fn hold_unpause(&self, holds: bool) {
+        self.state.lock().holds_unpause = holds;
     }
 
     /// So many times a guest cannot be resumed, or a copy not thrown away.
@@ -274,6 +302,7 @@ impl Host for Handle {
         Ok(Box::new(FakeDestination {
             host: self.0.clone(),
             needs: None,
+            stop: None,
         }))
     }
 
@@ -288,6 +317,7 @@ impl Host for Handle {
         Ok(Box::new(FakeDestination {
             host: self.0.clone(),
             needs: Some(needs.clone()),
+            stop: None,
         }))
     }
 }

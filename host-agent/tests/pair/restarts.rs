@@ -1,12 +1,14 @@
 //! What daemons that were killed have left, and others take up.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use unmoved::daemon::{Daemon, Job};
 use unmoved::job::{JobOptions, Presence};
 use unmoved::journal::Journal;
 use unmoved::session::{DestinationRecord, Request, SessionId, SourceRecord, Token};
 
+use crate::attacked::LONG;
 use crate::daemons::{Pair, Stopped};
 use crate::fake::{Fake, Handle};
 use crate::{ended, until};
@@ -142,7 +144,11 @@ fn what_a_dead_agent_watched_is_let_go_and_what_is_suspended_is_not_touched() {
         stopped.a.leave_watched(uuid);
     }
     let pair = stopped.go();
-    assert!(!pair.a.is_watched("u-running"));
+    let begun = Instant::now();
+    while pair.a.is_watched("u-running") {
+        assert!(begun.elapsed() < LONG, "it is still watched");
+        std::thread::sleep(Duration::from_millis(5));
+    }
     assert!(pair.a.is_watched("u-suspended"));
     assert_eq!(pair.a.presence("u-suspended"), Presence::Paused);
 }
@@ -275,6 +281,8 @@ fn received(last: DestinationRecord, presence: Presence) -> (Stopped, Arc<Daemon
     );
     let right = stopped.go_right();
     let job = only_job(&right);
+    // It is known at once, and what there is of it is found behind our back.
+    until(&job, || job.status(0).waiting.is_some());
     assert!(job.result().is_none());
     (stopped, right, job)
 }
@@ -282,8 +290,8 @@ fn received(last: DestinationRecord, presence: Presence) -> (Stopped, Arc<Daemon
 #[test]
 fn an_operator_lets_a_whole_copy_run_whose_source_is_gone() {
     let (stopped, right, job) = received(DestinationRecord::Received, Presence::Paused);
-    let waiting = job.status(0).waiting.unwrap();
-    assert!(waiting.contains("unmoved recover"), "{waiting}");
+    let waits = || job.status(0).waiting.unwrap_or_default();
+    until(&job, || waits().contains("unmoved recover"));
     right.decide(&job, true).unwrap();
     ended(&job).unwrap();
     assert_eq!(stopped.b.presence("u-1"), Presence::Running);
@@ -329,4 +337,79 @@ fn nobody_decides_for_a_source_whose_agent_answers() {
     let why = right.decide(&job, true).unwrap_err().to_string();
     assert!(why.contains("the agent of a answers"), "{why}");
     assert_eq!(stopped.b.presence("u-1"), Presence::Paused);
+}
+
+#[test]
+fn a_whole_copy_is_kept_that_was_not_written_down_as_such() {
+    // Both hosts' agents died in the moment when it was whole, and the source's domain with its host.
+    let stopped = Pair::prepare();
+    stopped.a.add("guest", "u-1");
+    let (source, destination) = begun(&stopped.a);
+    stopped.a.remove("u-1");
+    stopped.b.put("guest", "u-1", Presence::Paused);
+    left_behind(
+        &stopped,
+        &[source, SourceRecord::Suspending],
+        &[destination],
+    );
+    let pair = stopped.go();
+    let job = only_job(&pair.left);
+    until(&job, || job.status(0).is_held);
+    assert_eq!(pair.b.presence("u-1"), Presence::Paused);
+    until(&job, || pair.left.decide(&job, false).is_ok());
+    ended(&job).unwrap();
+    assert_eq!(pair.b.presence("u-1"), Presence::Running);
+}
+
+/// One toolstack that does not answer keeps neither guests standing nor other agents waiting.
+#[test]
+fn what_cannot_be_found_out_yet_keeps_nobody_waiting() {
+    let stopped = Pair::prepare();
+    stopped.a.add("guest", "u-1");
+    let (source, destination) = begun(&stopped.a);
+    stopped.a.set("u-1", Presence::Paused);
+    stopped.b.put("guest", "u-1", Presence::Paused);
+    left_behind(
+        &stopped,
+        &[source, SourceRecord::Suspending, SourceRecord::HandedOver],
+        &[destination, DestinationRecord::Received],
+    );
+    // Another guest stands still at the host that does not find out about the first.
+    stopped.b.add("other", "u-2");
+    let mut other = stopped.b.source("other").unwrap();
+    let control = unmoved::job::Control::new(JobOptions::default());
+    let needs = other.prepare(control.options(), &control).unwrap().needs;
+    stopped.b.set("u-2", Presence::Paused);
+    let token = Token::new([8; 32]);
+    let request = Box::new(Request {
+        needs,
+        leave_paused: false,
+        parallel: 1,
+        seal: token.seal(),
+    });
+    let peer = "a".to_owned();
+    let folder = stopped.folder.path().join("b").join("source");
+    std::fs::create_dir_all(&folder).unwrap();
+    let mut journal = Journal::new(&folder, SessionId::new([6; 16]));
+    for record in [
+        SourceRecord::Begun {
+            request,
+            token,
+            peer,
+        },
+        SourceRecord::Suspending,
+    ] {
+        journal.append(&record).unwrap();
+    }
+    stopped.b.hide(true);
+    let pair = stopped.go();
+    let job = only_job(&pair.left);
+    until(&job, || pair.b.presence("u-2") == Presence::Running);
+    // It is not unknown: that would have the source ask its operator.
+    let waits = || job.status(0).waiting.unwrap_or_default();
+    until(&job, || waits().contains("still looks"));
+    assert!(!job.status(0).is_held);
+    pair.b.hide(false);
+    ended(&job).unwrap();
+    assert_eq!(pair.b.presence("u-1"), Presence::Running);
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use unmoved::job::{
-    Batch, Control, Destination, Digests, Error, Needs, PAGE_SIZE, Presence, Result, Sink,
+    Batch, Control, Destination, Digests, Error, Needs, PAGE_SIZE, Presence, Result, Sink, Stop,
 };
 
 use super::{Fake, chunks};
@@ -11,6 +11,8 @@ use super::{Fake, chunks};
 pub(super) struct FakeDestination {
     pub(super) host: Arc<Fake>,
     pub(super) needs: Option<Needs>,
+    /// Of the job that receives.
+    pub(super) stop: Option<Stop>,
 }
 
 struct FakeSink {
@@ -56,7 +58,8 @@ impl Destination for FakeDestination {
         Ok(())
     }
 
-    fn receive(&mut self, _: &Control) -> Result<Arc<dyn Sink>> {
+    fn receive(&mut self, control: &Control) -> Result<Arc<dyn Sink>> {
+        self.stop = Some(control.stop());
         let needs = self.needs()?;
         let incoming = format!("{}--incoming", needs.destination_name);
         self.host.put(&incoming, &needs.uuid, Presence::Partial);
@@ -68,6 +71,11 @@ impl Destination for FakeDestination {
 
     fn finish(&mut self) -> Result<()> {
         while self.host.state.lock().holds_build {
+            // As the real one does: it waits for its toolstack, and gives up when the job does.
+            let heeds = !self.host.state.lock().is_deaf;
+            if heeds && self.stop.as_ref().is_some_and(Stop::is_asked) {
+                return Err(Error::Aborted);
+            }
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
         if self.host.state.lock().fails_to_build {
@@ -80,6 +88,9 @@ impl Destination for FakeDestination {
 
     fn unpause(&mut self, leave_paused: bool) -> Result<()> {
         let needs = self.needs()?;
+        while self.host.state.lock().holds_unpause {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
         let mut state = self.host.state.lock();
         let found = state.domains.get_mut(&needs.uuid);
         let domain = found.ok_or_else(|| Error::Xen("there is no such domain".to_owned()))?;
@@ -112,6 +123,9 @@ impl Destination for FakeDestination {
     }
 
     fn presence(&mut self) -> Result<Presence> {
+        while self.host.state.lock().hides {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
         Ok(self.host.presence(&self.needs()?.uuid))
     }
 }

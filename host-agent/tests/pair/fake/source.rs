@@ -67,6 +67,10 @@ impl Source for FakeSource {
 
     fn copy_rest(&mut self, sink: &dyn Sink, control: &Control) -> Result<Copied> {
         self.host.set(&self.needs.uuid, Presence::Paused);
+        while self.host.state.lock().holds_rest {
+            control.check()?;
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
         self.send(sink, control)?;
         sink.bytes(b"tail")?;
         sink.barrier()?;
