@@ -54,6 +54,7 @@ impl Capabilities {
             .with(Element::new("parallel").saying("64"))
             .with(Element::new("compression").saying("zstd"))
             .with(Element::new("journal").saying("1"))
+            .with(Element::new("inquiry"))
             .with(Element::new("libxc_stream").saying(&STREAM.to_string()));
         Self { features }
     }

@@ -49,9 +49,15 @@ pub(super) enum Command {
     Recover {
         /// The job, or the beginning of its name
         job: String,
-        /// Where it is to run; you vouch that the other copy does not
-        #[arg(long, value_enum)]
-        run: Side,
+        /// Where it is to run; you vouch that the other copy does not, where the agents cannot see that
+        #[arg(long, value_enum, required_unless_present = "discard")]
+        run: Option<Side>,
+        /// End it here: at the destination throw away what has come, at the source give up a guest that is gone
+        #[arg(long, conflicts_with = "run")]
+        discard: bool,
+        /// With --discard: you vouch that the guest runs elsewhere, or can, or that nothing of it is left
+        #[arg(long, requires = "discard")]
+        vouch: bool,
     },
     /// Write a guest to a file that `xl restore` reads, too
     Save {
@@ -235,9 +241,16 @@ impl Command {
             Self::List => Ask::List,
             Self::Status { job, .. } => Ask::Status { job },
             Self::Abort { job } => Ask::Abort { job },
-            Self::Recover { job, run } => Ask::Recover {
+            Self::Recover {
                 job,
-                run_here: matches!(run, Side::Here),
+                run,
+                discard,
+                vouch,
+            } => Ask::Recover {
+                job,
+                run_here: matches!(run, Some(Side::Here)),
+                discard,
+                vouch,
             },
             Self::Capabilities => Ask::Capabilities,
             Self::Hosts => Ask::Hosts,

@@ -1,75 +1,112 @@
 //! What an operator decides, where the ends of a session do not.
+//!
+//! Before he is followed, the agent looks at its own domain and [asks](super::inquiry) the other end; what is
+//! refused for what is seen is the [session's](crate::session::Other) matter.
 
 use std::sync::Arc;
 
 use super::Daemon;
 use super::incoming::Incoming;
+use super::inquiry::{End, Inquiry};
 use super::job::{Direction, Job};
-use super::link::Link;
-use crate::job::{Error, Result};
-use crate::session::{Choice, Operator, SessionId};
+use crate::job::{Error, Needs, Result};
+use crate::session::{Choice, Operator, SessionId, SourceRecord};
 
 impl Daemon {
     /// An operator decides where a job's guest is to run.
     ///
     /// # Errors
-    /// If the job does not ask for that, or it cannot be done.
+    /// If the job does not ask for that, something that is seen speaks against it, or it cannot be done.
     pub fn decide(self: &Arc<Self>, job: &Job, run_here: bool) -> Result<()> {
-        if job.direction == Direction::Incoming {
-            let session = job.id.parse().map_err(Error::Refused)?;
-            let choice = if run_here {
-                Choice::RunHere
-            } else {
-                Choice::Forget
-            };
-            return decide(self, session, choice);
+        match (job.direction, run_here) {
+            (Direction::Incoming, true) => self.decide_coming(job, Choice::RunHere, false),
+            (Direction::Incoming, false) => self.decide_coming(job, Choice::Forget, false),
+            (_, true) => self.decide_leaving(job, Operator::RunHere, false),
+            (_, false) => self.decide_leaving(job, Operator::HandOver, false),
         }
-        let decision = if run_here {
-            Operator::RunHere
-        } else {
-            Operator::HandOver
+    }
+
+    /// An operator ends what waits: at the destination the copy is thrown away, at the source a guest that is
+    /// gone is given up.  `is_vouched`: he vouches that the guest runs elsewhere, or can, or that nothing of
+    /// it is left.
+    ///
+    /// # Errors
+    /// As [`Daemon::decide`].
+    pub fn discard(self: &Arc<Self>, job: &Job, is_vouched: bool) -> Result<()> {
+        match job.direction {
+            Direction::Incoming => self.decide_coming(job, Choice::Forget, is_vouched),
+            _ => self.decide_leaving(job, Operator::GiveUp, is_vouched),
+        }
+    }
+
+    /// At the source.
+    fn decide_leaving(&self, job: &Job, decision: Operator, is_vouched: bool) -> Result<()> {
+        if !job.status(u64::MAX).is_held {
+            return Err(not_asked());
+        }
+        let session: SessionId = job.id.parse().map_err(Error::Refused)?;
+        let records = self.source_records(session)?;
+        let Some(SourceRecord::Begun { request, peer, .. }) = records.first() else {
+            return Err(not_asked());
         };
+        let Needs {
+            uuid, source_domid, ..
+        } = &request.needs;
+        let here = self.copy(uuid, End::Source, peer, Some(*source_domid))?;
+        let there = self.inquire(
+            peer,
+            Inquiry {
+                session,
+                end: End::Destination,
+                uuid: uuid.clone(),
+            },
+        );
+        decision
+            .may(here, &there, is_vouched)
+            .map_err(Error::Refused)?;
         if !job.decide(decision) {
             return Err(not_asked());
         }
         Ok(())
     }
-}
 
-/// Does what the operator decides about a guest that comes, unless the source can still be asked.
-fn decide(daemon: &Arc<Daemon>, session: SessionId, choice: Choice) -> Result<()> {
-    let found = daemon.incoming.lock().get(&session).cloned();
-    let incoming = found.ok_or_else(|| {
-        Error::Refused("nothing can be decided about this job: see what it waits for".to_owned())
-    })?;
-    if !incoming.may(choice) {
-        if choice == Choice::RunHere && incoming.may(Choice::Forget) {
-            return Err(Error::Refused(
-                "the copy here is not there any more, or is being discarded: it can only be forgotten \
-                 (`--run there`)"
-                    .to_owned(),
-            ));
+    /// At the destination.
+    fn decide_coming(self: &Arc<Self>, job: &Job, choice: Choice, is_vouched: bool) -> Result<()> {
+        let session: SessionId = job.id.parse().map_err(Error::Refused)?;
+        let found = self.incoming.lock().get(&session).cloned();
+        let incoming = found.ok_or_else(|| {
+            Error::Refused(
+                "nothing can be decided about this job: see what it waits for".to_owned(),
+            )
+        })?;
+        if choice == Choice::Forget {
+            // Whoever builds it is not waited for.
+            incoming.stop_building();
         }
-        return Err(not_asked());
+        if !incoming.may(choice)? {
+            if choice == Choice::RunHere && incoming.may(Choice::Forget)? {
+                return Err(Error::Refused(
+                    "the copy here is not whole, not there any more, or is being discarded: it can only be \
+                     forgotten (`--discard`)"
+                        .to_owned(),
+                ));
+            }
+            return Err(not_asked());
+        }
+        let (last, here, uuid) = incoming.looked()?;
+        let there = self.inquire(
+            incoming.peer(),
+            Inquiry {
+                session,
+                end: End::Source,
+                uuid,
+            },
+        );
+        choice
+            .may(last.as_ref(), here, &there, is_vouched)
+            .map_err(Error::Refused)?;
+        Incoming::decided(&incoming, choice)
     }
-    if choice == Choice::RunHere {
-        check_source(daemon, &incoming)?;
-    }
-    incoming.decided(choice)
-}
-
-/// A source whose agent answers knows more than an operator here: it may even run the guest.
-fn check_source(daemon: &Daemon, incoming: &Incoming) -> Result<()> {
-    let Ok(peer) = daemon.config.peer(incoming.peer()) else {
-        return Ok(());
-    };
-    if Link::connect(&daemon.identity, peer).is_err() {
-        return Ok(());
-    }
-    Err(Error::Refused(format!(
-        "the agent of {} answers, and says what becomes of the guest: abort or decide the job there",
-        peer.name
-    )))
 }
 
 fn not_asked() -> Error {

@@ -6,6 +6,7 @@
 
 mod act;
 mod again;
+mod end;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -187,14 +188,9 @@ impl Incoming {
         &self.job.peer
     }
 
-    /// Whether an operator may choose this now.
-    pub(super) fn may(&self, choice: Choice) -> bool {
-        !self.is_sought() && self.inner.lock().machine.may(choice)
-    }
-
     /// An operator decides.
     pub(super) fn decided(self: &Arc<Self>, choice: Choice) -> Result<()> {
-        let mut inner = self.inner.lock();
+        let mut inner = self.free()?;
         self.run(&mut inner, DestinationEvent::Decided(choice));
         let is_done = match (inner.machine.record(), choice) {
             (Some(DestinationRecord::Running), Choice::RunHere) => true,

@@ -5,11 +5,12 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::inquiry::{FEATURE, Inquiry, LIMIT};
 use super::wire::{Flags, FromPeer, Hello, PROBE_MOST, Parameters, Ticket, ToPeer, VERSION, read};
 use crate::capabilities::{Capabilities, TRANSPORT};
 use crate::config::Peer;
 use crate::job::{Control, Error, HostFacts, JobOptions, Needs, Result};
-use crate::session::{Answer, Order, SessionId};
+use crate::session::{Answer, Order, Other, SessionId, Standing};
 use crate::text::{REASON_MOST, clean};
 use crate::transport::frame::{MESSAGE_MOST, write_message};
 use crate::transport::tls::{Connected, Identity};
@@ -41,10 +42,15 @@ pub(super) struct Link {
 impl Link {
     /// Connects to a peer.
     pub(super) fn connect(identity: &Identity, peer: &Peer) -> Result<Self> {
+        tcp(&peer.address)
+            .and_then(|stream| Self::over(identity, peer, stream))
+            .map_err(|error| unreachable(peer, &error))
+    }
+
+    fn over(identity: &Identity, peer: &Peer, stream: TcpStream) -> io::Result<Self> {
         let hello = Hello::Control { version: VERSION };
         let watch = Arc::new(Watch::default());
-        let mut stream = open(identity, peer, watch.clone(), &hello)
-            .map_err(|error| unreachable(peer, &error))?;
+        let mut stream = open(identity, peer, stream, watch.clone(), &hello)?;
         stream.sock.set_silence(ANSWER);
         Ok(Self {
             stream,
@@ -52,6 +58,32 @@ impl Link {
             calls: 0,
             address: peer.address.clone(),
         })
+    }
+
+    /// Asks how an end of a session stands at a peer, and waits no longer than [`LIMIT`].
+    pub(super) fn inquire(identity: &Identity, peer: &Peer, inquiry: Inquiry) -> Other {
+        // Who takes the connection is there, whatever he says then, if anything.
+        let Ok(stream) = tcp(&peer.address) else {
+            return Other::Silent;
+        };
+        let mute = |error: Error| Other::Mute(clean(&error.to_string(), REASON_MOST));
+        match Self::over(identity, peer, stream) {
+            Ok(mut link) => link.ask_standing(inquiry).unwrap_or_else(mute),
+            Err(error) => mute(unreachable(peer, &error)),
+        }
+    }
+
+    fn ask_standing(&mut self, inquiry: Inquiry) -> Result<Other> {
+        self.stream.sock.set_deadline_within(LIMIT);
+        let (theirs, _) = self.meet(&JobOptions::default())?;
+        if !theirs.has(FEATURE) {
+            let why = "it is of a version that does not know the question".to_owned();
+            return Ok(Other::Mute(why));
+        }
+        match self.ask(&ToPeer::Inquire(inquiry))? {
+            FromPeer::Standing { state, copy } => Ok(Other::Said(Standing { state, copy })),
+            answer => Err(senseless(&answer)),
+        }
     }
 
     /// A guest stands still: a peer that is gone is to be noticed sooner.
@@ -187,8 +219,9 @@ pub(super) fn lane(
     watch: Arc<Watch>,
     hello: &Hello,
 ) -> Result<Connected> {
-    let mut stream =
-        open(identity, peer, watch, hello).map_err(|error| unreachable(peer, &error))?;
+    let mut stream = tcp(&peer.address)
+        .and_then(|stream| open(identity, peer, stream, watch, hello))
+        .map_err(|error| unreachable(peer, &error))?;
     stream.sock.set_silence(BARRIER);
     Ok(stream)
 }
@@ -196,10 +229,11 @@ pub(super) fn lane(
 fn open(
     identity: &Identity,
     peer: &Peer,
+    stream: TcpStream,
     watch: Arc<Watch>,
     hello: &Hello,
 ) -> io::Result<Connected> {
-    let socket = Socket::new(tcp(&peer.address)?, watch)?;
+    let socket = Socket::new(stream, watch)?;
     let mut stream = identity.connect(socket, &peer.name)?;
     write_message(&mut stream, hello)?;
     match read(&mut stream, MESSAGE_MOST)? {

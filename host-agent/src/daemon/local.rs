@@ -88,6 +88,12 @@ pub enum Ask {
         job: String,
         /// Run it here; else hand it over.
         run_here: bool,
+        /// Neither: end it here.
+        #[serde(default)]
+        discard: bool,
+        /// The operator vouches for what the other end does not say.
+        #[serde(default)]
+        vouch: bool,
     },
     /// What this agent can do.
     Capabilities,
@@ -245,14 +251,22 @@ fn answer(daemon: &Arc<Daemon>, who: &str, ask: Ask) -> Result<Value> {
             }
             json!({ "job": job.id, "aborting": true })
         }
-        Ask::Recover { job, run_here } => {
+        Ask::Recover {
+            job,
+            run_here,
+            discard,
+            vouch,
+        } => {
             let job = daemon.job(&job)?;
-            daemon.audit.write(
-                who,
-                "recover",
-                &json!({ "job": job.id, "run_here": run_here }),
-            );
-            daemon.decide(&job, run_here)?;
+            let more = match discard {
+                true => json!({ "job": job.id, "discard": true, "vouch": vouch }),
+                false => json!({ "job": job.id, "run_here": run_here }),
+            };
+            daemon.audit.write(who, "recover", &more);
+            match discard {
+                true => daemon.discard(&job, vouch)?,
+                false => daemon.decide(&job, run_here)?,
+            }
             json!({ "job": job.id })
         }
         Ask::Capabilities => json!({ "xml": Capabilities::ours().to_xml() }),

@@ -8,6 +8,7 @@
 //! | `link` | makes connections to them |
 //! | `files` | a guest that is written to a file, or read from one |
 //! | `decide` | takes what an operator decides |
+//! | `inquiry` | asks the other end first, and answers it |
 //! | `recover` | takes up what another run of the daemon left |
 //! | `refusals` | keeps strangers and peers from filling the audit log |
 //! | `strangers` | bounds the connections that have not said who they are |
@@ -23,6 +24,7 @@ mod decide;
 mod files;
 mod history;
 mod incoming;
+mod inquiry;
 mod job;
 mod lanes;
 mod link;

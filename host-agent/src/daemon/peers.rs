@@ -19,7 +19,7 @@ use super::wire::{
 use super::{Daemon, random, spawn, unaccepted};
 use crate::capabilities::Capabilities;
 use crate::job::{Error, Needs, Result};
-use crate::session::{Answer, Order, SessionId};
+use crate::session::{Answer, Order, SessionId, Standing};
 use crate::text::{REASON_MOST, clean};
 use crate::transport::frame::{MESSAGE_MOST, write_message, wrong};
 use crate::transport::tls::Accepted;
@@ -199,6 +199,18 @@ fn calls(
                 match can_meet(host, &capabilities, &parameters) {
                     Ok(()) => met(daemon),
                     Err(why) => FromPeer::Refused(why),
+                }
+            }
+            ToPeer::Inquire(inquiry) => {
+                daemon.calls.note(
+                    &daemon.audit,
+                    &format!("peer {host}"),
+                    "inquire",
+                    json!({ "session": inquiry.session }),
+                );
+                match daemon.standing(host, &inquiry) {
+                    Ok(Standing { state, copy }) => FromPeer::Standing { state, copy },
+                    Err(error) => FromPeer::Refused(error.to_string()),
                 }
             }
             ToPeer::Check(needs) => match check(daemon, host, &needs) {

@@ -5,8 +5,9 @@ mod bounds;
 use bitflags::bitflags;
 use serde::{Deserialize, Serialize};
 
+use super::inquiry::Inquiry;
 use crate::capabilities::TRANSPORT;
-use crate::job::{HostFacts, Needs};
+use crate::job::{HostFacts, Needs, Presence};
 use crate::session::{Answer, Order, SessionId, Status};
 
 pub(super) use bounds::read;
@@ -65,6 +66,8 @@ pub(super) enum ToPeer {
         /// At most [`PROBE_MOST`].
         bytes: u64,
     },
+    /// How an end of a session stands there; has no effect.
+    Inquire(Inquiry),
     /// A step of a session: `destination(step, cookie)`.
     Call {
         /// Of this session.
@@ -163,6 +166,13 @@ pub(super) enum FromPeer {
     Checked,
     /// To [`ToPeer::Probe`]: all has arrived.
     Probed,
+    /// To [`ToPeer::Inquire`].
+    Standing {
+        /// The last record of that end's journal; `None`: there is no such session.
+        state: Option<String>,
+        /// The guest's copy on that host.
+        copy: Presence,
+    },
     /// To [`ToPeer::Call`].
     Reply {
         /// The call's number.

@@ -12,6 +12,7 @@ mod command;
 mod daemons;
 mod fake;
 mod files;
+mod inquiries;
 mod meet;
 mod metrics;
 mod restarts;

@@ -13,10 +13,10 @@ use crate::daemons::{Pair, Stopped};
 use crate::fake::{Fake, Handle};
 use crate::{ended, until};
 
-const SESSION: SessionId = SessionId::new([5; 16]);
+pub const SESSION: SessionId = SessionId::new([5; 16]);
 
 /// Records as a daemon that was killed left them.
-fn left_behind(pair: &Stopped, source: &[SourceRecord], destination: &[DestinationRecord]) {
+pub fn left_behind(pair: &Stopped, source: &[SourceRecord], destination: &[DestinationRecord]) {
     let session = SESSION;
     let mut journal = Journal::new(&pair.folder.path().join("a").join("source"), session);
     for record in source {
@@ -28,7 +28,7 @@ fn left_behind(pair: &Stopped, source: &[SourceRecord], destination: &[Destinati
     }
 }
 
-fn begun(host: &Arc<Fake>) -> (SourceRecord, DestinationRecord) {
+pub fn begun(host: &Arc<Fake>) -> (SourceRecord, DestinationRecord) {
     let token = Token::new([9; 32]);
     let control = unmoved::job::Control::new(JobOptions::default());
     let mut source = host.source("guest").unwrap();
@@ -48,7 +48,7 @@ fn begun(host: &Arc<Fake>) -> (SourceRecord, DestinationRecord) {
     (source, DestinationRecord::Reserved { request, peer })
 }
 
-fn only_job(daemon: &Daemon) -> Arc<Job> {
+pub fn only_job(daemon: &Daemon) -> Arc<Job> {
     daemon.jobs().first().unwrap().clone()
 }
 
@@ -266,7 +266,7 @@ fn a_job_that_was_done_claims_nothing_after_a_restart() {
 }
 
 /// A whole copy at the destination, whose daemon runs; the source's does not.
-fn received(last: DestinationRecord, presence: Presence) -> (Stopped, Arc<Daemon>, Arc<Job>) {
+pub fn received(last: DestinationRecord, presence: Presence) -> (Stopped, Arc<Daemon>, Arc<Job>) {
     let stopped = Pair::prepare();
     stopped.a.add("guest", "u-1");
     let (source, destination) = begun(&stopped.a);
@@ -306,7 +306,11 @@ fn an_operator_lets_a_whole_copy_run_whose_source_is_gone() {
 #[test]
 fn an_operator_forgets_a_whole_copy_and_the_source_runs_its_own() {
     let (stopped, right, job) = received(DestinationRecord::Received, Presence::Paused);
-    right.decide(&job, false).unwrap();
+    // For all that can be seen it is the last.
+    let why = right.decide(&job, false).unwrap_err().to_string();
+    assert!(why.contains("last whole copy"), "{why}");
+    assert_eq!(stopped.b.presence("u-1"), Presence::Paused);
+    right.discard(&job, true).unwrap();
     ended(&job).unwrap_err();
     assert_eq!(stopped.b.presence("u-1"), Presence::Absent);
     let left = stopped.go_left();
@@ -326,17 +330,6 @@ fn a_copy_that_was_lost_is_forgotten_and_the_source_is_told_that_it_may_have_run
     let job = only_job(&left);
     until(&job, || job.status(0).is_held);
     assert_eq!(stopped.a.presence("u-1"), Presence::Paused);
-}
-
-#[test]
-fn nobody_decides_for_a_source_whose_agent_answers() {
-    let (stopped, right, job) = received(DestinationRecord::Received, Presence::Paused);
-    let folder = stopped.folder.path().join("a").join("source");
-    std::fs::remove_file(folder.join(format!("{SESSION}.journal"))).unwrap();
-    let _left = stopped.go_left();
-    let why = right.decide(&job, true).unwrap_err().to_string();
-    assert!(why.contains("the agent of a answers"), "{why}");
-    assert_eq!(stopped.b.presence("u-1"), Presence::Paused);
 }
 
 #[test]

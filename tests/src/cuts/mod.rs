@@ -153,7 +153,7 @@ impl Cuts {
             // The guest may have run at the destination, and written to its disk, before that was switched
             // off: what stands here is older than the disk.
             at.run(&["xl", "destroy", &self.plan.name])?;
-            at.ok(&[UNMOVED, "recover", &job, "--run", "here"])?;
+            at.ok(&[UNMOVED, "recover", &job, "--discard", "--vouch"])?;
         }
     }
 

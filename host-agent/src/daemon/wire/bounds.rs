@@ -8,7 +8,7 @@ use std::io::{self, Read};
 
 use serde::de::DeserializeOwned;
 
-use super::{FromPeer, Hello, NAME_MOST, Parameters, Ticket, ToPeer};
+use super::{FromPeer, Hello, Inquiry, NAME_MOST, Parameters, Ticket, ToPeer};
 use crate::job::{HostFacts, Needs};
 use crate::session::{Answer, Order, Request};
 use crate::storage::Storage;
@@ -110,6 +110,15 @@ impl Arrived for ToPeer {
                 Self::Check(needs)
             }
             Self::Probe { bytes } => Self::Probe { bytes },
+            Self::Inquire(inquiry) => {
+                let Inquiry {
+                    session: _,
+                    end: _,
+                    uuid,
+                } = &inquiry;
+                fit("a UUID", uuid, WORD_MOST)?;
+                Self::Inquire(inquiry)
+            }
             Self::Call {
                 session,
                 call,
@@ -160,6 +169,11 @@ impl Arrived for FromPeer {
                     cookie: of_answer(cookie),
                     stream,
                 }
+            }
+            Self::Standing { state, copy } => {
+                let word = state.as_deref().unwrap_or_default();
+                fit("a state", word, WORD_MOST)?;
+                Self::Standing { state, copy }
             }
             Self::Refused(why) => Self::Refused(reason(&why)),
             short @ (Self::Welcome | Self::Checked | Self::Probed) => short,
@@ -306,6 +320,14 @@ mod tests {
         let facts =
             json!({"xen_version": long, "free_memory_bytes": 0, "cpus": 1, "stream_version": 3});
         arrive::<FromPeer>(&json!({"met": {"capabilities": "", "facts": facts}})).unwrap_err();
+        let inquiry = |uuid: &str| json!({"inquire": {"session": "0".repeat(32), "end": "source", "uuid": uuid}});
+        arrive::<ToPeer>(&inquiry("1-2")).unwrap();
+        let standing = |state: &str| json!({"standing": {"state": state, "copy": "absent"}});
+        arrive::<FromPeer>(&standing("handed over")).unwrap();
+        for text in [&*long, "\u{1b}[2J"] {
+            arrive::<ToPeer>(&inquiry(text)).unwrap_err();
+            arrive::<FromPeer>(&standing(text)).unwrap_err();
+        }
     }
 
     /// What a parser complains of has the peer's own words in it.

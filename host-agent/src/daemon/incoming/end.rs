@@ -1,0 +1,77 @@
+//! A session that is to end before its source says so: by an operator.
+
+use std::time::Duration;
+
+use parking_lot::MutexGuard;
+
+use super::{Incoming, Inner, again};
+use crate::job::{Error, Presence, Result};
+use crate::session::{Choice, DestinationRecord};
+
+/// Longest time that an operator waits for a call that is being answered.
+const BUSY: Duration = Duration::from_secs(20);
+
+impl Incoming {
+    /// An operator has decided so.
+    pub(in crate::daemon) fn stop_building(&self) {
+        if !self.is_sought() {
+            self.give_up("an operator at the destination has given it up");
+        }
+    }
+
+    fn give_up(&self, why: &str) {
+        let mut failure = self.failure.lock();
+        // Under the lock, where whoever fails for it looks for why.  Too late for one that is whole.
+        if self.job.control.abort() {
+            failure.get_or_insert_with(|| why.to_owned());
+        }
+    }
+
+    /// Its inner half, when nobody is at work on it.
+    ///
+    /// # Errors
+    /// If somebody still is.
+    pub(super) fn free(&self) -> Result<MutexGuard<'_, Inner>> {
+        if self.is_sought() {
+            return Err(Error::Refused(again::SOUGHT.to_owned()));
+        }
+        let inner = self.inner.try_lock_for(BUSY);
+        inner.ok_or_else(|| {
+            Error::Refused("the job is just being worked on: see `unmoved status`".to_owned())
+        })
+    }
+
+    /// Whether an operator may choose this now.
+    pub(in crate::daemon) fn may(&self, choice: Choice) -> Result<bool> {
+        Ok(self.free()?.machine.may(choice))
+    }
+
+    /// The last record, the copy here as it is found now, and the guest's UUID.
+    pub(in crate::daemon) fn looked(
+        &self,
+    ) -> Result<(Option<DestinationRecord>, Presence, String)> {
+        let mut inner = self.free()?;
+        let presence = self.destination(&mut inner)?.presence()?;
+        let request = inner.machine.request();
+        let uuid = request.map(|request| request.needs.uuid.clone());
+        let last = inner.machine.record().cloned();
+        Ok((last, presence, uuid.unwrap_or_default()))
+    }
+
+    /// Its last record, and the guest's number at the source; `None` if somebody is at work on it for that long,
+    /// or it is still sought.
+    pub(in crate::daemon) fn stands(
+        &self,
+        limit: Duration,
+    ) -> Option<(Option<DestinationRecord>, Option<u32>)> {
+        if self.is_sought() {
+            return None;
+        }
+        let inner = self.inner.try_lock_for(limit)?;
+        let domid = inner
+            .machine
+            .request()
+            .map(|request| request.needs.source_domid);
+        Some((inner.machine.record().cloned(), domid))
+    }
+}
