@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -11,10 +10,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use unmoved::XenHost;
 use unmoved::config::{self, Config};
-use unmoved::daemon::{Daemon, local};
-
-/// Longest time until saves and restores are undone: less than systemd waits for.
-const UNDONE: Duration = Duration::from_secs(80);
+use unmoved::daemon::{Daemon, LONGEST, local};
 
 /// The host agent's daemon.
 #[derive(Debug, Parser)]
@@ -54,15 +50,25 @@ fn run(arguments: &Arguments) -> Result<()> {
     let daemon = Daemon::new(config, host.clone())?;
     // Only now: no other daemon is at work.
     host.tidy();
-    let address = daemon.start()?;
-    local::serve(&daemon)?;
+    let begun = daemon.start().and_then(|address| {
+        local::serve(&daemon)?;
+        Ok(address)
+    });
+    let address = match begun {
+        Ok(address) => address,
+        Err(error) => {
+            // Guests that were left standing have been taken up by now, and are not to stand on for this.
+            daemon.stop(LONGEST);
+            return Err(error.into());
+        }
+    };
     log::info!("ready; agents connect to {address}");
     // Nobody listens when it was not started by systemd.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    // Sessions may be killed at any moment; what is under way with files is undone.
+    // It may be killed at any moment; but who stops it in order leaves no guest standing.
     let signal = signals.forever().next();
     log::info!("ends by signal {}", signal.unwrap_or_default());
-    daemon.end_files(UNDONE);
+    daemon.stop(LONGEST);
     host.tidy();
     Ok(())
 }

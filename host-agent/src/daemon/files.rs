@@ -1,14 +1,12 @@
 //! Guests that are written to files and read from them: jobs that are shown, watched and aborted as a
 //! migration is, but without a session, for there is no other agent.
 //!
-//! Nor is there a journal, so whoever ends the daemon has them [undone](Daemon::end_files) first.  A save that
+//! Nor is there a journal, so whoever ends the daemon has them [undone](Daemon::stop) first.  A save that
 //! was killed may have left its guest suspended: `doctor` tells, and `unmoved direct resume` lets it go on.
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use event_listener::Listener;
 use serde_json::json;
 
 use super::job::{Direction, Job};
@@ -29,6 +27,7 @@ impl Daemon {
         file: &Path,
         keep_running: bool,
     ) -> Result<Arc<Job>> {
+        self.goes_on()?;
         let claim = self.claim(self.host.source(domain)?.uuid())?;
         let job = file_job(Direction::Save, domain, file, JobOptions::default())?;
         self.audit.write(
@@ -67,32 +66,12 @@ impl Daemon {
         })
     }
 
-    /// Aborts these jobs, and waits until what they have begun is undone, but no longer than `limit`: no
-    /// other run of the daemon would take them up.
-    pub fn end_files(&self, limit: Duration) {
-        let until = Instant::now() + limit;
-        let mut jobs = self.jobs();
-        jobs.retain(|job| matches!(job.direction, Direction::Save | Direction::Restore));
-        jobs.retain(|job| job.result().is_none());
-        for job in &jobs {
-            job.control.abort();
-        }
-        for job in jobs {
-            while job.result().is_none() && Instant::now() < until {
-                let listener = job.control.listen();
-                if job.result().is_none() {
-                    listener.wait_deadline(until);
-                }
-            }
-        }
-    }
-
     fn begin(
         self: &Arc<Self>,
         job: Arc<Job>,
         work: impl FnOnce(&Self, &Job) -> Result<()> + Send + 'static,
     ) -> Result<Arc<Job>> {
-        self.add(&job);
+        self.add_new(&job)?;
         let (daemon, running) = (self.clone(), job.clone());
         spawn("file", move || {
             let done = work(&daemon, &running).map_err(|error| error.to_string());

@@ -74,6 +74,8 @@ impl Incoming {
         if let Some(known) = all.get(&session) {
             return Ok(known.clone());
         }
+        // Under this lock: who stops the daemon looks for those that are there.
+        daemon.goes_on()?;
         make_way(&mut all, peer)?;
         let journal = Journal::new(&daemon.folder("destination"), session);
         let machine = DestinationSession::new(peer.to_owned());

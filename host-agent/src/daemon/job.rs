@@ -200,6 +200,11 @@ impl Job {
         self.state.lock().claim = None;
     }
 
+    /// If the guest is this job's.
+    pub(super) fn has_guest(&self) -> bool {
+        self.state.lock().claim.is_some()
+    }
+
     /// The guest's name becomes known.
     pub(super) fn rename(&self, domain: &str) {
         self.state.lock().domain = clean(domain, REASON_MOST);

@@ -10,6 +10,7 @@
 //! | `decide` | takes what an operator decides |
 //! | `inquiry` | asks the other end first, and answers it |
 //! | `recover` | takes up what another run of the daemon left |
+//! | `stop` | finishes or undoes what is under way before the daemon ends |
 //! | `refusals` | keeps strangers and peers from filling the audit log |
 //! | `strangers` | bounds the connections that have not said who they are |
 //! | `alone` | keeps a second daemon from the same state |
@@ -17,7 +18,8 @@
 //! | `metrics` | tells Prometheus |
 //!
 //! Threads and blocking calls: there are few connections, and what they wait for is a disk, the toolstack
-//! or a network.  Killing the daemon is safe at any moment; it needs no orderly end.
+//! or a network.  Killing the daemon is safe at any moment; but a guest that stands still then does so until it
+//! runs again, and so an orderly end lets none stand.
 
 mod alone;
 mod decide;
@@ -34,6 +36,7 @@ mod outgoing;
 mod peers;
 mod recover;
 mod refusals;
+mod stop;
 mod strangers;
 mod wire;
 
@@ -60,11 +63,13 @@ use crate::transport::tls::Identity;
 use crate::xen::config::arrived as configuration;
 
 pub use job::{Direction, Job, JobStatus, Report};
+pub use stop::LONGEST;
 
 use alone::Alone;
 use history::History;
 use incoming::Incoming;
 use refusals::{Refusals, unaccepted};
+use stop::Stop;
 
 /// Jobs that are over are remembered so long as there are not more than this.
 const REMEMBERED: usize = 100;
@@ -93,6 +98,8 @@ pub struct Daemon {
     refusals_here: Refusals,
     /// What peers do.
     calls: Refusals,
+    /// If it is about to end.
+    stop: Stop,
     /// For each peer, held by each of its control connections too.
     controls: Mutex<BTreeMap<String, Arc<()>>>,
 }
@@ -142,6 +149,7 @@ impl Daemon {
             refusals: Refusals::default(),
             refusals_here: Refusals::default(),
             calls: Refusals::of_peers(),
+            stop: Stop::default(),
             controls: Mutex::default(),
         }))
     }
@@ -150,7 +158,8 @@ impl Daemon {
     /// gives the address.
     ///
     /// # Errors
-    /// If journals cannot be read, or the address cannot be used.
+    /// If journals cannot be read, or the address cannot be used.  Guests may have been taken up by then:
+    /// [`Daemon::stop`] waits for them.
     pub fn start(self: &Arc<Self>) -> Result<SocketAddr> {
         self.recover()?;
         let listener = TcpListener::bind(self.config.listen).map_err(Error::io(format!(
@@ -189,6 +198,7 @@ impl Daemon {
         let bound = &mut options.max_blackout_ms;
         bound.get_or_insert(JobOptions::MAX_BLACKOUT_MS);
         options.verify.get_or_insert(self.config.verify);
+        self.goes_on()?;
         let peer = self.config.peer(host)?.clone();
         let source = self.host.source(domain)?;
         let claim = self.claim(source.uuid())?;
@@ -207,7 +217,7 @@ impl Daemon {
             &json!({ "job": job.id, "domain": domain, "to": host }),
         );
         job.hold(claim);
-        self.add(&job);
+        self.add_new(&job)?;
         let (daemon, running) = (self.clone(), job.clone());
         spawn("migrate", move || {
             outgoing::run(&daemon, &running, session, source, &peer);
@@ -234,10 +244,11 @@ impl Daemon {
         mut options: JobOptions,
     ) -> Result<Checked> {
         options.verify.get_or_insert(self.config.verify);
+        let control = Arc::new(Control::new(options));
+        self.look(&control)?;
         let peer = self.config.peer(host)?.clone();
         let mut source = self.host.source(domain)?;
         let _claim = self.claim(source.uuid())?;
-        let control = Arc::new(Control::new(options));
         let checked = outgoing::check(self, &mut *source, &peer, &control);
         // With it goes what it switched on to watch the guest, before others may have the guest.
         drop(source);

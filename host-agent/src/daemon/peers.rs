@@ -196,7 +196,8 @@ fn calls(
                 parameters,
             } => {
                 log::debug!("{host} wants {parameters:?}");
-                match can_meet(host, &capabilities, &parameters) {
+                let goes_on = daemon.goes_on().map_err(|error| error.to_string());
+                match goes_on.and_then(|()| can_meet(host, &capabilities, &parameters)) {
                     Ok(()) => met(daemon),
                     Err(why) => FromPeer::Refused(why),
                 }
@@ -307,6 +308,7 @@ fn met(daemon: &Daemon) -> FromPeer {
 
 /// The same as reserving, and undone at once.
 fn check(daemon: &Daemon, host: &str, needs: &Needs) -> Result<()> {
+    daemon.goes_on()?;
     check_name(&needs.destination_name).map_err(Error::Refused)?;
     daemon.admits(host, needs)?;
     let session = SessionId::new(random()?);

@@ -78,7 +78,7 @@ fn a_daemon_that_is_stopped_undoes_its_saves() {
     pair.a.hold_live(true);
     let file = pair.folder.path().join("file");
     let job = pair.left.save("test", "guest", &file, false).unwrap();
-    pair.left.end_files(Duration::from_secs(60));
+    pair.left.stop(Duration::from_secs(60));
     assert!(job.result().unwrap().unwrap_err().contains("aborted"));
     assert_eq!(pair.a.presence("u-1"), Presence::Running);
     assert!(!file.exists());

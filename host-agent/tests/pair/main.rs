@@ -16,6 +16,7 @@ mod inquiries;
 mod meet;
 mod metrics;
 mod restarts;
+mod stops;
 mod trust;
 mod verify;
 mod watching;

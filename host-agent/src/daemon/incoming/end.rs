@@ -1,17 +1,33 @@
-//! A session that is to end before its source says so: by an operator.
+//! A session that is to end before its source says so: by the orderly end of the daemon, or an operator.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use parking_lot::MutexGuard;
 
 use super::{Incoming, Inner, again};
 use crate::job::{Error, Presence, Result};
-use crate::session::{Choice, DestinationRecord};
+use crate::session::{Choice, DestinationEvent, DestinationRecord};
 
 /// Longest time that an operator waits for a call that is being answered.
 const BUSY: Duration = Duration::from_secs(20);
+/// How often it is looked whether the source has said its word: there is no event for that.
+const LOOK: Duration = Duration::from_millis(20);
+/// What could not be thrown away is thrown away again after this.
+const AGAIN: Duration = Duration::from_secs(1);
 
 impl Incoming {
+    /// Whoever is at work on it is to stop, unless all of it is here.  Gives whether there is something to be
+    /// ended; what is still sought is left to the next run.
+    pub(in crate::daemon) fn stop_receiving(&self) -> bool {
+        if self.is_sought() || self.is_over() {
+            return false;
+        }
+        self.give_up("the destination's agent is being stopped");
+        true
+    }
+
     /// An operator has decided so.
     pub(in crate::daemon) fn stop_building(&self) {
         if !self.is_sought() {
@@ -24,6 +40,26 @@ impl Incoming {
         // Under the lock, where whoever fails for it looks for why.  Too late for one that is whole.
         if self.job.control.abort() {
             failure.get_or_insert_with(|| why.to_owned());
+        }
+    }
+
+    /// Ends it: what is not whole is discarded; what is whole, or runs, gets until then for its source's word.
+    pub(in crate::daemon) fn stop(self: &Arc<Self>, until: Instant) {
+        loop {
+            let Some(mut inner) = self.inner.try_lock_until(until) else {
+                return;
+            };
+            self.run(&mut inner, DestinationEvent::Stopped);
+            let has_failed = inner.machine.has_lease();
+            let is_waiting = match inner.machine.record() {
+                None | Some(DestinationRecord::Lost { .. }) => false,
+                Some(record) => !record.is_final(),
+            };
+            drop(inner);
+            if !is_waiting || Instant::now() >= until {
+                return;
+            }
+            thread::sleep(if has_failed { AGAIN } else { LOOK });
         }
     }
 

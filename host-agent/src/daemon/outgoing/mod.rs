@@ -205,9 +205,13 @@ impl Outgoing<'_> {
     }
 
     fn call(&mut self, order: &Order) -> SourceEvent {
-        // The destination may build for minutes, and the guest stands still: an abort ends the waiting.
-        let builds = matches!(order, Order::Receive { .. });
-        let watch = self.watch.clone();
+        // The destination may build for minutes, and the guest stands still: an abort ends the waiting.  So it
+        // does before the toolstack there has even begun.
+        let (builds, watch) = match order {
+            Order::Receive { .. } => (true, self.watch.clone()),
+            Order::Reserve(_) => (true, Watch::of(self.job.control.clone())),
+            _ => (false, Arc::default()),
+        };
         let called = self.linked().and_then(|(session, link)| match builds {
             true => link.call_unless(watch, session, order),
             false => link.call(session, order),
