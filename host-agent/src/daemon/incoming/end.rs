@@ -10,9 +10,9 @@ use super::{Incoming, Inner, again};
 use crate::job::{Error, Presence, Result};
 use crate::session::{Choice, DestinationEvent, DestinationRecord};
 
-/// Longest time that an operator waits for a call that is being answered.
+/// Longest time that an operator waits for a call that is being answered, or for what is still sought.
 const BUSY: Duration = Duration::from_secs(20);
-/// How often it is looked whether the source has said its word: there is no event for that.
+/// How often it is looked whether the source has said its word, or it was found: there is no event for that.
 const LOOK: Duration = Duration::from_millis(20);
 /// What could not be thrown away is thrown away again after this.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -68,10 +68,14 @@ impl Incoming {
     /// # Errors
     /// If somebody still is.
     pub(super) fn free(&self) -> Result<MutexGuard<'_, Inner>> {
-        if self.is_sought() {
-            return Err(Error::Refused(again::SOUGHT.to_owned()));
+        let until = Instant::now() + BUSY;
+        while self.is_sought() {
+            if Instant::now() >= until {
+                return Err(Error::Refused(again::SOUGHT.to_owned()));
+            }
+            thread::sleep(LOOK);
         }
-        let inner = self.inner.try_lock_for(BUSY);
+        let inner = self.inner.try_lock_until(until);
         inner.ok_or_else(|| {
             Error::Refused("the job is just being worked on: see `unmoved status`".to_owned())
         })
