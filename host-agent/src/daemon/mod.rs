@@ -77,6 +77,9 @@ const REMEMBERED: usize = 100;
 /// A session that is over is remembered so long, lest a late or replayed call begins it again.
 const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 
+/// Longest time that a job waits until a guest that was left watched has been let go.
+const A_MOMENT: Duration = Duration::from_secs(10);
+
 /// The daemon of a host.
 pub struct Daemon {
     config: Config,
@@ -91,6 +94,8 @@ pub struct Daemon {
     incoming: Mutex<BTreeMap<SessionId, Arc<Incoming>>>,
     /// UUIDs of guests that a job reads.
     leaving: Mutex<Vec<String>>,
+    /// Held while a guest is only let go that a dead run has left watched: a moment.
+    unwatching: Mutex<()>,
     /// Sessions whose journals cannot be read.
     damaged: Mutex<BTreeSet<SessionId>>,
     /// Of other hosts, and of users of this one.
@@ -145,6 +150,7 @@ impl Daemon {
             jobs: Mutex::default(),
             incoming: Mutex::default(),
             leaving: Mutex::default(),
+            unwatching: Mutex::default(),
             damaged: Mutex::default(),
             refusals: Refusals::default(),
             refusals_here: Refusals::default(),
@@ -299,6 +305,12 @@ impl Daemon {
     /// # Errors
     /// If another job has it.
     pub(crate) fn claim(self: &Arc<Self>, uuid: &str) -> Result<Claim> {
+        // Whoever has it for a moment only is waited for.
+        drop(self.unwatching.try_lock_for(A_MOMENT));
+        self.claim_now(uuid)
+    }
+
+    fn claim_now(self: &Arc<Self>, uuid: &str) -> Result<Claim> {
         let mut leaving = self.leaving.lock();
         if leaving.iter().any(|other| other == uuid) {
             return Err(Error::Refused(

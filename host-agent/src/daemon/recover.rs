@@ -67,7 +67,9 @@ impl Daemon {
         if !matches!(domain.state.as_str(), "running" | "blocked") {
             return Ok(());
         }
-        let Ok(_claim) = self.claim(&domain.uuid) else {
+        // Given back after the claim.
+        let _moment = self.unwatching.lock();
+        let Ok(_claim) = self.claim_now(&domain.uuid) else {
             return Ok(());
         };
         let needs = Needs {

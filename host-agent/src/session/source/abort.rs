@@ -218,6 +218,38 @@ mod tests {
     }
 
     #[test]
+    fn a_whole_copy_is_not_thrown_away_while_the_guest_cannot_go_on() {
+        let token = Token::new([7; 32]);
+        let begun = SourceRecord::Begun {
+            request: request(&token),
+            token,
+            peer: "b".to_owned(),
+        };
+        let records = vec![begun, SourceRecord::Suspending];
+        let mut session = SourceSession::recover(records).expect("it has a beginning");
+        session.step(SourceEvent::Restarted(Presence::Paused));
+        let resume = session.step(SourceEvent::Journaled(Ok(())));
+        assert_eq!(resume, Some(SourceEffect::Resume));
+        let stuck = SourceEvent::Resumed(Err(Trouble {
+            reason: "xenstored has no time".to_owned(),
+            is_gone: false,
+        }));
+        // The destination is not told: it would throw away what may be the one that runs in the end.
+        let waits = session.step(stuck);
+        assert!(
+            matches!(waits, Some(SourceEffect::Wait { .. })),
+            "{waits:?}"
+        );
+        assert_eq!(session.step(SourceEvent::Retry), resume);
+        session.step(SourceEvent::Resumed(Ok(())));
+        let told = session.step(SourceEvent::Journaled(Ok(())));
+        assert!(
+            matches!(told, Some(SourceEffect::Call(Order::Failed(_)))),
+            "{told:?}"
+        );
+    }
+
+    #[test]
     fn a_guest_that_dies_before_all_is_sent_needs_no_operator() {
         let token = Token::new([7; 32]);
         let mut session = SourceSession::new(request(&token), token, "b".to_owned());
