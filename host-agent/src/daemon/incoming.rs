@@ -240,7 +240,7 @@ impl Incoming {
                     let reserved = self.reserve(inner, &request);
                     DestinationEvent::Reserved(reserved.map_err(|error| error.to_string()))
                 }
-                DestinationEffect::Finish { sent } => {
+                DestinationEffect::Finish(sent) => {
                     DestinationEvent::Finished(self.finish(inner, sent))
                 }
                 DestinationEffect::Unpause { leave_paused } => {

@@ -129,6 +129,15 @@ pub struct Estimate {
     pub constant_bytes: u64,
 }
 
+/// How much memory a domain is asked to have, and how much it may have.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct MemoryLimits {
+    /// What its toolstack asks it to have, KiB (`memory/target` in xenstore).
+    pub target_kib: u64,
+    /// What Xen lets it have, pages (`max_pages` of `XEN_DOMCTL_getdomaininfo`).
+    pub most_pages: u64,
+}
+
 /// What a source did, for the report.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq)]
 pub struct Copied {
@@ -138,6 +147,8 @@ pub struct Copied {
     pub pages: u64,
     /// From the request until the guest was suspended.
     pub suspend_ms: f64,
+    /// The limits of its memory in the end, which an operator may have changed meanwhile.
+    pub limits: Option<MemoryLimits>,
 }
 
 /// Where a domain stands when an agent looks for it again.
@@ -286,11 +297,12 @@ pub trait Destination: Send {
     fn receive(&mut self, control: &Control) -> Result<Arc<dyn Sink>>;
 
     /// Waits until the toolstack has built the whole domain, paused.  No sink is used any more.  If the sink has
-    /// got [digests](Sink::digests), compares the domain with them.
+    /// got [digests](Sink::digests), compares the domain with them.  Then sets the limits of its memory, those of
+    /// its configuration if none are given.
     ///
     /// # Errors
-    /// What the toolstack said, or what differs; the caller discards then.
-    fn finish(&mut self) -> Result<()>;
+    /// What the toolstack or Xen said, or what differs; the caller discards then.
+    fn finish(&mut self, limits: Option<MemoryLimits>) -> Result<()>;
 
     /// Makes the domain the guest: it gets its own name and runs, or stays paused if that was asked for.
     /// Does nothing if this was done already.  The lock is given up.

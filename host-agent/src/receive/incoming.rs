@@ -130,8 +130,8 @@ impl Incoming {
     }
 
     /// Waits until the toolstack has built the domain, makes it end its work, and compares the domain with what
-    /// the source has told of it.
-    pub(super) fn finish(&self) -> Result<()> {
+    /// the source has told of it; gives its number.
+    pub(super) fn finish(&self) -> Result<u16> {
         let Stage::Done(state) = *self.stage.read() else {
             return Err(Error::Peer("the stream has not ended".to_owned()));
         };
@@ -151,7 +151,8 @@ impl Incoming {
         let memory =
             || -> Result<Box<dyn Memory>> { Ok(Box::new(XenGuest::new(self.xen.clone(), domid)?)) };
         let check = || self.give_up.check_job();
-        self.told.lock().compare(memory, &state, &check)
+        self.told.lock().compare(memory, &state, &check)?;
+        Ok(domid)
     }
 
     /// Ends the toolstack's work, unless it is finished: it destroys what it has built when its input ends.

@@ -28,7 +28,7 @@ use std::sync::Arc;
 pub(crate) use self::fill::records;
 use self::incoming::Incoming;
 pub(crate) use self::reservations::Reservations;
-use crate::job::{Control, Destination, Error, Needs, Presence, Result, Sink};
+use crate::job::{Control, Destination, Error, MemoryLimits, Needs, Presence, Result, Sink};
 use crate::save::{ARRIVED, INCOMING, is_coming, marker, names_of, presence};
 use crate::verify::Told;
 use crate::xen::abi::DomainInfo;
@@ -54,6 +54,8 @@ pub(crate) struct Receiver {
     /// It has been unpaused: if it is paused still, then by somebody else.
     is_unpaused: bool,
     needs: Needs,
+    /// Those of its memory, by its configuration.
+    limits: Option<MemoryLimits>,
     incoming: Option<Arc<Incoming>>,
     /// From its first byte to its last.
     turn: Option<Turn>,
@@ -78,6 +80,7 @@ impl Receiver {
             is_promised: false,
             is_unpaused: false,
             needs: Needs::default(),
+            limits: None,
             incoming: None,
             turn: None,
         }
@@ -153,6 +156,17 @@ impl Receiver {
         format!("{}{ARRIVED}", self.needs.destination_name)
     }
 
+    /// Sets how much memory the domain is asked to have and may have.  A peer cannot let it have more than was
+    /// reserved.
+    fn limit(&self, domid: u16, limits: MemoryLimits) -> Result<()> {
+        let reserved = self.needs.memory_bytes;
+        let pages = limits.most_pages.min(reserved / PAGE);
+        self.xen.domain(domid).set_most_pages(pages)?;
+        let target = limits.target_kib.min(reserved >> 10);
+        let node = format!("/local/domain/{domid}/memory/target");
+        self.store.write(&node, &target.to_string())
+    }
+
     /// Gives the guest its own name.  It runs, or may: one that keeps the other is none the worse for it.
     fn name(&self, domid: u16) {
         let (name, uuid) = (&self.needs.destination_name, &self.needs.uuid);
@@ -218,6 +232,8 @@ impl Destination for Receiver {
     fn receive(&mut self, control: &Control) -> Result<Arc<dyn Sink>> {
         let config = config::arrived(&self.needs.config)?;
         let config = config::named(config, &self.arrived());
+        let (config, limits) = config::with_room(config);
+        self.limits = limits;
         self.turn = Some(self.priority.take());
         let incoming = Arc::new(Incoming::start(
             self.xen.clone(),
@@ -232,15 +248,18 @@ impl Destination for Receiver {
         Ok(incoming)
     }
 
-    fn finish(&mut self) -> Result<()> {
+    fn finish(&mut self, limits: Option<MemoryLimits>) -> Result<()> {
         let incoming = self.incoming.as_ref();
         let incoming =
             incoming.ok_or_else(|| Error::Xen("nothing has been received".to_owned()))?;
-        incoming.finish()?;
+        let domid = incoming.finish()?;
+        log::debug!("xl said: {}", incoming.said());
+        if let Some(limits) = limits.or(self.limits) {
+            self.limit(domid, limits)?;
+        }
         // What comes next may be a long wait for the source.
         self.turn = None;
         self.reservations.built(&self.job);
-        log::debug!("xl said: {}", incoming.said());
         Ok(())
     }
 

@@ -16,8 +16,8 @@ use super::suspend::{Suspendable, suspend};
 use super::undo::Found;
 use super::{fit, marker, presence, rounds};
 use crate::job::{
-    Control, Copied, Digests, Error, Estimate, JobOptions, Needs, PAGE_SIZE, Phase, Prepared,
-    Presence, Result, Sink, Source,
+    Control, Copied, Digests, Error, Estimate, JobOptions, MemoryLimits, Needs, PAGE_SIZE, Phase,
+    Prepared, Presence, Result, Sink, Source,
 };
 use crate::verify;
 use crate::xen::abi::DomainInfo;
@@ -137,6 +137,19 @@ impl LiveSource {
         let seen = estimate::estimate(&mut reading.guest, control)?;
         (reading.frames, reading.dirty) = (Some(seen.frames), seen.dirty);
         Ok(seen.estimate)
+    }
+}
+
+impl LiveSource {
+    /// How much memory it is asked to have and may have; `None` where its toolstack does not tell.
+    fn limits(&self) -> Result<Option<MemoryLimits>> {
+        let target = format!("/local/domain/{}/memory/target", self.domid);
+        let target = self.store.read(&target)?.and_then(|kib| kib.parse().ok());
+        let info = self.is_here()?;
+        Ok(target.map(|target_kib| MemoryLimits {
+            target_kib,
+            most_pages: info.max_pages,
+        }))
     }
 }
 
@@ -276,7 +289,9 @@ impl Source for LiveSource {
         }
         // What comes next may be a long wait for the destination.
         reading.turn = None;
-        Ok(reading.copied)
+        let mut copied = reading.copied;
+        copied.limits = self.limits()?;
+        Ok(copied)
     }
 
     fn resume_here(&mut self) -> Result<()> {

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Seal, Token};
-use crate::job::Needs;
+use crate::job::{MemoryLimits, Needs};
 
 /// What the destination is asked to reserve for.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
@@ -18,6 +18,17 @@ pub struct Request {
     pub seal: Seal,
 }
 
+/// What has been sent, when everything has.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Sent {
+    /// Bytes and pages that were sent, counted at the source, to be compared.
+    #[serde(rename = "sent")]
+    pub bytes: u64,
+    /// The limits of the guest's memory now; those of its configuration stay where a source does not tell.
+    #[serde(default)]
+    pub limits: Option<MemoryLimits>,
+}
+
 /// The source calls the destination's method.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
@@ -25,10 +36,7 @@ pub enum Order {
     /// Step 1.
     Reserve(Box<Request>),
     /// Step 2: everything has been sent; wait until the domain is whole.
-    Receive {
-        /// Bytes and pages that were sent, counted at the source, to be compared.
-        sent: u64,
-    },
+    Receive(Sent),
     /// Step 3: the guest is yours.
     TakeOver(Token),
     /// Step 4: the source is complete.
@@ -48,7 +56,7 @@ impl Order {
     pub const fn step(&self) -> Option<u8> {
         match self {
             Self::Reserve(_) => Some(1),
-            Self::Receive { .. } => Some(2),
+            Self::Receive(_) => Some(2),
             Self::TakeOver(_) => Some(3),
             Self::Retire => Some(4),
             Self::Failed(_) => None,

@@ -36,7 +36,7 @@ mod token;
 
 pub use destination::{Choice, DestinationEffect, DestinationEvent, DestinationSession};
 pub use locks::{Locks, Resources};
-pub use message::{Answer, Order, Request, Status, Trouble};
+pub use message::{Answer, Order, Request, Sent, Status, Trouble};
 pub use record::{DestinationRecord, SourceRecord};
 pub use source::{Operator, SourceEffect, SourceEvent, SourceSession};
 pub use standing::{NOT_YET, Other, Standing};

@@ -125,7 +125,7 @@ pub fn restore(
         feed(&mut reader, &*sink, control)?;
         reader.expect_end().map_err(unreadable)?;
         control.enter(Phase::Building, "building the domain");
-        destination.finish()?;
+        destination.finish(None)?;
         control.close()
     };
     let built = build();

@@ -34,7 +34,7 @@ pub fn receive(
         control.enter(Phase::Live, format!("receiving {}", needs.destination_name));
         feed(&mut reader, &*sink, control)?;
         control.enter(Phase::Building, "building the domain");
-        destination.finish()?;
+        destination.finish(None)?;
         say(&mut output, READY)?;
         // The sender stops its copy for good before it says this; nothing is to be done without it.
         let mut words = [0; GO.len()];

@@ -84,6 +84,7 @@ pub(crate) mod domctl {
     pub(crate) const RESUMEDOMAIN: u32 = 27;
     pub(crate) const GETHVMCONTEXT: u32 = 33;
     pub(crate) const SETHVMCONTEXT: u32 = 34;
+    pub(crate) const MAX_MEM: u32 = 11;
     pub(crate) const SETTSCINFO: u32 = 60;
     pub(crate) const GETTSCINFO: u32 = 59;
     pub(crate) const GETPAGEFRAMEINFO3: u32 = 61;
@@ -213,6 +214,13 @@ layout! {
 pub(crate) const CPUID_LEAF: usize = 24;
 /// Bytes of `xen_msr_entry_t`.
 pub(crate) const MSR_ENTRY: usize = 16;
+
+layout! {
+    /// `struct xen_domctl_max_mem`.
+    MaxMem = 8, max_memkb @ 0 {
+        max_memkb: u64,
+    }
+}
 
 layout! {
     /// `struct xen_domctl_tsc_info`.

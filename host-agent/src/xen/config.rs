@@ -8,7 +8,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::domain::PAGE;
-use crate::job::{Error, Result};
+use crate::job::{Error, MemoryLimits, Result};
 
 /// Devices that are a piece of this host's hardware, by the configuration's name for them.
 const OF_THIS_HOST: [(&str, &str); 4] = [
@@ -148,6 +148,28 @@ pub(crate) fn named(mut config: Value, name: &str) -> Value {
     config
 }
 
+/// What the toolstack lets a domain have beyond what it asks it to have, KiB (`LIBXL_MAXMEM_CONSTANT`).
+const SLACK_KIB: u64 = 1024;
+
+/// The same for a domain that is asked to have all that it may ever have, and the limits that go with what it is
+/// asked to have really.
+///
+/// The toolstack lets a domain that it builds have little more than the latter.  But a guest that has not given
+/// up yet what it is asked to, or that is asked for less or more while it moves, has more; it would not fit.
+pub(crate) fn with_room(mut config: Value) -> (Value, Option<MemoryLimits>) {
+    let memory = &mut config["b_info"];
+    let Some(most) = memory["max_memkb"].as_u64() else {
+        return (config, None);
+    };
+    let target_kib = memory["target_memkb"].as_u64().unwrap_or(most);
+    memory["target_memkb"] = json!(most);
+    let limits = MemoryLimits {
+        target_kib,
+        most_pages: target_kib.saturating_add(SLACK_KIB) / (PAGE >> 10),
+    };
+    (config, Some(limits))
+}
+
 /// If the domain's devices can be made here while it still runs at its source.
 ///
 /// What the toolstack makes then opens the disks, but reads and writes nothing until the guest connects.
@@ -187,9 +209,29 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::{
-        agrees, arrived, can_be_built_early, can_move, memory_bytes, to_travel, uuid,
+        agrees, arrived, can_be_built_early, can_move, memory_bytes, to_travel, uuid, with_room,
         writable_disks,
     };
+    use crate::job::MemoryLimits;
+
+    #[test]
+    fn a_domain_that_comes_has_room_for_all_that_it_may_have() {
+        let mut asked = config();
+        asked["b_info"]["target_memkb"] = json!(131_072);
+        let (built, limits) = with_room(asked);
+        assert_eq!(built["b_info"]["target_memkb"], 262_144);
+        let expected = MemoryLimits {
+            target_kib: 131_072,
+            // As Xen says of a domain that `xl mem-set` has given 128 MiB.
+            most_pages: 33_024,
+        };
+        assert_eq!(limits, Some(expected));
+        let (built, limits) = with_room(config());
+        assert_eq!(built["b_info"]["target_memkb"], 262_144);
+        assert_eq!(limits.map(|limits| limits.target_kib), Some(262_144));
+        let (built, limits) = with_room(json!({"b_info": {}}));
+        assert_eq!((built, limits), (json!({"b_info": {}}), None));
+    }
 
     fn config() -> Value {
         json!({

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use serde_json::json;
 use unmoved::job::{
-    Chunk, Destination, DomainEntry, Error, Host, HostFacts, Needs, PAGE_SIZE, Presence, Result,
-    Source, digest,
+    Chunk, Destination, DomainEntry, Error, Host, HostFacts, MemoryLimits, Needs, PAGE_SIZE,
+    Presence, Result, Source, digest,
 };
 
 use unmoved::storage::Storage;
@@ -57,6 +57,12 @@ struct State {
     told: BTreeMap<String, Vec<Chunk>>,
     compared: BTreeSet<String>,
 }
+
+/// Those of the memory of every guest here.
+pub(super) const LIMITS: MemoryLimits = MemoryLimits {
+    target_kib: 131_072,
+    most_pages: 33_024,
+};
 
 /// Digests of all of a guest's memory.
 fn chunks(memory: &Memory) -> Vec<Chunk> {

@@ -1,7 +1,9 @@
 //! Carries out what the two ends want done, and lets it go wrong in every way.
 
 use unmoved::job::Presence;
-use unmoved::session::{DestinationEffect, DestinationEvent, SourceEffect, SourceEvent, Trouble};
+use unmoved::session::{
+    DestinationEffect, DestinationEvent, Sent, SourceEffect, SourceEvent, Trouble,
+};
 
 use crate::outcome::Loss;
 use crate::world::{Message, World};
@@ -85,7 +87,7 @@ impl World<'_> {
         let can_fail = !matches!(effect, DestinationEffect::Answer(_));
         let has_tool = matches!(
             effect,
-            DestinationEffect::Finish { .. } | DestinationEffect::Journal(_)
+            DestinationEffect::Finish(_) | DestinationEffect::Journal(_)
         ) && !self.destination.has_run;
         let fate = self.fate(can_fail, has_tool);
         let told = format!("destination: {effect:?}: {fate:?}");
@@ -172,7 +174,10 @@ impl World<'_> {
                 source.was_suspended = true;
                 if self.destination.is_receiving {
                     self.destination.arrived = Some(42);
-                    SourceEvent::RestCopied(Ok(42))
+                    SourceEvent::RestCopied(Ok(Sent {
+                        bytes: 42,
+                        limits: None,
+                    }))
                 } else {
                     SourceEvent::RestCopied(Err("it broke off".to_owned()))
                 }
@@ -215,8 +220,8 @@ impl World<'_> {
                 here.is_receiving = true;
                 DestinationEvent::Reserved(Ok(()))
             }
-            DestinationEffect::Finish { sent } => {
-                let is_whole = here.is_receiving && here.arrived == Some(*sent);
+            DestinationEffect::Finish(sent) => {
+                let is_whole = here.is_receiving && here.arrived == Some(sent.bytes);
                 here.is_receiving = false;
                 if is_whole {
                     here.domain = Presence::Paused;

@@ -10,7 +10,7 @@ use crate::daemon::lanes::Lanes;
 use crate::daemon::random;
 use crate::daemon::wire::Ticket;
 use crate::job::{Destination, Error, Phase, Presence, Result};
-use crate::session::{Request, SessionId, Trouble};
+use crate::session::{Request, Sent, SessionId, Trouble};
 use crate::transport::{Duplex, Received, receive};
 
 /// Longest time for the end of a stream of which the source says that all of it is acknowledged.
@@ -97,7 +97,7 @@ impl Incoming {
     }
 
     /// A failure says whether what there is of the domain is whole all the same: then it may be the last.
-    pub(super) fn finish(&self, inner: &mut Inner, sent: u64) -> std::result::Result<(), Trouble> {
+    pub(super) fn finish(&self, inner: &mut Inner, sent: Sent) -> std::result::Result<(), Trouble> {
         let built = self.build(inner, sent);
         // Who has given it up while it was built is not to be told that it was received.
         let Err(error) = built.and_then(|()| self.job.control.close()) else {
@@ -118,7 +118,7 @@ impl Incoming {
         })
     }
 
-    fn build(&self, inner: &mut Inner, sent: u64) -> Result<()> {
+    fn build(&self, inner: &mut Inner, sent: Sent) -> Result<()> {
         *self.lanes.lock() = None;
         self.job
             .control
@@ -126,13 +126,13 @@ impl Incoming {
         let received = received(inner)?
             .join()
             .map_err(|_| Error::Peer("the receiving thread failed".to_owned()))??;
-        if received.taken != sent {
+        if received.taken != sent.bytes {
             return Err(Error::Peer(format!(
-                "{sent} bytes were sent, but {} have arrived",
-                received.taken
+                "{} bytes were sent, but {} have arrived",
+                sent.bytes, received.taken
             )));
         }
-        self.destination(inner)?.finish()?;
+        self.destination(inner)?.finish(sent.limits)?;
         inner.daemon.locks.lock().built(self.session);
         Ok(())
     }

@@ -7,6 +7,7 @@ use crate::daemon::job::Report;
 use crate::daemon::link;
 use crate::daemon::wire::{Hello, Ticket};
 use crate::job::{Error, Phase, Result, Sink};
+use crate::session::Sent;
 use crate::transport::{Duplex, Sender, Watch};
 
 impl Outgoing<'_> {
@@ -61,7 +62,7 @@ impl Outgoing<'_> {
         Ok(())
     }
 
-    pub(super) fn copy_rest(&mut self) -> Result<u64> {
+    pub(super) fn copy_rest(&mut self) -> Result<Sent> {
         let control = &self.job.control;
         control.enter(
             Phase::StopAndCopy,
@@ -77,12 +78,15 @@ impl Outgoing<'_> {
         self.copied = guest(&mut self.source)?.copy_rest(sender, control)?;
         let suspend = Duration::try_from_secs_f64(self.copied.suspend_ms / 1000.0);
         self.suspended = Some(begun + suspend.unwrap_or_default());
-        let sent = sender.finish()?;
+        let bytes = sender.finish()?;
         control.enter(
             Phase::Building,
             "everything is sent; the destination builds the domain",
         );
-        Ok(sent)
+        Ok(Sent {
+            bytes,
+            limits: self.copied.limits,
+        })
     }
 
     /// The guest runs at the destination.

@@ -208,7 +208,7 @@ impl Outgoing<'_> {
         // The destination may build for minutes, and the guest stands still: an abort ends the waiting.  So it
         // does before the toolstack there has even begun.
         let (builds, watch) = match order {
-            Order::Receive { .. } => (true, self.watch.clone()),
+            Order::Receive(_) => (true, self.watch.clone()),
             Order::Reserve(_) => (true, Watch::of(self.job.control.clone())),
             _ => (false, Arc::default()),
         };

@@ -194,7 +194,7 @@ fn of_order(order: Order) -> Result<Order, String> {
             Order::Reserve(request)
         }
         Order::Failed(why) => Order::Failed(reason(&why)),
-        short @ (Order::Receive { .. } | Order::TakeOver(_) | Order::Retire) => short,
+        short @ (Order::Receive(_) | Order::TakeOver(_) | Order::Retire) => short,
     })
 }
 

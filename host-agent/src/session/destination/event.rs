@@ -1,7 +1,7 @@
 //! What happens to the destination's end of a session, and what it wants done.
 
 use crate::job::Presence;
-use crate::session::{Answer, DestinationRecord, Order, Request, Trouble};
+use crate::session::{Answer, DestinationRecord, Order, Request, Sent, Trouble};
 
 /// What an operator decides about a copy whose source does not say what is to become of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,10 +47,7 @@ pub enum DestinationEffect {
     /// Lock what the guest needs, and start the toolstack.
     Reserve(Box<Request>),
     /// Wait until the domain is whole and paused, and all that was sent is in it.
-    Finish {
-        /// What the source says that it sent.
-        sent: u64,
-    },
+    Finish(Sent),
     /// Let it run.
     Unpause {
         /// Or not, but under its own name.
@@ -74,7 +71,7 @@ pub(super) const fn is_result(effect: &DestinationEffect, event: &DestinationEve
     matches!(
         (effect, event),
         (Effect::Reserve(_), Event::Reserved(_))
-            | (Effect::Finish { .. }, Event::Finished(_))
+            | (Effect::Finish(_), Event::Finished(_))
             | (Effect::Unpause { .. }, Event::Unpaused(_))
             | (Effect::Discard, Event::Discarded(_))
     )

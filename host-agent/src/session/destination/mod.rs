@@ -145,12 +145,12 @@ impl DestinationSession {
             // The source must not believe that this opened anything: its order is late, or replayed.
             (Order::Reserve(_), Some(_)) => self.refuse("this session was begun already"),
 
-            (Order::Receive { sent }, Some(Record::Reserved { .. })) if self.is_receiving => {
+            (Order::Receive(sent), Some(Record::Reserved { .. })) if self.is_receiving => {
                 self.is_receiving = false;
-                self.act(DestinationEffect::Finish { sent })
+                self.act(DestinationEffect::Finish(sent))
             }
-            (Order::Receive { .. }, Some(Record::Received)) => self.answer(Answer::Continue),
-            (Order::Receive { .. }, Some(Record::Reserved { .. })) if self.is_whole => {
+            (Order::Receive(_), Some(Record::Received)) => self.answer(Answer::Continue),
+            (Order::Receive(_), Some(Record::Reserved { .. })) if self.is_whole => {
                 self.journal(Record::Received)
             }
 

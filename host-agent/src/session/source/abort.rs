@@ -141,7 +141,7 @@ pub(super) fn refusal(answer: Answer) -> String {
 mod tests {
     use super::{Answer, Order, SourceEffect, SourceEvent, SourceRecord, SourceSession};
     use crate::job::{Needs, Presence};
-    use crate::session::{Operator, Request, Token, Trouble};
+    use crate::session::{Operator, Request, Sent, Token, Trouble};
 
     /// Does as it is told, but the guest is gone and the destination's answers are these; what was called,
     /// and what it waits for or how it ended.
@@ -161,7 +161,10 @@ mod tests {
                     event
                 }
                 SourceEffect::CopyLive => SourceEvent::LiveCopied(Ok(())),
-                SourceEffect::CopyRest => SourceEvent::RestCopied(Ok(1)),
+                SourceEffect::CopyRest => SourceEvent::RestCopied(Ok(Sent {
+                    bytes: 1,
+                    limits: None,
+                })),
                 SourceEffect::Seal => SourceEvent::Sealed(Ok(())),
                 SourceEffect::Resume => SourceEvent::Resumed(Err(Trouble {
                     reason: "no domain".to_owned(),

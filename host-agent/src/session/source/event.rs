@@ -1,7 +1,7 @@
 //! What happens to the source's end of a session, and what it wants done.
 
 use crate::job::Presence;
-use crate::session::{Answer, Order, SourceRecord, Trouble};
+use crate::session::{Answer, Order, Sent, SourceRecord, Trouble};
 
 /// What an operator decides about a guest that stands paused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub enum SourceEvent {
     /// Result of [`SourceEffect::CopyLive`].
     LiveCopied(Result<(), String>),
     /// Result of [`SourceEffect::CopyRest`]: what was sent.
-    RestCopied(Result<u64, String>),
+    RestCopied(Result<Sent, String>),
     /// Result of [`SourceEffect::Seal`].
     Sealed(Result<(), String>),
     /// Result of [`SourceEffect::Resume`].

@@ -211,7 +211,7 @@ impl SourceSession {
         match event {
             SourceEvent::RestCopied(Ok(sent)) => {
                 self.may_be_whole = true;
-                self.call(Order::Receive { sent })
+                self.call(Order::Receive(sent))
             }
             // The domain is whole, there, paused.
             SourceEvent::Answered(Answer::Continue) => self.act(SourceEffect::Seal),

@@ -3,7 +3,7 @@
 use xen_abi::hypercall;
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::Domain;
+use super::{Domain, PAGE};
 use crate::job::{Error, Result};
 use crate::xen::abi::{self, HvmParam, TscInfo, domctl};
 use crate::xen::sys::{Argument, Buffer};
@@ -18,6 +18,16 @@ impl Domain<'_> {
         self.domctl(domctl::GETTSCINFO, &mut info, &mut [])
             .map_err(|error| self.failed("tell the clock of", &error))?;
         Ok(info)
+    }
+
+    /// Sets how many pages Xen lets the domain have; what it has beyond that it keeps.
+    pub(crate) fn set_most_pages(&self, pages: u64) -> Result<()> {
+        let mut most = abi::MaxMem {
+            max_memkb: pages.saturating_mul(PAGE >> 10),
+        };
+        self.domctl(domctl::MAX_MEM, &mut most, &mut [])
+            .map(drop)
+            .map_err(|error| self.failed("set the most memory of", &error))
     }
 
     /// Sets how the domain keeps time.

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use unmoved::job::{
-    Batch, Control, Destination, Digests, Error, Needs, PAGE_SIZE, Presence, Result, Sink, Stop,
+    Batch, Control, Destination, Digests, Error, MemoryLimits, Needs, PAGE_SIZE, Presence, Result,
+    Sink, Stop,
 };
 
-use super::{Fake, chunks};
+use super::{Fake, LIMITS, chunks};
 
 pub(super) struct FakeDestination {
     pub(super) host: Arc<Fake>,
@@ -69,7 +70,8 @@ impl Destination for FakeDestination {
         }))
     }
 
-    fn finish(&mut self) -> Result<()> {
+    fn finish(&mut self, limits: Option<MemoryLimits>) -> Result<()> {
+        assert_eq!(limits, Some(LIMITS), "they come along");
         while self.host.state.lock().holds_build {
             // As the real one does: it waits for its toolstack, and gives up when the job does.
             let heeds = !self.host.state.lock().is_deaf;

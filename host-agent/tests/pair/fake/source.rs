@@ -8,6 +8,7 @@ use unmoved::job::{
     Result, Sink, Source, StateDigests,
 };
 
+use super::LIMITS;
 use super::{Fake, PAGES, chunks};
 
 pub(super) struct FakeSource {
@@ -84,6 +85,7 @@ impl Source for FakeSource {
             rounds: 2,
             pages: 2 * PAGES,
             suspend_ms: 0.1,
+            limits: Some(LIMITS),
         })
     }
 
