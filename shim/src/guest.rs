@@ -121,7 +121,8 @@ pub struct Guest<M: Machine, H: Host, P: Points<M, H>> {
 
 impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
     /// Puts a guest together.
-    pub fn new(m: M, host: H, points: P, parts: Parts) -> Self {
+    pub fn new(m: M, host: H, points: P, mut parts: Parts) -> Self {
+        parts.ledger.set_step(crate::mm::work::STEP);
         Self {
             m,
             host,
@@ -157,6 +158,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
 
     /// Handles one entry from ring 3 on vCPU `v`.  Returns whether the way back may be SYSRET.
     pub fn enter(&mut self, v: usize, regs: &mut Regs) -> bool {
+        self.ledger.work().look();
         let outcome = match regs.vector {
             Regs::SYSCALL if self.vcpus[v].in_kernel => self.hypercall(v, regs),
             Regs::SYSCALL => self.system_call(v, regs),

@@ -74,6 +74,8 @@ errnos! {
     ETIME = 62;
     /// Value too large.
     EOVERFLOW = 75;
+    /// Interrupted: to be begun again.  Never seen by a guest.
+    ERESTART = 85;
     /// Operation not supported.
     EOPNOTSUPP = 95;
     /// Already connected.

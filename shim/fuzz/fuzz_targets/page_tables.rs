@@ -1,5 +1,6 @@
-//! Any sequence of operations on page tables and descriptors is served or refused; when all that
-//! the guest holds is given back, the ledger has no reference left.
+//! Any sequence of operations on page tables and descriptors is served or refused, also when they
+//! are interrupted, and then begun again or not; when all that the guest holds is given back, the
+//! ledger has no reference left.
 
 #![no_main]
 
@@ -10,7 +11,7 @@ use unmoved_shim::mm::{
     AddressSpaces, FrameUse, Ledger, M2p, Mm, Owner, ShimSlots, Tlb, check_descriptor,
 };
 use xen_abi::mmu::{Level, MmuUpdate, Pte, UvmFlags};
-use xen_abi::{GuestVa, Mfn, Pfn};
+use xen_abi::{Errno, GuestVa, Mfn, Pfn};
 
 /// Frames 0 and 1 are the shim's, then come the guest's, one that is shared and one that is lent.
 const FRAMES: u64 = 20;
@@ -68,8 +69,25 @@ struct Held {
     written: Vec<Mfn>,
 }
 
+/// Begins an operation again until it is not interrupted any more, or leaves it if it does not go on.
+fn again<R>(
+    mm: &mut Mm<'_, FakeFrames>,
+    goes_on: bool,
+    mut act: impl FnMut(&mut Mm<'_, FakeFrames>) -> Result<R, Errno>,
+) {
+    while matches!(act(mm), Err(Errno::ERESTART)) {
+        mm.ledger.work().look();
+        if !goes_on {
+            break;
+        }
+    }
+}
+
 /// Performs the next operation; `None` at the end of the input.  Refusals are as good as successes.
 fn step(mm: &mut Mm<'_, FakeFrames>, held: &mut Held, input: &mut Bytes<'_>) -> Option<()> {
+    let step = input.byte()?;
+    let goes_on = step & 1 == 0;
+    mm.ledger.set_step(u32::from(step) * 8 + 1);
     match input.byte()? % 16 {
         0..3 => {
             let (table, index, pte) = (input.frame()?, input.index()?, input.pte()?);
@@ -80,9 +98,13 @@ fn step(mm: &mut Mm<'_, FakeFrames>, held: &mut Held, input: &mut Bytes<'_>) -> 
         3 => {
             let levels = [Level::L1, Level::L2, Level::L3, Level::L4];
             let level = levels[usize::from(input.byte()? % 4)];
-            let _ = mm.pin(level, input.frame()?);
+            let frame = input.frame()?;
+            again(mm, goes_on, |mm| mm.pin(level, frame));
         }
-        4 => drop(mm.unpin(input.frame()?)),
+        4 => {
+            let frame = input.frame()?;
+            again(mm, goes_on, |mm| mm.unpin(frame));
+        }
         5 | 6 => {
             let command = u64::from(input.byte()? % 5);
             let (table, index) = (input.frame()?, input.index()?);
@@ -90,7 +112,7 @@ fn step(mm: &mut Mm<'_, FakeFrames>, held: &mut Held, input: &mut Bytes<'_>) -> 
                 ptr: (table.0 << 12) + index as u64 * 8 + command,
                 val: input.pte()?.0,
             };
-            let _ = mm.mmu_update(request, &Nothing);
+            again(mm, goes_on, |mm| mm.mmu_update(request, &Nothing));
         }
         7 => {
             let va = GuestVa((input.index()? as u64) << 12 | u64::from(input.byte()?) << 40);
@@ -105,8 +127,16 @@ fn step(mm: &mut Mm<'_, FakeFrames>, held: &mut Held, input: &mut Bytes<'_>) -> 
                 let _ = entry.store((differs < 128).then_some(seen ^ u64::from(differs)), pte.0);
             }
         }
-        10 => drop(mm.new_baseptr(&mut held.spaces, input.frame()?)),
-        11 => drop(mm.new_user_baseptr(&mut held.spaces, input.frame()?)),
+        10 => {
+            let frame = input.frame()?;
+            again(mm, goes_on, |mm| mm.new_baseptr(&mut held.spaces, frame));
+        }
+        11 => {
+            let frame = input.frame()?;
+            again(mm, goes_on, |mm| {
+                mm.new_user_baseptr(&mut held.spaces, frame)
+            });
+        }
         12 => {
             let frame = input.frame()?;
             if mm.get_descriptors(frame).is_ok() {
@@ -133,6 +163,10 @@ fn step(mm: &mut Mm<'_, FakeFrames>, held: &mut Held, input: &mut Bytes<'_>) -> 
             let _ = mm.copy_page(frame, other);
             let _ = mm.clear_page(other);
         }
+    }
+    // The guest goes on only then.
+    while mm.settle().is_err() {
+        mm.ledger.work().look();
     }
     Some(())
 }
@@ -165,13 +199,23 @@ fuzz_target!(|input: &[u8]| {
     let mut input = Bytes(input);
     while step(&mut mm, &mut held, &mut input).is_some() {}
 
-    mm.leave(held.spaces);
+    mm.ledger.set_step(u32::MAX);
+    mm.leave(&mut Some(held.spaces)).expect("all is settled");
     mm.put_gdt(&held.descriptors);
     for frame in held.written {
         mm.ledger.put_writable(frame);
     }
     for mfn in (0..FRAMES).map(Mfn) {
         let _ = mm.unpin(mfn);
+    }
+    // What was left half done is asked for once more.
+    for mfn in (0..FRAMES).map(Mfn) {
+        let info = mm.ledger.info(mfn).expect("in range");
+        if let Some((level, _)) = info.unfinished
+            && mm.pin(level, mfn).is_ok()
+        {
+            let _ = mm.unpin(mfn).expect("just pinned");
+        }
     }
     for mfn in (0..FRAMES).map(Mfn) {
         let info = mm.ledger.info(mfn).expect("in range");

@@ -1,13 +1,13 @@
 //! A vCPU as the emulator of privileged instructions sees it.
 
 use xen_abi::shared_info::vcpu_info;
-use xen_abi::{GuestVa, Mfn, PAGE_SIZE};
+use xen_abi::{Errno, GuestVa, Mfn, PAGE_SIZE};
 
 use super::{Machine, Regs, first};
 use crate::boot::fill_hypercall_page;
 use crate::emulate::cpuid::FrozenCpuid;
 use crate::emulate::msr::{MsrPolicy, MsrState};
-use crate::emulate::privileged::{AccessFault, PrivilegedState};
+use crate::emulate::privileged::{AccessFault, Loaded, PrivilegedState};
 use crate::emulate::regs::RegisterFile;
 use crate::guest::{Guest, mm};
 use crate::host::Host;
@@ -178,8 +178,12 @@ impl<M: Machine, H: Host, P: Points<M, H>> PrivilegedState for View<'_, M, H, P>
             .as_ref()
             .map_or(0, |spaces| spaces.kernel().addr())
     }
-    fn set_cr3(&mut self, value: u64) -> bool {
-        self.guest.new_baseptr(self.v, Mfn::of(value)).is_ok()
+    fn set_cr3(&mut self, value: u64) -> Loaded {
+        let (v, table) = (self.v, Mfn::of(value));
+        match self.guest.in_steps(|guest| guest.new_baseptr(v, table)) {
+            Err(Errno::ERESTART) => Loaded::Again,
+            result => result.is_ok().into(),
+        }
     }
     fn cr4(&self) -> u64 {
         self.vcpu().cr4

@@ -7,7 +7,7 @@ use xen_abi::Mfn;
 use super::RegisterFile;
 use super::cpuid::{FrozenCpuid, HypervisorLeaves, Leaf};
 use super::msr::{MsrPolicy, MsrState};
-use super::privileged::{AccessFault, PrivilegedState};
+use super::privileged::{AccessFault, Loaded, PrivilegedState};
 use crate::cpu::first;
 
 /// Plain registers.
@@ -271,12 +271,12 @@ impl PrivilegedState for FakeVcpu {
         self.cr3
     }
 
-    fn set_cr3(&mut self, value: u64) -> bool {
+    fn set_cr3(&mut self, value: u64) -> Loaded {
         let table = value != 0;
         if table {
             self.cr3 = value;
         }
-        table
+        table.into()
     }
 
     fn cr4(&self) -> u64 {

@@ -22,6 +22,23 @@ pub const GENERAL_PROTECTION: u8 = 13;
 /// The vector of a page fault.
 pub const PAGE_FAULT: u8 = 14;
 
+/// How a change of a control register ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loaded {
+    /// It happened.
+    Done,
+    /// It did not: a general protection fault.
+    Refused,
+    /// It takes longer: the guest runs the instruction again.
+    Again,
+}
+
+impl From<bool> for Loaded {
+    fn from(done: bool) -> Self {
+        if done { Self::Done } else { Self::Refused }
+    }
+}
+
 /// Guest memory could not be accessed: the error code of the page fault that this is to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AccessFault {
@@ -52,8 +69,8 @@ pub trait PrivilegedState: MsrState {
     fn set_cr2(&mut self, value: u64);
     /// Returns the machine address of the guest's kernel page table.
     fn cr3(&self) -> u64;
-    /// Switches the kernel page table, as `MMUEXT_NEW_BASEPTR` does; `false` if that fails.
-    fn set_cr3(&mut self, value: u64) -> bool;
+    /// Switches the kernel page table, as `MMUEXT_NEW_BASEPTR` does.
+    fn set_cr3(&mut self, value: u64) -> Loaded;
     /// Returns the guest's CR4.
     fn cr4(&self) -> u64;
     /// Sets the guest's CR4; the value is already limited to what the guest may set.
@@ -159,7 +176,10 @@ pub fn execute(
         Insn::ReadCr { cr, gpr } => read_cr(regs, state, cr, gpr, len),
         Insn::WriteCr { cr, gpr } => {
             let value = regs.gpr(gpr);
-            done_if(write_cr(state, cr, value), regs, len)
+            match write_cr(state, cr, value) {
+                Loaded::Again => Outcome::Done(After::Continue),
+                loaded => done_if(loaded == Loaded::Done, regs, len),
+            }
         }
         Insn::ReadDr { dr, gpr } => match debug_number(state, dr) {
             Some(n) => {

@@ -5,7 +5,7 @@
 
 use xen_abi::trap::vector;
 
-use super::Guest;
+use super::{Guest, mm};
 use crate::cpu::deliver::{self, Bounce, Doomed};
 use crate::cpu::{HostTraps, Machine, Regs};
 use crate::host::{Host, HostEvent};
@@ -50,10 +50,12 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             || self.points.has_request()
             || self.vcpus[v].is_blocked
             || self.leftovers.are_there()
+            || self.ledger.is_releasing()
             || self.host.time_version() != self.vcpus[v].time_version
     }
 
-    /// Handles what the host and the points have to say, and waits while the vCPU is blocked.
+    /// Handles what the host and the points have to say, ends what hypercalls left half done, and
+    /// waits while the vCPU is blocked.
     #[inline(never)]
     fn catch_up(&mut self, v: usize) {
         loop {
@@ -62,6 +64,10 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             }
             if let Some(request) = self.points.take_request() {
                 self.migrate(v, request);
+                continue;
+            }
+            self.ledger.work().look();
+            if mm!(self).settle().is_err() {
                 continue;
             }
             self.publish_time(v);

@@ -25,8 +25,13 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             *self.vcpus[v].traps = [TrapInfo::default(); 256];
             return Ok(0);
         }
-        for index in 0..=u64::from(u16::MAX) {
-            let info: TrapInfo = read(&self.m, element::<TrapInfo>(table, index)?)?;
+        for index in 0.. {
+            let at = element::<TrapInfo>(table, index)?;
+            if index > 0 && self.should_stop() {
+                self.continuation = Some([at, 0, 0, 0, 0]);
+                break;
+            }
+            let info: TrapInfo = read(&self.m, at)?;
             if info.address == 0 {
                 break;
             }

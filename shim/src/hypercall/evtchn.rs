@@ -9,6 +9,9 @@ use crate::guest::Guest;
 use crate::host::Host;
 use crate::points::Points;
 
+/// Units of work that it takes to close all ports, which are 4,096 and a few stores each.
+const RESET: u32 = 1024;
+
 impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
     /// `event_channel_op(command, argument)`.
     pub(super) fn event_channel_op(&mut self, [command, arg, ..]: Args) -> Answer {
@@ -54,7 +57,10 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
                 self.channels.status(&mut status)?;
                 write(&self.m, arg, &status)?;
             }
-            op::RESET => self.channels.reset(&self.m, read(&self.m, arg)?)?,
+            op::RESET => {
+                self.ledger.work().spend(RESET);
+                self.channels.reset(&self.m, read(&self.m, arg)?)?;
+            }
             // Two-level ports are all there is; the arguments are still looked at first.
             op::INIT_CONTROL | op::EXPAND_ARRAY | op::SET_PRIORITY => {
                 let mut probe = [0; 8];

@@ -10,8 +10,14 @@ use super::{Answer, Args, element, read, write};
 use crate::cpu::Machine;
 use crate::guest::{Guest, mm};
 use crate::host::Host;
+use crate::mm::work::PAGE;
 use crate::points::Points;
 use crate::points::identity::Identity;
+
+/// Extents that are given back between two looks: one flush does for all of them.
+const BATCH: u64 = 64;
+/// Units of work that a hypercall to the host is charged, with its exit.
+const HOST_CALL: u32 = 32;
 
 impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
     /// `memory_op(command, argument)`.
@@ -95,10 +101,23 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             return Ok(start);
         };
         let mut done = start;
-        while done < reservation.nr_extents {
-            if self.continues(op::DECREASE_RESERVATION, arg, start, done) {
-                break;
+        loop {
+            let end = reservation.nr_extents.min(done + BATCH);
+            done = self.release_frames(&reservation, done, end);
+            if done == reservation.nr_extents
+                || self.continues(op::DECREASE_RESERVATION, arg, start, done)
+                || done < end
+            {
+                return Ok(done);
             }
+        }
+    }
+
+    /// Gives frames of extents back to the host, from `start` on and before `end`; returns how far
+    /// it came.
+    fn release_frames(&mut self, reservation: &Reservation, start: u64, end: u64) -> u64 {
+        let mut done = start;
+        while done < end && (done == start || !self.should_stop()) {
             let Ok(frame) = element::<u64>(reservation.extent_start, done)
                 .and_then(|at| read::<u64>(&self.m, at))
             else {
@@ -121,9 +140,10 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             next = self.ledger.given_up_before(frame);
             // A frame that the host does not take back stays here, which costs it memory and the
             // guest nothing.
+            self.ledger.work().spend(HOST_CALL);
             let _ = self.host.release_frame(frame);
         }
-        Ok(done)
+        done
     }
 
     /// Takes frames from the host again; returns how many extents were filled.
@@ -143,6 +163,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             else {
                 break;
             };
+            self.ledger.work().spend(3 * HOST_CALL + PAGE);
             if self.take_frame(frame).is_err() {
                 break;
             }

@@ -84,7 +84,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
         mut one: impl FnMut(&mut Self, T) -> Result<Flush, Errno>,
     ) -> Answer
     where
-        T: FromBytes + IntoBytes,
+        T: FromBytes + IntoBytes + Copy,
     {
         let mut flush = Flush::None;
         let mut outcome = Ok(0);
@@ -99,9 +99,17 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             }
             let result = element::<T>(list.at, index)
                 .and_then(|at| read::<T>(&self.m, at))
-                .and_then(|operation| one(self, operation));
+                .and_then(|operation| {
+                    // It may be about what the one before has dropped.
+                    self.settle()?;
+                    self.in_steps(|guest| one(guest, operation))
+                });
             match result {
                 Ok(needed) => flush = flush.and(needed),
+                Err(Errno::ERESTART) => {
+                    self.continuation = list.rest::<T>(index);
+                    break;
+                }
                 Err(errno) => {
                     outcome = Err(errno);
                     break;
@@ -193,6 +201,9 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
     }
 
     /// Makes `frame` the kernel's page table, and loads it.
+    ///
+    /// # Errors
+    /// Those of [`Mm::new_baseptr`](crate::mm::Mm::new_baseptr).
     pub(crate) fn new_baseptr(&mut self, v: usize, frame: Mfn) -> Result<(), Errno> {
         let spaces = self.vcpus[v].spaces.as_mut().ok_or(Errno::EINVAL)?;
         let _ = mm!(self).new_baseptr(spaces, frame)?;

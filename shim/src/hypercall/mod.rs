@@ -24,7 +24,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::cpu::deliver::{self, Doomed};
 use crate::cpu::{Machine, Regs};
-use crate::guest::Guest;
+use crate::guest::{Guest, mm};
 use crate::host::Host;
 use crate::mem::GuestMemory;
 use crate::points::Points;
@@ -103,13 +103,43 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             regs.rip = regs.rip.wrapping_sub(SYSCALL_LENGTH);
             return;
         }
+        debug_assert_ne!(answer, Err(Errno::ERESTART), "without a continuation");
         regs.rax = answer.unwrap_or_else(Errno::to_rax);
     }
 
     /// Whether a hypercall with a long list should let others have their turn.  The guest chooses
     /// the length, and while the list is worked on nothing else happens, not even a suspend.
     fn should_stop(&self) -> bool {
+        self.ledger.work().look();
         self.host.has_events()
+    }
+
+    /// Does what may take long in steps, between which others can have their turn: for who does the
+    /// same again then.
+    ///
+    /// # Errors
+    /// Those of `act`; among them `ERESTART` when others should.
+    pub(crate) fn in_steps<R>(
+        &mut self,
+        mut act: impl FnMut(&mut Self) -> Result<R, Errno>,
+    ) -> Result<R, Errno> {
+        loop {
+            match act(self) {
+                Err(Errno::ERESTART) if !self.should_stop() => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// Ends what an earlier operation has left half done.
+    ///
+    /// # Errors
+    /// `ERESTART` when others should have their turn first.
+    fn settle(&mut self) -> Result<(), Errno> {
+        if !self.ledger.is_releasing() {
+            return Ok(());
+        }
+        self.in_steps(|guest| mm!(guest).settle())
     }
 
     /// Carries out any hypercall but `iret` and `multicall`.
@@ -130,9 +160,11 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             nr::MEMORY_OP => self.memory_op(args),
             nr::GRANT_TABLE_OP => {
                 let [command, list, count, ..] = args;
-                self.outside(|points, outside| {
+                let left = self.outside(|points, outside| {
                     points.grant_table_op(outside, v, command, GuestVa(list), count)
-                })
+                })?;
+                self.continuation = left.map(|(list, count)| [command, list.0, count, 0, 0]);
+                Ok(0)
             }
             nr::SET_TRAP_TABLE => self.set_trap_table(v, args),
             nr::SET_CALLBACKS => self.set_callbacks(v, args),

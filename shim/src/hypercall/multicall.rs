@@ -55,7 +55,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
                 let here = start + (index * size_of::<Entry>()) as u64;
                 let done = done + index as u64;
                 let continuation = [here, count - done, rest[0], rest[1], rest[2]];
-                if done > 0 && self.should_stop() {
+                if done > 0 && (self.settle().is_err() || self.should_stop()) {
                     self.continuation = Some(continuation);
                     return Ok(Some(Ok(0)));
                 }

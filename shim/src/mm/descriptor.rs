@@ -10,6 +10,7 @@ use xen_abi::{Errno, GuestVa, Mfn, PAGE_SIZE};
 use super::Mm;
 use super::frame::FrameUse;
 use super::ledger::{Dropped, Granted};
+use super::work::DESCRIPTORS;
 use crate::mem::Frames;
 
 const PRESENT: u64 = 1 << 47;
@@ -76,13 +77,11 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     /// # Errors
     /// `EINVAL` when the frame is not the guest's, is in another use, or holds a bad descriptor.
     pub fn get_descriptors(&mut self, mfn: Mfn) -> Result<(), Errno> {
-        match self
-            .ledger
-            .get_table(mfn, FrameUse::Descriptors, self.tlb)?
-        {
-            Granted::Again => return Ok(()),
-            Granted::First => {}
+        let kind = FrameUse::Descriptors;
+        if self.ledger.get_table(mfn, kind, self.tlb)? == Granted::Again {
+            return Ok(());
         }
+        self.ledger.work().spend(DESCRIPTORS);
         for index in 0..ENTRIES {
             let raw = self.load(mfn, index).0;
             match check_descriptor(raw) {

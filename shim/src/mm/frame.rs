@@ -1,7 +1,7 @@
 //! What the ledger says about one frame: whose it is and what it is used as, and how that and the counts
 //! lie in one word.
 
-use xen_abi::mmu::Level;
+use xen_abi::mmu::{ENTRIES, Level};
 
 use super::epoch::{SHORT_BITS, STAMP_BITS};
 
@@ -41,6 +41,9 @@ pub enum FrameUse {
     L4 = 5,
     /// A page of checked segment descriptors.
     Descriptors = 6,
+    /// A table above L1 of which only a part is checked: it is becoming one, or ceases to be one.
+    /// Nothing refers to it, and nobody may change it.
+    Unfinished = 7,
 }
 
 impl From<Level> for FrameUse {
@@ -64,7 +67,7 @@ impl FrameUse {
             Self::L2 => Some(Level::L2),
             Self::L3 => Some(Level::L3),
             Self::L4 => Some(Level::L4),
-            Self::None | Self::Writable | Self::Descriptors => None,
+            Self::None | Self::Writable | Self::Descriptors | Self::Unfinished => None,
         }
     }
 }
@@ -72,7 +75,8 @@ impl FrameUse {
 // The word, from bit 0: plain count; a field of 31 bits; use; pin; owner.  While there are typed
 // references the field holds their count and the short stamp of when a link to the frame last went
 // away; while there are none, the stamp of when the last one did, and what the frame was until then.  A
-// frame that was given up has a link in the counts' place.
+// frame that was given up has a link in the counts' place, and an unfinished table has its level and
+// how many of its entries are checked in that of the typed count, which would be 0.
 const PLAIN_BITS: u32 = 26;
 const TYPED_BITS: u32 = 25;
 pub(super) const ONE_PLAIN: u64 = 1;
@@ -93,6 +97,10 @@ pub(super) const PINNED: u64 = 1 << (USE_SHIFT + 3);
 pub(super) const OWNER_SHIFT: u32 = USE_SHIFT + 4;
 pub(super) const OWNER: u64 = 7 << OWNER_SHIFT;
 const _: () = assert!(OWNER_SHIFT + 3 == 64 && WAS_SHIFT + 3 == USE_SHIFT);
+/// In an unfinished table's field: how many entries are checked, all of them included.
+const CHECKED_BITS: u32 = 10;
+const CHECKED: u64 = (1 << CHECKED_BITS) - 1;
+const _: () = assert!(ENTRIES as u64 <= CHECKED && CHECKED_BITS + 3 <= TYPED_BITS);
 
 /// How many typed references a frame can have; it can have at least as many plain ones.
 pub const MAX_REFERENCES: u64 = (1 << TYPED_BITS) - 1;
@@ -119,10 +127,34 @@ pub(super) const fn used_as(word: u64) -> FrameUse {
 /// Returns how many typed references the frame has that has this word.
 #[inline]
 pub(super) const fn typed(word: u64) -> u64 {
-    if word & USE == 0 {
+    if word & USE == 0 || word & USE == UNFINISHED {
         return 0;
     }
     (word & TYPED) >> TYPED_SHIFT
+}
+
+const UNFINISHED: u64 = (FrameUse::Unfinished as u64) << USE_SHIFT;
+
+/// Returns the word of an unfinished table of `level` with `checked` entries; the rest as in `word`.
+#[inline]
+pub(super) const fn set_unfinished(word: u64, level: Level, checked: usize) -> u64 {
+    let place = (level as u64) << CHECKED_BITS | checked as u64;
+    word & !(TYPED | USE | PINNED) | UNFINISHED | place << TYPED_SHIFT
+}
+
+/// Returns level and number of checked entries, if the word is an unfinished table's.
+#[inline]
+pub(super) const fn unfinished(word: u64) -> Option<(Level, usize)> {
+    if word & USE != UNFINISHED {
+        return None;
+    }
+    let place = (word & TYPED) >> TYPED_SHIFT;
+    let level = match place >> CHECKED_BITS {
+        2 => Level::L2,
+        3 => Level::L3,
+        _ => Level::L4,
+    };
+    Some((level, (place & CHECKED) as usize))
 }
 
 /// Returns what the frame was before it lost its last typed reference, and the stamp of that moment;
@@ -142,6 +174,7 @@ const fn frame_use(bits: u64) -> FrameUse {
         4 => FrameUse::L3,
         5 => FrameUse::L4,
         6 => FrameUse::Descriptors,
+        7 => FrameUse::Unfinished,
         _ => FrameUse::None,
     }
 }
@@ -159,4 +192,6 @@ pub struct FrameInfo {
     pub plain: u64,
     /// Whether the guest pinned it.
     pub pinned: bool,
+    /// Of an [unfinished](FrameUse::Unfinished) table: its level, and how many entries are checked.
+    pub unfinished: Option<(Level, usize)>,
 }

@@ -11,16 +11,17 @@ mod given_up;
 use alloc::vec::Vec;
 use core::cell::Cell;
 
-use xen_abi::mmu::{Level, Pte};
+use xen_abi::mmu::{ENTRIES, Level, Pte};
 use xen_abi::{Errno, Mfn};
 
 use super::Tlb;
 use super::epoch::Epoch;
 use super::frame::{
     FrameInfo, FrameUse, HISTORY, LINK, LINK_SHIFT, ONE_PLAIN, ONE_TYPED, OWNER, OWNER_SHIFT,
-    Owner, PINNED, PLAIN, STAMP_SHIFT, TYPED, USE, USE_SHIFT, WAS_SHIFT, history, owner, typed,
-    used_as,
+    Owner, PINNED, PLAIN, STAMP_SHIFT, TYPED, USE, USE_SHIFT, WAS_SHIFT, history, owner,
+    set_unfinished, typed, unfinished, used_as,
 };
+use super::work::Work;
 
 use given_up::GivenUp;
 
@@ -31,6 +32,8 @@ pub(super) enum Granted {
     Again,
     /// It is the first: the contents are unchecked yet, and nobody can change them any more.
     First,
+    /// Not yet: so many entries of the table are checked, and the others have to be first.
+    Unfinished(usize),
 }
 
 /// What a dropped table reference was.
@@ -42,6 +45,9 @@ pub(super) enum Dropped {
     Hold,
 }
 
+/// Most tables that one operation drops: both of a vCPU.
+const MAX_RELEASING: usize = 2;
+
 /// The ledger of all frames from 0 to the end of RAM.
 #[derive(Debug)]
 pub struct Ledger {
@@ -49,6 +55,9 @@ pub struct Ledger {
     epoch: Epoch,
     guest_frames: u64,
     given_up: GivenUp,
+    /// The tables that are being [released](super::validate), for which one step was too short.
+    releasing: [Option<Mfn>; MAX_RELEASING],
+    work: Work,
 }
 
 #[cfg(not(any(test, feature = "testing")))]
@@ -82,6 +91,8 @@ impl Ledger {
             epoch: Epoch::new(),
             guest_frames: 0,
             given_up: GivenUp::default(),
+            releasing: [None; MAX_RELEASING],
+            work: Work::unbounded(),
         })
     }
 
@@ -107,6 +118,7 @@ impl Ledger {
             typed: typed(counts),
             plain: counts & PLAIN,
             pinned: word & PINNED != 0,
+            unfinished: unfinished(word),
         })
     }
 
@@ -153,7 +165,7 @@ impl Ledger {
         if owner(word) != from || from == Owner::GivenUp || to == Owner::GivenUp {
             return Err(Errno::EINVAL);
         }
-        if word & PLAIN != 0 || typed(word) != 0 {
+        if word & PLAIN != 0 || used_as(word) != FrameUse::None {
             return Err(Errno::EBUSY);
         }
         line.set(word & !OWNER | (to as u64) << OWNER_SHIFT);
@@ -311,15 +323,25 @@ impl Ledger {
             self.granted(mfn).set(word + ONE_TYPED);
             return Ok(Granted::Again);
         }
-        if current != FrameUse::None {
-            return Err(Errno::EINVAL);
+        match unfinished(word) {
+            Some((level, checked)) if FrameUse::from(level) == kind => {
+                return Ok(Granted::Unfinished(checked));
+            }
+            None if current == FrameUse::None => {}
+            _ => return Err(Errno::EINVAL),
         }
         self.begin(mfn, word, kind, tlb);
-        Ok(Granted::First)
+        match kind.level() {
+            None | Some(Level::L1) => Ok(Granted::First),
+            Some(level) => {
+                self.set_unfinished(mfn, level, 0);
+                Ok(Granted::Unfinished(0))
+            }
+        }
     }
 
     /// Drops a table reference; returns whether it was the last, so that what the contents stand
-    /// for has to be dropped as well.
+    /// for has to be dropped as well.  A table above L1 is unfinished until that is done.
     pub(super) fn put_table(&mut self, mfn: Mfn, kind: FrameUse, dropped: Dropped) -> bool {
         let word = self.granted(mfn).get();
         assert!(
@@ -335,8 +357,75 @@ impl Ledger {
             self.granted(mfn).set(word - ONE_TYPED);
             return false;
         }
-        self.end_use(mfn, word, self.epoch.newest(link));
+        match kind.level() {
+            None | Some(Level::L1) => self.end_use(mfn, word, self.epoch.newest(link)),
+            Some(level) => {
+                self.granted(mfn).set(word & !LINK | link << LINK_SHIFT);
+                self.set_unfinished(mfn, level, ENTRIES);
+            }
+        }
         true
+    }
+
+    /// Returns the level of an unfinished table, and how many of its entries are checked.
+    pub(crate) fn unfinished(&self, mfn: Mfn) -> Option<(Level, usize)> {
+        unfinished(self.word(mfn)?)
+    }
+
+    /// Notes how many entries of a table above L1, which nothing refers to, are checked.
+    pub(super) fn set_unfinished(&mut self, mfn: Mfn, level: Level, checked: usize) {
+        let line = self.granted(mfn);
+        line.set(set_unfinished(line.get(), level, checked));
+    }
+
+    /// Makes an unfinished table, all of whose entries are checked now, one with one reference.
+    pub(super) fn finish(&mut self, mfn: Mfn, level: Level) {
+        let line = self.granted(mfn);
+        let word = line.get() & !(TYPED | USE);
+        line.set(word | ONE_TYPED | (FrameUse::from(level) as u64) << USE_SHIFT);
+    }
+
+    /// Ends the use of an unfinished table, none of whose entries stands for anything any more.
+    pub(super) fn end_unfinished(&mut self, mfn: Mfn, level: Level) {
+        let word = self.granted(mfn).get();
+        let stamp = self.epoch.newest((word & LINK) >> LINK_SHIFT);
+        let word = word & !USE | (FrameUse::from(level) as u64) << USE_SHIFT;
+        self.end_use(mfn, word, stamp);
+    }
+
+    /// Returns a table that is to be released.
+    pub(super) fn releasing(&self) -> Option<Mfn> {
+        self.releasing[0]
+    }
+
+    /// Notes a table that is to be released; there is room for those that one operation drops.
+    pub(super) fn release_later(&mut self, table: Mfn) {
+        let free = self.releasing.iter_mut().find(|place| place.is_none());
+        *free.expect("an operation begins when all is released") = Some(table);
+    }
+
+    /// Notes that the table of [`releasing`](Self::releasing) is released.
+    pub(super) fn is_released(&mut self) {
+        self.releasing.rotate_left(1);
+        self.releasing[MAX_RELEASING - 1] = None;
+    }
+
+    /// Whether a table is half released, and so has to be [settled](super::Mm::settle) before the
+    /// guest goes on.
+    #[inline]
+    pub fn is_releasing(&self) -> bool {
+        self.releasing[0].is_some()
+    }
+
+    /// Returns how much was done since somebody looked whether others should have their turn.
+    #[inline]
+    pub fn work(&self) -> &Work {
+        &self.work
+    }
+
+    /// Has long operations stop after about so many units of work; until then they are done at once.
+    pub fn set_step(&mut self, units: u32) {
+        self.work = Work::in_steps_of(units);
     }
 
     /// Begins use `kind` of a frame that has none, with one reference.
@@ -412,6 +501,8 @@ impl Ledger {
             epoch: Epoch::new(),
             guest_frames: 0,
             given_up: GivenUp::default(),
+            releasing: [None; MAX_RELEASING],
+            work: Work::unbounded(),
         }
     }
 }

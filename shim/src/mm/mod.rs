@@ -28,6 +28,7 @@ mod store;
 mod update;
 mod validate;
 mod walk;
+pub mod work;
 
 #[cfg(test)]
 mod tests;

@@ -3,6 +3,7 @@
 use xen_abi::{Errno, Mfn, PAGE_SIZE};
 
 use super::Mm;
+use super::work::PAGE;
 use crate::mem::Frames;
 
 impl<F: Frames + ?Sized> Mm<'_, F> {
@@ -11,6 +12,7 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     /// # Errors
     /// `EINVAL` when the guest may not write the frame or it is a table.
     pub fn clear_page(&mut self, mfn: Mfn) -> Result<(), Errno> {
+        self.ledger.work().spend(PAGE);
         self.ledger.open_for_stores(mfn, self.tlb)?;
         self.frames.clear(mfn);
         Ok(())
@@ -21,6 +23,7 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     /// # Errors
     /// As [`clear_page`](Self::clear_page).
     pub fn fill_page(&mut self, mfn: Mfn, contents: &[u8; PAGE_SIZE]) -> Result<(), Errno> {
+        self.ledger.work().spend(PAGE);
         self.ledger.open_for_stores(mfn, self.tlb)?;
         self.frames.write(mfn, 0, contents);
         Ok(())
@@ -31,6 +34,7 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     /// # Errors
     /// `EINVAL` when the guest may not write `to` or it is a table, or may not read `from`.
     pub fn copy_page(&mut self, to: Mfn, from: Mfn) -> Result<(), Errno> {
+        self.ledger.work().spend(PAGE);
         if !self.ledger.is_readable(from) {
             return Err(Errno::EINVAL);
         }

@@ -2,6 +2,8 @@
 //!
 //! A pin and a loaded base are references like any other; what they hold stays a checked table.
 
+use core::iter::once;
+
 use xen_abi::mmu::Level;
 use xen_abi::{Errno, Mfn};
 
@@ -32,8 +34,9 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     /// Makes a frame a page table of `level` until it is unpinned.
     ///
     /// # Errors
-    /// `EINVAL` when it can not be one, or is pinned already.
+    /// `EINVAL` when it can not be one, or is pinned already; `ERESTART` when it is to be asked again.
     pub fn pin(&mut self, level: Level, table: Mfn) -> Result<Flush, Errno> {
+        self.settle()?;
         self.get_table(table, level)?;
         if !self.ledger.set_pinned(table) {
             self.put_table(table, level, Dropped::Hold);
@@ -45,8 +48,9 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     /// Undoes [`pin`](Self::pin).
     ///
     /// # Errors
-    /// `EINVAL` when the frame is not pinned.
+    /// `EINVAL` when the frame is not pinned; `ERESTART` when it is to be asked again.
     pub fn unpin(&mut self, table: Mfn) -> Result<Flush, Errno> {
+        self.settle()?;
         let level = self.ledger.clear_pinned(table).ok_or(Errno::EINVAL)?;
         self.put_table(table, level, Dropped::Hold);
         Ok(Flush::None)
@@ -55,32 +59,44 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     /// Makes the tables of a vCPU that is about to start.
     ///
     /// # Errors
-    /// `EINVAL` when one of the frames can not be an L4 table.
+    /// `EINVAL` when one of the frames can not be an L4 table; `ERESTART` when it is to be asked again.
     pub fn enter(&mut self, kernel: Mfn, user: Option<Mfn>) -> Result<AddressSpaces, Errno> {
+        self.settle()?;
         self.get_table(kernel, Level::L4)?;
         if let Some(user) = user
             && let Err(error) = self.get_table(user, Level::L4)
         {
-            self.put_table(kernel, Level::L4, Dropped::Hold);
+            match error {
+                Errno::ERESTART => self.put_off(kernel),
+                _ => self.put_table(kernel, Level::L4, Dropped::Hold),
+            }
             return Err(error);
         }
         Ok(AddressSpaces { kernel, user })
     }
 
     /// Drops the tables of a vCPU that runs no more.
-    pub fn leave(&mut self, spaces: AddressSpaces) {
-        self.put_table(spaces.kernel, Level::L4, Dropped::Link);
-        if let Some(user) = spaces.user {
-            self.put_table(user, Level::L4, Dropped::Link);
+    ///
+    /// # Errors
+    /// `ERESTART` when it is to be asked again.
+    pub fn leave(&mut self, spaces: &mut Option<AddressSpaces>) -> Result<(), Errno> {
+        self.settle()?;
+        if let Some(AddressSpaces { kernel, user }) = spaces.take() {
+            for table in once(kernel).chain(user) {
+                self.put_table(table, Level::L4, Dropped::Link);
+            }
         }
+        Ok(())
     }
 
     /// Changes the table of a vCPU's kernel mode.  The caller loads it before anything else can
     /// use memory: the old table may be ordinary memory already.
     ///
     /// # Errors
-    /// `EINVAL` when the frame can not be an L4 table; the old one stays.
+    /// `EINVAL` when the frame can not be an L4 table; the old one stays.  `ERESTART` when it is to be
+    /// asked again.
     pub fn new_baseptr(&mut self, spaces: &mut AddressSpaces, table: Mfn) -> Result<Flush, Errno> {
+        self.settle()?;
         if table != spaces.kernel {
             self.get_table(table, Level::L4)?;
             self.put_table(spaces.kernel, Level::L4, Dropped::Link);
@@ -92,12 +108,14 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     /// Changes the table of a vCPU's user mode; frame 0 means none.
     ///
     /// # Errors
-    /// `EINVAL` when the frame can not be an L4 table; the old one stays.
+    /// `EINVAL` when the frame can not be an L4 table; the old one stays.  `ERESTART` when it is to be
+    /// asked again.
     pub fn new_user_baseptr(
         &mut self,
         spaces: &mut AddressSpaces,
         table: Mfn,
     ) -> Result<Flush, Errno> {
+        self.settle()?;
         let new = (table != Mfn(0)).then_some(table);
         if new == spaces.user {
             return Ok(Flush::None);

@@ -19,7 +19,7 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     ///
     /// # Errors
     /// `EINVAL` when the frame is not the guest's or may not hold this value, `ENOSYS` for an
-    /// unknown command.
+    /// unknown command, `ERESTART` when it is to be asked again.
     #[inline]
     pub fn mmu_update(&mut self, request: MmuUpdate, m2p: &dyn M2p) -> Result<Flush, Errno> {
         let preserve = match request.command() {
@@ -50,7 +50,7 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
                 self.store(table, index, new);
                 Ok(Flush::None)
             }
-            FrameUse::Descriptors => Err(Errno::EINVAL),
+            FrameUse::Descriptors | FrameUse::Unfinished => Err(Errno::EINVAL),
         }
     }
 
@@ -117,6 +117,7 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
         if level == Level::L4 && !is_guest_l4_slot(index) {
             return Err(Errno::EINVAL);
         }
+        self.settle()?;
         let old = self.load(table, index);
         let new = if new.is_present() {
             self.get_child(level, new)?

@@ -77,7 +77,9 @@ pub trait Points<M: Machine, H: Host>: Sized {
     /// The domain is about to end: sends out what it has left to say, and waits a moment for a
     /// host that has no room for it.
     fn end(&mut self, outside: &mut Outside<'_, M, H>);
-    /// Carries out `grant_table_op` of vCPU `v` for `count` structures at `args`.
+    /// Carries out `grant_table_op` of vCPU `v` for `count` structures at `args`.  Returns where those
+    /// are that are left, and how many, when others should have their turn before; `None` when all
+    /// is done.
     fn grant_table_op(
         &mut self,
         outside: &mut Outside<'_, M, H>,
@@ -85,7 +87,7 @@ pub trait Points<M: Machine, H: Host>: Sized {
         command: u64,
         args: GuestVa,
         count: u64,
-    ) -> Result<u64, Errno>;
+    ) -> Result<Option<(GuestVa, u64)>, Errno>;
     /// Whether something is asked of the guest's loop.
     fn has_request(&self) -> bool;
     /// Takes what is asked of the guest's loop.

@@ -1,7 +1,7 @@
 //! A recount of everything that the ledger counts, from what stands in memory.
 
 use xen_abi::Mfn;
-use xen_abi::mmu::{Level, Pte, is_guest_l4_slot};
+use xen_abi::mmu::{ENTRIES, Level, Pte, is_guest_l4_slot};
 use zerocopy::IntoBytes;
 
 use super::guest::TestGuest;
@@ -27,8 +27,11 @@ impl<'a> Census<'a> {
         for frame in (0..end as u64).map(Mfn) {
             let info = guest.ledger.info(frame).expect("in range");
             census.typed[frame.0 as usize] += u64::from(info.pinned);
+            if let Some((level, checked)) = info.unfinished {
+                census.table(frame, level, checked);
+            }
             match info.used_as.level() {
-                Some(level) => census.table(frame, level),
+                Some(level) => census.table(frame, level, ENTRIES),
                 None if info.used_as == FrameUse::Descriptors => census.descriptors(frame),
                 None => {}
             }
@@ -54,7 +57,8 @@ impl<'a> Census<'a> {
             // The points hold frames besides, which only they can count.
             let is_covered = info.typed >= *counted.0 && info.plain >= *counted.1;
             assert!(is_covered, "{frame:?}: {info:?}, and counted {counted:?}");
-            assert_eq!(info.typed == 0, info.used_as == FrameUse::None);
+            let is_free = matches!(info.used_as, FrameUse::None | FrameUse::Unfinished);
+            assert_eq!(info.typed == 0, is_free);
             let is_guests = matches!(info.owner, Owner::Guest | Owner::Shared);
             assert!(info.typed == 0 || is_guests, "{frame:?}: {info:?}");
         }
@@ -66,11 +70,16 @@ impl<'a> Census<'a> {
         words
     }
 
-    fn table(&mut self, table: Mfn, level: Level) {
+    /// Counts what the first `checked` entries of a table stand for.
+    fn table(&mut self, table: Mfn, level: Level, checked: usize) {
         let ledger = &self.guest.ledger;
-        for (index, raw) in self.words(table).into_iter().enumerate() {
+        let is_whole = ledger.used_as(table) == level.into();
+        for (index, raw) in self.words(table).into_iter().enumerate().take(checked) {
             let entry = Pte(raw);
             if level == Level::L4 && !is_guest_l4_slot(index) {
+                if !is_whole {
+                    continue;
+                }
                 let own = self.guest.slots.0[index - 256];
                 let ad = Pte::ACCESSED | Pte::DIRTY;
                 assert_eq!(raw & !ad, own, "slot {index} of {table:?}");

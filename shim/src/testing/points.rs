@@ -59,6 +59,8 @@ pub struct FakePoints {
     pub missing: Option<String>,
     /// What the next events of the store are about.
     pub on_store: VecDeque<OnStore>,
+    /// What the next `grant_table_op` leaves of its list; without it there is no such call.
+    pub grants_left: Option<(GuestVa, u64)>,
 }
 
 impl FakePoints {
@@ -115,9 +117,9 @@ impl<M: Machine, H: Host> Points<M, H> for FakePoints {
         command: u64,
         args: GuestVa,
         count: u64,
-    ) -> Result<u64, Errno> {
+    ) -> Result<Option<(GuestVa, u64)>, Errno> {
         self.calls.push(Call::Grant(command, args, count));
-        Err(Errno::ENOSYS)
+        self.grants_left.take().map(Some).ok_or(Errno::ENOSYS)
     }
     fn has_request(&self) -> bool {
         !self.requests.is_empty()

@@ -242,8 +242,7 @@ impl Translations {
     /// A table that lost its last reference may be walked still, for it is what it was; once it is
     /// anything else, not.
     fn judge_table(&self, (frame, level): Walked) {
-        let used_as = self.ledger.used_as(frame);
-        let is_one = used_as == level.into() || used_as == FrameUse::None;
+        let is_one = self.is_table(frame, level) || self.ledger.used_as(frame) == FrameUse::None;
         assert!(
             is_one && self.ledger.owner(frame) == Owner::Guest,
             "{frame:?} may still be walked as a table of {level:?}, and is {:?}",
@@ -251,12 +250,19 @@ impl Translations {
         );
     }
 
+    /// Whether a frame is a table of the level, be it checked or not: it can not be changed.
+    fn is_table(&self, frame: Mfn, level: Level) -> bool {
+        let unfinished = self.ledger.unfinished(frame);
+        self.ledger.used_as(frame) == level.into()
+            || unfinished.is_some_and(|(found, _)| found == level)
+    }
+
     /// Checks a store to a frame, by whomever.
     pub fn judge_store(&self, frame: Mfn) {
         let tables = self.tables.borrow();
         for &(_, level) in tables.range((frame, Level::L1)..=(frame, Level::L4)) {
             assert!(
-                self.ledger.used_as(frame) == level.into(),
+                self.is_table(frame, level),
                 "{frame:?} is stored to, and may still be walked as a table of {level:?}: {:?}",
                 self.ledger.info(frame)
             );

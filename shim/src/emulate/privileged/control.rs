@@ -1,7 +1,7 @@
 //! Control registers as a PV guest has them, and the aliases among its debug registers.
 
 use super::super::regs::{RegisterFile, retire};
-use super::{Outcome, PrivilegedState};
+use super::{Loaded, Outcome, PrivilegedState};
 
 /// `CR0.TS`, the only bit of CR0 that the guest may change.
 pub const CR0_TS: u64 = 1 << 3;
@@ -35,9 +35,9 @@ pub(super) fn read_cr(
     Outcome::Done(retire(regs, len))
 }
 
-/// `mov` to a control register; `false` is a general protection fault.
-pub(super) fn write_cr(state: &mut impl PrivilegedState, cr: u8, value: u64) -> bool {
-    match cr {
+/// `mov` to a control register.
+pub(super) fn write_cr(state: &mut impl PrivilegedState, cr: u8, value: u64) -> Loaded {
+    let done = match cr {
         0 if (value ^ state.cr0()) & !CR0_TS == 0 => {
             state.set_task_switched(value & CR0_TS != 0);
             true
@@ -46,14 +46,15 @@ pub(super) fn write_cr(state: &mut impl PrivilegedState, cr: u8, value: u64) -> 
             state.set_cr2(value);
             true
         }
-        3 => state.set_cr3(value),
+        3 => return state.set_cr3(value),
         4 => {
             let settable = state.cpuid().cr4_settable();
             state.set_cr4(value & settable | CR4_FIXED);
             true
         }
         _ => false,
-    }
+    };
+    done.into()
 }
 
 /// Resolves the aliases of the debug registers.

@@ -64,6 +64,12 @@ fn grant_calls_go_to_their_point() {
     assert_eq!(answer, Err(Errno::ENOSYS), "as the point says");
     let call = Call::Grant(6, xen_abi::GuestVa(0x1000), 1);
     assert_eq!(bench.guest.points.acts(), [&call]);
+    // What it leaves of a list is asked for again.
+    let rip = bench.regs.rip;
+    bench.guest.points.grants_left = Some((xen_abi::GuestVa(0x1010), 4));
+    bench.syscall(nr::GRANT_TABLE_OP, &[5, 0x1000, 5]);
+    let left = [bench.regs.rdi, bench.regs.rsi, bench.regs.rdx];
+    assert_eq!((bench.regs.rip, left), (rip, [5, 0x1010, 4]));
 }
 
 #[test]

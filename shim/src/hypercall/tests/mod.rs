@@ -9,6 +9,7 @@ mod mmu;
 mod multicall;
 mod sched;
 mod segments;
+mod steps;
 mod timers;
 mod vcpu;
 mod version;

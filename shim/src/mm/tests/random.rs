@@ -1,19 +1,24 @@
 //! A random walk through all operations on guest memory.  After every step the ledger is compared
 //! with a full scan, and with what the CPUs may still have cached.
+//!
+//! Operations are interrupted wherever they can be.  Another walk that is never interrupted takes the
+//! same steps and comes to the same result; one that leaves half of what it began has yet to be in
+//! order.
 
 mod op;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
 use proptest::collection;
-use proptest::prelude::any;
+use proptest::prelude::{Strategy, any};
+use proptest::prop_oneof;
 use proptest::test_runner::{Config, TestRunner};
 use xen_abi::mmu::{Level, MmuUpdate, Pte, UvmFlags, update};
 use xen_abi::{Errno, Mfn, Pfn};
 
 use self::op::{Op, op};
-use super::super::{AddressSpaces, Flush, FrameUse, Tlb};
+use super::super::{AddressSpaces, Flush, FrameInfo, FrameUse, Tlb};
 use super::machine::{CPUS, HOLE, Machine, USER_RW};
 use super::scan::Scan;
 use crate::emulate::ptstore::Entry;
@@ -29,7 +34,12 @@ struct Walk {
     pins: BTreeMap<Mfn, Level>,
     descriptors: Vec<Mfn>,
     devices: Vec<Mfn>,
+    interrupted: u32,
 }
+
+/// Where an operation is interrupted: after how many units for the first time, and after how many
+/// more each time from then on; and whether it is begun again then.
+type Pauses = (u32, u32, bool);
 
 impl Walk {
     /// Starts with both CPUs on a tree that translates the first 4 MiB and some at the end.
@@ -56,12 +66,33 @@ impl Walk {
             pins: BTreeMap::new(),
             descriptors: Vec::new(),
             devices: Vec::new(),
+            interrupted: 0,
         }
     }
 
+    /// Has the next operation interrupted.
+    fn pause(&mut self, (first, step, _): Pauses) {
+        self.machine.ledger.set_step(step);
+        self.machine.ledger.work().spend(step.saturating_sub(first));
+    }
+
+    /// Others have their turn, and find everything in order.
+    fn look(&mut self) {
+        self.interrupted += 1;
+        self.check();
+        self.machine.ledger.work().look();
+    }
+
     /// Does one step, and settles what it owes unless more of a list is to come; returns its result.
-    fn step(&mut self, op: &Op, is_last: bool) -> Result<(), Errno> {
-        let result = self.perform(op);
+    fn step(&mut self, op: &Op, is_last: bool, goes_on: bool) -> Result<(), Errno> {
+        let mut result = self.perform(op);
+        while result == Err(Errno::ERESTART) {
+            self.look();
+            if !goes_on {
+                break;
+            }
+            result = self.perform(op);
+        }
         match (op, &result) {
             (Op::Va(..), _) => {}
             (Op::Base(vcpu, _) | Op::UserBase(vcpu, _), Ok(Flush::Full)) => {
@@ -72,6 +103,9 @@ impl Walk {
         }
         if op.ends_lists() {
             self.settle();
+        }
+        while self.machine.mm().settle().is_err() {
+            self.look();
         }
         self.check();
         if is_last {
@@ -190,31 +224,88 @@ impl Walk {
         }
         self.machine.check_cpus();
     }
+
+    /// What stands in memory, and what the ledger says of it.
+    fn snapshot(&self) -> Vec<(Option<FrameInfo>, Vec<u64>)> {
+        let frames = (0..HOLE.0).map(Mfn);
+        let words = |mfn| self.machine.frames.words(mfn).to_vec();
+        let line = |mfn| (self.machine.ledger.info(mfn), words(mfn));
+        frames.map(line).collect()
+    }
+
+    /// Asks again for all that was left half done, and checks that nothing of it stays.
+    fn end(mut self) {
+        self.machine.ledger.set_step(u32::MAX);
+        for mfn in (0..HOLE.0).rev().map(Mfn) {
+            if let Some((level, _)) = self.machine.ledger.unfinished(mfn)
+                && self.machine.mm().pin(level, mfn).is_ok()
+            {
+                assert_eq!(self.machine.mm().unpin(mfn), Ok(Flush::None));
+            }
+        }
+        let left = (0..HOLE.0).find(|&mfn| self.machine.ledger.unfinished(Mfn(mfn)).is_some());
+        assert_eq!(left, None);
+        self.check();
+    }
 }
 
-#[test]
-fn the_ledger_agrees_with_the_tables_after_every_step() {
-    let succeeded = RefCell::new(BTreeMap::<String, u32>::new());
+fn pauses() -> impl Strategy<Value = Pauses> {
+    let first = prop_oneof![1 => 1_u32..6, 1 => 1_u32..1000];
+    (first, 100_u32..2000, proptest::bool::weighted(0.4))
+}
+
+/// Runs random walks; `go` takes one.
+fn walks(cases: u32, go: impl Fn(&[(Op, bool, Pauses)])) {
     let config = Config {
-        cases: 80,
+        cases,
         failure_persistence: None,
         ..Config::default()
     };
-    let walk = collection::vec((op(), any::<bool>()), 1..160);
+    let walk = collection::vec((op(), any::<bool>(), pauses()), 1..160);
     let outcome = TestRunner::new(config).run(&walk, |ops| {
-        let mut walk = Walk::new();
-        for (op, is_last) in &ops {
-            let done = walk.step(op, *is_last).is_ok();
-            *succeeded.borrow_mut().entry(op.name()).or_default() += u32::from(done);
-        }
+        go(&ops);
         Ok(())
     });
     if let Err(failure) = outcome {
         panic!("{failure}");
     }
+}
+
+#[test]
+fn the_ledger_agrees_with_the_tables_after_every_step() {
+    let succeeded = RefCell::new(BTreeMap::<String, u32>::new());
+    let interrupted = Cell::new(0);
+    walks(50, |ops| {
+        let (mut walk, mut other) = (Walk::new(), Walk::new());
+        for (op, is_last, pauses) in ops {
+            walk.pause(*pauses);
+            let result = walk.step(op, *is_last, true);
+            assert_eq!(result, other.step(op, *is_last, true), "{op:?}");
+            let done = result.is_ok();
+            *succeeded.borrow_mut().entry(op.name()).or_default() += u32::from(done);
+        }
+        assert!(walk.snapshot() == other.snapshot(), "as if uninterrupted");
+        interrupted.set(interrupted.get() + walk.interrupted);
+    });
+    assert!(interrupted.get() > 20, "{} times", interrupted.get());
     let succeeded = succeeded.into_inner();
     assert_eq!(succeeded.len(), 18, "every kind was tried: {succeeded:?}");
     for (name, &count) in &succeeded {
         assert!(count > 0, "{name} never succeeds: {succeeded:?}");
     }
+}
+
+#[test]
+fn what_is_left_half_done_is_in_order_and_can_be_taken_up() {
+    let left = Cell::new(0);
+    walks(30, |ops| {
+        let mut walk = Walk::new();
+        for (op, is_last, pauses) in ops {
+            walk.pause(*pauses);
+            let result = walk.step(op, *is_last, pauses.2);
+            left.set(left.get() + u32::from(result == Err(Errno::ERESTART)));
+        }
+        walk.end();
+    });
+    assert!(left.get() > 3, "{} times", left.get());
 }

@@ -2,8 +2,9 @@
 //! reads every table reachable and compares with the ledger.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
-use xen_abi::mmu::{FIRST_XEN_SLOT, Level, Pte, is_guest_l4_slot};
+use xen_abi::mmu::{ENTRIES, FIRST_XEN_SLOT, Level, Pte, is_guest_l4_slot};
 use xen_abi::{Mfn, PAGE_SIZE};
 
 use super::super::{AddressSpaces, FrameUse, Owner};
@@ -18,13 +19,28 @@ pub struct Scan<'a> {
 }
 
 impl<'a> Scan<'a> {
+    /// Begins with what is half checked or half released, which nothing leads to.
     pub fn new(machine: &'a Machine) -> Self {
-        Self {
+        let mut scan = Self {
             machine,
             typed: BTreeMap::new(),
             plain: BTreeMap::new(),
             pinned: BTreeSet::new(),
+        };
+        for mfn in (0..END).map(Mfn) {
+            let info = machine.ledger.info(mfn).expect("in range");
+            assert_eq!(
+                info.unfinished.is_some(),
+                info.used_as == FrameUse::Unfinished
+            );
+            if let Some((level, checked)) = info.unfinished {
+                assert_eq!(info.owner, Owner::Guest);
+                scan.typed.insert(mfn, (FrameUse::Unfinished, 0));
+                let child = level.child().expect("above L1");
+                scan.scan_upper(mfn, level, child.into(), 0..checked);
+            }
         }
+        scan
     }
 
     /// Adds a pinned table.
@@ -81,11 +97,11 @@ impl<'a> Scan<'a> {
         if *count == 1 {
             match kind {
                 FrameUse::L1 => self.scan_l1(mfn),
-                FrameUse::L2 => self.scan_upper(mfn, Level::L2, FrameUse::L1),
-                FrameUse::L3 => self.scan_upper(mfn, Level::L3, FrameUse::L2),
-                FrameUse::L4 => self.scan_upper(mfn, Level::L4, FrameUse::L3),
+                FrameUse::L2 => self.scan_upper(mfn, Level::L2, FrameUse::L1, 0..ENTRIES),
+                FrameUse::L3 => self.scan_upper(mfn, Level::L3, FrameUse::L2, 0..ENTRIES),
+                FrameUse::L4 => self.scan_upper(mfn, Level::L4, FrameUse::L3, 0..ENTRIES),
                 FrameUse::Descriptors => self.scan_descriptors(mfn),
-                FrameUse::None | FrameUse::Writable => {}
+                FrameUse::None | FrameUse::Writable | FrameUse::Unfinished => {}
             }
         }
     }
@@ -125,9 +141,14 @@ impl<'a> Scan<'a> {
         }
     }
 
-    fn scan_upper(&mut self, table: Mfn, level: Level, child: FrameUse) {
-        for (index, pte) in self.entries(table).into_iter().enumerate() {
+    fn scan_upper(&mut self, table: Mfn, level: Level, child: FrameUse, checked: Range<usize>) {
+        let is_whole = self.typed[&table].0 != FrameUse::Unfinished;
+        let entries = self.entries(table).into_iter().enumerate();
+        for (index, pte) in entries.skip(checked.start).take(checked.len()) {
             if level == Level::L4 && !is_guest_l4_slot(index) {
+                if !is_whole {
+                    continue;
+                }
                 let own = self.machine.slots.0[index - FIRST_XEN_SLOT];
                 assert_eq!(pte, Pte(own), "slot {index} of {table:?} is the shim's");
             } else if pte.is_present() {

@@ -129,7 +129,7 @@ fn a_process_that_ends_costs_one_flush_however_many_tables_it_has() {
         done(machine.mm().pin(Level::L1, table));
     }
     machine.run(1, &process);
-    machine.mm().leave(process);
+    assert_eq!(machine.mm().leave(&mut Some(process)), Ok(()));
     machine.run(0, &kernel);
     let flushes = machine.tlb.flushes.get();
     done(machine.mm().unpin(l4));

@@ -16,9 +16,13 @@ use crate::mm::{Flush, Ledger, Mm, ShimSlots};
 use crate::points::Outside;
 use crate::points::grant::{FrameHolds, Holds, OwnMapper};
 
-/// Structures in one list.  No call here is interrupted and continued, as a long one is by Xen, so
-/// that there has to be an end; kernels send some dozens.
-const LONGEST: u64 = 1024;
+/// Structures in one list: the count is a signed number in Xen.
+const LONGEST: u64 = i32::MAX as u64;
+/// Units of [work] that one of them is charged, with the flush or the copied page.
+const OPERATION: u32 = 32;
+
+/// What is left of a list.
+type Rest = Option<(GuestVa, u64)>;
 
 impl Sides {
     /// Carries out `grant_table_op(command, args, count)` of vCPU `v`.
@@ -29,13 +33,15 @@ impl Sides {
         command: u64,
         args: GuestVa,
         count: u64,
-    ) -> Result<u64, Errno> {
+    ) -> Result<Rest, Errno> {
         let count = count & 0xffff_ffff;
         if count > LONGEST {
             return Err(Errno::EINVAL);
         }
         let table = &mut self.grants;
         let root = outside.vcpus[v].spaces.as_ref();
+        let host = &*outside.host;
+        let wanted = || host.has_events();
         let mut mapper = Mapper {
             m: outside.m,
             ledger: outside.ledger,
@@ -44,18 +50,46 @@ impl Sides {
         };
         let m = outside.m;
         match command {
-            op::MAP_GRANT_REF => each(m, args, count, |args: MapGrantRef| {
-                table.map_grant_ref(m, &mut mapper, args)
-            })?,
-            op::UNMAP_GRANT_REF => each(m, args, count, |args: UnmapGrantRef| {
-                table.unmap_grant_ref(m, &mut mapper, args)
-            })?,
-            op::COPY => each(m, args, count, |args: CopyOp| {
-                table.copy(m, &mut mapper, args)
-            })?,
-            op::SWAP_GRANT_REF => each(m, args, count, |args: SwapGrantRef| {
-                table.swap_grant_ref(m, args)
-            })?,
+            op::MAP_GRANT_REF => {
+                return each(
+                    m,
+                    &mut mapper,
+                    wanted,
+                    args,
+                    count,
+                    |mapper, args: MapGrantRef| table.map_grant_ref(m, mapper, args),
+                );
+            }
+            op::UNMAP_GRANT_REF => {
+                return each(
+                    m,
+                    &mut mapper,
+                    wanted,
+                    args,
+                    count,
+                    |mapper, args: UnmapGrantRef| table.unmap_grant_ref(m, mapper, args),
+                );
+            }
+            op::COPY => {
+                return each(
+                    m,
+                    &mut mapper,
+                    wanted,
+                    args,
+                    count,
+                    |mapper, args: CopyOp| table.copy(m, mapper, args),
+                );
+            }
+            op::SWAP_GRANT_REF => {
+                return each(
+                    m,
+                    &mut mapper,
+                    wanted,
+                    args,
+                    count,
+                    |_, args: SwapGrantRef| table.swap_grant_ref(m, args),
+                );
+            }
             // These say in full what they are about and take no list.
             op::SETUP_TABLE | op::QUERY_SIZE | op::GET_STATUS_FRAMES if count != 1 => {
                 return Err(Errno::EINVAL);
@@ -91,7 +125,7 @@ impl Sides {
             op::CACHE_FLUSH => return Err(Errno::EOPNOTSUPP),
             _ => return Err(Errno::ENOSYS),
         }
-        Ok(0)
+        Ok(None)
     }
 }
 
@@ -107,21 +141,31 @@ where
     write(m, args.0, &act(read(m, args.0)?)?)
 }
 
-/// Replaces each structure of a list by its answer.
-fn each<T>(
-    m: &impl Machine,
+/// Replaces each structure of a list by its answer, until others are `wanted` to have their turn.
+fn each<T, M>(
+    m: &M,
+    mapper: &mut Mapper<'_, M>,
+    wanted: impl Fn() -> bool,
     args: GuestVa,
     count: u64,
-    mut act: impl FnMut(T) -> T,
-) -> Result<(), Errno>
+    mut act: impl FnMut(&mut Mapper<'_, M>, T) -> T,
+) -> Result<Rest, Errno>
 where
     T: FromBytes + IntoBytes + Immutable + KnownLayout,
+    M: Machine,
 {
     for index in 0..count {
         let at = element::<T>(args.0, index)?;
-        write(m, at, &act(read(m, at)?))?;
+        if index > 0 {
+            mapper.ledger.work().look();
+            if wanted() {
+                return Ok(Some((GuestVa(at), count - index)));
+            }
+        }
+        mapper.ledger.work().spend(OPERATION);
+        write(m, at, &act(mapper, read(m, at)?))?;
     }
-    Ok(())
+    Ok(None)
 }
 
 /// Maps frames of the guest in its own page tables, as the guest itself could.

@@ -245,7 +245,7 @@ impl<M: Machine, H: Host> Points<M, H> for AllPoints {
         command: u64,
         args: GuestVa,
         count: u64,
-    ) -> Result<u64, Errno> {
+    ) -> Result<Option<(GuestVa, u64)>, Errno> {
         self.sides.grant_table_op(outside, v, command, args, count)
     }
 

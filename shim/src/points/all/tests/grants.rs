@@ -6,7 +6,9 @@ use xen_abi::grant::{
 use xen_abi::{DomId, GuestVa, Mfn};
 
 use super::world::World;
+use crate::host::HostEvent;
 use crate::mem::Frames;
+use crate::mm::work::LONGEST_STEP;
 use crate::testing::Bench;
 
 #[test]
@@ -40,7 +42,7 @@ fn the_guests_grant_table_is_shared_with_it_and_listed() {
 
     let einval = Err(xen_abi::Errno::EINVAL);
     assert_eq!(world.grant_table_op(op::SETUP_TABLE, at, 2), einval);
-    assert_eq!(world.grant_table_op(op::COPY, at, 1 << 20), einval);
+    assert_eq!(world.grant_table_op(op::COPY, at, 1 << 31), einval);
     let efault = Err(xen_abi::Errno::EFAULT);
     assert_eq!(world.grant_table_op(op::COPY, 0x1000, 1), efault);
     assert_eq!(world.grant_table_op(99, at, 1), Err(xen_abi::Errno::ENOSYS));
@@ -174,4 +176,50 @@ fn an_entry_begins_at_a_multiple_of_its_size() {
         assert_eq!(answer.status, expected, "{host_addr:#x}");
     }
     world.bench.check();
+}
+
+#[test]
+fn a_long_list_makes_way_for_the_host_and_is_taken_up_again() {
+    const COUNT: u64 = 4096 / size_of::<CopyOp>() as u64;
+    let mut world = World::started();
+    let list = world.bench.page(0);
+    let page = world.bench.page(1);
+    let frame = world.bench.frame(page);
+    let mut copy = CopyOp {
+        len: 4096,
+        status: 1,
+        ..CopyOp::default()
+    };
+    (copy.source.frame_or_ref, copy.dest.frame_or_ref) = (frame.0, frame.0);
+    (copy.source.domid, copy.dest.domid) = (DomId::SELF.0, DomId::SELF.0);
+    let place = |index: u64| list + index * size_of::<CopyOp>() as u64;
+    for busy in [true, false] {
+        for index in 0..COUNT {
+            world.bench.put(place(index), &copy);
+        }
+        if busy {
+            let events = &mut world.bench.guest.host.events;
+            events.push_back(HostEvent::Console);
+        } else {
+            world.bench.guest.host.events.clear();
+        }
+        let mut rest = Some((GuestVa(list), COUNT));
+        let mut turns = 0;
+        while let Some((at, count)) = rest {
+            assert_eq!((at.0, count), (place(turns), COUNT - turns));
+            rest = world
+                .with(|points, outside| {
+                    points.sides.grant_table_op(outside, 0, op::COPY, at, count)
+                })
+                .expect("a good list");
+            turns += 1;
+        }
+        assert_eq!(turns, if busy { COUNT } else { 1 });
+        for index in 0..COUNT {
+            let answer: CopyOp = world.bench.get(place(index));
+            assert_eq!(answer.status, status::OKAY);
+        }
+        let longest = world.bench.guest.ledger.work().take_longest();
+        assert!(longest > 0 && longest <= LONGEST_STEP, "{longest} units");
+    }
 }
