@@ -9,6 +9,7 @@ use super::{Answer, Args, is_guests, read};
 use crate::cpu::{Assist, Machine};
 use crate::guest::Guest;
 use crate::host::Host;
+use crate::mm::Flush;
 use crate::points::Points;
 
 /// `VMASST_CMD_enable`.
@@ -138,6 +139,10 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             ENABLE => self.assist |= flag,
             DISABLE => self.assist -= flag,
             _ => return Err(Errno::ENOSYS),
+        }
+        if flag == Assist::M2P_STRICT {
+            (0..self.vcpus.len()).for_each(|v| self.show_m2p(v));
+            self.flush(Flush::Full);
         }
         Ok(0)
     }

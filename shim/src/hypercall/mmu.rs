@@ -5,7 +5,7 @@ use xen_abi::{DomId, Errno, GuestVa, Mfn};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{Answer, Args, element, read, write};
-use crate::cpu::Machine;
+use crate::cpu::{Assist, Machine};
 use crate::guest::{Guest, mm};
 use crate::host::Host;
 use crate::mm::Flush;
@@ -171,6 +171,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
                 let spaces = self.vcpus[v].spaces.as_mut().ok_or(Errno::EINVAL)?;
                 // The user table is loaded when user mode is entered, which flushes.
                 let _ = mm!(self).new_user_baseptr(spaces, frame)?;
+                self.show_m2p(v);
                 Ok(Flush::None)
             }
             ext::TLB_FLUSH_MULTI | ext::INVLPG_MULTI if read::<u64>(&self.m, op.arg2).is_err() => {
@@ -207,11 +208,20 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
     pub(crate) fn new_baseptr(&mut self, v: usize, frame: Mfn) -> Result<(), Errno> {
         let spaces = self.vcpus[v].spaces.as_mut().ok_or(Errno::EINVAL)?;
         let _ = mm!(self).new_baseptr(spaces, frame)?;
+        self.show_m2p(v);
         if self.vcpus[v].in_kernel {
             self.m.load_page_table(frame);
             self.ledger.note_full_flush();
         }
         Ok(())
+    }
+
+    /// Shows the machine-to-physical table where vCPU `v` may see it now.
+    pub(super) fn show_m2p(&mut self, v: usize) {
+        let hidden = self.assist.contains(Assist::M2P_STRICT);
+        if let Some(spaces) = &self.vcpus[v].spaces {
+            mm!(self).show_m2p(spaces, hidden);
+        }
     }
 }
 

@@ -59,7 +59,8 @@ impl ShimSpace {
         space.map_image(pool);
         space.map_direct(pool, end);
         for page in 0..m2p_frames {
-            let flags = PRESENT | USER | ACCESSED_DIRTY | GLOBAL | NO_EXECUTE;
+            // Not global: user mode may not see it, and must not find a translation of the kernel's.
+            let flags = PRESENT | USER | ACCESSED_DIRTY | NO_EXECUTE;
             space.map(
                 pool,
                 M2P + page * PAGE_SIZE as u64,
@@ -78,12 +79,11 @@ impl ShimSpace {
     }
 
     /// Builds another top-level table, which in the shim's slots has only what ring 3 needs to get
-    /// out: the machine-to-physical table, the windows, the entry code.
+    /// out: the windows and the entry code.  The machine-to-physical table comes with the guest's
+    /// entries, if it is shown there.
     pub fn split(&self, pool: &mut Pool) -> Mfn {
         let l4 = pool.take().expect("the pool holds the shim's own tables");
-        for va in [M2P, WINDOWS] {
-            store(l4, index(va, 4), load(self.l4, index(va, 4)));
-        }
+        store(l4, index(WINDOWS, 4), load(self.l4, index(WINDOWS, 4)));
         let bare = Self { l4 };
         let addr = |symbol: *const u8| symbol as u64;
         for va in (addr(&raw const __entry_start)..addr(&raw const __entry_end)).step_by(PAGE_SIZE)
@@ -163,10 +163,11 @@ pub fn image_end() -> Mfn {
 }
 
 /// Gives `to`, a table made by [`ShimSpace::split`], the guest's entries of `from`, a top-level table
-/// of the guest's.
+/// of the guest's, and the machine-to-physical table if it is there.
 pub fn copy_guest_slots(from: Mfn, to: Mfn) {
     let last = layout::FIRST_SLOT + layout::SLOTS;
-    for slots in [0..layout::FIRST_SLOT, last..512] {
+    const _: () = assert!(index(M2P, 4) == layout::FIRST_SLOT);
+    for slots in [0..layout::FIRST_SLOT + 1, last..512] {
         let (source, target) = (entry(from, slots.start), entry(to, slots.start));
         // SAFETY: both are tables that the direct map covers, the ranges lie inside, and only this
         // CPU runs.

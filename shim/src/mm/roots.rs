@@ -4,7 +4,7 @@
 
 use core::iter::once;
 
-use xen_abi::mmu::Level;
+use xen_abi::mmu::{FIRST_XEN_SLOT, Level, Pte};
 use xen_abi::{Errno, Mfn};
 
 use super::ledger::Dropped;
@@ -127,5 +127,18 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
             self.put_table(old, Level::L4, Dropped::Link);
         }
         Ok(Flush::Full)
+    }
+
+    /// Shows the machine-to-physical table in a vCPU's kernel mode, and in its user mode unless it is
+    /// `hidden` there.  Only what is in use is changed, whenever it comes into use; the table's
+    /// translations are not global, so that the switch to user mode forgets them.
+    pub fn show_m2p(&mut self, spaces: &AddressSpaces, hidden: bool) {
+        let shown = self.slots.0[0];
+        if let Some(user) = spaces.user {
+            let slot = Pte(if hidden { 0 } else { shown });
+            self.store(user, FIRST_XEN_SLOT, slot);
+        }
+        // Last, for one table may be both.
+        self.store(spaces.kernel, FIRST_XEN_SLOT, Pte(shown));
     }
 }

@@ -1,7 +1,7 @@
 //! A recount of everything that the ledger counts, from what stands in memory.
 
 use xen_abi::Mfn;
-use xen_abi::mmu::{ENTRIES, Level, Pte, is_guest_l4_slot};
+use xen_abi::mmu::{ENTRIES, FIRST_XEN_SLOT, Level, Pte, is_guest_l4_slot};
 use zerocopy::IntoBytes;
 
 use super::guest::TestGuest;
@@ -78,6 +78,16 @@ impl<'a> Census<'a> {
             let entry = Pte(raw);
             if level == Level::L4 && !is_guest_l4_slot(index) {
                 if !is_whole {
+                    continue;
+                }
+                // Hidden, and only a table for user mode is without it.
+                if index == FIRST_XEN_SLOT && raw == 0 {
+                    let kernels = self
+                        .guest
+                        .vcpus
+                        .iter()
+                        .filter_map(|vcpu| vcpu.spaces.as_ref());
+                    assert!(kernels.into_iter().all(|spaces| spaces.kernel() != table));
                     continue;
                 }
                 let own = self.guest.slots.0[index - 256];

@@ -2,12 +2,14 @@
 
 use xen_abi::Errno;
 use xen_abi::hypercall as nr;
+use xen_abi::mmu::{FIRST_XEN_SLOT, ext};
 use xen_abi::physdev::{SetIobitmap, op as physdev};
 use xen_abi::trap::vector;
 
 use super::{HOLE, SELF, UNMAPPED, WILD};
 use crate::cpu::Assist;
-use crate::testing::{Bench, Call};
+use crate::mem::Frames;
+use crate::testing::{Bench, Call, Flushed};
 
 const HANDLER: u64 = Bench::KERNEL + 0x500;
 
@@ -204,4 +206,34 @@ fn the_emergency_console_takes_any_text() {
         bench.call(nr::CONSOLE_IO, &[SELF, 5, page]),
         Err(Errno::EPERM)
     );
+}
+
+#[test]
+fn user_mode_sees_the_m2p_unless_the_kernel_hides_it() {
+    let mut bench = Bench::new();
+    bench.make_user();
+    let spaces = bench.guest.vcpus[0].spaces.as_ref().expect("tables");
+    let (kernel, user) = (spaces.kernel(), spaces.user().expect("just set"));
+    let shown = bench.guest.slots.0[0];
+    let slots =
+        |bench: &Bench| [kernel, user].map(|table| bench.guest.m.load64(table, FIRST_XEN_SLOT * 8));
+    assert_eq!(slots(&bench), [shown, shown]);
+    // What is in use changes at once, and is forgotten.
+    bench.guest.m.take_flushes();
+    assert_eq!(bench.call(nr::VM_ASSIST, &[0, 32]), Ok(0));
+    assert_eq!(slots(&bench), [shown, 0]);
+    assert_eq!(bench.guest.m.take_flushes(), [Flushed::All]);
+    bench.check();
+    assert_eq!(bench.call(nr::VM_ASSIST, &[1, 32]), Ok(0));
+    assert_eq!(slots(&bench), [shown, shown]);
+    // What comes into use is as it has to be, whatever it was before.
+    assert_eq!(bench.mmuext(ext::NEW_USER_BASEPTR, 0, 0), Ok(0));
+    assert_eq!(bench.call(nr::VM_ASSIST, &[0, 32]), Ok(0));
+    assert_eq!(slots(&bench), [shown, shown]);
+    assert_eq!(bench.mmuext(ext::NEW_USER_BASEPTR, user.0, 0), Ok(0));
+    assert_eq!(slots(&bench), [shown, 0]);
+    // One table for both is the kernel's.
+    assert_eq!(bench.mmuext(ext::NEW_USER_BASEPTR, kernel.0, 0), Ok(0));
+    assert_eq!(slots(&bench), [shown, 0]);
+    bench.check();
 }
