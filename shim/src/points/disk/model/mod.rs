@@ -9,9 +9,8 @@
     reason = "a model that was told nonsense is a failed test"
 )]
 
-#[macro_use]
-pub(crate) mod world;
 pub(crate) mod backend;
 mod hostile;
+pub(crate) mod world;
 
 pub use hostile::hostile_guest;

@@ -39,29 +39,6 @@ pub(crate) struct World {
     pub vbd: Vbd,
 }
 
-/// Calls the disk with everything that is around it.
-macro_rules! call {
-    ($world:expr, |$vbd:ident, $cx:ident| $body:expr) => {{
-        let world: &mut World = &mut *$world;
-        let mut host_grants = world.host_table.via(&world.mem, &mut world.allowed);
-        let mut grants = world.guest_table.via(&mut world.ledger);
-        let mut cx = Cx {
-            frames: &world.mem,
-            pool: &mut world.pool,
-            xen: &mut world.xen,
-            host_grants: &mut host_grants,
-            host_store: &mut world.real,
-            store: &mut world.store,
-            ports: &mut world.ports,
-            grants: &mut grants,
-            guest_domid: GUEST,
-            backend_domid: BACKEND,
-        };
-        let ($vbd, $cx) = (&mut world.vbd, &mut cx);
-        $body
-    }};
-}
-
 impl World {
     /// Makes a world whose host has this backend, and a disk that begins to connect to it.
     pub fn new(backend: Backend) -> Self {
@@ -89,8 +66,27 @@ impl World {
             vbd: Vbd::unattached(id, GUEST, BACKEND),
         };
         world.backend.announce(&mut world.real);
-        call!(&mut world, |vbd, cx| vbd.host.start(cx, HOST_FRONT));
+        world.with(|vbd, cx| vbd.host.start(cx, HOST_FRONT));
         world
+    }
+
+    /// Calls the disk with everything that is around it.
+    pub fn with<R>(&mut self, act: impl FnOnce(&mut Vbd, &mut Cx<'_>) -> R) -> R {
+        let mut host_grants = self.host_table.via(&self.mem, &mut self.allowed);
+        let mut grants = self.guest_table.via(&mut self.ledger);
+        let mut cx = Cx {
+            frames: &self.mem,
+            pool: &mut self.pool,
+            xen: &mut self.xen,
+            host_grants: &mut host_grants,
+            host_store: &mut self.real,
+            store: &mut self.store,
+            ports: &mut self.ports,
+            grants: &mut grants,
+            guest_domid: GUEST,
+            backend_domid: BACKEND,
+        };
+        act(&mut self.vbd, &mut cx)
     }
 
     /// Lets the real store and the backend do their part of the handshake, until nothing moves.
@@ -112,18 +108,14 @@ impl World {
     }
 
     fn store_event(&mut self, tag: Tag, event: StoreEvent) {
-        call!(self, |vbd, cx| vbd.host_store_event(
-            cx,
-            tag.0 as u32,
-            event
-        ));
+        self.with(|vbd, cx| vbd.host_store_event(cx, tag.0 as u32, event));
     }
 
     /// The guest's driver writes its state.
     pub fn guest_state(&mut self, state: u32) {
         let path = format!("{FRONT}/state");
         self.store.0.insert(path.clone(), state.to_string());
-        call!(self, |vbd, cx| vbd.guest_store_changed(cx, &path));
+        self.with(|vbd, cx| vbd.guest_store_changed(cx, &path));
     }
 
     /// A node of the guest-facing backend.
@@ -143,21 +135,21 @@ impl World {
     pub fn migrate(&mut self, next: Backend) {
         self.leave(next);
         self.backend.announce(&mut self.real);
-        call!(self, |vbd, cx| vbd.reattach(cx, HOST_FRONT));
+        self.with(|vbd, cx| vbd.reattach(cx, HOST_FRONT));
         self.handshake();
     }
 
     /// Moves the machine to a host that has no such disk.
     pub fn migrate_to_nothing(&mut self, next: Backend) {
         self.leave(next);
-        call!(self, |vbd, cx| vbd.reattach(cx, HOST_FRONT));
+        self.with(|vbd, cx| vbd.reattach(cx, HOST_FRONT));
         self.handshake();
     }
 
     /// The host gets the disk that was missing.
     pub fn appear(&mut self) {
         self.backend.announce(&mut self.real);
-        call!(self, |vbd, cx| vbd.listed(cx, HOST_FRONT));
+        self.with(|vbd, cx| vbd.listed(cx, HOST_FRONT));
         self.handshake();
     }
 
@@ -165,7 +157,7 @@ impl World {
     pub fn migrate_to_dying(&mut self, next: Backend) {
         self.leave(next);
         self.backend.announce(&mut self.real);
-        call!(self, |vbd, cx| vbd.reattach(cx, HOST_FRONT));
+        self.with(|vbd, cx| vbd.reattach(cx, HOST_FRONT));
         while let Some((tag, event, _)) = self.real.step() {
             self.store_event(tag, event);
         }
@@ -196,32 +188,32 @@ impl World {
 
     pub fn host_kick(&mut self) {
         if let Some(&port) = self.xen.open.first() {
-            call!(self, |vbd, cx| vbd.host_kick(cx, HostPort(Port(port))));
+            self.with(|vbd, cx| vbd.host_kick(cx, HostPort(Port(port))));
         }
     }
 
     pub fn guest_kick(&mut self) {
         if let Some(&port) = self.ports.connected.first() {
-            call!(self, |vbd, cx| vbd.guest_kick(cx, port));
+            self.with(|vbd, cx| vbd.guest_kick(cx, port));
         }
     }
 
     pub fn quiesce(&mut self) -> crate::points::Progress {
-        call!(self, |vbd, cx| vbd.quiesce(cx))
+        self.with(|vbd, cx| vbd.quiesce(cx))
     }
 
     pub fn resume(&mut self) {
-        call!(self, |vbd, cx| vbd.resume(cx));
+        self.with(|vbd, cx| vbd.resume(cx));
     }
 
     pub fn retry(&mut self) {
         if self.vbd.wants_retry() {
-            call!(self, |vbd, cx| vbd.retry(cx));
+            self.with(|vbd, cx| vbd.retry(cx));
         }
     }
 
     pub fn unplug(&mut self) {
-        call!(self, |vbd, cx| vbd.unplug(cx));
+        self.with(|vbd, cx| vbd.unplug(cx));
     }
 
     /// Nothing of what the disk took may be left when it is gone.

@@ -4,3 +4,4 @@ mod cases;
 mod guest;
 mod machine;
 mod properties;
+mod table;
