@@ -145,12 +145,6 @@ impl RealStore {
         Some((tag, StoreEvent::Changed(path), None))
     }
 
-    /// Takes what is asked of it and not done yet, without doing it.
-    #[cfg(test)]
-    pub fn take_asked(&mut self) -> Vec<StoreOp> {
-        self.queue.drain(..).map(|(_, op)| op).collect()
-    }
-
     fn answer(&mut self, tag: Tag, op: StoreOp) -> Result<Vec<u8>, Errno> {
         match op {
             StoreOp::Read(path) => self

@@ -7,6 +7,7 @@
 pub mod all;
 pub mod bus;
 pub mod console;
+mod device;
 pub mod disk;
 pub mod evtchn;
 #[cfg(any(test, feature = "testing"))]

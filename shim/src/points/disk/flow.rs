@@ -8,11 +8,11 @@ use xen_abi::blkif::{Response, status};
 use zerocopy::IntoBytes;
 
 use super::Vbd;
-use super::host::Stage;
 use super::request::{self, Refused};
 use super::shadow::MAX_ENTRIES;
 use crate::heap;
 use crate::points::Cx;
+use crate::points::device::Stage;
 
 impl Vbd {
     /// Moves whatever can be moved from the guest to the host, and tells both.

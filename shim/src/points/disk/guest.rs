@@ -14,6 +14,7 @@ use xen_abi::{DomId, Mfn, Port};
 
 use super::Vbd;
 use super::features::SHOWN_RING_ORDER;
+use crate::points::device::{Frontend, FrontendAct};
 use crate::points::ring::BackRing;
 use crate::points::xenbus::{GuestLink, Nodes, connect_port};
 use crate::points::{Cx, DeviceId};
@@ -74,25 +75,20 @@ impl Vbd {
             return self.finish_unplug(cx);
         }
         let front = self.guest.link.frontend_state(cx.store);
-        let ours = self.guest.link.state();
-        match front {
-            XenbusState::INITIALISING if ours == XenbusState::CLOSED && !self.is_unplugging => {
-                self.guest.link.set_state(cx.store, XenbusState::INIT_WAIT);
-            }
-            XenbusState::INITIALISED | XenbusState::CONNECTED if ours == XenbusState::INIT_WAIT => {
-                self.connect_guest(cx);
-            }
-            XenbusState::CLOSING if ours < XenbusState::CLOSING => {
-                self.guest.link.set_state(cx.store, XenbusState::CLOSING);
-            }
-            XenbusState::CLOSED | XenbusState::UNKNOWN if ours != XenbusState::CLOSED => {
-                self.disconnect_guest(cx);
-            }
-            // Asked to close before it ever connected.
-            XenbusState::INITIALISING | XenbusState::INIT_WAIT if self.is_unplugging => {
-                self.disconnect_guest(cx);
-            }
-            _ => {}
+        let frontend = Frontend {
+            ours: self.guest.link.state(),
+            has_driver: self.guest.ring.is_some(),
+            is_unplugging: self.is_unplugging,
+        };
+        match frontend.on_state(
+            front,
+            matches!(front, XenbusState::INITIALISED | XenbusState::CONNECTED),
+        ) {
+            FrontendAct::Nothing => {}
+            FrontendAct::Welcome => self.guest.link.set_state(cx.store, XenbusState::INIT_WAIT),
+            FrontendAct::Connect => self.connect_guest(cx),
+            FrontendAct::Close => self.guest.link.set_state(cx.store, XenbusState::CLOSING),
+            FrontendAct::Disconnect => self.disconnect_guest(cx),
         }
         self.guest_drained(cx);
     }

@@ -14,6 +14,7 @@ use xen_abi::xenbus::XenbusState;
 use super::features::Offer;
 use super::guest::FRONT_KEYS;
 use crate::host::{Access, HostPort, HostRef};
+use crate::points::device::Stage;
 use crate::points::ring::FrontRing;
 use crate::points::xenbus::{HostLink, Nodes};
 use crate::points::{Cx, DeviceId};
@@ -29,29 +30,6 @@ mod what {
     pub const DETAILS: u8 = 1;
     /// Whether its size has changed.
     pub const SIZE: u8 = 2;
-}
-
-/// How far the connection has come.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Stage {
-    /// The backend is being looked for, or is not ready.
-    Waiting,
-    /// It is being asked what rings it takes.
-    Negotiating,
-    /// It was given a ring.
-    Initialised,
-    /// It is being asked what the disk is like.
-    Describing,
-    /// Requests flow.
-    Connected,
-    /// Where the guest came to there is none, or none that works; requests wait until there is.
-    Absent(String),
-    /// What it offers can not stand behind what the guest was told; requests wait.
-    Refused(String),
-    /// It lied or went away; requests fail.
-    Broken(String),
-    /// We closed the connection.
-    Closed,
 }
 
 /// A frame that is ours again once the backend lets go of it.

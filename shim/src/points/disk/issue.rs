@@ -12,11 +12,11 @@ use zerocopy::{FromZeros, IntoBytes};
 use super::Vbd;
 use super::budget;
 use super::features::{Discard, Offer, SHOWN_SEGMENTS};
-use super::host::Stage;
 use super::request::HeldSegment;
 use super::shadow::{Entry, Part, Plan, Step};
 use crate::host::{Access, HostRef};
 use crate::points::Cx;
+use crate::points::device::Stage;
 
 /// Lists of references that are kept for later, of up to 1 KiB each.
 const MAX_SPARE_LISTS: usize = 64;

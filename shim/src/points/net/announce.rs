@@ -7,8 +7,8 @@
 use xen_abi::{Mfn, PAGE_SIZE};
 
 use super::Vif;
-use super::host::Stage;
 use crate::points::Cx;
+use crate::points::device::Stage;
 
 /// Pauses after each announcement but the last, in nanoseconds.
 const PAUSES: [u64; 4] = [50_000_000, 150_000_000, 300_000_000, 500_000_000];

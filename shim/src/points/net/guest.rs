@@ -14,7 +14,7 @@ use xen_abi::{DomId, Mfn, Port};
 
 use super::Vif;
 use super::features::Wishes;
-use super::host::Stage;
+use crate::points::device::{Frontend, FrontendAct, Stage};
 use crate::points::ring::BackRing;
 use crate::points::xenbus::{GuestLink, Nodes, connect_port};
 use crate::points::{Cx, DeviceId};
@@ -115,31 +115,17 @@ impl Vif {
             return self.finish_unplug(cx);
         }
         let front = self.guest.link.frontend_state(cx.store);
-        let ours = self.guest.link.state();
-        match front {
-            // Asked to close before it ever connected.
-            XenbusState::INITIALISING | XenbusState::INIT_WAIT if self.is_unplugging => {
-                self.disconnect_guest(cx);
-            }
-            XenbusState::INITIALISING if ours == XenbusState::CLOSED => {
-                self.guest.link.set_state(cx.store, XenbusState::INIT_WAIT);
-            }
-            // Another kernel has taken over from one that left without a word.
-            XenbusState::INITIALISING if self.guest.driver.is_some() => {
-                self.disconnect_guest(cx);
-            }
-            XenbusState::CONNECTED
-                if ours == XenbusState::INIT_WAIT && self.guest.driver.is_none() =>
-            {
-                self.connect_guest(cx);
-            }
-            XenbusState::CLOSING if ours < XenbusState::CLOSING => {
-                self.guest.link.set_state(cx.store, XenbusState::CLOSING);
-            }
-            XenbusState::CLOSED | XenbusState::UNKNOWN if ours != XenbusState::CLOSED => {
-                self.disconnect_guest(cx);
-            }
-            _ => {}
+        let frontend = Frontend {
+            ours: self.guest.link.state(),
+            has_driver: self.guest.driver.is_some(),
+            is_unplugging: self.is_unplugging,
+        };
+        match frontend.on_state(front, front == XenbusState::CONNECTED) {
+            FrontendAct::Nothing => {}
+            FrontendAct::Welcome => self.guest.link.set_state(cx.store, XenbusState::INIT_WAIT),
+            FrontendAct::Connect => self.connect_guest(cx),
+            FrontendAct::Close => self.guest.link.set_state(cx.store, XenbusState::CLOSING),
+            FrontendAct::Disconnect => self.disconnect_guest(cx),
         }
         self.guest_drained(cx);
     }
@@ -156,19 +142,18 @@ impl Vif {
         self.guest_state_changed(cx);
     }
 
-    /// Tells the driver that packets flow.
+    /// Tells the driver that packets are taken, if they are.
     pub(super) fn show_connected(&mut self, cx: &mut Cx<'_>) {
-        if self.guest.driver.is_some() && self.guest.link.state() == XenbusState::INIT_WAIT {
+        if matches!(self.host.stage, Stage::Connected | Stage::Broken(_))
+            && self.guest.driver.is_some()
+            && self.guest.link.state() == XenbusState::INIT_WAIT
+        {
             self.guest.link.set_state(cx.store, XenbusState::CONNECTED);
         }
     }
 
     fn connect_guest(&mut self, cx: &mut Cx<'_>) {
-        let connected = match &self.host.stage {
-            Stage::Broken(why) | Stage::Refused(why) => Err(format!("the host's backend: {why}")),
-            _ => self.try_connect_guest(cx),
-        };
-        if let Err(why) = connected {
+        if let Err(why) = self.try_connect_guest(cx) {
             self.log.warn(
                 self.id,
                 format_args!("the guest's driver can not connect: {why}"),
@@ -177,6 +162,8 @@ impl Vif {
             return;
         }
         self.connect_host(cx);
+        self.show_connected(cx);
+        self.pump(cx);
     }
 
     fn try_connect_guest(&mut self, cx: &mut Cx<'_>) -> Result<(), String> {
@@ -259,7 +246,7 @@ impl Vif {
 
     /// Says Closed to a driver once nothing of its is in use.
     pub(super) fn guest_drained(&mut self, cx: &mut Cx<'_>) {
-        if self.guest.is_draining && self.host.loose.is_empty() {
+        if self.guest.is_draining && !self.host.loose.has_guests() {
             self.guest.is_draining = false;
             self.guest.link.set_state(cx.store, XenbusState::CLOSED);
             // It may have started anew meanwhile.

@@ -16,37 +16,13 @@ use super::features::{Offer, Wishes};
 use super::guest::FRONT_KEYS;
 use super::loose::{Held, Loose};
 use crate::host::{Access, HostPort, HostRef};
+use crate::points::device::Stage;
 use crate::points::ring::FrontRing;
 use crate::points::xenbus::HostLink;
 use crate::points::{Cx, DeviceId};
 
 /// The collection that is asked for: what the backend offers.
 const OFFER: u8 = 0;
-
-/// How far the connection has come.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Stage {
-    /// The backend is being looked for, or is not ready.
-    Waiting,
-    /// It is being asked what it offers.
-    Negotiating,
-    /// Its offer is known, and no driver of the guest wants it yet.
-    Offered,
-    /// It was given the rings.
-    Connecting,
-    /// Packets flow.
-    Connected,
-    /// We closed the connection to open another.
-    Reopening,
-    /// Where the guest came to there is none, or none that works; packets wait until there is.
-    Absent(String),
-    /// What it offers can not stand behind what the guest was told; packets wait.
-    Refused(String),
-    /// It lied or went away; packets are lost.
-    Broken(String),
-    /// We closed the connection for good.
-    Closed,
-}
 
 /// What is shared with the backend.
 #[derive(Debug)]
@@ -138,7 +114,7 @@ impl HostHalf {
 
     /// Ends the connection, if there is one, and leads the backend to where it can take another.
     pub fn reopen(&mut self, cx: &mut Cx<'_>) {
-        if matches!(self.stage, Stage::Connecting | Stage::Connected) {
+        if matches!(self.stage, Stage::Given | Stage::Connected) {
             self.stage = Stage::Reopening;
             self.drop_rings(cx);
             self.link.set_state(cx.host_store, XenbusState::CLOSING);

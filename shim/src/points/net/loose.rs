@@ -38,6 +38,12 @@ impl Loose {
         self.0.is_empty()
     }
 
+    /// Whether a frame of the guest is among them.
+    pub fn has_guests(&self) -> bool {
+        let is_guests = |(_, held): &(_, Held)| matches!(held, Held::Guest { .. });
+        self.0.iter().any(is_guests)
+    }
+
     /// Ends a grant, now or later.
     pub fn add(&mut self, cx: &mut Cx<'_>, grant: HostRef, held: Held) {
         if cx.host_grants.end(grant) {

@@ -15,12 +15,12 @@ use xen_abi::netif::{RING_ENTRIES, TX_SLOT, TxRequest, TxResponse, status, tx_fl
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::Vif;
-use super::host::Stage;
 use super::loose::Held;
 use super::packet::{Kind, MAX_PARTS, Packet};
 use super::shadow::{Owner, Sent};
 use crate::host::{Access, HostRef};
 use crate::points::Cx;
+use crate::points::device::Stage;
 
 /// What became of an attempt to send a packet.
 enum Went {

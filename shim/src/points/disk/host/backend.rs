@@ -5,8 +5,9 @@ use alloc::format;
 
 use xen_abi::xenbus::XenbusState;
 
-use super::{Stage, what};
+use super::what;
 use crate::host::store::is_full;
+use crate::points::device::{BackendAct, Stage, on_backend};
 use crate::points::disk::Vbd;
 use crate::points::disk::features::{DETAIL_KEYS, Offer, Shown, parse_sectors};
 use crate::points::xenbus::{LinkEvent, Nodes, why_failed};
@@ -32,58 +33,41 @@ impl Vbd {
     }
 
     fn backend_state(&mut self, cx: &mut Cx<'_>, state: XenbusState) {
-        match (&self.host.stage, state) {
-            (Stage::Closed, _) => {}
-            (
-                Stage::Waiting | Stage::Absent(_),
-                XenbusState::INIT_WAIT | XenbusState::INITIALISED,
-            ) => {
+        match on_backend(&self.host.stage, state, self.can_wait_for_another()) {
+            BackendAct::Nothing => {}
+            BackendAct::Negotiate => {
                 self.host.stage = Stage::Negotiating;
-                let keys = &["max-ring-page-order"];
-                self.host.link.collect(cx.host_store, what::RING, keys);
+                let link = &mut self.host.link;
+                link.collect(cx.host_store, what::RING, &["max-ring-page-order"]);
             }
-            // Connected, but not with us: left over from a domain that was resumed where it was.
-            // It is led once around to where it began.
-            (Stage::Waiting, XenbusState::CONNECTED) => {
-                let link = &self.host.link;
-                link.set_state(cx.host_store, XenbusState::CLOSING);
-            }
-            (Stage::Waiting, XenbusState::CLOSING) => {
-                let link = &self.host.link;
-                link.set_state(cx.host_store, XenbusState::CLOSED);
-            }
-            (Stage::Waiting, XenbusState::CLOSED) => {
+            BackendAct::Tell(state) => self.host.link.set_state(cx.host_store, state),
+            BackendAct::Restart => {
                 let link = &self.host.link;
                 link.set_state(cx.host_store, XenbusState::INITIALISING);
+                self.host.stage = Stage::Waiting;
             }
-            (Stage::Initialised, XenbusState::CONNECTED) => {
+            BackendAct::Taken => {
                 self.host.stage = Stage::Describing;
                 let link = &mut self.host.link;
                 link.collect(cx.host_store, what::DETAILS, DETAIL_KEYS);
             }
-            (Stage::Connected, XenbusState::CONNECTED) => {
+            BackendAct::LookAgain => {
                 let link = &mut self.host.link;
                 link.collect(cx.host_store, what::SIZE, &["sectors"]);
             }
-            (Stage::Waiting | Stage::Absent(_), _) => {}
-            (_, XenbusState::CLOSING | XenbusState::CLOSED | XenbusState::UNKNOWN)
-                if self.can_wait_for_another() =>
-            {
-                self.wait_for_another(cx, "the backend is gone");
-            }
-            (_, XenbusState::CLOSING) => self.unplug(cx),
-            (_, XenbusState::CLOSED | XenbusState::UNKNOWN) => {
+            BackendAct::WaitForAnother => self.wait_for_another(cx, "the backend is gone"),
+            BackendAct::Unplug => self.unplug(cx),
+            BackendAct::Gone => {
                 self.break_host(cx, "the backend is gone");
                 self.unplug(cx);
             }
-            _ => {}
         }
     }
 
     fn backend_nodes(&mut self, cx: &mut Cx<'_>, what: u8, nodes: &Nodes) {
         match (what, &self.host.stage) {
             (what::RING, Stage::Negotiating) => match self.host.offer_ring(cx, nodes) {
-                Ok(()) => self.host.stage = Stage::Initialised,
+                Ok(()) => self.host.stage = Stage::Given,
                 Err(why) => self.break_host(cx, &why),
             },
             (what::DETAILS, Stage::Describing) => match Offer::parse(nodes) {

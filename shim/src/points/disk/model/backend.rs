@@ -41,6 +41,8 @@ pub(crate) struct Backend {
     pub features: Vec<(&'static str, String)>,
     pub max_order: u32,
     pub disk: Vec<u8>,
+    /// It has died, and answers nobody.
+    pub is_dead: bool,
     ring: Option<BackRing<SLOT_SIZE>>,
     pub taken: Vec<Taken>,
     /// Mapped beyond the answer.
@@ -112,6 +114,9 @@ impl Backend {
         mem: &FakeFrames,
         _table: &HostGrantTable,
     ) {
+        if self.is_dead {
+            return;
+        }
         let front = |key: &str| store.nodes.get(&format!("{HOST_FRONT}/{key}")).cloned();
         match front("state").as_deref() {
             Some("3") if self.ring.is_none() => {
@@ -131,9 +136,19 @@ impl Backend {
                 }
                 self.set_state(store, 4);
             }
-            Some("5" | "6") => {
+            // The ring stays mapped until the frontend has closed.
+            Some("5") => self.set_state(store, 5),
+            Some("6") => {
                 self.disconnect(mem);
                 self.set_state(store, 6);
+            }
+            Some("1")
+                if store
+                    .nodes
+                    .get(&format!("{DIR}/state"))
+                    .is_some_and(|state| state == "6") =>
+            {
+                self.set_state(store, 2);
             }
             _ => {}
         }

@@ -161,12 +161,14 @@ impl World {
         while let Some((tag, event, _)) = self.real.step() {
             self.store_event(tag, event);
         }
+        self.backend.is_dead = true;
         self.backend.set_state(&mut self.real, 6);
         self.handshake();
     }
 
     /// The backend is there again.
     pub fn backend_returns(&mut self) {
+        self.backend.is_dead = false;
         self.backend.set_state(&mut self.real, 2);
         self.handshake();
     }

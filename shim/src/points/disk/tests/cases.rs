@@ -141,6 +141,7 @@ fn a_lying_backend_fails_the_disk_and_harms_nothing() {
         world.guest_kick();
         guest.reap(&world);
         assert_eq!(guest.answers[3], status::ERROR);
+        assert_eq!(world.back("state"), Some("4"), "nobody took the disk away");
         // The next host makes it good.
         world.quiesce();
         world.migrate(Backend::new(4, GOOD));

@@ -32,6 +32,26 @@ fn a_driver_that_goes_is_waited_for_and_the_next_one_starts_clean() {
 }
 
 #[test]
+fn a_kernel_that_takes_over_without_a_word_is_served() {
+    let (mut world, mut guest) = connected(GOOD, 0);
+    guest.ask(&world, op::WRITE, 0, 30);
+    guest.push(&mut world);
+    world.guest_kick();
+    world.backend.take(&world.mem);
+    world.guest_state(1);
+    assert_eq!(world.back("state"), Some("4"), "a write is in flight");
+    world.backend.finish(&world.mem, 0);
+    world.host_kick();
+    assert!(world.ledger.holds.is_empty());
+    let mut guest = Guest::connect(&mut world, 0);
+    assert_eq!(world.back("state"), Some("4"));
+    guest.ask(&world, op::READ, 0, 30);
+    settle(&mut world, &mut guest);
+    assert_eq!(guest.answers, [status::OKAY]);
+    tear_down(world);
+}
+
+#[test]
 fn drivers_that_make_no_sense_do_not_connect() {
     for (key, value) in [
         ("ring-ref", "4000000000"),

@@ -7,7 +7,6 @@ mod cases;
 mod ends;
 mod moves;
 mod properties;
-mod table;
 
 use self::guest::Guest;
 use crate::points::disk::model::backend::Backend;

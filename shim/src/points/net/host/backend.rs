@@ -4,8 +4,9 @@ use alloc::borrow::ToOwned;
 
 use xen_abi::xenbus::XenbusState;
 
-use super::{OFFER, Stage};
+use super::OFFER;
 use crate::host::store::is_full;
+use crate::points::device::{BackendAct, Stage, on_backend};
 use crate::points::net::Vif;
 use crate::points::net::features::{OFFER_KEYS, Offer, Shown};
 use crate::points::xenbus::{LinkEvent, Nodes, why_failed};
@@ -34,47 +35,33 @@ impl Vif {
     }
 
     fn backend_state(&mut self, cx: &mut Cx<'_>, state: XenbusState) {
-        let link = &self.host.link;
-        match (&self.host.stage, state) {
-            (Stage::Closed, _) => {}
-            (
-                Stage::Waiting | Stage::Absent(_),
-                XenbusState::INIT_WAIT | XenbusState::INITIALISED,
-            ) => {
+        match on_backend(&self.host.stage, state, self.can_wait_for_another()) {
+            BackendAct::Nothing => {}
+            BackendAct::Negotiate => {
                 self.host.stage = Stage::Negotiating;
                 let link = &mut self.host.link;
                 link.collect(cx.host_store, OFFER, OFFER_KEYS);
             }
-            // Connected, but not with us: left over from a domain that was resumed where it was.
-            // It is led once around to where it began.
-            (Stage::Waiting, XenbusState::CONNECTED) => {
-                link.set_state(cx.host_store, XenbusState::CLOSING);
-            }
-            (Stage::Waiting | Stage::Reopening | Stage::Broken(_), XenbusState::CLOSING) => {
-                link.set_state(cx.host_store, XenbusState::CLOSED);
-            }
-            (Stage::Waiting | Stage::Reopening, XenbusState::CLOSED) => {
+            BackendAct::Tell(state) => self.host.link.set_state(cx.host_store, state),
+            BackendAct::Restart => {
+                let link = &self.host.link;
                 link.set_state(cx.host_store, XenbusState::INITIALISING);
                 self.host.stage = Stage::Waiting;
             }
-            (Stage::Connecting, XenbusState::CONNECTED) => {
+            BackendAct::Taken => {
                 self.host.stage = Stage::Connected;
                 self.show_connected(cx);
                 self.announce(cx);
                 self.pump(cx);
             }
-            (Stage::Waiting | Stage::Absent(_), _) | (Stage::Broken(_), XenbusState::CLOSED) => {}
-            (_, XenbusState::CLOSING | XenbusState::CLOSED | XenbusState::UNKNOWN)
-                if self.can_wait_for_another() =>
-            {
-                self.wait_for_another(cx, "the backend is gone");
-            }
-            (_, XenbusState::CLOSING) => self.unplug(cx),
-            (_, XenbusState::CLOSED | XenbusState::UNKNOWN) => {
+            // Nothing about an interface changes.
+            BackendAct::LookAgain => {}
+            BackendAct::WaitForAnother => self.wait_for_another(cx, "the backend is gone"),
+            BackendAct::Unplug => self.unplug(cx),
+            BackendAct::Gone => {
                 self.break_host(cx, "the backend is gone");
                 self.unplug(cx);
             }
-            _ => {}
         }
     }
 
@@ -110,7 +97,7 @@ impl Vif {
         let wishes = driver.wishes;
         match self.host.offer_rings(cx, &wishes) {
             Ok(()) => {
-                self.host.stage = Stage::Connecting;
+                self.host.stage = Stage::Given;
                 // Buffers may be there from the first moment on.
                 self.post_buffers(cx);
                 self.push(cx);
@@ -135,6 +122,7 @@ impl Vif {
         link.set_state(cx.host_store, XenbusState::CLOSING);
         self.fail_sent(cx);
         self.withdraw_buffers(cx);
+        self.show_connected(cx);
         self.pump(cx);
     }
 

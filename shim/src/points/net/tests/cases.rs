@@ -3,6 +3,7 @@
 use xen_abi::netif::status;
 
 use super::guest::{Guest, Wishes};
+use crate::mem::Frames;
 use crate::points::net::model::backend::{Backend, Packet};
 use crate::points::net::model::world::World;
 use crate::points::{Device, Progress};
@@ -113,6 +114,41 @@ fn a_host_that_offers_too_little_is_refused_and_a_better_one_taken() {
     world.resume();
     guest.reap(&world);
     assert_eq!(guest.unanswered(), 0);
+    world.tear_down();
+}
+
+#[test]
+fn a_driver_that_comes_while_the_backend_is_broken_has_its_packets_when_it_works_again() {
+    let (mut world, _) = connected();
+    let tx = world.backend.ring_frames()[0];
+    world.mem.store32(tx, 8, 1000);
+    world.host_kick();
+    assert!(world.vif.attached().is_err());
+    for state in [5, 6] {
+        world.guest_state(state);
+        world.handshake();
+    }
+    world.retry();
+    world.guest_state(1);
+    let mut guest = Guest::connect(&mut world, WISHES);
+    assert_eq!(world.back("state"), Some("4"), "as if nothing was wrong");
+    guest.send(&world, &[60], None, false, false);
+    guest.push(&mut world);
+    guest.reap(&world);
+    assert_eq!((guest.unanswered(), guest.errors), (0, [1, 0]), "lost");
+    world.quiesce();
+    world.migrate(Backend::new(FULL));
+    world.resume();
+    assert_eq!(world.vif.attached(), Ok(Progress::Done));
+    guest.send(&world, &[60], None, false, false);
+    guest.push(&mut world);
+    world.backend.take(&world.mem);
+    while world.backend.waiting() > 0 {
+        world.backend.answer(&world.mem, 0, status::OKAY, false);
+    }
+    world.host_kick();
+    guest.reap(&world);
+    assert_eq!((guest.unanswered(), guest.errors), (0, [1, 0]));
     world.tear_down();
 }
 

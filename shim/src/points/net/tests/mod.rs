@@ -4,4 +4,3 @@ mod cases;
 mod guest;
 mod machine;
 mod properties;
-mod table;
