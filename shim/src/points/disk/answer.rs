@@ -9,48 +9,31 @@ use core::mem::size_of;
 use xen_abi::blkif::{Response, SLOT_SIZE, status};
 use zerocopy::FromBytes;
 
-use super::Vbd;
+use super::{Disk, Shell};
 use crate::points::Cx;
 
 /// Pages for segments that are kept for later.
 const MAX_SPARE_PAGES: usize = 64;
 
-impl Vbd {
-    /// Takes the host's answers.
-    pub(super) fn take_answers(&mut self, cx: &mut Cx<'_>) {
-        loop {
-            let taken = self.next_answer(cx).and_then(|slot| match slot {
-                Some(slot) => self.take_answer(cx, &slot).map(|()| true),
-                None => Ok(false),
-            });
-            match taken {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(why) => return self.break_host(cx, &why),
-            }
-        }
-    }
-
-    fn next_answer(&mut self, cx: &mut Cx<'_>) -> Result<Option<[u8; SLOT_SIZE]>, String> {
-        let Some(ring) = &mut self.host.ring else {
+impl Disk {
+    /// Takes the host's next answer out of its ring.
+    pub(super) fn next_answer(
+        shell: &mut Shell<Self>,
+        cx: &mut Cx<'_>,
+    ) -> Result<Option<[u8; SLOT_SIZE]>, String> {
+        let Some(rings) = &mut shell.host.rings else {
             return Ok(None);
         };
-        let waiting = match ring.pending(cx.frames) {
-            Ok(0) => ring.final_check(cx.frames),
-            found => found.map(|_| true),
-        };
-        match waiting {
-            Ok(true) => {
-                let slot = ring.copy_response(cx.frames, 0);
-                ring.consume(1);
-                Ok(Some(slot))
-            }
-            Ok(false) => Ok(None),
-            Err(error) => Err(format!("the backend's ring has {error}")),
-        }
+        let taken = rings.ring.take(cx.frames);
+        taken.map_err(|error| format!("the backend's ring has {error}"))
     }
 
-    fn take_answer(&mut self, cx: &mut Cx<'_>, slot: &[u8; SLOT_SIZE]) -> Result<(), String> {
+    pub(super) fn take_answer(
+        &mut self,
+        shell: &mut Shell<Self>,
+        cx: &mut Cx<'_>,
+        slot: &[u8; SLOT_SIZE],
+    ) -> Result<(), String> {
         let response = Response::read_from_bytes(&slot[..size_of::<Response>()])
             .expect("the slice has a response's size");
         let named = self.shadow.part_named(response.id);
@@ -68,20 +51,20 @@ impl Vbd {
             ));
         }
         part.answer = Some(response.status);
-        self.settle(cx, number);
+        self.settle(shell, cx, number);
         Ok(())
     }
 
     /// Ends what an answered part granted.  Only when the backend has let go of everything is the
     /// guest told, for it may use its pages for something else the moment after.
-    fn settle(&mut self, cx: &mut Cx<'_>, number: u32) {
+    fn settle(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>, number: u32) {
         let Some(part) = self.shadow.parts.get_mut(number) else {
             return;
         };
         let Some(answer) = part.answer else { return };
         part.grants.retain(|&grant| !cx.host_grants.end(grant));
         if !part.grants.is_empty() {
-            self.wants_retry = true;
+            shell.wants_retry = true;
             return;
         }
         let Some(part) = self.shadow.remove_part(number) else {
@@ -99,40 +82,40 @@ impl Vbd {
             entry.parts -= 1;
             entry.fail(answer);
             if entry.parts == 0 && !entry.queued {
-                self.answer_entry(cx, part.entry);
+                self.answer_entry(shell, cx, part.entry);
             }
         }
     }
 
     /// Tries again to end what answered parts granted.
-    pub(super) fn settle_all(&mut self, cx: &mut Cx<'_>) {
+    pub(super) fn settle_all(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>) {
         let answered: Vec<u32> = self.shadow.parts.numbers().collect();
         for number in answered {
-            self.settle(cx, number);
+            self.settle(shell, cx, number);
         }
     }
 
     /// Everything that is in flight has failed.
-    pub(super) fn fail_all(&mut self, cx: &mut Cx<'_>) {
+    pub(super) fn fail_all(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>) {
         let parts: Vec<u32> = self.shadow.parts.numbers().collect();
         for number in parts {
             if let Some(part) = self.shadow.parts.get_mut(number) {
                 part.answer = part.answer.or(Some(status::ERROR));
             }
         }
-        self.empty_backlog(cx);
-        self.settle_all(cx);
+        self.empty_backlog(shell, cx);
+        self.settle_all(shell, cx);
     }
 
     /// What was not asked of the host yet never is, because nobody is left to ask or to be
     /// answered.
-    pub(super) fn empty_backlog(&mut self, cx: &mut Cx<'_>) {
+    pub(super) fn empty_backlog(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>) {
         while let Some(number) = self.shadow.backlog.pop_front() {
             if let Some(entry) = self.shadow.entries.get_mut(number) {
                 entry.fail(status::ERROR);
                 entry.queued = false;
                 if entry.parts == 0 {
-                    self.answer_entry(cx, number);
+                    self.answer_entry(shell, cx, number);
                 }
             }
         }

@@ -34,6 +34,13 @@ pub(super) struct Budget {
     requests: usize,
 }
 
+impl Default for Budget {
+    /// The share of a disk that is alone.
+    fn default() -> Self {
+        Self::of(1)
+    }
+}
+
 impl Budget {
     /// The share of one of `disks` disks.
     pub fn of(disks: usize) -> Self {

@@ -12,6 +12,7 @@ use alloc::vec::Vec;
 use xen_abi::blkif::{MAX_SEGMENTS, SECTOR_SIZE, info};
 
 use super::budget::DISCARD_SECTORS;
+use crate::points::device::Features;
 use crate::points::xenbus::Nodes;
 
 /// Segments that a guest may put into one indirect request: 1 MiB.
@@ -80,7 +81,7 @@ impl Discard {
 
 /// What this host's backend offers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Offer {
+pub struct Offer {
     /// Size, in 512 byte sectors.
     pub sectors: u64,
     sector_size: u32,
@@ -91,9 +92,9 @@ pub(super) struct Offer {
     /// Whether there are barriers.
     pub barrier: bool,
     /// How to flush.
-    pub flush_by: FlushBy,
+    pub(super) flush_by: FlushBy,
     /// Whether there are discards.
-    pub discard: Option<Discard>,
+    pub(super) discard: Option<Discard>,
     /// Segments that a read or write may have: more than the ordinary 11 if indirect ones are
     /// offered.
     pub max_segments: usize,
@@ -141,7 +142,7 @@ impl Offer {
 }
 
 /// Reads a backend's `sectors`.
-pub(super) fn parse_sectors(nodes: &Nodes) -> Result<u64, String> {
+fn parse_sectors(nodes: &Nodes) -> Result<u64, String> {
     nodes
         .number("sectors")
         .filter(|sectors| *sectors <= u64::MAX / SECTOR_SIZE)
@@ -150,7 +151,7 @@ pub(super) fn parse_sectors(nodes: &Nodes) -> Result<u64, String> {
 
 /// What the guest was told.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Shown {
+pub struct Shown {
     /// Size, in 512 byte sectors; the only thing here that may change, when the host resizes the
     /// disk.
     pub sectors: u64,
@@ -167,8 +168,25 @@ pub(super) struct Shown {
 }
 
 impl Shown {
-    /// Decides what the guest will see, for ever, of a disk that the first host offers like this.
-    pub fn fix(offer: &Offer) -> Self {
+    /// Whether the guest may write.
+    pub fn is_writable(&self) -> bool {
+        self.info & (info::READONLY | info::CDROM) == 0
+    }
+
+    /// Whether the guest may discard.
+    pub fn has_discard(&self) -> bool {
+        self.discard.is_some()
+    }
+}
+
+impl Features for Shown {
+    type Offer = Offer;
+
+    fn parse(nodes: &Nodes) -> Result<Offer, String> {
+        Offer::parse(nodes)
+    }
+
+    fn fix(offer: &Offer) -> Self {
         Self {
             sectors: offer.sectors,
             sector_size: offer.sector_size,
@@ -183,19 +201,7 @@ impl Shown {
         }
     }
 
-    /// Whether the guest may write.
-    pub fn is_writable(&self) -> bool {
-        self.info & (info::READONLY | info::CDROM) == 0
-    }
-
-    /// Whether the guest may discard.
-    pub fn has_discard(&self) -> bool {
-        self.discard.is_some()
-    }
-
-    /// Says why a backend that offers this can not stand behind what the guest was told, or
-    /// `None` if it can.
-    pub fn refuses(&self, offer: &Offer) -> Option<String> {
+    fn refuses(&self, offer: &Offer) -> Option<String> {
         if offer.sector_size > self.sector_size {
             return Some(format!(
                 "its sectors have {} bytes, the guest was told {}",
@@ -218,8 +224,7 @@ impl Shown {
         None
     }
 
-    /// The nodes of the guest-facing backend.
-    pub fn nodes(&self) -> Vec<(&'static str, String)> {
+    fn nodes(&self) -> Vec<(&'static str, String)> {
         let yes = |is: bool| u32::from(is).to_string();
         let mut nodes = Vec::from([
             ("sectors", self.sectors.to_string()),
@@ -259,11 +264,18 @@ impl Shown {
         }
         nodes
     }
+
+    fn follow(&mut self, nodes: &Nodes) -> Result<Option<(&'static str, String)>, String> {
+        let sectors = parse_sectors(nodes)?;
+        let before = core::mem::replace(&mut self.sectors, sectors);
+        Ok((before != sectors).then(|| ("sectors", sectors.to_string())))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::{FlushBy, Offer, Shown};
+    use crate::points::device::Features;
     use crate::points::xenbus::Nodes;
 
     fn offer(pairs: &[(&'static str, &str)]) -> Offer {

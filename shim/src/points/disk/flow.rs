@@ -7,88 +7,69 @@
 use xen_abi::blkif::{Response, status};
 use zerocopy::IntoBytes;
 
-use super::Vbd;
 use super::request::{self, Refused};
 use super::shadow::MAX_ENTRIES;
+use super::{Disk, Shell};
 use crate::heap;
 use crate::points::Cx;
-use crate::points::device::Stage;
 
-impl Vbd {
+impl Disk {
     /// Moves whatever can be moved from the guest to the host, and tells both.
-    pub(super) fn pump(&mut self, cx: &mut Cx<'_>) {
+    pub(super) fn move_requests(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>) {
         // Requests that are answered at once make room for more, so a guest could keep us here.
         let mut budget = 2 * MAX_ENTRIES;
         loop {
-            if !self.issue_backlog(cx) || !self.can_take() {
+            if !self.issue_backlog(shell, cx) || !self.can_take(shell) {
                 break;
             }
             if budget == 0 {
-                self.wants_retry = true;
+                shell.wants_retry = true;
                 break;
             }
             budget -= 1;
-            if !self.take_one(cx) {
+            if !self.take_one(shell, cx) {
                 break;
             }
         }
-        if let (Some(ring), Some(port)) = (&mut self.host.ring, self.host.port)
-            && ring.push(cx.frames)
-        {
-            cx.xen.notify(port);
+        if let Some(rings) = &mut shell.host.rings {
+            rings.push(cx);
         }
-        self.push_answers(cx);
-        self.guest_drained(cx);
-    }
-
-    /// Publishes the answers that were written to the guest's ring.
-    pub(super) fn push_answers(&mut self, cx: &mut Cx<'_>) {
-        if let (Some(ring), Some(port)) = (&mut self.guest.ring, self.guest.port)
-            && ring.push(cx.frames)
-        {
-            cx.ports.raise(port);
+        if let Some(driver) = &mut shell.guest.driver {
+            driver.push(cx);
         }
     }
 
-    /// Whether a request may be taken from the guest: it can be passed on, or it has to fail.
-    fn can_take(&self) -> bool {
-        !self.is_quiescing
-            && !self.guest.is_broken
+    /// Whether there is room for another request of the guest.
+    fn can_take(&self, shell: &Shell<Self>) -> bool {
+        shell.takes_requests()
             && self.shadow.entries.len() < MAX_ENTRIES
             // Without room one at a time: its answer takes up the next.
             && (self.shadow.entries.len() == 0 || heap::has_room())
-            && matches!(self.host.stage, Stage::Connected | Stage::Broken(_))
     }
 
     /// Takes the guest's next request; `false` when there is none.
-    fn take_one(&mut self, cx: &mut Cx<'_>) -> bool {
-        let Some(ring) = &mut self.guest.ring else {
+    fn take_one(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>) -> bool {
+        let (Some(driver), Some(shown)) = (&mut shell.guest.driver, &shell.shown) else {
             return false;
         };
-        let waiting = match ring.pending(cx.frames) {
-            Ok(0) => ring.final_check(cx.frames),
-            found => found.map(|_| true),
-        };
-        match waiting {
-            Ok(true) => {}
-            Ok(false) => return false,
+        if driver.is_broken {
+            return false;
+        }
+        let slot = match driver.ring.take(cx.frames) {
+            Ok(Some(slot)) => slot,
+            Ok(None) => return false,
             Err(error) => {
-                self.log
-                    .warn(self.id, format_args!("the guest's ring has {error}"));
-                self.guest.is_broken = true;
+                driver.is_broken = true;
+                let message = format_args!("the guest's ring has {error}");
+                shell.log.warn(shell.id, message);
                 return false;
             }
-        }
-        let Some(shown) = &self.shown else {
-            return false;
         };
-        let slot = ring.copy_request(cx.frames, 0);
-        ring.consume(1);
         let segments = self.shadow.take_segments();
         match request::parse(&slot, shown, cx.frames, cx.grants, segments) {
-            Ok(mut wanted) if self.host.offer.is_none() => {
+            Ok(mut wanted) if shell.host.offer.is_none() => {
                 wanted.release(cx.grants);
-                self.respond(cx, wanted.id, wanted.operation, status::ERROR);
+                self.respond(shell, cx, wanted.id, wanted.operation, status::ERROR);
             }
             Ok(wanted) => self.shadow.add(wanted),
             Err(Refused {
@@ -97,37 +78,50 @@ impl Vbd {
                 status,
                 why,
             }) => {
-                self.log.warn(
-                    self.id,
+                shell.log.warn(
+                    shell.id,
                     format_args!("the guest's request {id:#x} ({operation}) has {why}"),
                 );
-                self.respond(cx, id, operation, status);
+                self.respond(shell, cx, id, operation, status);
             }
         }
         true
     }
 
     /// Ends an entry: lets go of the guest's frames and answers, if there is still somebody.
-    pub(super) fn answer_entry(&mut self, cx: &mut Cx<'_>, number: u32) {
+    pub(super) fn answer_entry(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>, number: u32) {
         let Some(mut entry) = self.shadow.entries.remove(number) else {
             return;
         };
         entry.wanted.release(cx.grants);
-        self.respond(cx, entry.wanted.id, entry.wanted.operation, entry.status);
+        self.respond(
+            shell,
+            cx,
+            entry.wanted.id,
+            entry.wanted.operation,
+            entry.status,
+        );
         self.shadow.keep_segments(entry.wanted.segments);
     }
 
     /// Writes an answer into the guest's ring.  The driver may be gone, and no other one connects
     /// before everything that it asked for has ended.
-    fn respond(&mut self, cx: &mut Cx<'_>, id: u64, operation: u8, status: i16) {
-        if let Some(ring) = &mut self.guest.ring {
+    fn respond(
+        &mut self,
+        shell: &mut Shell<Self>,
+        cx: &mut Cx<'_>,
+        id: u64,
+        operation: u8,
+        status: i16,
+    ) {
+        if let Some(driver) = &mut shell.guest.driver {
             let response = Response {
                 id,
                 operation,
                 status,
                 ..Response::default()
             };
-            ring.respond(cx.frames, response.as_bytes());
+            driver.ring.respond(cx.frames, response.as_bytes());
         }
     }
 }

@@ -9,14 +9,14 @@ use xen_abi::blkif::{
 };
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::Vbd;
 use super::budget;
 use super::features::{Discard, Offer, SHOWN_SEGMENTS};
 use super::request::HeldSegment;
 use super::shadow::{Entry, Part, Plan, Step};
+use super::{Disk, Shell};
 use crate::host::{Access, HostRef};
 use crate::points::Cx;
-use crate::points::device::Stage;
+use crate::points::device::{Held, Stage};
 
 /// Lists of references that are kept for later, of up to 1 KiB each.
 const MAX_SPARE_LISTS: usize = 64;
@@ -61,20 +61,20 @@ struct Granted {
     page: Option<(Mfn, HostRef)>,
 }
 
-impl Vbd {
+impl Disk {
     /// Asks the host for as much of the backlog as it can take; `true` when nothing is left.
-    pub(super) fn issue_backlog(&mut self, cx: &mut Cx<'_>) -> bool {
+    pub(super) fn issue_backlog(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>) -> bool {
         // A suspend waits for what is in flight, not for what could be.
-        if self.host.stage != Stage::Connected || self.is_quiescing {
+        if *shell.host.stage() != Stage::Connected || shell.is_quiescing() {
             return self.shadow.backlog.is_empty();
         }
         while let Some(&number) = self.shadow.backlog.front() {
-            match self.advance(cx, number) {
+            match self.advance(shell, cx, number) {
                 Went::Out => {}
                 Went::Waits => return false,
                 Went::Blocked => {
                     // Without an answer to come, nothing would take this up again.
-                    self.wants_retry |= self.shadow.parts.len() == 0;
+                    shell.wants_retry |= self.shadow.parts.len() == 0;
                     return false;
                 }
             }
@@ -83,11 +83,11 @@ impl Vbd {
     }
 
     /// Goes on with the first entry of the backlog as far as possible.
-    fn advance(&mut self, cx: &mut Cx<'_>, number: u32) -> Went {
+    fn advance(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>, number: u32) -> Went {
         loop {
             let in_flight = self.shadow.parts.len();
             let (Some(entry), Some(offer)) =
-                (self.shadow.entries.get_mut(number), &self.host.offer)
+                (self.shadow.entries.get_mut(number), &shell.host.offer)
             else {
                 return Went::Waits;
             };
@@ -97,7 +97,7 @@ impl Vbd {
             match entry.next(plan, in_flight) {
                 Next::Wait => return Went::Waits,
                 Next::Issue(step) => {
-                    if !self.issue_part(cx, number, step) {
+                    if !self.issue_part(shell, cx, number, step) {
                         return Went::Blocked;
                     }
                 }
@@ -106,7 +106,7 @@ impl Vbd {
                     let is_answered = entry.parts == 0;
                     self.shadow.backlog.pop_front();
                     if is_answered {
-                        self.answer_entry(cx, number);
+                        self.answer_entry(shell, cx, number);
                     }
                     return Went::Out;
                 }
@@ -115,14 +115,23 @@ impl Vbd {
     }
 
     /// Asks the host for the next part of a step; `false` when there is no room for it.
-    fn issue_part(&mut self, cx: &mut Cx<'_>, number: u32, step: Step) -> bool {
-        let room = self.host.ring.as_ref().map_or(0, |ring| ring.free());
-        let depth = self.host.ring.as_ref().map_or(0, |ring| ring.entries());
+    fn issue_part(
+        &mut self,
+        shell: &mut Shell<Self>,
+        cx: &mut Cx<'_>,
+        number: u32,
+        step: Step,
+    ) -> bool {
+        let Some(rings) = &shell.host.rings else {
+            return false;
+        };
         // Parts that the backend has answered but not let go of count, too.
-        if room == 0 || self.shadow.parts.len() >= depth as usize {
+        let depth = rings.ring.entries() as usize;
+        if rings.ring.free() == 0 || self.shadow.parts.len() >= depth {
             return false;
         }
-        let (Some(entry), Some(offer)) = (self.shadow.entries.get(number), &self.host.offer) else {
+        let (Some(entry), Some(offer)) = (self.shadow.entries.get(number), &shell.host.offer)
+        else {
             return false;
         };
         let piece = entry.piece(step, offer);
@@ -130,10 +139,11 @@ impl Vbd {
         if !self.budget.allows(piece.cost, parts, bytes) {
             return false;
         }
-        let Some(granted) = self.grant_segments(cx, number, step, piece.segments) else {
+        let Some(granted) = self.grant_segments(shell, cx, number, step, piece.segments) else {
             return false;
         };
-        let (Some(entry), Some(ring)) = (self.shadow.entries.get_mut(number), &mut self.host.ring)
+        let (Some(entry), Some(rings)) =
+            (self.shadow.entries.get_mut(number), &mut shell.host.rings)
         else {
             return false;
         };
@@ -154,7 +164,7 @@ impl Vbd {
             answer: None,
         });
 
-        let handle = self.id.index as u16;
+        let handle = shell.id.index as u16;
         let mut slot = [0; SLOT_SIZE];
         match (step, granted.page) {
             (Step::Discard, _) => {
@@ -189,7 +199,7 @@ impl Vbd {
                 slot.copy_from_slice(request.as_bytes());
             }
         }
-        ring.put(cx.frames, &slot);
+        rings.ring.put(cx.frames, &slot);
         true
     }
 
@@ -197,6 +207,7 @@ impl Vbd {
     /// for; `None` when that is too few to go on.
     fn grant_segments(
         &mut self,
+        shell: &mut Shell<Self>,
         cx: &mut Cx<'_>,
         number: u32,
         step: Step,
@@ -208,7 +219,7 @@ impl Vbd {
             true => Access::ReadWrite,
             false => Access::ReadOnly,
         };
-        let backend = self.host.link.backend_id();
+        let backend = shell.host.link.backend_id();
         let mut granted = Granted {
             segments: [Segment::default(); SHOWN_SEGMENTS],
             count: 0,
@@ -231,14 +242,14 @@ impl Vbd {
         if granted.count < wanted && !step.may_split() {
             granted.count = 0;
         }
-        if granted.count > MAX_SEGMENTS && !self.grant_page(cx, &mut granted) {
+        if granted.count > MAX_SEGMENTS && !self.grant_page(shell, cx, &mut granted) {
             granted.count = MAX_SEGMENTS;
         }
         // What could be granted, but is not used.
         let first = granted.count.min(granted.grants.len());
         let last = granted.grants.len() - usize::from(granted.page.is_some());
         for grant in granted.grants.drain(first..last) {
-            self.host.end_unused(cx, grant);
+            shell.host.loose.add(cx, grant, Held::Nothing);
         }
         if wanted > 0 && granted.count == 0 {
             self.keep_grants(granted.grants);
@@ -256,11 +267,16 @@ impl Vbd {
     }
 
     /// Puts the segments into a page of their own; `false` when there is none to be had.
-    fn grant_page(&mut self, cx: &mut Cx<'_>, granted: &mut Granted) -> bool {
+    fn grant_page(
+        &mut self,
+        shell: &mut Shell<Self>,
+        cx: &mut Cx<'_>,
+        granted: &mut Granted,
+    ) -> bool {
         let Some(page) = self.spare_pages.pop().or_else(|| cx.pool.take()) else {
             return false;
         };
-        let backend = self.host.link.backend_id();
+        let backend = shell.host.link.backend_id();
         let Some(grant) = cx.host_grants.grant(backend, page, Access::ReadOnly) else {
             self.spare_pages.push(page);
             return false;

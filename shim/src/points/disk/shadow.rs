@@ -134,7 +134,7 @@ pub(super) struct Part {
 }
 
 /// Everything that is in flight.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Shadow {
     pub entries: Slab<Entry>,
     pub parts: Slab<Part>,
@@ -150,19 +150,6 @@ pub(super) struct Shadow {
 }
 
 impl Shadow {
-    pub const fn new() -> Self {
-        Self {
-            entries: Slab::new(),
-            parts: Slab::new(),
-            backlog: VecDeque::new(),
-            serial: 0,
-            part_serial: 0,
-            cost: 0,
-            spare_segments: Vec::new(),
-            spare_room: 0,
-        }
-    }
-
     /// Puts a request at the end of the backlog.
     pub fn add(&mut self, wanted: Wanted) {
         self.serial += 1;

@@ -9,14 +9,16 @@ pub(super) struct Slab<T> {
     free: Vec<u32>,
 }
 
-impl<T> Slab<T> {
-    pub const fn new() -> Self {
+impl<T> Default for Slab<T> {
+    fn default() -> Self {
         Self {
             items: Vec::new(),
             free: Vec::new(),
         }
     }
+}
 
+impl<T> Slab<T> {
     pub fn len(&self) -> usize {
         self.items.len() - self.free.len()
     }

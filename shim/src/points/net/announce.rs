@@ -6,7 +6,7 @@
 
 use xen_abi::{Mfn, PAGE_SIZE};
 
-use super::Vif;
+use super::{Net, Shell};
 use crate::points::Cx;
 use crate::points::device::Stage;
 
@@ -16,7 +16,7 @@ const PAUSES: [u64; 4] = [50_000_000, 150_000_000, 300_000_000, 500_000_000];
 const SIZE: usize = 60;
 
 /// When to announce.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Announcer {
     mac: Option<[u8; 6]>,
     page: Option<Mfn>,
@@ -26,22 +26,9 @@ pub(super) struct Announcer {
 }
 
 impl Announcer {
-    pub const fn new() -> Self {
-        Self {
-            mac: None,
-            page: None,
-            left: 0,
-            next_ns: 0,
-        }
-    }
-
-    /// Learns the address to announce, if none is known yet.
-    pub fn set_mac(&mut self, text: Option<&str>) {
-        self.mac = self.mac.or_else(|| text.and_then(parse_mac));
-    }
-
-    /// Begins to announce.
-    pub fn start(&mut self, now: u64) {
+    /// Begins to announce the address, which is the same for ever.
+    pub fn start(&mut self, mac: Option<&str>, now: u64) {
+        self.mac = mac.and_then(parse_mac);
         if self.mac.is_some() {
             self.left = PAUSES.len() + 1;
             self.next_ns = now;
@@ -59,18 +46,19 @@ impl Announcer {
     }
 }
 
-impl Vif {
+impl Net {
     /// Whether an announcement is to be made soon.
-    pub(super) fn has_to_announce(&self) -> bool {
-        self.announcer.left > 0
-            && self.host.stage == Stage::Connected
-            && self.quiescing_since.is_none()
+    pub(super) fn has_to_announce(&self, shell: &Shell<Self>) -> bool {
+        self.announcer.left > 0 && *shell.host.stage() == Stage::Connected && !shell.is_quiescing()
     }
 
     /// Makes an announcement if it is time.
-    pub(super) fn announce(&mut self, cx: &mut Cx<'_>) {
+    pub(super) fn announce(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>) {
+        if !self.has_to_announce(shell) {
+            return;
+        }
         let now = cx.xen.now_ns();
-        if !self.has_to_announce() || now < self.announcer.next_ns {
+        if now < self.announcer.next_ns {
             return;
         }
         let Some(mac) = self.announcer.mac else {
@@ -82,7 +70,7 @@ impl Vif {
         self.announcer.page = Some(page);
         const { assert!(SIZE <= PAGE_SIZE) };
         cx.frames.write(page, 0, &rarp(mac));
-        if self.send_own(cx, page, SIZE as u16) {
+        if self.send_own(shell, cx, page, SIZE as u16) {
             let done = PAUSES.len() + 1 - self.announcer.left;
             self.announcer.left -= 1;
             self.announcer.next_ns = now.saturating_add(PAUSES.get(done).copied().unwrap_or(0));

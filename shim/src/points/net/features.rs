@@ -3,10 +3,12 @@
 
 use alloc::borrow::ToOwned;
 use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 
 use xen_abi::netif::gso_type;
 
 use crate::points::GuestStore;
+use crate::points::device::Features;
 use crate::points::xenbus::{GuestLink, Nodes};
 
 /// The backend's nodes that describe the interface.
@@ -22,7 +24,7 @@ pub(super) const OFFER_KEYS: &[&str] = &[
 
 /// What this host's backend offers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Offer {
+pub struct Offer {
     /// Packets of several parts.
     pub sg: bool,
     /// Packets to be cut up as TCP over IPv4.
@@ -42,7 +44,7 @@ pub(super) struct Offer {
 
 impl Offer {
     /// Reads what a backend published.
-    pub fn parse(nodes: &Nodes) -> Self {
+    pub fn read(nodes: &Nodes) -> Self {
         Self {
             sg: nodes.flag("feature-sg"),
             gso_tcpv4: nodes.flag("feature-gso-tcpv4"),
@@ -57,7 +59,7 @@ impl Offer {
 
 /// What the guest was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Shown {
+pub struct Shown {
     sg: bool,
     gso_tcpv4: bool,
     gso_tcpv6: bool,
@@ -66,34 +68,6 @@ pub(super) struct Shown {
 }
 
 impl Shown {
-    /// Decides what the guest will see, for ever, of an interface that the first host offers like
-    /// this.
-    pub fn fix(offer: &Offer) -> Self {
-        Self {
-            sg: offer.sg,
-            gso_tcpv4: offer.gso_tcpv4,
-            gso_tcpv6: offer.gso_tcpv6,
-            ipv6_csum: offer.ipv6_csum,
-            multicast: offer.multicast,
-        }
-    }
-
-    /// Says why a backend that offers this can not stand behind what the guest was told, or
-    /// `None` if it can.
-    pub fn refuses(&self, offer: &Offer) -> Option<String> {
-        let lacks = [
-            (true, offer.rx_copy, "feature-rx-copy"),
-            (self.sg, offer.sg, "feature-sg"),
-            (self.gso_tcpv4, offer.gso_tcpv4, "feature-gso-tcpv4"),
-            (self.gso_tcpv6, offer.gso_tcpv6, "feature-gso-tcpv6"),
-            (self.ipv6_csum, offer.ipv6_csum, "feature-ipv6-csum-offload"),
-        ]
-        .iter()
-        .filter(|(needed, offered, _)| *needed && !offered)
-        .fold(String::new(), |list, (.., key)| list + " " + key);
-        (!lacks.is_empty()).then(|| "it lacks what the guest was told:".to_owned() + &lacks)
-    }
-
     /// Whether a packet may have several parts.
     pub fn has_sg(&self) -> bool {
         self.sg
@@ -112,11 +86,42 @@ impl Shown {
     pub fn has_multicast(&self) -> bool {
         self.multicast
     }
+}
 
-    /// The nodes of the guest-facing backend.
-    pub fn nodes(&self) -> [(&'static str, String); 8] {
+impl Features for Shown {
+    type Offer = Offer;
+
+    fn parse(nodes: &Nodes) -> Result<Offer, String> {
+        Ok(Offer::read(nodes))
+    }
+
+    fn fix(offer: &Offer) -> Self {
+        Self {
+            sg: offer.sg,
+            gso_tcpv4: offer.gso_tcpv4,
+            gso_tcpv6: offer.gso_tcpv6,
+            ipv6_csum: offer.ipv6_csum,
+            multicast: offer.multicast,
+        }
+    }
+
+    fn refuses(&self, offer: &Offer) -> Option<String> {
+        let lacks = [
+            (true, offer.rx_copy, "feature-rx-copy"),
+            (self.sg, offer.sg, "feature-sg"),
+            (self.gso_tcpv4, offer.gso_tcpv4, "feature-gso-tcpv4"),
+            (self.gso_tcpv6, offer.gso_tcpv6, "feature-gso-tcpv6"),
+            (self.ipv6_csum, offer.ipv6_csum, "feature-ipv6-csum-offload"),
+        ]
+        .iter()
+        .filter(|(needed, offered, _)| *needed && !offered)
+        .fold(String::new(), |list, (.., key)| list + " " + key);
+        (!lacks.is_empty()).then(|| "it lacks what the guest was told:".to_owned() + &lacks)
+    }
+
+    fn nodes(&self) -> Vec<(&'static str, String)> {
         let yes = |is: bool| u32::from(is).to_string();
-        [
+        Vec::from([
             ("feature-sg", yes(self.sg)),
             ("feature-gso-tcpv4", yes(self.gso_tcpv4)),
             ("feature-gso-tcpv6", yes(self.gso_tcpv6)),
@@ -126,7 +131,7 @@ impl Shown {
             ("feature-multicast-control", yes(self.multicast)),
             // Ours, whatever the host's backend does.
             ("feature-split-event-channels", yes(true)),
-        ]
+        ])
     }
 }
 
@@ -195,6 +200,7 @@ impl Wishes {
 #[cfg(test)]
 mod tests {
     use super::{Offer, Shown};
+    use crate::points::device::Features;
     use crate::points::xenbus::Nodes;
 
     const ALL: &[(&str, &str)] = &[
@@ -206,7 +212,7 @@ mod tests {
     ];
 
     fn offer(pairs: &[(&'static str, &str)]) -> Offer {
-        Offer::parse(&Nodes::from_pairs(pairs))
+        Offer::read(&Nodes::from_pairs(pairs))
     }
 
     #[test]

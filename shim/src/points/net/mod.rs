@@ -18,25 +18,25 @@
 //! the machine was suspended is not looked at, for nobody can say which of it was there when the
 //! memory was copied.
 //!
+//! The rest is what every device does ([`device`](super::device)).
+//!
 //! | file | does |
 //! |---|---|
 //! | `features` | what the host offers, what the guest was told, what its driver wants |
-//! | `guest` | connects and disconnects the guest's driver |
-//! | `host` | connects the host's backend, notices when it goes |
+//! | `guest` | the rings of the guest's driver |
+//! | `host` | the rings of the host's backend |
 //! | `packet` | makes sense of the slots of a packet to send |
 //! | `tx` | sends packets |
 //! | `shadow` | knows what was sent and is not answered |
 //! | `rx` | posts buffers and passes received packets on |
 //! | `incoming` | makes sense of the slots of a received packet |
 //! | `announce` | tells the switches where the guest is now |
-//! | `loose` | remembers what a backend may still have in use |
 
 mod announce;
 mod features;
 mod guest;
 mod host;
 mod incoming;
-mod loose;
 #[cfg(any(test, feature = "testing"))]
 pub mod model;
 mod packet;
@@ -47,148 +47,107 @@ mod tests;
 mod tx;
 
 use alloc::string::String;
-use alloc::vec::Vec;
 
+use xen_abi::Mfn;
 use xen_abi::xenbus::XenbusState;
-use xen_abi::{DomId, Mfn, Port};
 
 use self::announce::Announcer;
-use self::features::Shown;
-use self::guest::GuestHalf;
-use self::host::HostHalf;
+use self::features::{OFFER_KEYS, Offer, Shown};
+use self::guest::Driver;
+use self::host::Rings;
 use self::shadow::Shadow;
-use super::device::Stage;
-use super::xenbus::LogLimit;
-use super::{Cx, Device, DeviceClass, DeviceId, Progress};
-use crate::host::{HostPort, StoreEvent};
-
-/// For how long sent packets are waited for before a suspend.
-const DRAIN_NS: u64 = 50_000_000;
+use super::device::{Carrier, Cut, Joining, Offering, Protocol, Shell};
+use super::{Cx, DeviceClass};
 
 /// A virtual network interface.
-#[derive(Debug)]
-pub struct Vif {
-    id: DeviceId,
-    guest: GuestHalf,
-    host: HostHalf,
-    /// What the guest was told; nothing before the first host has described the interface.
-    shown: Option<Shown>,
+pub type Vif = Carrier<Net>;
+
+/// What is in flight between a guest's interface and the host's.
+#[derive(Debug, Default)]
+pub struct Net {
     tx: Shadow,
     rx: rx::Buffers,
     announcer: Announcer,
     /// A page of ours for packets that would go where the guest may not have them written.
     trash: Option<Mfn>,
-    /// Since when no new work is taken from the guest.
-    quiescing_since: Option<u64>,
-    /// The host half was rebuilt since the guest last ran.
-    was_reattached: bool,
-    /// The host wants the device gone.
-    is_unplugging: bool,
-    is_gone: bool,
-    /// Work was left for which no event will come.
-    wants_retry: bool,
-    log: LogLimit,
 }
 
-impl Vif {
-    /// Makes the interface number `index` and begins to connect it at `host_frontend`, its frontend
-    /// directory in the real store.
-    pub fn new(cx: &mut Cx<'_>, index: u32, host_frontend: &str) -> Self {
-        let id = DeviceId {
-            class: DeviceClass::Vif,
-            index,
-        };
-        let mut vif = Self::unattached(id, cx.guest_domid, cx.backend_domid);
-        vif.host.start(cx, host_frontend);
-        vif
+impl Protocol for Net {
+    const CLASS: DeviceClass = DeviceClass::Vif;
+    const FRONT_KEYS: &'static [&'static str] = &["handle", "mac", "mtu", "trusted"];
+    const BACK_KEYS: &'static [&'static str] = &["handle", "mac"];
+    const BACK_NODES: &'static [(&'static str, &'static str)] = &[("hotplug-status", "connected")];
+    const TERMS: &'static [&'static str] = OFFER_KEYS;
+    const DETAILS: &'static [&'static str] = &[];
+    const CHANGES: &'static [&'static str] = &[];
+    const GIVEN: XenbusState = XenbusState::CONNECTED;
+    const READY: &'static [XenbusState] = &[XenbusState::CONNECTED];
+    const FOLLOWS_DRIVER: bool = true;
+    // The network may lose packets anyway.
+    const DRAIN_NS: Option<u64> = Some(50_000_000);
+
+    type Offer = Offer;
+    type Shown = Shown;
+    type Driver = Driver;
+    type Rings = Rings;
+
+    fn join(with: &mut Joining<'_, '_>) -> Result<Driver, String> {
+        Driver::join(with)
     }
 
-    fn unattached(id: DeviceId, guest: DomId, backend: DomId) -> Self {
-        Self {
-            id,
-            guest: GuestHalf::new(id, guest, backend),
-            host: HostHalf::new(id),
-            shown: None,
-            tx: Shadow::new(),
-            rx: rx::Buffers::new(),
-            announcer: Announcer::new(),
-            trash: None,
-            quiescing_since: None,
-            was_reattached: false,
-            is_unplugging: false,
-            is_gone: false,
-            wants_retry: false,
-            log: LogLimit::new(20),
+    fn offer(with: &mut Offering<'_, '_>, driver: Option<&Driver>) -> Result<Rings, String> {
+        let wishes = driver.map(|driver| driver.wishes).unwrap_or_default();
+        Rings::offer(with, &wishes)
+    }
+
+    fn pump(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>) {
+        self.announce(shell, cx);
+        self.send_packets(shell, cx);
+        self.post_buffers(shell, cx);
+        if let Some(rings) = &mut shell.host.rings {
+            rings.push(cx);
+        }
+        if let Some(driver) = &mut shell.guest.driver {
+            driver.push(cx);
         }
     }
 
-    /// Moves whatever can be moved between guest and host, and tells both.
-    fn pump(&mut self, cx: &mut Cx<'_>) {
-        self.send_packets(cx);
-        self.post_buffers(cx);
-        self.push(cx);
-    }
-
-    /// Publishes what was written to the rings of either side, and tells who wants to know.
-    fn push(&mut self, cx: &mut Cx<'_>) {
-        self.host.push(cx);
-        self.guest.push(cx);
-    }
-
-    /// Takes what the host has to say.
-    fn take_answers(&mut self, cx: &mut Cx<'_>) {
-        self.take_sent(cx);
-        self.take_received(cx);
-    }
-
-    /// Drops both halves once nothing is left to be done for the guest.
-    fn finish_unplug(&mut self, cx: &mut Cx<'_>) {
-        if !self.is_unplugging || self.is_gone || !self.guest.is_idle() {
-            return;
+    fn take_answers(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>) -> Result<(), String> {
+        while let Some(slot) = Self::next_sent(shell, cx)? {
+            self.take_sent_slot(shell, cx, &slot)?;
         }
-        self.host.close(cx);
-        if self.host.loose.is_empty() {
-            let pages = self.trash.take().into_iter().chain(self.announcer.page());
-            pages.for_each(|page| cx.pool.give_back(page));
-            self.guest.link.remove(cx.store);
-            self.host.link.stop(cx.host_store);
-            self.is_gone = true;
-        }
-    }
-}
-
-impl Device for Vif {
-    fn guest_store_changed(&mut self, cx: &mut Cx<'_>, path: &str) {
-        if self.guest.link.is_frontend_state(path) {
-            self.guest_state_changed(cx);
-        }
+        while self.take_received_part(shell, cx)? {}
+        Ok(())
     }
 
-    fn host_store_event(&mut self, cx: &mut Cx<'_>, detail: u32, event: StoreEvent) {
-        if let Some(event) = self.host.link.event(cx.host_store, detail, event) {
-            self.host_link_event(cx, event);
-        }
+    fn settle(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>) {
+        self.settle_sent(shell, cx);
+        self.end_withdrawn(shell, cx);
     }
 
-    fn guest_kick(&mut self, cx: &mut Cx<'_>, _port: Port) {
-        self.pump(cx);
-    }
-
-    fn host_kick(&mut self, cx: &mut Cx<'_>, port: HostPort) {
-        if self.host.has_port(port) {
-            self.take_answers(cx);
-            self.pump(cx);
-        }
-    }
-
-    fn quiesce(&mut self, cx: &mut Cx<'_>) -> Progress {
-        let now = cx.xen.now_ns();
-        let since = *self.quiescing_since.get_or_insert(now);
-        self.take_answers(cx);
-        self.push(cx);
-        match now.saturating_sub(since) < DRAIN_NS && self.tx.in_flight() > 0 {
-            true => Progress::Waiting,
-            false => Progress::Done,
+    fn cut(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>, why: Cut) {
+        match why {
+            Cut::Broken => {
+                self.fail_sent(shell, cx);
+                self.withdraw_buffers(shell, cx);
+            }
+            // Nothing is sent to a backend before it is connected.
+            Cut::Absent => self.withdraw_buffers(shell, cx),
+            Cut::Moved => {
+                self.forget_sent(shell, cx);
+                self.rewind_buffers(shell, cx);
+                self.announcer.stop();
+            }
+            Cut::DriverGone => {
+                self.drop_sent(shell, cx);
+                self.drop_buffers(shell, cx);
+            }
+            Cut::Over => self
+                .trash
+                .take()
+                .into_iter()
+                .chain(self.announcer.page())
+                .for_each(|page| cx.pool.give_back(page)),
         }
     }
 
@@ -196,81 +155,12 @@ impl Device for Vif {
         self.tx.in_flight()
     }
 
-    fn reattach(&mut self, cx: &mut Cx<'_>, host_frontend: &str) {
-        self.host.forget(cx);
-        self.forget_sent(cx);
-        self.rewind_buffers(cx);
-        self.guest.push(cx);
-        self.announcer.stop();
-        self.was_reattached = true;
-        self.host.start(cx, host_frontend);
-        self.guest_drained(cx);
+    fn arrived(&mut self, shell: &Shell<Self>, cx: &mut Cx<'_>) {
+        let mac = shell.guest.link.own_text(cx.store, "mac");
+        self.announcer.start(mac.as_deref(), cx.xen.now_ns());
     }
 
-    fn listed(&mut self, cx: &mut Cx<'_>, host_frontend: &str) {
-        self.host_lists_it(cx, host_frontend);
-    }
-
-    fn is_shown(&self) -> bool {
-        self.shown.is_some()
-    }
-
-    fn attached(&self) -> Result<Progress, String> {
-        match &self.host.stage {
-            Stage::Refused(why) | Stage::Broken(why) | Stage::Absent(why) => Err(why.clone()),
-            Stage::Connected | Stage::Closed => Ok(Progress::Done),
-            Stage::Offered if self.guest.driver.is_none() => Ok(Progress::Done),
-            _ => Ok(Progress::Waiting),
-        }
-    }
-
-    fn resume(&mut self, cx: &mut Cx<'_>) {
-        self.quiescing_since = None;
-        if core::mem::take(&mut self.was_reattached) {
-            self.guest.raise(cx);
-            self.announcer.start(cx.xen.now_ns());
-        }
-        self.take_answers(cx);
-        self.announce(cx);
-        self.pump(cx);
-    }
-
-    fn wants_retry(&self) -> bool {
-        self.wants_retry
-            || !self.host.loose.is_empty()
-            || self.has_to_announce()
-            || self.has_to_poll()
-            || (self.quiescing_since.is_some() && self.tx.in_flight() > 0)
-    }
-
-    fn retry(&mut self, cx: &mut Cx<'_>) {
-        self.wants_retry = false;
-        self.host.loose.end(cx);
-        self.settle_sent(cx);
-        self.end_withdrawn(cx);
-        self.take_answers(cx);
-        self.announce(cx);
-        self.pump(cx);
-        self.guest_drained(cx);
-    }
-
-    fn unplug(&mut self, cx: &mut Cx<'_>) {
-        if self.is_gone {
-            return;
-        }
-        if !core::mem::replace(&mut self.is_unplugging, true) && self.guest.is_published {
-            self.guest.link.set(cx.store, "online", "0");
-            self.guest.link.set_state(cx.store, XenbusState::CLOSING);
-        }
-        // A driver that never connected has nothing to close.
-        self.guest_state_changed(cx);
-    }
-
-    fn is_gone(&self) -> bool {
-        self.is_gone
-    }
-
-    fn host_ports(&self) -> Vec<HostPort> {
-        self.host.ports()
+    fn wants_retry(&self, shell: &Shell<Self>) -> bool {
+        self.has_to_announce(shell) || self.has_to_poll(shell)
     }
 }

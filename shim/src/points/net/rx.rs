@@ -15,11 +15,11 @@ use xen_abi::Mfn;
 use xen_abi::netif::{RING_ENTRIES, RxRequest, RxResponse, status};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::Vif;
 use super::incoming::Packet;
-use super::loose::Held;
+use super::{Net, Shell};
 use crate::host::{Access, HostRef};
 use crate::points::Cx;
+use crate::points::device::Held;
 
 /// With fewer buffers than this a driver that does not notify is looked after now and then.
 const FEW: usize = 64;
@@ -46,22 +46,16 @@ pub(super) struct Buffers {
     packet: Packet,
 }
 
-impl Buffers {
-    pub fn new() -> Self {
-        Self::default()
-    }
-}
-
-impl Vif {
+impl Net {
     /// Takes the guest's buffers and posts to the host as many as there is room for.
-    pub(super) fn post_buffers(&mut self, cx: &mut Cx<'_>) {
-        if self.quiescing_since.is_some() {
+    pub(super) fn post_buffers(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>) {
+        if shell.is_quiescing() {
             return;
         }
-        self.take_buffers(cx);
-        let backend = self.host.link.backend_id();
+        self.take_buffers(shell, cx);
+        let backend = shell.host.link.backend_id();
         while let (Some(rings), Some(buffer)) =
-            (&mut self.host.rings, self.rx.queue.get_mut(self.rx.posted))
+            (&mut shell.host.rings, self.rx.queue.get_mut(self.rx.posted))
         {
             if rings.rx.free() == 0 {
                 return;
@@ -70,11 +64,11 @@ impl Vif {
                 self.trash = self.trash.or_else(|| cx.pool.take());
                 self.trash
             }) else {
-                self.wants_retry = true;
+                shell.wants_retry = true;
                 return;
             };
             let Some(grant) = cx.host_grants.grant(backend, frame, Access::ReadWrite) else {
-                self.wants_retry = true;
+                shell.wants_retry = true;
                 return;
             };
             buffer.grant = Some(grant);
@@ -90,34 +84,28 @@ impl Vif {
     }
 
     /// Takes what buffers there are in the guest's ring; they are never more than a ring full.
-    fn take_buffers(&mut self, cx: &mut Cx<'_>) {
-        let Some(driver) = &mut self.guest.driver else {
+    fn take_buffers(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>) {
+        let Some(driver) = &mut shell.guest.driver else {
             return;
         };
         while !driver.is_broken {
-            let waiting = match driver.rx.pending(cx.frames) {
-                Ok(0) => driver.rx.final_check(cx.frames),
-                found => found.map(|_| true),
-            };
-            match waiting {
-                Ok(true) => {}
-                Ok(false) => return,
+            let slot = match driver.rx.take(cx.frames) {
+                Ok(Some(slot)) => slot,
+                Ok(None) => return,
                 Err(error) => {
                     driver.is_broken = true;
-                    self.log.warn(
-                        self.id,
+                    shell.log.warn(
+                        shell.id,
                         format_args!("the guest's receive ring has {error}; it is left alone"),
                     );
                     return;
                 }
-            }
-            let slot = driver.rx.copy_request(cx.frames, 0);
-            driver.rx.consume(1);
+            };
             let request = RxRequest::read_from_bytes(&slot).expect("a slot has a request's size");
             let frame = cx.grants.acquire(cx.frames, request.gref, true);
             if let Err(why) = frame {
-                self.log.warn(
-                    self.id,
+                shell.log.warn(
+                    shell.id,
                     format_args!(
                         "a buffer of the guest has reference {}: {why:?}",
                         request.gref
@@ -134,40 +122,28 @@ impl Vif {
     }
 
     /// Whether the guest's ring has to be looked at without having been told.
-    pub(super) fn has_to_poll(&self) -> bool {
+    pub(super) fn has_to_poll(&self, shell: &Shell<Self>) -> bool {
         self.rx.queue.len() < FEW
-            && self.host.rings.is_some()
-            && self
+            && shell.host.rings.is_some()
+            && shell
                 .guest
                 .driver
                 .as_ref()
                 .is_some_and(|driver| !driver.wishes.rx_notify)
     }
 
-    /// Takes what the host has received.
-    pub(super) fn take_received(&mut self, cx: &mut Cx<'_>) {
-        loop {
-            match self.take_received_part(cx) {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(why) => return self.break_host(cx, &why),
-            }
-        }
-    }
-
     /// Takes a response; `false` when there is none that could be taken.
-    fn take_received_part(&mut self, cx: &mut Cx<'_>) -> Result<bool, String> {
-        let (Some(rings), Some(driver)) = (&mut self.host.rings, &self.guest.driver) else {
+    pub(super) fn take_received_part(
+        &mut self,
+        shell: &mut Shell<Self>,
+        cx: &mut Cx<'_>,
+    ) -> Result<bool, String> {
+        let (Some(rings), Some(driver)) = (&mut shell.host.rings, &shell.guest.driver) else {
             return Ok(false);
         };
-        let waiting = match rings.rx.pending(cx.frames) {
-            Ok(0) => rings.rx.final_check(cx.frames),
-            found => found.map(|_| true),
-        };
-        match waiting {
-            Ok(true) => {}
-            Ok(false) => return Ok(false),
-            Err(error) => return Err(format!("the backend's receive ring has {error}")),
+        let waiting = rings.rx.has_response(cx.frames);
+        if !waiting.map_err(|error| format!("the backend's receive ring has {error}"))? {
+            return Ok(false);
         }
         let buffer = self
             .rx
@@ -177,7 +153,7 @@ impl Vif {
         // Only now, and not before the backend has let go, is it certain what the buffer holds.
         if let Some(grant) = buffer.grant {
             if !cx.host_grants.end(grant) {
-                self.wants_retry = true;
+                shell.wants_retry = true;
                 return Ok(false);
             }
             buffer.grant = None;
@@ -199,20 +175,21 @@ impl Vif {
             cx.grants.release(frame, true);
         }
         if let Some(wrong) = self.rx.packet.add(&buffer, slot, &driver.wishes) {
-            self.log
-                .warn(self.id, format_args!("a packet of the host has {wrong}"));
+            shell
+                .log
+                .warn(shell.id, format_args!("a packet of the host has {wrong}"));
         }
         if self.rx.packet.is_complete() {
-            self.finish_packet(cx, false);
+            self.finish_packet(shell, cx, false);
         }
         Ok(true)
     }
 
     /// Passes the packet that was being received on to the guest, or the news that it has failed.
-    fn finish_packet(&mut self, cx: &mut Cx<'_>, is_cut: bool) {
+    fn finish_packet(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>, is_cut: bool) {
         let packet = &mut self.rx.packet;
         let failed = packet.is_bad || is_cut;
-        if let Some(driver) = &mut self.guest.driver {
+        if let Some(driver) = &mut shell.guest.driver {
             for (id, bytes) in &packet.parts {
                 // Each part for itself, so that the guest does not look for more of a packet.
                 let error = RxResponse {
@@ -231,8 +208,8 @@ impl Vif {
     }
 
     /// The host is another one: all buffers are to be posted anew.
-    pub(super) fn rewind_buffers(&mut self, cx: &mut Cx<'_>) {
-        self.finish_packet(cx, true);
+    pub(super) fn rewind_buffers(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>) {
+        self.finish_packet(shell, cx, true);
         self.rx.posted = 0;
         for buffer in &mut self.rx.queue {
             buffer.grant = None;
@@ -240,36 +217,36 @@ impl Vif {
     }
 
     /// The host's backend is not to write into the buffers any more.
-    pub(super) fn withdraw_buffers(&mut self, cx: &mut Cx<'_>) {
-        self.finish_packet(cx, true);
+    pub(super) fn withdraw_buffers(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>) {
+        self.finish_packet(shell, cx, true);
         self.rx.posted = 0;
-        self.end_withdrawn(cx);
+        self.end_withdrawn(shell, cx);
     }
 
     /// Tries again to end the grants of buffers that were taken back from the host.
-    pub(super) fn end_withdrawn(&mut self, cx: &mut Cx<'_>) {
+    pub(super) fn end_withdrawn(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>) {
         for buffer in self.rx.queue.iter_mut().skip(self.rx.posted) {
             if let Some(grant) = buffer.grant {
                 if cx.host_grants.end(grant) {
                     buffer.grant = None;
                 } else {
-                    self.wants_retry = true;
+                    shell.wants_retry = true;
                 }
             }
         }
     }
 
     /// The guest's driver is gone: its frames are free as soon as the backend lets go of them.
-    pub(super) fn drop_buffers(&mut self, cx: &mut Cx<'_>) {
-        self.finish_packet(cx, true);
+    pub(super) fn drop_buffers(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>) {
+        self.finish_packet(shell, cx, true);
         self.rx.posted = 0;
         for buffer in self.rx.queue.drain(..) {
             match (buffer.grant, buffer.frame) {
                 (Some(grant), Some(frame)) => {
                     let held = Held::Guest { frame, write: true };
-                    self.host.loose.add(cx, grant, held);
+                    shell.host.loose.add(cx, grant, held);
                 }
-                (Some(grant), None) => self.host.loose.add(cx, grant, Held::Nothing),
+                (Some(grant), None) => shell.host.loose.add(cx, grant, Held::Nothing),
                 (None, Some(frame)) => cx.grants.release(frame, true),
                 (None, None) => {}
             }

@@ -39,8 +39,8 @@ pub(super) struct Shadow {
     pub extras: u32,
 }
 
-impl Shadow {
-    pub fn new() -> Self {
+impl Default for Shadow {
+    fn default() -> Self {
         Self {
             sent: (0..RING_ENTRIES).map(|_| None).collect(),
             uses: [0; RING_ENTRIES].into(),
@@ -48,7 +48,9 @@ impl Shadow {
             extras: 0,
         }
     }
+}
 
+impl Shadow {
     /// Number of parts that there is room for.
     pub fn room(&self) -> usize {
         self.free.len()

@@ -14,13 +14,12 @@ use xen_abi::Mfn;
 use xen_abi::netif::{RING_ENTRIES, TX_SLOT, TxRequest, TxResponse, status, tx_flags};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::Vif;
-use super::loose::Held;
 use super::packet::{Kind, MAX_PARTS, Packet};
 use super::shadow::{Owner, Sent};
+use super::{Net, Shell};
 use crate::host::{Access, HostRef};
 use crate::points::Cx;
-use crate::points::device::Stage;
+use crate::points::device::Held;
 
 /// What became of an attempt to send a packet.
 enum Went {
@@ -32,27 +31,21 @@ enum Went {
     Refused(&'static str),
 }
 
-impl Vif {
+impl Net {
     /// Sends what the guest's ring holds, as far as the host can take it.
-    pub(super) fn send_packets(&mut self, cx: &mut Cx<'_>) {
+    pub(super) fn send_packets(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>) {
         // Packets that are answered at once make room for more, so a guest could keep us here.
         for _ in 0..2 * RING_ENTRIES {
-            if !self.can_send() || !self.send_next(cx) {
+            if !shell.takes_requests() || !self.send_next(shell, cx) {
                 return;
             }
         }
-        self.wants_retry = true;
-    }
-
-    /// Whether a packet may be taken from the guest: it can be passed on, or it has to fail.
-    fn can_send(&self) -> bool {
-        self.quiescing_since.is_none()
-            && matches!(self.host.stage, Stage::Connected | Stage::Broken(_))
+        shell.wants_retry = true;
     }
 
     /// Sends the guest's next packet; `false` when there is none, or when it has to wait.
-    fn send_next(&mut self, cx: &mut Cx<'_>) -> bool {
-        let (Some(shown), Some(driver)) = (&self.shown, &mut self.guest.driver) else {
+    fn send_next(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>) -> bool {
+        let (Some(shown), Some(driver)) = (&shell.shown, &mut shell.guest.driver) else {
             return false;
         };
         if driver.is_broken {
@@ -77,52 +70,54 @@ impl Vif {
             Ok(packet) => packet,
             Err(why) => {
                 driver.is_broken = true;
-                self.log.warn(
-                    self.id,
+                shell.log.warn(
+                    shell.id,
                     format_args!("the guest's transmit ring has {why}; it is left alone"),
                 );
                 return false;
             }
         };
         let went = match packet.kind {
-            _ if self.host.rings.is_none() => Err(status::ERROR),
+            _ if shell.host.rings.is_none() => Err(status::ERROR),
             Kind::Bad(why) => {
-                self.log
-                    .warn(self.id, format_args!("a packet of the guest has {why}"));
+                shell
+                    .log
+                    .warn(shell.id, format_args!("a packet of the guest has {why}"));
                 Err(status::ERROR)
             }
             Kind::Multicast { .. } => Err(status::OKAY),
-            Kind::Data => match self.send_packet(cx, &packet) {
+            Kind::Data => match self.send_packet(shell, cx, &packet) {
                 Went::Sent => Ok(()),
                 Went::Blocked => return false,
                 Went::Refused(why) => {
-                    self.log
-                        .warn(self.id, format_args!("a packet of the guest has {why}"));
+                    shell
+                        .log
+                        .warn(shell.id, format_args!("a packet of the guest has {why}"));
                     Err(status::ERROR)
                 }
             },
         };
-        if let Some(driver) = &mut self.guest.driver {
+        if let Some(driver) = &mut shell.guest.driver {
             driver.tx.consume(packet.guest_slots());
         }
         if let Err(answer) = went {
             for (index, &id) in packet.ids().iter().enumerate() {
                 let extras = if index == 0 { packet.extras } else { 0 };
-                self.answer_sent(cx, id, answer, extras);
+                self.answer_sent(shell, cx, id, answer, extras);
             }
         }
         true
     }
 
-    fn send_packet(&mut self, cx: &mut Cx<'_>, packet: &Packet) -> Went {
-        let Some(rings) = &mut self.host.rings else {
+    fn send_packet(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>, packet: &Packet) -> Went {
+        let Some(rings) = &mut shell.host.rings else {
             return Went::Blocked;
         };
         let parts = packet.parts();
         if rings.tx.free() < packet.host_slots() || self.tx.room() < parts.len() {
             return Went::Blocked;
         }
-        let backend = self.host.link.backend_id();
+        let backend = shell.host.link.backend_id();
         let mut granted = [(Mfn(0), HostRef(0)); MAX_PARTS];
         let mut done = 0;
         let mut failed = None;
@@ -133,7 +128,7 @@ impl Vif {
             };
             let Some(grant) = cx.host_grants.grant(backend, frame, Access::ReadOnly) else {
                 cx.grants.release(frame, false);
-                self.wants_retry = true;
+                shell.wants_retry = true;
                 failed = Some(Went::Blocked);
                 break;
             };
@@ -147,7 +142,7 @@ impl Vif {
                     frame,
                     write: false,
                 };
-                self.host.loose.add(cx, grant, held);
+                shell.host.loose.add(cx, grant, held);
             }
             return failed;
         }
@@ -188,14 +183,20 @@ impl Vif {
     }
 
     /// Sends `size` bytes of a page of ours; `false` when there is no room.
-    pub(super) fn send_own(&mut self, cx: &mut Cx<'_>, page: Mfn, size: u16) -> bool {
-        let Some(rings) = &mut self.host.rings else {
+    pub(super) fn send_own(
+        &mut self,
+        shell: &mut Shell<Self>,
+        cx: &mut Cx<'_>,
+        page: Mfn,
+        size: u16,
+    ) -> bool {
+        let Some(rings) = &mut shell.host.rings else {
             return false;
         };
         if rings.tx.free() == 0 || self.tx.room() == 0 {
             return false;
         }
-        let backend = self.host.link.backend_id();
+        let backend = shell.host.link.backend_id();
         let Some(grant) = cx.host_grants.grant(backend, page, Access::ReadOnly) else {
             return false;
         };
@@ -209,42 +210,26 @@ impl Vif {
         true
     }
 
-    /// Takes the host's answers to what was sent.
-    pub(super) fn take_sent(&mut self, cx: &mut Cx<'_>) {
-        loop {
-            let taken = self.next_sent(cx).and_then(|slot| match slot {
-                Some(slot) => self.take_sent_slot(cx, &slot).map(|()| true),
-                None => Ok(false),
-            });
-            match taken {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(why) => return self.break_host(cx, &why),
-            }
-        }
-    }
-
-    fn next_sent(&mut self, cx: &mut Cx<'_>) -> Result<Option<[u8; TX_SLOT]>, String> {
-        let Some(rings) = &mut self.host.rings else {
+    /// Takes the host's next answer out of its ring.
+    pub(super) fn next_sent(
+        shell: &mut Shell<Self>,
+        cx: &mut Cx<'_>,
+    ) -> Result<Option<[u8; TX_SLOT]>, String> {
+        let Some(rings) = &mut shell.host.rings else {
             return Ok(None);
         };
         // A guest's TCP waits for its packets' answers before it sends more, so each is asked for.
-        let waiting = match rings.tx.pending(cx.frames) {
-            Ok(0) => rings.tx.final_check(cx.frames),
-            found => found.map(|_| true),
-        };
-        match waiting {
-            Ok(true) => {
-                let slot = rings.tx.copy_response(cx.frames, 0);
-                rings.tx.consume(1);
-                Ok(Some(slot))
-            }
-            Ok(false) => Ok(None),
-            Err(error) => Err(format!("the backend's transmit ring has {error}")),
-        }
+        let taken = rings.tx.take(cx.frames);
+        taken.map_err(|error| format!("the backend's transmit ring has {error}"))
     }
 
-    fn take_sent_slot(&mut self, cx: &mut Cx<'_>, slot: &[u8; TX_SLOT]) -> Result<(), String> {
+    /// Takes note of an answer.
+    pub(super) fn take_sent_slot(
+        &mut self,
+        shell: &mut Shell<Self>,
+        cx: &mut Cx<'_>,
+        slot: &[u8; TX_SLOT],
+    ) -> Result<(), String> {
         let response = TxResponse::read_from_bytes(&slot[..size_of::<TxResponse>()])
             .expect("the slice has a response's size");
         if response.status == status::NULL {
@@ -265,53 +250,53 @@ impl Vif {
             known @ (status::OKAY | status::ERROR | status::DROPPED) => known,
             _ => status::ERROR,
         });
-        self.settle_part(cx, number);
+        self.settle_part(shell, cx, number);
         Ok(())
     }
 
     /// Ends what an answered part granted.  Only when the backend has let go of it is the guest
     /// told, for it may use its page for something else the moment after.
-    fn settle_part(&mut self, cx: &mut Cx<'_>, number: u8) {
+    fn settle_part(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>, number: u8) {
         let Some(sent) = &self.tx.sent[usize::from(number)] else {
             return;
         };
         let Some(answer) = sent.answer else { return };
         if !cx.host_grants.end(sent.grant) {
-            self.wants_retry = true;
+            shell.wants_retry = true;
             return;
         }
         if let Some(sent) = self.tx.remove(number) {
-            self.answer_owner(cx, sent.owner, answer);
+            self.answer_owner(shell, cx, sent.owner, answer);
         }
     }
 
     /// Tries again to end what answered parts granted.
-    pub(super) fn settle_sent(&mut self, cx: &mut Cx<'_>) {
+    pub(super) fn settle_sent(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>) {
         for number in 0..=u8::MAX {
-            self.settle_part(cx, number);
+            self.settle_part(shell, cx, number);
         }
     }
 
     /// Everything that is at the host has failed.
-    pub(super) fn fail_sent(&mut self, cx: &mut Cx<'_>) {
+    pub(super) fn fail_sent(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>) {
         self.tx.extras = 0;
         for sent in self.tx.sent.iter_mut().flatten() {
             sent.answer = sent.answer.or(Some(status::ERROR));
         }
-        self.settle_sent(cx);
+        self.settle_sent(shell, cx);
     }
 
     /// The host is another one.  The one before may have sent what it was given or not, and the
     /// guest is told that it did: nobody can rely on a packet's arrival.
-    pub(super) fn forget_sent(&mut self, cx: &mut Cx<'_>) {
+    pub(super) fn forget_sent(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>) {
         let all: Vec<Sent> = self.tx.drain().collect();
         for sent in all {
-            self.answer_owner(cx, sent.owner, sent.answer.unwrap_or(status::OKAY));
+            self.answer_owner(shell, cx, sent.owner, sent.answer.unwrap_or(status::OKAY));
         }
     }
 
     /// The guest's driver is gone: its frames are free as soon as the backend lets go of them.
-    pub(super) fn drop_sent(&mut self, cx: &mut Cx<'_>) {
+    pub(super) fn drop_sent(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>) {
         for sent in self.tx.drain() {
             let held = match sent.owner {
                 Owner::Guest { frame, .. } => Held::Guest {
@@ -320,19 +305,32 @@ impl Vif {
                 },
                 Owner::Shim => Held::Nothing,
             };
-            self.host.loose.add(cx, sent.grant, held);
+            shell.host.loose.add(cx, sent.grant, held);
         }
     }
 
-    fn answer_owner(&mut self, cx: &mut Cx<'_>, owner: Owner, answer: i16) {
+    fn answer_owner(
+        &mut self,
+        shell: &mut Shell<Self>,
+        cx: &mut Cx<'_>,
+        owner: Owner,
+        answer: i16,
+    ) {
         if let Owner::Guest { id, extras, frame } = owner {
             cx.grants.release(frame, false);
-            self.answer_sent(cx, id, answer, extras);
+            self.answer_sent(shell, cx, id, answer, extras);
         }
     }
 
-    fn answer_sent(&mut self, cx: &mut Cx<'_>, id: u16, answer: i16, extras: u32) {
-        let Some(driver) = &mut self.guest.driver else {
+    fn answer_sent(
+        &mut self,
+        shell: &mut Shell<Self>,
+        cx: &mut Cx<'_>,
+        id: u16,
+        answer: i16,
+        extras: u32,
+    ) {
+        let Some(driver) = &mut shell.guest.driver else {
             return;
         };
         let response = TxResponse { id, status: answer };

@@ -103,6 +103,24 @@ impl<const SLOT: usize> BackRing<SLOT> {
         Ok(self.pending(mem)? > 0)
     }
 
+    /// Whether a request waits to be taken; if none does, asks to be notified of the next.
+    pub fn has_request(&self, mem: &dyn Frames) -> Result<bool, RingError> {
+        match self.pending(mem)? {
+            0 => self.final_check(mem),
+            _ => Ok(true),
+        }
+    }
+
+    /// Takes the next request; if there is none, asks to be notified of it.
+    pub fn take(&mut self, mem: &dyn Frames) -> Result<Option<[u8; SLOT]>, RingError> {
+        if !self.has_request(mem)? {
+            return Ok(None);
+        }
+        let slot = self.copy_request(mem, 0);
+        self.consume(1);
+        Ok(Some(slot))
+    }
+
     /// Asks not to be notified before the other end has made `more` further requests: for a ring
     /// whose requests are left waiting until something else happens.
     pub fn ignore_next(&self, mem: &dyn Frames, more: u32) {

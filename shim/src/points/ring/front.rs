@@ -108,4 +108,22 @@ impl<const SLOT: usize> FrontRing<SLOT> {
         fence(Ordering::SeqCst);
         Ok(self.pending(mem)? > 0)
     }
+
+    /// Whether a response waits to be taken; if none does, asks to be notified of the next.
+    pub fn has_response(&self, mem: &dyn Frames) -> Result<bool, RingError> {
+        match self.pending(mem)? {
+            0 => self.final_check(mem),
+            _ => Ok(true),
+        }
+    }
+
+    /// Takes the next response; if there is none, asks to be notified of it.
+    pub fn take(&mut self, mem: &dyn Frames) -> Result<Option<[u8; SLOT]>, RingError> {
+        if !self.has_response(mem)? {
+            return Ok(None);
+        }
+        let slot = self.copy_response(mem, 0);
+        self.consume(1);
+        Ok(Some(slot))
+    }
 }

@@ -113,6 +113,12 @@ impl GuestLink {
         text(&value).map(ToOwned::to_owned)
     }
 
+    /// Returns what is in the backend's directory, which the guest can not write.
+    pub fn own_text(&self, store: &dyn GuestStore, key: &str) -> Option<String> {
+        let value = store.read(&format!("{}/{key}", self.backend))?;
+        text(&value).map(ToOwned::to_owned)
+    }
+
     /// Whether a path that changed is the frontend's `state`, or something above it.
     pub fn is_frontend_state(&self, path: &str) -> bool {
         path.strip_prefix(self.frontend.as_str())

@@ -1,4 +1,4 @@
-//! What disks and nets share of the handshake through the store (`xen/include/public/io/xenbus.h`).
+//! What devices need of the handshake through the store (`xen/include/public/io/xenbus.h`).
 //!
 //! Towards the host a device is a frontend: a [`HostLink`] finds the backend, watches its state
 //! and collects the nodes that the device asks for, all without ever waiting.  Towards the guest

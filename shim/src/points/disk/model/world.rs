@@ -13,7 +13,7 @@ use crate::points::fake::{
     self, Allowed, BACKEND, FakePorts, FakeXen, GUEST, HOST_TABLE, Ledger, RealStore, VirtualStore,
 };
 use crate::points::grant::GuestGrantTable;
-use crate::points::{Cx, Device, DeviceId};
+use crate::points::{Cx, Device};
 
 pub(crate) const INDEX: u32 = 51712;
 pub(crate) const FRONT: &str = "/local/domain/1/device/vbd/51712";
@@ -47,10 +47,6 @@ impl World {
         let mut shared = vec![Mfn(SHARED)];
         let mut guest_table = GuestGrantTable::new(GUEST, BACKEND, 1);
         assert!(guest_table.create(&mut shared));
-        let id = DeviceId {
-            class: crate::points::DeviceClass::Vbd,
-            index: INDEX,
-        };
         let mut world = Self {
             mem,
             pool: POOL.map(Mfn).collect(),
@@ -63,10 +59,10 @@ impl World {
             store: VirtualStore::default(),
             ports: FakePorts::default(),
             backend,
-            vbd: Vbd::unattached(id, GUEST, BACKEND),
+            vbd: Vbd::unattached(INDEX, GUEST, BACKEND),
         };
         world.backend.announce(&mut world.real);
-        world.with(|vbd, cx| vbd.host.start(cx, HOST_FRONT));
+        world.with(|vbd, cx| vbd.start(cx, HOST_FRONT));
         world
     }
 

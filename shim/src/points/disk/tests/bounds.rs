@@ -87,7 +87,7 @@ fn a_drain_asks_the_host_for_nothing_more() {
 #[test]
 fn what_is_in_flight_has_a_bound() {
     let (mut world, mut guest) = connected(GOOD, 3);
-    world.vbd.budget = Budget::exactly(64 << 10, 12);
+    world.vbd.protocol.budget = Budget::exactly(64 << 10, 12);
     for i in 0..100 {
         guest.ask(&world, op::WRITE, i * 9, 1);
     }

@@ -127,7 +127,7 @@ struct Machine {
 impl Machine {
     fn new(first: &Host, guest_order: u32, (bytes, requests): (u64, usize)) -> Self {
         let mut world = World::new(first.backend());
-        world.vbd.budget = Budget::exactly(bytes, requests);
+        world.vbd.protocol.budget = Budget::exactly(bytes, requests);
         world.handshake();
         let guest = Guest::connect(&mut world, guest_order);
         Self {

@@ -13,7 +13,7 @@ use crate::points::fake::{
 };
 use crate::points::grant::GuestGrantTable;
 use crate::points::net::Vif;
-use crate::points::{Cx, Device, DeviceClass, DeviceId, Progress};
+use crate::points::{Cx, Device, Progress};
 
 pub(crate) const FRONT: &str = "/local/domain/1/device/vif/0";
 const BACK: &str = "/local/domain/0/backend/vif/1/0";
@@ -50,10 +50,6 @@ impl World {
         let mut shared = vec![Mfn(SHARED)];
         let mut guest_table = GuestGrantTable::new(GUEST, BACKEND, 1);
         assert!(guest_table.create(&mut shared));
-        let id = DeviceId {
-            class: DeviceClass::Vif,
-            index: 0,
-        };
         let mut world = Self {
             mem,
             pool: POOL.map(Mfn).collect(),
@@ -66,10 +62,10 @@ impl World {
             store: VirtualStore::default(),
             ports: FakePorts::default(),
             backend,
-            vif: Vif::unattached(id, GUEST, BACKEND),
+            vif: Vif::unattached(0, GUEST, BACKEND),
         };
         world.backend.announce(&mut world.real);
-        world.with(|vif, cx| vif.host.start(cx, HOST_FRONT));
+        world.with(|vif, cx| vif.start(cx, HOST_FRONT));
         world
     }
 

@@ -10,13 +10,18 @@ use crate::points::Cx;
 
 /// What has to wait for the end of a grant.
 #[derive(Debug)]
-pub(super) enum Held {
+pub enum Held {
     /// Nothing: somebody else keeps the frame.
     Nothing,
     /// A frame of ours, which goes back into the pool.
     Own(Mfn),
     /// The hold of a frame of the guest, taken for writing or not.
-    Guest { frame: Mfn, write: bool },
+    Guest {
+        /// The frame.
+        frame: Mfn,
+        /// Whether it was held for writing.
+        write: bool,
+    },
 }
 
 impl Held {
@@ -31,9 +36,10 @@ impl Held {
 
 /// Grants to end, and what waits for it.
 #[derive(Debug, Default)]
-pub(super) struct Loose(Vec<(HostRef, Held)>);
+pub struct Loose(Vec<(HostRef, Held)>);
 
 impl Loose {
+    /// Whether nothing is waited for.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
