@@ -51,9 +51,12 @@ impl core::fmt::Debug for FakeFrames {
 impl FakeFrames {
     /// Makes a machine whose frames are `0..count`, all zero.
     pub fn new(count: u64) -> Self {
-        let fake = Self::default();
-        (0..count).for_each(|mfn| fake.add(Mfn(mfn)));
-        fake
+        let zeros = Rc::new([0; PAGE_SIZE]);
+        let frames = (0..count).map(|mfn| (Mfn(mfn), Rc::clone(&zeros)));
+        Self {
+            frames: RefCell::new(frames.collect()),
+            ..Self::default()
+        }
     }
 
     /// Starts recording which frames are written.

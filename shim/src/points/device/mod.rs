@@ -22,8 +22,12 @@ mod frontend;
 mod guest;
 mod host;
 mod loose;
+#[cfg(any(test, feature = "testing"))]
+pub mod model;
 mod protocol;
 mod table;
+#[cfg(test)]
+pub(super) mod tests;
 
 use alloc::string::String;
 use alloc::vec::Vec;

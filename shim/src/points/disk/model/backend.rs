@@ -7,15 +7,14 @@ use xen_abi::blkif::{
 };
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use super::world::HOST_FRONT;
-use crate::host::grants::HostGrantTable;
 use crate::mem::{FakeFrames, Frames};
-use crate::points::fake::{RealStore, map, unmap};
+use crate::points::device::model::Peer;
+use crate::points::disk::Disk;
+use crate::points::fake::{is_granted, map, unmap};
 use crate::points::ring::BackRing;
 
 /// Sectors of the model's disk.
 pub(crate) const SECTORS: usize = 2048;
-const DIR: &str = "/local/domain/0/backend/vbd/7/51712";
 
 /// A request that the backend has taken, and mapped.
 #[derive(Clone, Debug)]
@@ -41,10 +40,10 @@ pub(crate) struct Backend {
     pub features: Vec<(&'static str, String)>,
     pub max_order: u32,
     pub disk: Vec<u8>,
-    /// It has died, and answers nobody.
-    pub is_dead: bool,
     ring: Option<BackRing<SLOT_SIZE>>,
     pub taken: Vec<Taken>,
+    /// References of the ring.
+    ring_refs: Vec<u32>,
     /// Mapped beyond the answer.
     lingering: Vec<u32>,
     /// What was done, in order, for tests of order.
@@ -55,6 +54,71 @@ pub(crate) struct Backend {
     pub discarded: Vec<(u64, u64)>,
     /// Most requests that it had at a time, and most bytes of data.
     pub most: (usize, u64),
+}
+
+impl Peer for Backend {
+    type Protocol = Disk;
+    const INDEX: u32 = 51712;
+    const FRONT: &'static [(&'static str, &'static str)] =
+        &[("virtual-device", "51712"), ("device-type", "disk")];
+    const POOL: u64 = 100;
+    const LETS_GO_EARLY: bool = false;
+
+    fn terms(&self) -> Vec<(&'static str, String)> {
+        match self.max_order {
+            0 => Vec::new(),
+            order => vec![("max-ring-page-order", order.to_string())],
+        }
+    }
+
+    fn details(&self) -> Vec<(&'static str, String)> {
+        self.features.clone()
+    }
+
+    fn is_attached(&self) -> bool {
+        self.ring.is_some()
+    }
+
+    fn attach(&mut self, mem: &FakeFrames, front: &dyn Fn(&str) -> Option<String>) -> bool {
+        let number = |key: &str| front(key).map(|value| value.parse::<u32>().unwrap());
+        let order = number("ring-page-order").unwrap_or(0);
+        assert!(order <= self.max_order);
+        let refs: Vec<u32> = match order {
+            0 => vec![number("ring-ref").unwrap()],
+            _ => (0..1 << order)
+                .map(|i| number(&format!("ring-ref{i}")).unwrap())
+                .collect(),
+        };
+        if !refs.iter().all(|reference| is_granted(mem, *reference)) {
+            return false;
+        }
+        let frames = refs.iter().map(|&r| map(mem, r, true)).collect();
+        self.ring_refs = refs;
+        self.ring = Some(BackRing::attach(mem, frames).unwrap());
+        true
+    }
+
+    fn detach(&mut self, mem: &FakeFrames) {
+        self.ring = None;
+        self.taken.drain(..).for_each(|t| unmap(mem, &t.mapped));
+        unmap(mem, &core::mem::take(&mut self.ring_refs));
+        self.let_go(mem);
+    }
+
+    fn serve(&mut self, mem: &FakeFrames) {
+        self.take(mem);
+        while !self.taken.is_empty() {
+            self.finish(mem, 0);
+        }
+    }
+
+    fn let_go(&mut self, mem: &FakeFrames) {
+        unmap(mem, &core::mem::take(&mut self.lingering));
+    }
+
+    fn succeed(&mut self, old: Self) {
+        self.disk = old.disk;
+    }
 }
 
 impl Backend {
@@ -74,91 +138,6 @@ impl Backend {
             disk: vec![0x5a; SECTORS * 512],
             ..Self::default()
         }
-    }
-
-    /// The toolstack has made the device, and the backend is ready for a frontend.
-    pub fn announce(&self, store: &mut RealStore) {
-        for (key, value) in [
-            ("backend", DIR),
-            ("backend-id", "0"),
-            ("virtual-device", "51712"),
-            ("device-type", "disk"),
-            ("state", "1"),
-        ] {
-            store.set(&format!("{HOST_FRONT}/{key}"), value);
-        }
-        if self.max_order > 0 {
-            let order = self.max_order.to_string();
-            store.set(&format!("{DIR}/max-ring-page-order"), &order);
-        }
-        store.set(&format!("{DIR}/state"), "2");
-    }
-
-    pub fn set_state(&self, store: &mut RealStore, state: u32) {
-        store.set(&format!("{DIR}/state"), &state.to_string());
-    }
-
-    pub fn set(&self, store: &mut RealStore, key: &str, value: &str) {
-        store.set(&format!("{DIR}/{key}"), value);
-    }
-
-    /// The toolstack removes the device by force.
-    pub fn vanish(&mut self, store: &mut RealStore, mem: &FakeFrames) {
-        self.disconnect(mem);
-        store.remove(DIR);
-    }
-
-    pub fn frontend_changed(
-        &mut self,
-        store: &mut RealStore,
-        mem: &FakeFrames,
-        _table: &HostGrantTable,
-    ) {
-        if self.is_dead {
-            return;
-        }
-        let front = |key: &str| store.nodes.get(&format!("{HOST_FRONT}/{key}")).cloned();
-        match front("state").as_deref() {
-            Some("3") if self.ring.is_none() => {
-                let order: u32 = front("ring-page-order").map_or(0, |order| order.parse().unwrap());
-                assert!(order <= self.max_order);
-                let refs: Vec<u32> = match order {
-                    0 => vec![front("ring-ref").unwrap().parse().unwrap()],
-                    _ => (0..1 << order)
-                        .map(|i| front(&format!("ring-ref{i}")).unwrap().parse().unwrap())
-                        .collect(),
-                };
-                let frames = refs.iter().map(|&r| map(mem, r, true)).collect();
-                self.lingering.extend(refs);
-                self.ring = Some(BackRing::attach(mem, frames).unwrap());
-                for (key, value) in &self.features {
-                    store.set(&format!("{DIR}/{key}"), value);
-                }
-                self.set_state(store, 4);
-            }
-            // The ring stays mapped until the frontend has closed.
-            Some("5") => self.set_state(store, 5),
-            Some("6") => {
-                self.disconnect(mem);
-                self.set_state(store, 6);
-            }
-            Some("1")
-                if store
-                    .nodes
-                    .get(&format!("{DIR}/state"))
-                    .is_some_and(|state| state == "6") =>
-            {
-                self.set_state(store, 2);
-            }
-            _ => {}
-        }
-    }
-
-    /// Drops everything, as a backend does whose frontend closes.
-    fn disconnect(&mut self, mem: &FakeFrames) {
-        self.ring = None;
-        self.taken.drain(..).for_each(|t| unmap(mem, &t.mapped));
-        unmap(mem, &core::mem::take(&mut self.lingering));
     }
 
     /// Takes what is in the ring and maps it.
@@ -218,13 +197,6 @@ impl Backend {
         self.answer(mem, pick, status::OKAY, false)
     }
 
-    /// Unmaps what was kept beyond its answer, the ring excepted.
-    pub fn let_go(&mut self, mem: &FakeFrames) {
-        let ring = self.ring.as_ref().map_or(0, |ring| ring.frames().len());
-        let rest = self.lingering.split_off(ring.min(self.lingering.len()));
-        unmap(mem, &rest);
-    }
-
     pub fn respond(&mut self, mem: &FakeFrames, id: u64, operation: u8, status: i16) -> bool {
         let Some(ring) = &mut self.ring else {
             return false;
@@ -243,7 +215,7 @@ impl Backend {
     }
 
     /// Writes nonsense to the ring's indexes.
-    pub fn corrupt_ring(&mut self, mem: &FakeFrames, value: u32) {
+    pub fn corrupt_ring(&self, mem: &FakeFrames, value: u32) {
         if let Some(ring) = &self.ring {
             mem.store32(ring.frames()[0], 8, value);
         }

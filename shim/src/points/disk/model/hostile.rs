@@ -4,9 +4,10 @@ use xen_abi::Mfn;
 use xen_abi::blkif::status;
 
 use super::backend::Backend;
-use super::world::{FRONT, World, grant, put_entry};
 use crate::mem::Frames;
 use crate::points::Progress;
+use crate::points::device::model::{grant, put_entry};
+use crate::points::disk::model::World;
 
 const FEATURES: &[(&str, &str)] = &[
     ("feature-flush-cache", "1"),
@@ -24,8 +25,7 @@ pub fn hostile_guest(noise: &[u8]) {
     world.handshake();
     (0..30).for_each(|frame| grant(&world, Mfn(frame), frame % 3 == 1));
     for (key, value) in [("ring-ref", "8"), ("event-channel", "9")] {
-        let path = format!("{FRONT}/{key}");
-        world.store.0.insert(path, value.to_owned());
+        world.front(key, value);
     }
     world.guest_state(3);
     assert_eq!(world.back("state"), Some("4"));
@@ -41,14 +41,14 @@ pub fn hostile_guest(noise: &[u8]) {
         backend_answers(&mut world);
         world.retry();
         rounds += 1;
-        assert!(rounds < 5000, "not drained: {:?}", world.vbd);
+        assert!(rounds < 5000, "not drained: {:?}", world.device);
     }
     world.guest_state(5);
     world.guest_state(6);
     world.unplug();
     world.handshake();
     world.retry();
-    world.assert_nothing_leaked();
+    world.assert_nothing_left();
 }
 
 fn happen(world: &mut World, kind: u8, a: u32, b: u32) {

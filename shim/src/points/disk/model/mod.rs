@@ -11,6 +11,9 @@
 
 pub(crate) mod backend;
 mod hostile;
-pub(crate) mod world;
 
-pub use hostile::hostile_guest;
+pub(crate) use self::backend::Backend;
+pub use self::hostile::hostile_guest;
+
+/// A world around one disk.
+pub(crate) type World = crate::points::device::model::World<Backend>;

@@ -6,8 +6,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 use super::{GOOD, Guest, POOR, connected, settle, tear_down};
 use crate::points::Progress;
 use crate::points::disk::budget::{Budget, DISCARD_SECTORS};
-use crate::points::disk::model::backend::Backend;
-use crate::points::disk::model::world::World;
+use crate::points::disk::model::{Backend, World};
 use crate::points::ring::FrontRing;
 
 /// Asks for a discard that the model of the guest knows nothing of.
@@ -87,7 +86,7 @@ fn a_drain_asks_the_host_for_nothing_more() {
 #[test]
 fn what_is_in_flight_has_a_bound() {
     let (mut world, mut guest) = connected(GOOD, 3);
-    world.vbd.protocol.budget = Budget::exactly(64 << 10, 12);
+    world.device.protocol.budget = Budget::exactly(64 << 10, 12);
     for i in 0..100 {
         guest.ask(&world, op::WRITE, i * 9, 1);
     }

@@ -7,8 +7,8 @@ use zerocopy::{FromZeros, IntoBytes};
 use super::guest::Guest;
 use super::{GOOD, POOR, connected, settle, tear_down};
 use crate::points::Device;
-use crate::points::disk::model::backend::Backend;
-use crate::points::disk::model::world::{World, grant, put_entry, reference};
+use crate::points::device::model::{Peer, grant, put_entry, reference};
+use crate::points::disk::model::{Backend, World};
 
 #[test]
 fn data_gets_through_both_ways() {
@@ -47,13 +47,13 @@ fn an_answer_waits_until_the_backend_lets_go() {
     world.host_kick();
     guest.reap(&world);
     assert_eq!(guest.waiting(), 1);
-    assert!(world.vbd.wants_retry());
+    assert!(world.device.wants_retry());
     world.retry();
-    assert!(world.vbd.wants_retry(), "still in use");
+    assert!(world.device.wants_retry(), "still in use");
     world.backend.let_go(&world.mem);
     world.retry();
     guest.reap(&world);
-    assert_eq!((guest.waiting(), world.vbd.wants_retry()), (0, false));
+    assert_eq!((guest.waiting(), world.device.wants_retry()), (0, false));
     tear_down(world);
 }
 
@@ -86,7 +86,7 @@ fn without_references_requests_wait_and_are_not_lost() {
     }
     guest.reap(&world);
     assert_eq!(guest.waiting(), 1, "a flush with data is not split");
-    assert!(world.vbd.wants_retry(), "nobody else would wake it");
+    assert!(world.device.wants_retry(), "nobody else would wake it");
     {
         use crate::host::HostGrants;
         let mut grants = world.host_table.via(&world.mem, &mut world.allowed);
@@ -168,7 +168,7 @@ fn raw(world: &mut World, guest: &mut Guest, change: impl FnOnce(&mut Request)) 
     let slot: [u8; SLOT_SIZE] = guest.ring.copy_response(&world.mem, 0);
     guest.ring.consume(1);
     assert_eq!(slot[..8], 42u64.to_le_bytes());
-    assert_eq!(world.vbd.in_flight(), 0);
+    assert_eq!(world.device.in_flight(), 0);
     i16::from_le_bytes([slot[10], slot[11]])
 }
 

@@ -4,9 +4,9 @@ use xen_abi::Mfn;
 use xen_abi::blkif::{op, status};
 
 use super::guest::Guest;
-use super::{GOOD, connected, finish_unplug, settle, tear_down};
-use crate::points::disk::model::backend::Backend;
-use crate::points::disk::model::world::{FRONT, World, grant};
+use super::{GOOD, connected, settle, tear_down};
+use crate::points::device::model::{Peer, grant};
+use crate::points::disk::model::{Backend, World};
 
 #[test]
 fn a_driver_that_goes_is_waited_for_and_the_next_one_starts_clean() {
@@ -32,26 +32,6 @@ fn a_driver_that_goes_is_waited_for_and_the_next_one_starts_clean() {
 }
 
 #[test]
-fn a_kernel_that_takes_over_without_a_word_is_served() {
-    let (mut world, mut guest) = connected(GOOD, 0);
-    guest.ask(&world, op::WRITE, 0, 30);
-    guest.push(&mut world);
-    world.guest_kick();
-    world.backend.take(&world.mem);
-    world.guest_state(1);
-    assert_eq!(world.back("state"), Some("4"), "a write is in flight");
-    world.backend.finish(&world.mem, 0);
-    world.host_kick();
-    assert!(world.ledger.holds.is_empty());
-    let mut guest = Guest::connect(&mut world, 0);
-    assert_eq!(world.back("state"), Some("4"));
-    guest.ask(&world, op::READ, 0, 30);
-    settle(&mut world, &mut guest);
-    assert_eq!(guest.answers, [status::OKAY]);
-    tear_down(world);
-}
-
-#[test]
 fn drivers_that_make_no_sense_do_not_connect() {
     for (key, value) in [
         ("ring-ref", "4000000000"),
@@ -64,10 +44,7 @@ fn drivers_that_make_no_sense_do_not_connect() {
         world.handshake();
         grant(&world, Mfn(0), false);
         for (node, good) in [("ring-ref", "8"), ("event-channel", "9"), (key, value)] {
-            world
-                .store
-                .0
-                .insert(format!("{FRONT}/{node}"), good.to_owned());
+            world.front(node, good);
         }
         world.guest_state(3);
         assert_eq!(world.back("state"), Some("5"), "{key}={value}");
@@ -82,7 +59,7 @@ fn the_host_unplugs_a_disk_in_use() {
     guest.ask(&world, op::WRITE, 0, 30);
     guest.push(&mut world);
     world.guest_kick();
-    world.backend.set_state(&mut world.real, 5);
+    world.backend_state(5);
     world.handshake();
     assert_eq!(
         (world.back("online"), world.back("state")),
@@ -112,18 +89,10 @@ fn a_disk_taken_by_force_fails_what_is_in_flight() {
 }
 
 #[test]
-fn a_disk_that_no_driver_wanted_is_unplugged() {
-    let mut world = World::new(Backend::new(0, GOOD));
-    world.handshake();
-    finish_unplug(&mut world);
-    finish_unplug(&mut World::new(Backend::new(0, GOOD)));
-}
-
-#[test]
 fn a_larger_disk_is_made_known() {
     let (mut world, _guest) = connected(GOOD, 0);
-    world.backend.set(&mut world.real, "sectors", "4096");
-    world.backend.set_state(&mut world.real, 4);
+    Backend::set(&mut world.real, "sectors", "4096");
+    world.backend_state(4);
     world.handshake();
     assert_eq!(world.back("sectors"), Some("4096"));
 }

@@ -9,8 +9,9 @@ use xen_abi::blkif::{
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::mem::Frames;
+use crate::points::device::model::{GUEST_FRAMES, grant, put_entry, reference};
+use crate::points::disk::model::World;
 use crate::points::disk::model::backend::SECTORS;
-use crate::points::disk::model::world::{FRONT, GUEST_FRAMES, World, grant, put_entry, reference};
 use crate::points::ring::FrontRing;
 
 const INDIRECT_FRAMES: std::ops::Range<u64> = 16..40;
@@ -27,7 +28,7 @@ struct Asked {
     data: Vec<u8>,
 }
 
-pub(super) struct Guest {
+pub(crate) struct Guest {
     pub ring: FrontRing<SLOT_SIZE>,
     asked: BTreeMap<u64, Asked>,
     next_id: u64,
@@ -48,9 +49,7 @@ impl Guest {
             grant(world, *frame, false);
         }
         let ring = FrontRing::new(&world.mem, frames.clone());
-        let mut front = |key: &str, value: String| {
-            world.store.0.insert(format!("{FRONT}/{key}"), value);
-        };
+        let mut front = |key: &str, value: String| world.front(key, &value);
         if order == 0 {
             front("ring-ref", reference(Mfn(0)).to_string());
         } else {

@@ -8,9 +8,13 @@ mod ends;
 mod moves;
 mod properties;
 
+use xen_abi::blkif::{op, status};
+
 use self::guest::Guest;
-use crate::points::disk::model::backend::Backend;
-use crate::points::disk::model::world::World;
+use crate::mem::FakeFrames;
+use crate::points::device::model::Peer;
+use crate::points::device::tests::Class;
+use crate::points::disk::model::{Backend, World};
 use crate::points::{Device, Progress};
 
 const GOOD: &[(&str, &str)] = &[
@@ -58,7 +62,7 @@ fn settle(world: &mut World, guest: &mut Guest) {
     panic!(
         "{} requests are never answered: {:?}",
         guest.waiting(),
-        world.vbd
+        world.device
     );
 }
 
@@ -67,14 +71,39 @@ fn tear_down(mut world: World) {
     world.guest_state(5);
     assert_eq!(world.back("state"), Some("5"));
     world.guest_state(6);
-    assert!(world.vbd.is_gone() || world.back("state") == Some("6"));
-    finish_unplug(&mut world);
+    assert!(world.device.is_gone() || world.back("state") == Some("6"));
+    world.finish_unplug();
 }
 
-fn finish_unplug(world: &mut World) {
-    world.unplug();
-    world.handshake();
-    // The backend lets go of the ring only when it has closed.
-    world.retry();
-    world.assert_nothing_leaked();
+impl Class for Backend {
+    type Guest = Guest;
+
+    fn good() -> Self {
+        Self::new(4, GOOD)
+    }
+
+    fn poor() -> Self {
+        Self::new(0, &[("feature-flush-cache", "1"), ("sectors", "10")])
+    }
+
+    fn lie(&self, mem: &FakeFrames) {
+        self.corrupt_ring(mem, 1000);
+    }
+
+    fn join(world: &mut World) -> Guest {
+        Guest::connect(world, 1)
+    }
+
+    fn ask(world: &mut World, guest: &mut Guest) {
+        assert!(guest.ask(world, op::WRITE, 100, 40));
+        guest.push(world);
+    }
+
+    fn settle(world: &mut World, guest: &mut Guest) -> usize {
+        world.guest_kick();
+        settle(world, guest);
+        guest.check_disk(world);
+        let failed = |answer: &&i16| **answer != status::OKAY;
+        guest.answers.iter().filter(failed).count()
+    }
 }

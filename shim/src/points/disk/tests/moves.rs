@@ -2,9 +2,8 @@
 
 use xen_abi::blkif::{op, status};
 
-use super::{GOOD, Guest, POOR, connected, finish_unplug, settle, tear_down};
-use crate::points::disk::model::backend::Backend;
-use crate::points::disk::model::world::World;
+use super::{GOOD, POOR, connected, settle, tear_down};
+use crate::points::disk::model::Backend;
 use crate::points::{Device, Progress};
 
 #[test]
@@ -30,83 +29,6 @@ fn the_guest_sees_the_same_disk_on_every_host() {
     guest.check_disk(&world);
     assert!(guest.answers.iter().all(|answer| *answer == status::OKAY));
     tear_down(world);
-}
-
-#[test]
-fn a_disk_that_is_missing_after_a_move_is_waited_for() {
-    let (mut world, mut guest) = connected(GOOD, 1);
-    let before = world.guest_view();
-    for dies in [false, true] {
-        guest.ask(&world, op::WRITE, 100, 40);
-        settle(&mut world, &mut guest);
-        assert_eq!(world.quiesce(), Progress::Done);
-        // Asked for while nobody is there to take it.
-        guest.ask(&world, op::WRITE, 300, 7);
-        guest.push(&mut world);
-        if dies {
-            world.migrate_to_dying(Backend::new(2, POOR));
-            assert_eq!(world.attached(), Err("the backend is gone".to_owned()));
-            world.backend_returns();
-        } else {
-            world.migrate_to_nothing(Backend::new(2, POOR));
-            let why = world.attached().expect_err("there is none");
-            assert!(why.starts_with("this host has no device/vbd/"), "{why}");
-            world.appear();
-        }
-        assert_eq!(world.attached(), Ok(Progress::Done));
-        world.resume();
-        settle(&mut world, &mut guest);
-        assert_eq!(world.guest_view(), before, "the guest learned of it");
-    }
-    assert!(guest.answers.iter().all(|answer| *answer == status::OKAY));
-    guest.check_disk(&world);
-    tear_down(world);
-}
-
-/// A disk whose host and shim have gone so many steps of plugging it; whether those were all.
-fn plugging(steps: usize) -> (World, bool) {
-    let mut world = World::new(Backend::new(4, GOOD));
-    let is_over = (0..steps).any(|_| !world.step());
-    assert_eq!(world.quiesce(), Progress::Done);
-    (world, is_over)
-}
-
-#[test]
-fn a_disk_moves_at_every_step_of_being_plugged() {
-    for steps in 0.. {
-        let (mut world, is_over) = plugging(steps);
-        world.migrate(Backend::new(4, GOOD));
-        assert_eq!(world.attached(), Ok(Progress::Done), "{steps} steps");
-        world.resume();
-        let mut guest = Guest::connect(&mut world, 1);
-        guest.ask(&world, op::WRITE, 100, 40);
-        settle(&mut world, &mut guest);
-        guest.check_disk(&world);
-        tear_down(world);
-        if is_over {
-            break;
-        }
-    }
-}
-
-#[test]
-fn a_disk_that_the_guest_was_not_told_of_may_be_missing_after_a_move() {
-    let mut steps = 0;
-    loop {
-        let (mut world, _) = plugging(steps);
-        world.migrate_to_nothing(Backend::new(4, GOOD));
-        assert!(world.attached().is_err(), "there is none");
-        if world.vbd.is_shown() {
-            break;
-        }
-        world.unplug();
-        world.resume();
-        finish_unplug(&mut world);
-        let left = &world.real.nodes;
-        assert!(left.is_empty(), "a directory came to be: {left:?}");
-        steps += 1;
-    }
-    assert!(steps > 5, "it was shown after {steps} steps");
 }
 
 #[test]
@@ -137,13 +59,13 @@ fn a_drain_takes_nothing_and_a_cancelled_move_loses_nothing() {
     guest.ask(&world, op::WRITE, 500, 3);
     guest.push(&mut world);
     world.guest_kick();
-    assert_eq!(world.vbd.in_flight(), 1);
+    assert_eq!(world.device.in_flight(), 1);
     world.backend.take(&world.mem);
     assert!(world.backend.finish(&world.mem, 0));
     world.host_kick();
     assert_eq!(world.quiesce(), Progress::Done);
     world.resume();
-    assert_eq!(world.vbd.in_flight(), 1, "taken up again");
+    assert_eq!(world.device.in_flight(), 1, "taken up again");
     settle(&mut world, &mut guest);
     guest.check_disk(&world);
     tear_down(world);
@@ -215,13 +137,5 @@ fn what_a_driver_that_went_had_asked_is_not_asked_of_the_next_host() {
     world.backend.take(&world.mem);
     assert!(world.backend.taken.is_empty());
     assert_eq!(world.back("state"), Some("6"));
-    finish_unplug(&mut world);
-}
-
-#[test]
-fn a_backend_left_connected_is_led_around() {
-    let mut world = World::new(Backend::new(2, GOOD));
-    world.backend.set_state(&mut world.real, 4);
-    world.handshake();
-    assert_eq!(world.attached(), Ok(Progress::Done));
+    world.finish_unplug();
 }

@@ -6,10 +6,9 @@ use xen_abi::blkif::{op, status};
 
 use super::guest::Guest;
 use crate::points::Progress;
+use crate::points::device::model::Peer;
 use crate::points::disk::budget::Budget;
-use crate::points::disk::model::backend::Backend;
-use crate::points::disk::model::hostile_guest;
-use crate::points::disk::model::world::World;
+use crate::points::disk::model::{Backend, World, hostile_guest};
 
 /// One thing that happens; numbers are reduced to what is possible.
 #[derive(Clone, Debug)]
@@ -127,7 +126,7 @@ struct Machine {
 impl Machine {
     fn new(first: &Host, guest_order: u32, (bytes, requests): (u64, usize)) -> Self {
         let mut world = World::new(first.backend());
-        world.vbd.protocol.budget = Budget::exactly(bytes, requests);
+        world.device.protocol.budget = Budget::exactly(bytes, requests);
         world.handshake();
         let guest = Guest::connect(&mut world, guest_order);
         Self {
@@ -232,7 +231,7 @@ impl Machine {
             self.world.backend.let_go(&self.world.mem);
             self.world.retry();
         }
-        panic!("not drained: {:?}", self.world.vbd);
+        panic!("not drained: {:?}", self.world.device);
     }
 
     fn move_to(&mut self, host: &Host) {
@@ -261,7 +260,7 @@ impl Machine {
         panic!(
             "{} without an answer: {:?}",
             self.guest.waiting(),
-            self.world.vbd
+            self.world.device
         );
     }
 
@@ -271,7 +270,7 @@ impl Machine {
         self.world.unplug();
         self.world.handshake();
         self.world.retry();
-        self.world.assert_nothing_leaked();
+        self.world.assert_nothing_left();
     }
 }
 

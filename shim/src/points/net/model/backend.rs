@@ -10,12 +10,12 @@ use xen_abi::netif::{
 };
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::world::HOST_FRONT;
 use crate::mem::{FakeFrames, Frames};
-use crate::points::fake::{RealStore, is_granted, map, unmap};
+use crate::points::device::model::Peer;
+use crate::points::fake::{is_granted, map, unmap};
+use crate::points::net::Net;
 use crate::points::ring::BackRing;
 
-const DIR: &str = "/local/domain/0/backend/vif/7/0";
 pub(crate) const MAC: &str = "02:00:00:00:01:01";
 /// The type of the packets that announce a move.
 const RARP: [u8; 2] = [0x80, 0x35];
@@ -60,85 +60,78 @@ pub(crate) struct Backend {
     is_starved: bool,
 }
 
+impl Peer for Backend {
+    type Protocol = Net;
+    const INDEX: u32 = 0;
+    const FRONT: &'static [(&'static str, &'static str)] = &[("handle", "0"), ("mac", MAC)];
+    const POOL: u64 = 20;
+    const LETS_GO_EARLY: bool = true;
+
+    fn terms(&self) -> Vec<(&'static str, String)> {
+        let features = self.features.iter();
+        features
+            .map(|(key, is)| (*key, u32::from(*is).to_string()))
+            .collect()
+    }
+
+    fn details(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+
+    fn is_attached(&self) -> bool {
+        self.tx.is_some()
+    }
+
+    fn attach(&mut self, mem: &FakeFrames, front: &dyn Fn(&str) -> Option<String>) -> bool {
+        let number = |key: &str| front(key).unwrap().parse::<u32>().unwrap();
+        assert_eq!(front("request-rx-copy").as_deref(), Some("1"));
+        self.gso = ["feature-gso-tcpv4", "feature-gso-tcpv6"]
+            .map(|key| front(key).as_deref() == Some("1"));
+        let rings = vec![number("tx-ring-ref"), number("rx-ring-ref")];
+        if !rings.iter().all(|ring| is_granted(mem, *ring)) {
+            return false;
+        }
+        self.rings = rings;
+        let [tx, rx] = [0, 1].map(|ring| map(mem, self.rings[ring], true));
+        self.tx = Some(BackRing::attach(mem, vec![tx]).unwrap());
+        self.rx = Some(BackRing::attach(mem, vec![rx]).unwrap());
+        true
+    }
+
+    fn detach(&mut self, mem: &FakeFrames) {
+        (self.tx, self.rx) = (None, None);
+        (self.is_cut, self.is_starved) = (false, false);
+        let taken: Vec<u32> = self.taken.drain(..).map(|taken| taken.gref).collect();
+        unmap(mem, &taken);
+        unmap(mem, &core::mem::take(&mut self.rings));
+        self.let_go(mem);
+    }
+
+    fn serve(&mut self, mem: &FakeFrames) {
+        self.take(mem);
+        while self.waiting() > 0 {
+            self.answer(mem, 0, status::OKAY, false);
+        }
+    }
+
+    fn let_go(&mut self, mem: &FakeFrames) {
+        unmap(mem, &core::mem::take(&mut self.lingering));
+    }
+
+    /// Remembers what went by.
+    fn succeed(&mut self, old: Self) {
+        self.sent = old.sent;
+        self.delivered = old.delivered;
+        self.announced = old.announced;
+    }
+}
+
 impl Backend {
     pub fn new(features: &[(&'static str, bool)]) -> Self {
         Self {
             features: features.to_vec(),
             ..Self::default()
         }
-    }
-
-    /// Becomes `next`, but remembers what went by.
-    pub fn succeed(&mut self, next: Self) {
-        let old = core::mem::replace(self, next);
-        self.sent = old.sent;
-        self.delivered = old.delivered;
-        self.announced = old.announced;
-    }
-
-    /// The toolstack has made the device, and the backend is ready for a frontend.
-    pub fn announce(&self, store: &mut RealStore) {
-        for (key, value) in [
-            ("backend", DIR),
-            ("backend-id", "0"),
-            ("handle", "0"),
-            ("mac", MAC),
-            ("state", "1"),
-        ] {
-            store.set(&format!("{HOST_FRONT}/{key}"), value);
-        }
-        for (key, is) in &self.features {
-            store.set(&format!("{DIR}/{key}"), if *is { "1" } else { "0" });
-        }
-        self.set_state(store, 2);
-    }
-
-    pub fn set_state(&self, store: &mut RealStore, state: u32) {
-        store.set(&format!("{DIR}/state"), &state.to_string());
-    }
-
-    pub fn frontend_changed(&mut self, store: &mut RealStore, mem: &FakeFrames) {
-        let front = |key: &str| store.nodes.get(&format!("{HOST_FRONT}/{key}")).cloned();
-        let number = |key: &str| front(key).unwrap().parse::<u32>().unwrap();
-        match front("state").as_deref() {
-            Some("4") if self.tx.is_none() => {
-                assert_eq!(front("request-rx-copy").as_deref(), Some("1"));
-                self.gso = ["feature-gso-tcpv4", "feature-gso-tcpv6"]
-                    .map(|key| front(key).as_deref() == Some("1"));
-                let rings = vec![number("tx-ring-ref"), number("rx-ring-ref")];
-                // The frontend has thought better of it: a fatal error, to the backend.
-                if !rings.iter().all(|ring| is_granted(mem, *ring)) {
-                    return self.set_state(store, 5);
-                }
-                self.rings = rings;
-                let [tx, rx] = [0, 1].map(|ring| map(mem, self.rings[ring], true));
-                self.tx = Some(BackRing::attach(mem, vec![tx]).unwrap());
-                self.rx = Some(BackRing::attach(mem, vec![rx]).unwrap());
-                self.set_state(store, 4);
-            }
-            Some("5") => {
-                self.disconnect(mem);
-                self.set_state(store, 5);
-            }
-            Some("6") => {
-                self.disconnect(mem);
-                self.set_state(store, 6);
-            }
-            Some("1") => self.set_state(store, 2),
-            _ => {}
-        }
-    }
-
-    /// Drops everything, as a backend does whose frontend closes.
-    fn disconnect(&mut self, mem: &FakeFrames) {
-        (self.tx, self.rx) = (None, None);
-        (self.is_cut, self.is_starved) = (false, false);
-        let taken = self.taken.drain(..).map(|taken| taken.gref);
-        let all: Vec<u32> = taken
-            .chain(self.rings.drain(..))
-            .chain(self.lingering.drain(..))
-            .collect();
-        unmap(mem, &all);
     }
 
     /// Takes the packets that wait, maps them and sends them.
@@ -243,11 +236,6 @@ impl Backend {
     /// The frontend has notified it.
     pub fn wake(&mut self) {
         self.is_starved = false;
-    }
-
-    /// Unmaps what was kept beyond its answer.
-    pub fn let_go(&mut self, mem: &FakeFrames) {
-        unmap(mem, &core::mem::take(&mut self.lingering));
     }
 
     /// Delivers a packet in `parts`, if there are buffers for it; `true` when the frontend wants to

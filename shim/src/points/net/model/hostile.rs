@@ -4,9 +4,10 @@ use xen_abi::Mfn;
 use xen_abi::netif::status;
 
 use super::backend::Backend;
-use super::world::{PORTS, RX_RING, TX_RING, World, grant, put_entry, reference};
 use crate::mem::Frames;
 use crate::points::Progress;
+use crate::points::device::model::{grant, put_entry, reference};
+use crate::points::net::model::{PORTS, RX_RING, TX_RING, World};
 
 const FEATURES: &[(&str, bool)] = &[
     ("feature-rx-copy", true),
@@ -67,7 +68,7 @@ pub fn hostile_guest(noise: &[u8]) {
         backend_answers(&mut world);
         world.retry();
         rounds += 1;
-        assert!(rounds < 5000, "not drained: {:?}", world.vif);
+        assert!(rounds < 5000, "not drained: {:?}", world.device);
     }
     world.resume();
     world.tear_down();
@@ -179,7 +180,7 @@ pub fn hostile_backend(noise: &[u8]) {
                 world.guest_kick();
             }
             (6, _) => {
-                world.backend.set_state(&mut world.real, 1 + a % 7);
+                world.backend_state(1 + a % 7);
                 world.handshake();
             }
             _ => world.retry(),

@@ -11,6 +11,17 @@
 
 pub(crate) mod backend;
 mod hostile;
-pub(crate) mod world;
 
-pub use hostile::{hostile_backend, hostile_guest};
+use xen_abi::Mfn;
+
+pub(crate) use self::backend::Backend;
+pub use self::hostile::{hostile_backend, hostile_guest};
+
+/// A world around one interface.
+pub(crate) type World = crate::points::device::model::World<Backend>;
+
+/// The guest's rings; what follows it sends from, and then receives into.
+pub(crate) const TX_RING: Mfn = Mfn(0);
+pub(crate) const RX_RING: Mfn = Mfn(1);
+/// The guest's ports; without the second, one does for both rings.
+pub(crate) const PORTS: [u32; 2] = [9, 10];

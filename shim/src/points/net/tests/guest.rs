@@ -10,10 +10,9 @@ use xen_abi::netif::{
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::mem::Frames;
+use crate::points::device::model::{GUEST_FRAMES, grant, put_entry, reference};
 use crate::points::net::model::backend::Packet;
-use crate::points::net::model::world::{
-    GUEST_FRAMES, PORTS, RX_RING, TX_RING, World, grant, put_entry, reference,
-};
+use crate::points::net::model::{PORTS, RX_RING, TX_RING, World};
 use crate::points::ring::FrontRing;
 
 const TX_FRAMES: std::ops::Range<u64> = 2..60;
@@ -21,13 +20,13 @@ const RX_FRAMES: std::ops::Range<u64> = 60..GUEST_FRAMES;
 
 /// What a driver asks for.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Wishes {
+pub(crate) struct Wishes {
     pub split: bool,
     pub sg: bool,
     pub gso: [bool; 2],
 }
 
-pub(super) struct Guest {
+pub(crate) struct Guest {
     pub tx: FrontRing<TX_SLOT>,
     pub rx: FrontRing<RX_SLOT>,
     /// Parts that wait for an answer: their frames, and what the answer must be, if that is known.
@@ -213,10 +212,15 @@ impl Guest {
         }
     }
 
+    /// Publishes what was written; says whether the backend wants to be notified.
+    pub fn publish(&mut self, world: &World) -> bool {
+        let (tx, rx) = (self.tx.push(&world.mem), self.rx.push(&world.mem));
+        tx || rx
+    }
+
     /// Publishes what was written; the ports are used only if the backend wants it.
     pub fn push(&mut self, world: &mut World) {
-        let (tx, rx) = (self.tx.push(&world.mem), self.rx.push(&world.mem));
-        if tx || rx {
+        if self.publish(world) {
             world.guest_kick();
         }
     }

@@ -4,8 +4,9 @@ use xen_abi::netif::status;
 
 use super::guest::{Guest, Wishes};
 use super::properties::{Event, Host};
+use crate::points::device::model::Peer;
+use crate::points::net::model::World;
 use crate::points::net::model::backend::Packet;
-use crate::points::net::model::world::World;
 use crate::points::{Device, Progress};
 
 /// Sizes of parts, of which the first has room for a header.
@@ -146,7 +147,7 @@ impl Machine {
                 return;
             }
         }
-        panic!("nothing is received any more: {:?}", self.world.vif);
+        panic!("nothing is received any more: {:?}", self.world.device);
     }
 
     pub(super) fn backend_takes(&mut self) {
@@ -206,7 +207,7 @@ impl Machine {
             self.world.backend.let_go(&self.world.mem);
             self.world.retry();
         }
-        panic!("not drained: {:?}", self.world.vif);
+        panic!("not drained: {:?}", self.world.device);
     }
 
     pub(super) fn move_to(&mut self, host: &Host) {
@@ -215,12 +216,16 @@ impl Machine {
         let before = self.world.guest_view();
         self.world.migrate(host.backend());
         if !host.is_enough(&self.first) {
-            let why = self.world.vif.attached().expect_err("it offers too little");
+            let why = self
+                .world
+                .device
+                .attached()
+                .expect_err("it offers too little");
             assert!(why.contains("lacks"), "{why}");
             self.is_lossy = [true; 2];
             self.world.migrate(host.full().backend());
         }
-        assert_eq!(self.world.vif.attached(), Ok(Progress::Done));
+        assert_eq!(self.world.device.attached(), Ok(Progress::Done));
         assert_eq!(self.world.guest_view(), before);
         self.world.resume();
     }
@@ -238,10 +243,7 @@ impl Machine {
         }
         assert_eq!(world.back("state"), Some("6"));
         assert!(world.ledger.holds.is_empty(), "{:?}", world.ledger.holds);
-        for key in ["event-channel", "event-channel-tx", "event-channel-rx"] {
-            let path = format!("{}/{key}", super::super::model::world::FRONT);
-            world.store.0.remove(&path);
-        }
+        world.forget_driver();
         world.guest_state(1);
         let (sent, received) = (
             core::mem::take(&mut self.guest.sent),
@@ -266,14 +268,14 @@ impl Machine {
             self.world.backend.let_go(&self.world.mem);
             self.world.retry();
             self.guest_reaps();
-            if self.guest.unanswered() == 0 && !self.world.vif.wants_retry() {
+            if self.guest.unanswered() == 0 && !self.world.device.wants_retry() {
                 return;
             }
         }
         panic!(
             "{} slots without an answer: {:?}",
             self.guest.unanswered(),
-            self.world.vif
+            self.world.device
         );
     }
 

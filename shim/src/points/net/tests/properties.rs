@@ -5,8 +5,7 @@ use proptest::prelude::{Strategy, any, prop, prop_assert, prop_assert_eq, propte
 
 use super::guest::Wishes;
 use super::machine::Machine;
-use crate::points::net::model::backend::Backend;
-use crate::points::net::model::{hostile_backend, hostile_guest};
+use crate::points::net::model::{Backend, hostile_backend, hostile_guest};
 
 /// One thing that happens; numbers are reduced to what is possible.
 #[derive(Clone, Debug)]
