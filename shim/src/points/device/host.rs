@@ -72,6 +72,7 @@ impl<R, O> HostHalf<R, O> {
     /// The host is another one: everything that tied us to the old one is void, and all frames are ours and
     /// the guest's.
     pub(super) fn forget(&mut self, cx: &mut Cx<'_>) {
+        self.stage = Stage::Closed;
         self.rings = None;
         self.offer = None;
         self.ports.clear();

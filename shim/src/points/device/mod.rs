@@ -237,9 +237,12 @@ impl<P: Protocol> Device for Carrier<P> {
         self.shell.host.forget(cx);
         self.protocol.cut(&mut self.shell, cx, Cut::Moved);
         self.shell.was_reattached = true;
-        self.start(cx, host_frontend);
-        // The guest gets the answers that there were.
+        // The guest gets the answers that there were; a device that was only waiting for them goes, and says
+        // nothing to a host that may not have it.
         self.pump(cx);
+        if !self.shell.is_gone {
+            self.start(cx, host_frontend);
+        }
     }
 
     fn listed(&mut self, cx: &mut Cx<'_>, host_frontend: &str) {

@@ -5,14 +5,19 @@
 //! to be connected, and whether the host's half waits for a driver (so that [`Stage::Offered`] and
 //! [`Stage::Reopening`] are met) or for a description ([`Stage::Describing`]).
 //!
-//! | | decided | because |
-//! |---|---|---|
-//! | a broken backend says Closing | it is told Closed, and the guest nothing | a backend that lied closes because we asked it to; nobody took the device away, and the next host may make it good. Linux's block backend gives up the ring only at Closed |
-//! | a broken backend says Closed | nothing | that is the end of what we asked for |
-//! | a broken backend's directory goes | the device is unplugged | only the toolstack removes it |
-//! | a driver starts while one is connected | that one is disconnected, and the new one served | another kernel has taken over without a word (kexec); what the old one has in flight is waited for first |
-//! | a driver starts while the backend is broken or refused | it connects | the guest must not see what its host's backend does; a driver that is turned away does not come back by itself, not on a better host either |
-//! | when the guest's Closed is said | when nothing that the driver granted is in use | what a backend still has of *ours* does not concern the driver |
+//! Where disks and interfaces once differed, it was decided so:
+//!
+//! * A broken backend that says Closing is told Closed, and the guest nothing.  It closes because we asked it to;
+//!   nobody took the device away, and the next host may make it good.  Linux's block backend gives up the ring
+//!   only at Closed.
+//! * A broken backend that says Closed has come to the end of what we asked for, and nothing follows.
+//! * When a broken backend's directory goes, the device is unplugged: only the toolstack removes it.
+//! * When a driver starts while one is connected, that one is disconnected and the new one served.  Another kernel
+//!   has taken over without a word (kexec).  What the old one has in flight is waited for first.
+//! * A driver that starts while the backend is broken or refused connects.  The guest must not see what its host's
+//!   backend does, and a driver that is turned away does not come back by itself, not on a better host either.
+//! * A driver is told Closed when nothing that it granted is in use.  What a backend still has of *ours* does not
+//!   concern it.
 
 use xen_abi::xenbus::XenbusState;
 

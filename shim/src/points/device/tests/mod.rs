@@ -49,6 +49,7 @@ for_each_class! {
     a_backend_that_broke_is_not_unplugged_and_lets_go
     a_backend_left_connected_is_led_around
     a_device_that_no_driver_wanted_is_unplugged
+    a_device_on_its_way_out_leaves_nothing_on_a_host_that_does_not_have_it
     a_host_that_can_not_stand_in_is_refused_and_requests_wait
 }
 
@@ -242,6 +243,21 @@ fn a_device_that_no_driver_wanted_is_unplugged<B: Class>() {
     let mut world = World::new(B::good());
     world.handshake();
     world.finish_unplug();
+}
+
+fn a_device_on_its_way_out_leaves_nothing_on_a_host_that_does_not_have_it<B: Class>() {
+    let (mut world, _) = connected::<B>();
+    world.unplug();
+    world.guest_state(5);
+    world.guest_state(6);
+    assert!(!world.device.is_gone(), "the backend has its rings still");
+    assert_eq!(world.quiesce(), Progress::Done);
+    world.migrate_to_nothing(B::good());
+    world.resume();
+    world.handshake();
+    world.assert_nothing_left();
+    let left = &world.real.nodes;
+    assert!(left.is_empty(), "a directory came to be: {left:?}");
 }
 
 fn a_host_that_can_not_stand_in_is_refused_and_requests_wait<B: Class>() {

@@ -6,7 +6,7 @@ use xen_abi::blkif::status;
 use super::backend::Backend;
 use crate::mem::Frames;
 use crate::points::Progress;
-use crate::points::device::model::{grant, put_entry};
+use crate::points::device::model::{events, grant, put_entry};
 use crate::points::disk::model::World;
 
 const FEATURES: &[(&str, &str)] = &[
@@ -15,8 +15,6 @@ const FEATURES: &[(&str, &str)] = &[
     ("feature-discard", "1"),
     ("feature-max-indirect-segments", "64"),
 ];
-/// Bytes of input that make one event.
-const EVENT: usize = 9;
 
 /// Lets a guest do what `noise` says, moving the machine now and then, and panics if anything is
 /// harmed: if the disk lets a frame, reference or port go astray, or can not be drained.
@@ -30,9 +28,7 @@ pub fn hostile_guest(noise: &[u8]) {
     world.guest_state(3);
     assert_eq!(world.back("state"), Some("4"));
 
-    for event in noise.as_chunks::<EVENT>().0 {
-        let [kind, rest @ ..] = *event;
-        let [a, b] = [0, 4].map(|at| u32::from_le_bytes([0, 1, 2, 3].map(|i| rest[at + i])));
+    for (kind, a, b) in events(noise) {
         happen(&mut world, kind, a, b);
     }
 

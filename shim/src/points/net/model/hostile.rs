@@ -6,7 +6,7 @@ use xen_abi::netif::status;
 use super::backend::Backend;
 use crate::mem::Frames;
 use crate::points::Progress;
-use crate::points::device::model::{grant, put_entry, reference};
+use crate::points::device::model::{events, grant, put_entry, reference};
 use crate::points::net::model::{PORTS, RX_RING, TX_RING, World};
 
 const FEATURES: &[(&str, bool)] = &[
@@ -17,8 +17,6 @@ const FEATURES: &[(&str, bool)] = &[
     ("feature-multicast-control", true),
     ("feature-split-event-channels", true),
 ];
-/// Bytes of input that make one event.
-const EVENT: usize = 9;
 /// Offsets in a ring page.
 const REQ_PROD: usize = 0;
 const RSP_PROD: usize = 8;
@@ -45,14 +43,6 @@ fn connected() -> World {
     world.handshake();
     assert_eq!(world.back("state"), Some("4"));
     world
-}
-
-fn events(noise: &[u8]) -> impl Iterator<Item = (u8, u32, u32)> + '_ {
-    noise.as_chunks::<EVENT>().0.iter().map(|event| {
-        let [kind, rest @ ..] = *event;
-        let [a, b] = [0, 4].map(|at| u32::from_le_bytes([0, 1, 2, 3].map(|i| rest[at + i])));
-        (kind, a, b)
-    })
 }
 
 /// Lets a guest do what `noise` says, moving the machine now and then, and panics if anything is
