@@ -19,8 +19,8 @@ use alloc::vec::Vec;
 use xen_abi::Port;
 
 use self::list::Scan;
-use super::{Cx, Device, DeviceClass, DeviceId, Progress, TagOwner};
-use crate::host::{HostPort, StoreEvent, Tag};
+use super::{Cx, Device, DeviceClass, DeviceId, Progress};
+use crate::host::{HostPort, StoreEvent};
 
 /// The real directory with one directory for each class.
 const ROOT: &str = "device";
@@ -90,17 +90,17 @@ impl Bus {
         self.hidden.iter().map(String::as_str)
     }
 
-    /// Takes what came from the real store under a tag of the bus or of a device.
-    pub fn host_store_event(&mut self, cx: &mut Cx<'_>, tag: Tag, event: StoreEvent) {
-        match TagOwner::of(tag) {
-            Some(TagOwner::Device(id, detail)) => {
-                self.with(cx, id, |device, cx| {
-                    device.host_store_event(cx, detail, event);
-                });
-            }
-            Some(TagOwner::Bus(detail)) => self.own_event(cx, detail, event),
-            None => {}
-        }
+    /// Takes what came from the real store for a device.
+    pub fn host_store_event(
+        &mut self,
+        cx: &mut Cx<'_>,
+        id: DeviceId,
+        detail: u32,
+        event: StoreEvent,
+    ) {
+        self.with(cx, id, |device, cx| {
+            device.host_store_event(cx, detail, event);
+        });
     }
 
     /// The guest has changed `path` (absolute) in its own store.

@@ -16,6 +16,7 @@ pub mod grant;
 pub mod identity;
 pub mod net;
 pub mod ring;
+mod tag;
 pub mod time;
 pub mod xenbus;
 pub mod xenstore;
@@ -28,12 +29,11 @@ use xen_abi::{DomId, Errno, GuestVa, Mfn, Port};
 use crate::cpu::{Machine, Vcpu};
 use crate::mm::{Ledger, ShimSlots};
 
-use crate::host::{
-    Arrival, Host, HostEvent, HostGrants, HostPort, StoreClient, StoreEvent, Tag, Xen,
-};
+use crate::host::{Arrival, Host, HostEvent, HostGrants, HostPort, StoreClient, StoreEvent, Xen};
 use crate::mem::{FramePool, Frames};
 
 use evtchn::{EventChannels, Peer};
+pub use tag::{TagOwner, device_tag};
 use time::Time;
 
 /// The rest of the guest, as the points see it.
@@ -220,7 +220,7 @@ pub struct Cx<'a> {
     pub xen: &'a mut dyn Xen,
     /// The host's grant table.
     pub host_grants: &'a mut dyn HostGrants,
-    /// The host's xenstore; submissions carry [`Tag`]s made with [`device_tag`].
+    /// The host's xenstore; submissions carry tags made with [`device_tag`].
     pub host_store: &'a mut dyn StoreClient,
     /// The guest's xenstore.
     pub store: &'a mut dyn GuestStore,
@@ -232,52 +232,6 @@ pub struct Cx<'a> {
     pub guest_domid: DomId,
     /// What the guest believes the backends' domain id to be.
     pub backend_domid: DomId,
-}
-
-/// Makes a tag that routes a reply of the real xenstored back to `device`; `detail` (32 bits) is
-/// the device's own.
-pub const fn device_tag(device: DeviceId, detail: u32) -> Tag {
-    TagOwner::Device(device, detail).tag()
-}
-
-/// Whose a tag is, with what its owner has put into it.  Tags with three zero bits on top are none
-/// of these and free for others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TagOwner {
-    /// A device's.
-    Device(DeviceId, u32),
-    /// The list of devices'.
-    Bus(u32),
-}
-
-impl TagOwner {
-    /// Makes the tag.
-    pub const fn tag(self) -> Tag {
-        let (owner, index, detail) = match self {
-            Self::Device(device, detail) => {
-                let class = match device.class {
-                    DeviceClass::Vbd => 1u64,
-                    DeviceClass::Vif => 2,
-                };
-                (class, device.index & DeviceId::MAX_INDEX, detail)
-            }
-            Self::Bus(detail) => (3, 0, detail),
-        };
-        Tag(owner << 61 | (index as u64) << 32 | detail as u64)
-    }
-
-    /// Takes a tag apart; `None` when it is somebody else's.
-    pub const fn of(tag: Tag) -> Option<Self> {
-        let detail = tag.0 as u32;
-        let class = match tag.0 >> 61 {
-            1 => DeviceClass::Vbd,
-            2 => DeviceClass::Vif,
-            3 => return Some(Self::Bus(detail)),
-            _ => return None,
-        };
-        let index = (tag.0 >> 32) as u32 & DeviceId::MAX_INDEX;
-        Some(Self::Device(DeviceId { class, index }, detail))
-    }
 }
 
 /// How far a bounded step has come.

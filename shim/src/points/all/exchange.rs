@@ -4,16 +4,15 @@ use core::mem;
 
 use xen_abi::{Mfn, Port};
 
-use super::{AllPoints, Parts, suspend};
+use super::{AllPoints, Parts};
 use crate::cpu::Machine;
 use crate::host::store::{TreeReader, is_full};
 use crate::host::{Host, StoreEvent, Tag};
-use crate::points::xenstore::mirror::{self, Action, Mirror, is_mirror_tag};
+use crate::points::bus::Bus;
+use crate::points::xenstore::mirror::{self, Action, Mirror};
 use crate::points::xenstore::seed::{self, SeedParams};
-use crate::points::{Outside, Request};
+use crate::points::{Cx, Outside, Request, TagOwner};
 
-/// Tag of what is read for the first contents of the guest's store.
-const SEED: Tag = Tag(1);
 /// Rounds in one go; a guest that writes without end gets no more than its turn.
 const ROUNDS: usize = 16;
 /// How long it may take until what makes way has gone.
@@ -51,7 +50,8 @@ impl AllPoints {
     /// Asks the real store for the first contents of the guest's.
     pub(super) fn begin_seeding(&mut self) {
         if let Stage::Seeding { reader, .. } = &mut self.stage {
-            *reader = Some(TreeReader::new(&mut self.sides.real, SEED, &seed::ROOTS));
+            let tag = TagOwner::Seed.tag();
+            *reader = Some(TreeReader::new(&mut self.sides.real, tag, &seed::ROOTS));
         }
     }
 
@@ -97,29 +97,51 @@ impl AllPoints {
         tag: Tag,
         event: StoreEvent,
     ) {
-        if tag == SEED {
-            self.seed_event(outside, event);
-        } else if tag == suspend::TAG {
-            if let StoreEvent::Reply(Err(errno)) = event {
-                log::warn!("xenstore: the port for suspend requests is not published: {errno}");
+        match TagOwner::of(tag) {
+            Some(TagOwner::Seed) => self.seed_event(outside, event),
+            // Nothing depends on it.
+            Some(TagOwner::Suspend) => {
+                if let StoreEvent::Reply(Err(errno)) = event {
+                    log::warn!("xenstore: the port for suspend requests is not published: {errno}");
+                }
             }
-        } else if is_mirror_tag(tag) {
-            let action = self.with_mirror(|mirror, sides| mirror.event(sides, tag, event));
-            if let Some(action) = action {
-                self.act(action);
+            Some(TagOwner::Mirror { what, epoch }) => {
+                let action =
+                    self.with_mirror(|mirror, sides| mirror.event(sides, what, epoch, event));
+                if let Some(action) = action {
+                    self.act(action);
+                }
             }
-        } else {
-            if let StoreEvent::Reply(Err(error)) = event
-                && is_full(error)
-            {
-                self.make_way(outside);
+            Some(TagOwner::Device(id, detail)) => {
+                self.bus_event(outside, event, |bus, cx, event| {
+                    bus.host_store_event(cx, id, detail, event);
+                });
             }
-            let bus = &mut self.bus;
-            self.sides
-                .with_cx(outside, |cx| bus.host_store_event(cx, tag, event));
-            let devices = bus.len();
-            self.with_mirror(|mirror, sides| mirror.leave_room(sides, devices));
+            Some(TagOwner::Bus(detail)) => {
+                self.bus_event(outside, event, |bus, cx, event| {
+                    bus.own_event(cx, detail, event);
+                });
+            }
+            None => log::error!("xenstore: an answer to what nobody has asked"),
         }
+    }
+
+    /// Takes what came for the list of devices or for one of them.
+    fn bus_event<M: Machine, H: Host>(
+        &mut self,
+        outside: &mut Outside<'_, M, H>,
+        event: StoreEvent,
+        act: impl FnOnce(&mut Bus, &mut Cx<'_>, StoreEvent),
+    ) {
+        if let StoreEvent::Reply(Err(error)) = event
+            && is_full(error)
+        {
+            self.make_way(outside);
+        }
+        let bus = &mut self.bus;
+        self.sides.with_cx(outside, |cx| act(bus, cx, event));
+        let devices = bus.len();
+        self.with_mirror(|mirror, sides| mirror.leave_room(sides, devices));
     }
 
     /// The real store has no room for a device's nodes: has the guest's make way, and the devices

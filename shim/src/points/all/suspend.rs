@@ -8,14 +8,13 @@ use alloc::string::{String, ToString as _};
 
 use xen_abi::DomId;
 
-use crate::host::{HostPort, StoreClient, StoreOp, Tag, Xen};
+use crate::host::{HostPort, StoreClient, StoreOp, Xen};
+use crate::points::TagOwner;
 
 /// Where the toolstack looks for the port.
 const NODE: &str = "device/suspend/event-channel";
 /// Where the toolstack is.
 const TOOLSTACK: DomId = DomId(0);
-/// Tag of the node's writing; nothing depends on the answer.
-pub const TAG: Tag = Tag(2);
 
 /// The port of the present domain, if it has one.
 #[derive(Debug, Default)]
@@ -38,7 +37,10 @@ impl SuspendPort {
             Ok(port) => {
                 self.0 = Some(port);
                 let value = port.0.0.to_string().into_bytes();
-                store.submit(TAG, StoreOp::Write(String::from(NODE), value));
+                store.submit(
+                    TagOwner::Suspend.tag(),
+                    StoreOp::Write(String::from(NODE), value),
+                );
             }
             Err(errno) => log::warn!("no port for suspend requests: {errno}"),
         }

@@ -45,7 +45,7 @@ impl Bus {
     }
 
     /// Takes what the store has to say about the list.
-    pub(super) fn own_event(&mut self, cx: &mut Cx<'_>, detail: u32, event: StoreEvent) {
+    pub fn own_event(&mut self, cx: &mut Cx<'_>, detail: u32, event: StoreEvent) {
         let [what, generation, ..] = detail.to_le_bytes();
         if generation != self.generation {
             return;

@@ -26,6 +26,7 @@ use crate::host::store::HostStore;
 use crate::host::store::replace::REPLACED;
 use crate::host::{StoreEvent, StoreOp, Tag};
 use crate::points::GuestStore as _;
+use crate::points::TagOwner;
 use inward::{Asked, Inward, WATCHED};
 use outward::Outward;
 
@@ -76,9 +77,6 @@ const KINDS: [Kind; 5] = [
     Kind::Acknowledge,
 ];
 
-/// The top bits of the mirror's tags, different from every device's.
-const CLASS: u64 = 6 << 61;
-
 /// Makes tags that tell the answers of one attachment from those of another.
 #[derive(Clone, Copy, Debug)]
 struct Tags {
@@ -87,17 +85,17 @@ struct Tags {
 
 impl Tags {
     fn of(self, kind: Kind) -> Tag {
-        Tag(CLASS | (kind as u64) << 32 | u64::from(self.epoch))
+        let (what, epoch) = (kind as u8, self.epoch);
+        TagOwner::Mirror { what, epoch }.tag()
     }
 
-    fn kind(self, tag: Tag) -> Option<Kind> {
-        KINDS.into_iter().find(|kind| self.of(*kind) == tag)
+    /// What an answer is about, if it is one of this attachment.
+    fn kind(self, what: u8, epoch: u32) -> Option<Kind> {
+        let is_of_now = epoch == self.epoch;
+        KINDS
+            .into_iter()
+            .find(|kind| is_of_now && *kind as u8 == what)
     }
-}
-
-/// Whether an event belongs to a [`Mirror`].
-pub const fn is_mirror_tag(tag: Tag) -> bool {
-    tag.0 >> 61 == CLASS >> 61
 }
 
 /// The two sides.
@@ -220,9 +218,15 @@ impl Mirror {
         }
     }
 
-    /// Takes an event of the real store ([`is_mirror_tag`]).
-    pub fn event(&mut self, sides: &mut Sides<'_>, tag: Tag, event: StoreEvent) -> Option<Action> {
-        let action = match (self.tags.kind(tag)?, event) {
+    /// Takes an event of the real store ([`TagOwner::Mirror`]).
+    pub fn event(
+        &mut self,
+        sides: &mut Sides<'_>,
+        what: u8,
+        epoch: u32,
+        event: StoreEvent,
+    ) -> Option<Action> {
+        let action = match (self.tags.kind(what, epoch)?, event) {
             (_, StoreEvent::Changed(path)) => {
                 self.inward.changed(&path, &self.guest_dir, sides.guest);
                 None

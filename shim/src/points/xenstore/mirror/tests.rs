@@ -7,9 +7,8 @@ mod world;
 use xen_abi::xs_wire::MsgType;
 
 use self::world::{FakeHost, World};
+use super::Action;
 use super::outward::is_public;
-use super::{Action, is_mirror_tag};
-use crate::points::{DeviceClass, DeviceId, device_tag};
 
 #[test]
 fn the_rules_say_what_goes_out() {
@@ -302,18 +301,6 @@ fn too_much_at_once_ends_in_the_same_place() {
         .filter(|name| name.starts_with("data/"))
         .collect();
     assert_eq!(left, ["data/last"]);
-}
-
-#[test]
-fn the_mirror_s_tags_are_nobody_else_s() {
-    for class in [DeviceClass::Vbd, DeviceClass::Vif] {
-        for index in [0, 51712, 0x1fff_ffff] {
-            assert!(!is_mirror_tag(device_tag(
-                DeviceId { class, index },
-                u32::MAX
-            )));
-        }
-    }
 }
 
 /// What the host says of a directory that the guest has removed and made again is old news.

@@ -8,8 +8,9 @@ use xen_abi::{DomId, Errno, Mfn, Port};
 use crate::host::store::HostStore;
 use crate::host::{StoreClient, StoreEvent, StoreOp, Tag};
 use crate::points::GuestStore as _;
+use crate::points::TagOwner;
 use crate::points::xenstore::mirror::outward::HOST_NODES;
-use crate::points::xenstore::mirror::{Action, Mirror, Sides, is_mirror_tag};
+use crate::points::xenstore::mirror::{Action, Mirror, Sides};
 use crate::points::xenstore::path::{is_within, join, leaf, parent};
 use crate::points::xenstore::seed::{SeedParams, seed};
 use crate::points::xenstore::{Limits, VirtualStore};
@@ -347,9 +348,11 @@ impl World {
         let Some((tag, event)) = self.host.events.pop_front() else {
             return false;
         };
-        assert!(is_mirror_tag(tag));
+        let Some(TagOwner::Mirror { what, epoch }) = TagOwner::of(tag) else {
+            panic!("{tag:?} is not the mirror's");
+        };
         let (mirror, mut sides) = self.sides();
-        let action = mirror.event(&mut sides, tag, event);
+        let action = mirror.event(&mut sides, what, epoch, event);
         self.actions.extend(action);
         true
     }
