@@ -125,9 +125,10 @@ fn overtaken(guest: &str, from: &Host, to: &Host, save: &str, end: &str) -> Resu
 fn killed_while_looking(guest: &str, from: &Host, to: &Host) -> Result<()> {
     let host = to.name();
     from.sh(&format!(
-        "setsid {UNMOVED} check {guest} {host} >/root/check.log 2>&1 </dev/null &
+        "daemon=$(pgrep -x unmovedd)
+         setsid {UNMOVED} check {guest} {host} >/root/check.log 2>&1 </dev/null &
          for i in $(seq 1200); do {IS_RAISED} && break; sleep 0.05; done
-         kill -KILL \"$(pgrep -x unmovedd)\" && {IS_MARKED} || {{ cat /root/check.log >&2; exit 1; }}"
+         kill -KILL $daemon && {IS_MARKED} || {{ cat /root/check.log >&2; exit 1; }}"
     ))?;
     agents::run_daemon(from)?;
     from.sh(&format!("! {IS_MARKED} && ! {IS_RAISED}"))?;
