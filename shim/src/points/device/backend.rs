@@ -144,7 +144,7 @@ impl<P: Protocol> Carrier<P> {
         if shell.host.stage != Stage::Offered || P::FOLLOWS_DRIVER && driver.is_none() {
             return;
         }
-        match shell.host.offer_rings::<P>(cx, driver) {
+        match shell.host.offer_rings(cx, &self.protocol, driver) {
             Ok(()) => {
                 shell.host.stage = Stage::Given;
                 // What the host is to have from the first moment on.

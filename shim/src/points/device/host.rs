@@ -121,6 +121,7 @@ impl<R, O> HostHalf<R, O> {
     pub(super) fn offer_rings<P: Protocol<Rings = R>>(
         &mut self,
         cx: &mut Cx<'_>,
+        protocol: &P,
         driver: Option<&P::Driver>,
     ) -> Result<(), String> {
         let mut offering = Offering {
@@ -131,7 +132,7 @@ impl<R, O> HostHalf<R, O> {
             frames: Vec::new(),
             ports: Vec::new(),
         };
-        let rings = P::offer(&mut offering, driver);
+        let rings = protocol.offer(&mut offering, driver);
         (self.frames, self.ports) = (offering.frames, offering.ports);
         match rings {
             Ok(rings) => {

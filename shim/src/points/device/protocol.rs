@@ -101,6 +101,7 @@ pub trait Protocol: Debug + Default + Sized {
     /// # Errors
     /// What there is too little of.
     fn offer(
+        &self,
         with: &mut Offering<'_, '_>,
         driver: Option<&Self::Driver>,
     ) -> Result<Self::Rings, String>;

@@ -51,6 +51,11 @@ impl Budget {
         }
     }
 
+    /// How many requests may be in flight.
+    pub fn requests(self) -> usize {
+        self.requests
+    }
+
     /// A share of so much.
     #[cfg(test)]
     pub const fn exactly(bytes: u64, requests: usize) -> Self {

@@ -10,8 +10,10 @@ use crate::points::Cx;
 use crate::points::device::Offering;
 use crate::points::ring::FrontRing;
 
-/// log2 of the frames of our ring: 8 frames hold 256 requests, which is all that may be in flight.
-const MAX_RING_ORDER: u32 = 3;
+/// Requests that a frame of a ring holds.
+const SLOTS: usize = 32;
+/// log2 of the most frames that any backend takes (`XENBUS_MAX_RING_GRANT_ORDER` of Linux).
+const MAX_RING_ORDER: u32 = 4;
 
 /// What the host's backend was given.
 #[derive(Debug)]
@@ -21,10 +23,15 @@ pub struct Rings {
 }
 
 impl Rings {
-    /// Makes a ring as large as the backend takes and memory allows, and publishes it.
-    pub(super) fn offer(with: &mut Offering<'_, '_>) -> Result<Self, String> {
+    /// Makes a ring for so many requests at a time, as far as the backend takes it and memory allows, and
+    /// publishes it.
+    ///
+    /// No more than the disk may have in flight, for the backend pays: Linux's keeps a MiB for each frame, and a
+    /// guest with 27 disks of 8 frames took all memory of a small control domain.
+    pub(super) fn offer(with: &mut Offering<'_, '_>, requests: usize) -> Result<Self, String> {
         let theirs = with.terms.number("max-ring-page-order").unwrap_or(0u32);
-        let frames = with.frames(1 << theirs.min(MAX_RING_ORDER))?;
+        let wanted = requests.div_ceil(SLOTS).next_power_of_two();
+        let frames = with.frames(wanted.min(1 << theirs.min(MAX_RING_ORDER)))?;
         let port = with.port()?;
         if let [(grant, _)] = frames[..] {
             // Backends look for this name only when no order is given.

@@ -97,8 +97,8 @@ impl Protocol for Disk {
         Driver::join(with)
     }
 
-    fn offer(with: &mut Offering<'_, '_>, _: Option<&Driver>) -> Result<Rings, String> {
-        Rings::offer(with)
+    fn offer(&self, with: &mut Offering<'_, '_>, _: Option<&Driver>) -> Result<Rings, String> {
+        Rings::offer(with, self.budget.requests())
     }
 
     fn pump(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>) {

@@ -95,7 +95,7 @@ impl Protocol for Net {
         Driver::join(with)
     }
 
-    fn offer(with: &mut Offering<'_, '_>, driver: Option<&Driver>) -> Result<Rings, String> {
+    fn offer(&self, with: &mut Offering<'_, '_>, driver: Option<&Driver>) -> Result<Rings, String> {
         let wishes = driver.map(|driver| driver.wishes).unwrap_or_default();
         Rings::offer(with, &wishes)
     }

@@ -122,6 +122,11 @@ impl Peer for Backend {
 }
 
 impl Backend {
+    /// How many frames the ring has that it was given.
+    pub fn ring_frames(&self) -> usize {
+        self.ring_refs.len()
+    }
+
     pub fn new(max_order: u32, features: &[(&'static str, &str)]) -> Self {
         let mut all = vec![
             ("sectors", SECTORS.to_string()),

@@ -36,6 +36,19 @@ fn data_gets_through_both_ways() {
 }
 
 #[test]
+fn a_ring_holds_what_may_be_in_flight_and_no_more() {
+    for (disks, frames) in [(1, 8), (2, 4), (4, 2), (8, 1), (27, 1)] {
+        let mut world = World::new(Backend::new(4, GOOD));
+        world.device.share(disks);
+        world.handshake();
+        assert_eq!(world.backend.ring_frames(), frames, "of {disks} disks");
+    }
+    let mut world = World::new(Backend::new(1, GOOD));
+    world.handshake();
+    assert_eq!(world.backend.ring_frames(), 2, "as many as it takes");
+}
+
+#[test]
 fn an_answer_waits_until_the_backend_lets_go() {
     let (mut world, mut guest) = connected(GOOD, 0);
     guest.ask(&world, op::READ, 0, 3);
