@@ -1,10 +1,10 @@
 //! The lab's end of the wire to a host's agent: commands and files, any number at once.
 
 use std::collections::HashMap;
+use std::fmt::{self, Debug, Formatter};
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,9 +29,18 @@ pub struct Channel {
 
 #[derive(Debug)]
 struct Shared {
-    socket: Mutex<UnixStream>,
+    wire: Mutex<Wire>,
     tasks: Mutex<Tasks>,
     trace: Trace,
+}
+
+/// The way to the agent.
+struct Wire(Box<dyn Write + Send>);
+
+impl Debug for Wire {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        out.write_str("Wire")
+    }
 }
 
 #[derive(Debug, Default)]
@@ -53,7 +62,7 @@ impl Shared {
             payload,
         };
         frame
-            .write_to(&mut *lock(&self.socket))
+            .write_to(&mut lock(&self.wire).0)
             .context("the host is gone")
     }
 
@@ -71,15 +80,17 @@ impl Shared {
 }
 
 impl Channel {
-    /// Use this socket to the agent's port; `window` is the file behind the window disk, `trace` for what
-    /// takes time.
-    ///
-    /// # Errors
-    /// If the socket cannot be used.
-    pub fn new(socket: UnixStream, window: PathBuf, trace: Trace) -> Result<Self> {
-        let mut reader = socket.try_clone()?;
+    /// Use both ways of a wire to the agent's port; `window` is the file behind the window disk, `trace` for
+    /// what takes time.
+    #[must_use]
+    pub fn new(
+        mut reader: impl Read + Send + 'static,
+        writer: impl Write + Send + 'static,
+        window: PathBuf,
+        trace: Trace,
+    ) -> Self {
         let shared = Arc::new(Shared {
-            socket: Mutex::new(socket),
+            wire: Mutex::new(Wire(Box::new(writer))),
             tasks: Mutex::default(),
             trace,
         });
@@ -98,10 +109,10 @@ impl Channel {
             tasks.gone = true;
             tasks.open.clear();
         });
-        Ok(Self {
+        Self {
             shared,
             window: Mutex::new(window),
-        })
+        }
     }
 
     /// Wait until the agent answers.

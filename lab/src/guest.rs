@@ -23,6 +23,8 @@ pub struct Guest {
     /// All that its console said on this host, from the guest's creation or arrival on.
     pub console: Log,
     follow: Task,
+    /// How many times longer than QEMU its host may take.
+    patience: u32,
 }
 
 /// How often a guest is looked at that may stand still.
@@ -97,10 +99,12 @@ impl Guest {
             name: name.to_owned(),
             console: follow.stdout.clone(),
             follow,
+            patience: host.patience(),
         })
     }
 
-    /// Wait until the console says something that matches `pattern`.
+    /// Wait until the console says something that matches `pattern`.  This limit, as every one here, is for a
+    /// host in QEMU; one that is slower gets more.
     ///
     /// # Errors
     /// If it does not within the limit.
@@ -109,7 +113,7 @@ impl Guest {
             .follow
             .begin(format!("{}: until /{pattern}/", self.name));
         self.console
-            .wait_for(pattern, limit)
+            .wait_for(pattern, limit * self.patience)
             .with_context(|| format!("console of guest {}", self.name))
     }
 
@@ -124,6 +128,7 @@ impl Guest {
         limit: Duration,
         wanted: impl Fn(&Value) -> bool,
     ) -> Result<Value> {
+        let limit = limit * self.patience;
         let end = Instant::now() + limit;
         let (mut mark, mut text) = (mark, Vec::new());
         let mut last = String::new();

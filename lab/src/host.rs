@@ -4,14 +4,14 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
-use serde_json::json;
 
 use crate::channel::{Output, Task};
+use crate::lab::Config;
 use crate::log::Log;
 use crate::machine::Machine;
 use crate::profile::Sampler;
 
-/// Limit of commands and copies for which none is given: long enough for a loaded machine.
+/// Limit of commands and copies for which none is given, in QEMU: long enough for a loaded machine.
 pub const LIMIT: Duration = Duration::from_secs(600);
 
 /// What makes a host out of the common snapshot; not in the image, so that it can change without a boot.
@@ -42,6 +42,7 @@ impl Scripts {
 pub struct Host {
     name: String,
     number: u8,
+    patience: u32,
     machine: Machine,
 }
 
@@ -53,23 +54,25 @@ impl Host {
     pub(crate) fn arrive(
         name: &str,
         number: u8,
-        scripts: Scripts,
+        config: &Config,
         machine: Machine,
     ) -> Result<Self> {
+        let patience = config.shape.kind.patience();
         machine
             .channel
-            .hello(LIMIT)
+            .hello(LIMIT * patience)
             .with_context(|| format!("host {name}"))?;
         let host = Self {
             name: name.to_owned(),
             number,
+            patience,
             machine,
         };
         let now = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .context("this machine's clock is before 1970")?;
         let (number, now) = (number.to_string(), format!("{:.3}", now.as_secs_f64()));
-        let scripts = scripts.word();
+        let scripts = config.scripts.word();
         host.ok(&["sh", "-c", ARRIVE, "arrive", name, &number, &now, scripts])
             .map_err(|error| anyhow::anyhow!("host {name} did not arrive: {error}"))?;
         Ok(host)
@@ -87,13 +90,24 @@ impl Host {
         format!("192.0.2.{}", self.number)
     }
 
+    /// A limit that is right in QEMU, as it is on this host's machine.
+    #[must_use]
+    pub fn patient(&self, limit: Duration) -> Duration {
+        limit * self.patience
+    }
+
+    /// How many times longer than QEMU its machine may take.
+    pub(crate) fn patience(&self) -> u32 {
+        self.patience
+    }
+
     /// Xen's and dom0's serial console.
     #[must_use]
     pub fn serial(&self) -> &Log {
         &self.machine.serial
     }
 
-    /// Process number of its QEMU.
+    /// Process number of its emulator.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.machine.pid()
@@ -102,7 +116,7 @@ impl Host {
     /// Look at what its processor does, this often; once in its life.
     ///
     /// # Errors
-    /// The second time.
+    /// The second time, or if it is not a QEMU.
     pub fn sample(&self, every: Duration) -> Result<Sampler> {
         self.machine.sample(every)
     }
@@ -118,14 +132,14 @@ impl Host {
             .with_context(|| format!("host {}", self.name))
     }
 
-    /// Run a command in dom0 to its end, within [`LIMIT`].
+    /// Run a command in dom0 to its end, within [`LIMIT`] as [`Host::patient`] has it.
     ///
     /// # Errors
     /// If it cannot be started or does not end in time; its exit code is no error.
     pub fn run(&self, words: &[&str]) -> Result<Output> {
         let task = self.start(words)?;
         task.end_input()?;
-        task.wait(LIMIT)
+        task.wait(self.patient(LIMIT))
             .with_context(|| format!("host {}", self.name))
     }
 
@@ -162,7 +176,7 @@ impl Host {
     pub fn copy_in(&self, from: &Path, to: &str) -> Result<()> {
         self.machine
             .channel
-            .copy_in(from, to, LIMIT)
+            .copy_in(from, to, self.patient(LIMIT))
             .with_context(|| format!("host {}", self.name))
     }
 
@@ -173,34 +187,32 @@ impl Host {
     pub fn copy_out(&self, from: &str, to: &Path) -> Result<()> {
         self.machine
             .channel
-            .copy_out(from, to, LIMIT)
+            .copy_out(from, to, self.patient(LIMIT))
             .with_context(|| format!("host {}", self.name))
     }
 
     /// Stop the whole host where it is.
     ///
     /// # Errors
-    /// If QEMU is gone.
+    /// If its emulator is gone.
     pub fn pause(&mut self) -> Result<()> {
-        self.machine.qmp("stop", &json!({})).map(drop)
+        self.machine.pause()
     }
 
     /// Let a paused host go on.
     ///
     /// # Errors
-    /// If QEMU is gone.
+    /// If its emulator is gone.
     pub fn unpause(&mut self) -> Result<()> {
-        self.machine.qmp("cont", &json!({})).map(drop)
+        self.machine.unpause()
     }
 
     /// Pull the host's cable out of the LAN, or put it back.
     ///
     /// # Errors
-    /// If QEMU is gone.
+    /// If its emulator is gone, or has no LAN.
     pub fn set_link(&mut self, up: bool) -> Result<()> {
-        self.machine
-            .qmp("set_link", &json!({"name": "lan", "up": up}))
-            .map(drop)
+        self.machine.set_link(up)
     }
 
     /// Cut its power.
@@ -208,7 +220,7 @@ impl Host {
         self.machine.kill();
     }
 
-    /// Is its QEMU running?
+    /// Is its emulator running?
     #[must_use]
     pub fn is_alive(&mut self) -> bool {
         self.machine.is_alive()

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use crate::host::{Host, Scripts};
 use crate::images::Xen;
 use crate::lan;
-use crate::machine::{Memory, PRIVATE_DISK, Plan, Shape};
+use crate::machine::{Kind, Origin, PRIVATE_DISK, Plan, Shape};
 use crate::progress;
 use crate::run::RunFolder;
 use crate::snapshot::{self, Snapshot};
@@ -50,6 +50,17 @@ impl Config {
             disk: None,
             scripts: Scripts::default(),
             revivable: false,
+        }
+    }
+}
+
+impl Config {
+    /// One host on a machine of this kind.
+    #[must_use]
+    pub fn on(kind: Kind) -> Self {
+        Self {
+            shape: Shape::of(kind),
+            ..Self::hosts(1)
         }
     }
 }
@@ -214,6 +225,12 @@ fn start_hosts(config: &Config, folder: &Path, tools: &Tools) -> Result<(Vec<Hos
         (1..=NAMES.len()).contains(&count),
         "a lab has 1 to 4 hosts, not {count}"
     );
+    let kind = config.shape.kind;
+    ensure!(
+        kind == Kind::Qemu || (count == 1 && !config.revivable),
+        "a machine '{}' has no LAN and no disk that it shares: a lab with it has one host, which is started once",
+        kind.name()
+    );
     let mut snapshots = Vec::new();
     for xen in &config.hosts {
         snapshots.push(Snapshot::get(*xen, config.shape, tools)?);
@@ -261,7 +278,6 @@ fn start_host(
     let folder = folder.join(name);
     fs::create_dir_all(&folder)?;
     let initrd = folder.join("initrd.img");
-    let memory = snapshot.memory();
     if config.cold {
         snapshot::write_initrd(snapshot.dom0(), &initrd)?;
     }
@@ -276,23 +292,18 @@ fn start_host(
         name,
         shape: config.shape,
         dom0: snapshot.dom0(),
-        initrd: config.cold.then_some(initrd.as_path()),
-        memory: if config.cold {
-            Memory::Private
-        } else {
-            Memory::From(&memory)
+        origin: match config.cold {
+            true => Origin::PowerOn(&initrd),
+            false => Origin::Snapshot(snapshot.folder()),
         },
-        incoming: !config.cold,
         folder: &folder,
         shared_disk: shared,
         lan,
     };
-    let mut machine = plan.start(tools)?;
+    let machine = plan.start(tools)?;
     if config.cold {
-        snapshot::wait_until_ready(&machine)?;
-    } else {
-        machine.load_state(&snapshot.state())?;
+        snapshot::wait_until_ready(&machine, config.shape)?;
     }
     let number = u8::try_from(index + 1).context("a lab has few hosts")?;
-    Host::arrive(name, number, config.scripts, machine)
+    Host::arrive(name, number, config, machine)
 }

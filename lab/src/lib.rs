@@ -10,8 +10,8 @@
 //! # }
 //! ```
 //!
-//! From the bottom up: [`cache`], [`debian`] and [`mirror`] get packages, [`tools`] is QEMU out of
-//! them, [`images`] what hosts and guests are made of, [`machine`] one QEMU, [`snapshot`] a host after
+//! From the bottom up: [`cache`], [`debian`] and [`mirror`] get packages, [`tools`] is QEMU and Bochs out of
+//! them, [`images`] what hosts and guests are made of, [`machine`] one emulator's process, [`snapshot`] a host after
 //! its first boot, [`host`] one that is up, [`lab`] several of them, [`guest`] what runs on them.
 
 pub mod bzimage;
@@ -51,4 +51,4 @@ pub use host::{Host, Scripts};
 pub use images::{GuestKernel, Xen};
 pub use lab::{Config, Lab};
 pub use log::Log;
-pub use machine::Shape;
+pub use machine::{Kind, Shape};

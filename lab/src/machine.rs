@@ -1,110 +1,123 @@
-//! The emulated machine: one QEMU process with the devices that every lab host has.
+//! The emulated machine: one process of an emulator with the devices that every lab host has.
 
+mod bochs;
+mod kind;
 mod plan;
+mod qemu;
 
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Child;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use serde_json::{Value, json};
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal};
+use serde_json::json;
 
 use crate::channel::Channel;
 use crate::log::Log;
 use crate::profile::Sampler;
-use crate::qmp::Qmp;
 
-pub use plan::{Memory, PRIVATE_DISK, Plan, Shape, fingerprint};
+pub use bochs::{INSTRUCTIONS_PER_SECOND, tools as bochs_tools};
+pub use kind::{Kind, Processor};
+pub use plan::{Origin, PRIVATE_DISK, Plan, Shape, fingerprint};
+
+/// The file behind the window disk, in the machine's folder.
+const WINDOW: &str = "window.img";
 
 /// A running machine.
 #[derive(Debug)]
 pub struct Machine {
     name: String,
     child: Child,
-    qmp: Qmp,
-    /// A second connection of that kind, until a sampler takes it.
-    watch: Mutex<Option<UnixStream>>,
+    emulator: Emulator,
     /// What Xen and dom0's kernel write to the serial port.
     pub serial: Log,
     /// The wire to the agent in dom0.
     pub channel: Channel,
 }
 
-impl Machine {
-    /// A command of QEMU's control protocol.
-    ///
-    /// # Errors
-    /// If QEMU refuses it or is gone.
-    pub fn qmp(&mut self, name: &str, arguments: &Value) -> Result<Value> {
-        self.qmp
-            .command(name, arguments)
-            .with_context(|| format!("host {}", self.name))
-    }
+/// What each emulator can be told.
+#[derive(Debug)]
+enum Emulator {
+    Qemu(qemu::Qemu),
+    Bochs(bochs::Bochs),
+}
 
+impl Machine {
     /// Look at what its processor does, this often; once.
     ///
     /// # Errors
-    /// The second time.
+    /// The second time, or if it is not QEMU.
     pub fn sample(&self, every: Duration) -> Result<Sampler> {
-        let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
-        let socket = watch.take();
-        let socket = socket.with_context(|| format!("host {} was sampled already", self.name))?;
-        Ok(Sampler::start(socket, every))
+        match &self.emulator {
+            Emulator::Qemu(qemu) => qemu.sample(every),
+            Emulator::Bochs(_) => Err(self.cannot("be looked into")),
+        }
+        .with_context(|| format!("host {}", self.name))
     }
 
-    /// Write the stopped machine's state, all but its memory, to a file.
+    /// Save the machine of [`Origin::First`] to the folder that was named there; it does not go on.
     ///
     /// # Errors
-    /// If QEMU cannot.
-    pub fn save_state(&mut self, to: &Path) -> Result<()> {
-        self.prepare_migration()?;
-        self.qmp("stop", &json!({}))?;
-        self.qmp(
-            "migrate",
-            &json!({"uri": format!("exec:cat > '{}'", to.display())}),
-        )?;
-        self.migrated(Duration::from_secs(120))
+    /// If the emulator cannot.
+    pub fn save(&mut self, folder: &Path) -> Result<()> {
+        match &mut self.emulator {
+            Emulator::Qemu(qemu) => qemu.save(folder),
+            Emulator::Bochs(bochs) => bochs.save(&mut self.child),
+        }
+        .with_context(|| format!("host {}", self.name))
     }
 
-    /// Take a state that [`Machine::save_state`] wrote, and run on from there.
+    /// Stop it where it is.
     ///
     /// # Errors
-    /// If it is not a state of such a machine.
-    pub fn load_state(&mut self, from: &Path) -> Result<()> {
-        self.prepare_migration()?;
-        self.qmp(
-            "migrate-incoming",
-            &json!({"uri": format!("exec:cat '{}'", from.display())}),
-        )?;
-        self.migrated(Duration::from_secs(60))?;
-        self.qmp("cont", &json!({})).map(drop)
+    /// If the emulator is gone.
+    pub fn pause(&mut self) -> Result<()> {
+        match &mut self.emulator {
+            Emulator::Qemu(qemu) => qemu.command("stop", &json!({})).map(drop),
+            // Its clock counts instructions, so this is the same.
+            Emulator::Bochs(_) => self.signal(Signal::STOP),
+        }
+        .with_context(|| format!("host {}", self.name))
     }
 
-    /// The memory's file has the memory, so the state leaves it out.
-    fn prepare_migration(&mut self) -> Result<()> {
-        let capabilities = json!([
-            {"capability": "x-ignore-shared", "state": true},
-            {"capability": "events", "state": true},
-        ]);
-        self.qmp(
-            "migrate-set-capabilities",
-            &json!({"capabilities": capabilities}),
-        )
-        .map(drop)
+    /// Let it go on.
+    ///
+    /// # Errors
+    /// If the emulator is gone.
+    pub fn unpause(&mut self) -> Result<()> {
+        match &mut self.emulator {
+            Emulator::Qemu(qemu) => qemu.command("cont", &json!({})).map(drop),
+            Emulator::Bochs(_) => self.signal(Signal::CONT),
+        }
+        .with_context(|| format!("host {}", self.name))
     }
 
-    fn migrated(&mut self, limit: Duration) -> Result<()> {
-        let end = self.qmp.event("MIGRATION", limit, |data| {
-            data["status"] == "completed" || data["status"] == "failed"
-        })?;
-        ensure!(
-            end["status"] == "completed",
-            "host {}: the machine's state could not be moved",
-            self.name
-        );
-        Ok(())
+    /// Pull its cable out of the LAN, or put it back.
+    ///
+    /// # Errors
+    /// If the emulator is gone or has no LAN.
+    pub fn set_link(&mut self, up: bool) -> Result<()> {
+        match &mut self.emulator {
+            Emulator::Qemu(qemu) => qemu
+                .command("set_link", &json!({"name": "lan", "up": up}))
+                .map(drop),
+            Emulator::Bochs(_) => Err(self.cannot("lose its cable, for it has none")),
+        }
+        .with_context(|| format!("host {}", self.name))
+    }
+
+    /// What only QEMU can do.
+    fn cannot(&self, what: &str) -> anyhow::Error {
+        anyhow::anyhow!("a machine in Bochs cannot {what}: use one in QEMU (`--machine qemu`)")
+    }
+
+    fn signal(&mut self, signal: Signal) -> Result<()> {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        let Some(pid) = pid.filter(|_| self.is_alive()) else {
+            bail!("the machine is gone");
+        };
+        Ok(rustix::process::kill_process(pid, signal)?)
     }
 
     /// Does it still run?
@@ -119,7 +132,7 @@ impl Machine {
         let _ = self.child.wait();
     }
 
-    /// Process number of QEMU.
+    /// Process number of the emulator.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
@@ -132,8 +145,44 @@ impl Drop for Machine {
     }
 }
 
-/// Where a machine's logs are, relative to its folder.
-#[must_use]
-pub fn logs(folder: &Path) -> [PathBuf; 2] {
-    [folder.join("serial.log"), folder.join("qemu.log")]
+/// Kills the process unless it is taken out.
+struct Killed(Option<Child>);
+
+impl Killed {
+    fn new(child: Child) -> Self {
+        Self(Some(child))
+    }
+
+    fn id(&self) -> u32 {
+        self.0.as_ref().map_or(0, Child::id)
+    }
+
+    fn process(&mut self) -> &mut Child {
+        self.0.as_mut().expect("set when it was made")
+    }
+
+    fn keep(mut self) -> Child {
+        self.0.take().expect("set when it was made")
+    }
+}
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// The file with the memory in the folder of a snapshot that [`Machine::save`] has just made, of which what is
+/// no use to anybody else is removed.
+///
+/// # Errors
+/// If the snapshot is not whole.
+pub fn memory_file(kind: Kind, folder: &Path) -> Result<PathBuf> {
+    match kind {
+        Kind::Qemu => Ok(qemu::memory_file(folder)),
+        Kind::Bochs(_) => bochs::finish_state(folder),
+    }
 }

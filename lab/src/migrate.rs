@@ -49,7 +49,7 @@ pub fn stock_within(guest: &str, host: &Host, limit: Duration) -> Result<Migrati
     let begun = Instant::now();
     let sender = host.start(&["xl", "migrate", "-s", "", guest, "xl migrate-receive"])?;
     sender.end_input()?;
-    let sent = sender.wait(limit)?;
+    let sent = sender.wait(host.patient(limit))?;
     Ok(Migration {
         migrated: sent.code == 0,
         total: begun.elapsed(),

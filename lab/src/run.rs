@@ -136,7 +136,7 @@ fn tidy(folder: &Path) -> io::Result<()> {
         } else if entry
             .path()
             .extension()
-            .is_some_and(|extension| extension == "img")
+            .is_some_and(|extension| extension == "img" || extension == "image")
         {
             fs::remove_file(entry.path())?;
         }

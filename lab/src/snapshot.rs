@@ -1,8 +1,9 @@
 //! A host just after its first boot: made once, then every host starts from it within seconds.
 //!
-//! The snapshot is a file with the machine's memory and a small one with the rest of its state.  Hosts
-//! map the memory file privately, so any number of them start from it without copying.  It fits only
-//! the machine arguments, image and programs that it was made with; all of them are in its key.
+//! QEMU's snapshot is a file with the machine's memory and a small one with the rest of its state.  Hosts
+//! map the memory file privately, so any number of them start from it without copying.  Bochs's is a folder
+//! that it reads when it starts.  A snapshot fits only the machine arguments, image and programs that it was
+//! made with; all of them are in its key.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -15,7 +16,7 @@ use rustix::fs::FallocateFlags;
 
 use crate::cpio::Archive;
 use crate::images::{Dom0, Xen};
-use crate::machine::{self, Machine, Memory, Plan, Shape};
+use crate::machine::{self, Kind, Machine, Origin, Plan, Shape};
 use crate::programs::Program;
 use crate::tools::Tools;
 use crate::{cache, clock, progress};
@@ -27,7 +28,7 @@ const AGENT: [&[u8]; 2] = [
     include_bytes!("../agent/src/main.rs"),
     include_bytes!("../agent/src/lib.rs"),
 ];
-/// Longest time from power-on to an answer of the agent.
+/// Longest time from power-on to an answer of the agent, in QEMU.
 const BOOT: Duration = Duration::from_secs(300);
 
 /// What is given back at once, if it is all zero.
@@ -48,8 +49,12 @@ impl Snapshot {
     pub fn get(xen: Xen, shape: Shape, tools: &Tools) -> Result<Self> {
         let dom0 = Dom0::get(xen, tools)?;
         let machine = machine::fingerprint(shape);
-        let clock = clock::machine_key();
-        let (dom0_key, tools_key) = (dom0.key(), tools.key());
+        let (clock, tools_key) = match shape.kind {
+            Kind::Qemu => (clock::machine_key(), tools.key()),
+            // Its clock counts instructions.
+            Kind::Bochs(_) => (String::new(), machine::bochs_tools()?.key()),
+        };
+        let dom0_key = dom0.key();
         let parts = [
             machine.as_bytes(),
             clock.as_bytes(),
@@ -60,9 +65,22 @@ impl Snapshot {
             AGENT[0],
             AGENT[1],
         ];
-        let name = format!("host-{}", xen.version());
+        let (name, title) = match shape.kind {
+            Kind::Qemu => (
+                format!("host-{}", xen.version()),
+                format!("Xen {}: first boot of a host", xen.version()),
+            ),
+            Kind::Bochs(_) => (
+                format!("host-{}-{}", shape.kind.name(), xen.version()),
+                format!(
+                    "Xen {}: first boot of a host on the machine '{}'",
+                    xen.version(),
+                    shape.kind.name()
+                ),
+            ),
+        };
         let folder = cache::entry(&name, &cache::key(parts), |folder| {
-            let step = progress::step(format!("Xen {}: first boot of a host", xen.version()));
+            let step = progress::step(title);
             make(folder, shape, &dom0, tools)?;
             step.done("snapshot taken");
             Ok(())
@@ -70,16 +88,10 @@ impl Snapshot {
         Ok(Self { folder, dom0 })
     }
 
-    /// The memory's file.
+    /// Where it is.
     #[must_use]
-    pub fn memory(&self) -> PathBuf {
-        self.folder.join("memory")
-    }
-
-    /// The state's file.
-    #[must_use]
-    pub fn state(&self) -> PathBuf {
-        self.folder.join("state")
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// The image that the host was booted from.
@@ -92,35 +104,37 @@ impl Snapshot {
 fn make(folder: &Path, shape: Shape, dom0: &Dom0, tools: &Tools) -> Result<()> {
     let initrd = folder.join("initrd");
     write_initrd(dom0, &initrd)?;
-    let memory = folder.join("memory");
     let plan = Plan {
         name: "snapshot",
         shape,
         dom0,
-        initrd: Some(&initrd),
-        memory: Memory::Into(&memory),
-        incoming: false,
+        origin: Origin::First(&initrd, folder),
         folder,
         shared_disk: &folder.join("shared.img"),
         lan: None,
     };
     let mut machine = plan.start(tools)?;
-    machine.serial.wait_for("init: ready", BOOT)?;
-    machine.channel.hello(BOOT)?;
-    let xl = machine.channel.start(&["xl", "list"])?.wait(BOOT)?;
+    wait_until_ready(&machine, shape)?;
+    let limit = BOOT * shape.kind.patience();
+    machine.channel.hello(limit)?;
+    let xl = machine.channel.start(&["xl", "list"])?.wait(limit)?;
     ensure!(
         xl.code == 0,
         "xl does not work on the new host: {}",
         xl.stderr
     );
-    machine.save_state(&folder.join("state"))?;
+    machine.save(folder)?;
     machine.kill();
-    dig_holes(&memory)?;
+    dig_holes(&machine::memory_file(shape.kind, folder)?)?;
     for file in [
         "initrd",
         "window.img",
         "disk.img",
         "shared.img",
+        "disc.img",
+        "window.img.lock",
+        "disk.img.lock",
+        "shared.img.lock",
         "empty",
         "qemu.out",
     ] {
@@ -150,14 +164,19 @@ fn dig_holes(path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// If it does not get there; the error shows the end of its console.
-pub fn wait_until_ready(machine: &Machine) -> Result<()> {
-    let said = machine.serial.wait_for("init: (ready|broken)", BOOT)?;
+pub fn wait_until_ready(machine: &Machine, shape: Shape) -> Result<()> {
+    let limit = BOOT * shape.kind.patience();
+    let said = machine.serial.wait_for("init: (ready|broken)", limit)?;
     ensure!(
         said == "init: ready",
         "the toolstack of a new host does not work: {}",
         machine.serial.text()
     );
-    Ok(())
+    // What is said to it before is lost on a serial line.
+    machine
+        .serial
+        .wait_for("lab agent: listens", limit)
+        .map(drop)
 }
 
 /// The whole initramfs of a host: the packages' part, then ours over it.

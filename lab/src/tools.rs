@@ -1,10 +1,11 @@
-//! QEMU 7.2 and a few small programs, unpacked from Debian 12 into the cache and run from there.
+//! QEMU 7.2, Bochs and a few small programs, unpacked from Debian 12 into the cache and run from there.
 //!
 //! Nothing is installed, so what the machine has (a newer QEMU, none, another libc) does not matter:
 //! the programs run with their own dynamic linker and libraries.  Version 7.2 it must be: newer ones
 //! run a Xen inside the emulated machine wrongly, see `lab/README.md`.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -28,7 +29,7 @@ impl Tools {
     /// If that fails, or QEMU is not the version that can be used.
     pub fn get() -> Result<Self> {
         let wanted: Vec<String> = debian::lines(PACKAGES).map(str::to_owned).collect();
-        Self::find("tools", &wanted, Self::check_qemu)
+        Self::find("tools", &wanted, &[], Self::check_qemu)
     }
 
     /// Programs of other Debian 12 packages, in the cache under `name`.
@@ -36,15 +37,36 @@ impl Tools {
     /// # Errors
     /// If they cannot be had or the cache not be written.
     pub fn unpack(name: &str, wanted: &[String]) -> Result<Self> {
-        Self::find(name, wanted, |_| Ok(()))
+        Self::find(name, wanted, &[], |_| Ok(()))
     }
 
-    fn find(name: &str, wanted: &[String], check: impl Fn(&Self) -> Result<()>) -> Result<Self> {
+    /// As [`Tools::unpack`], but only what is in these files and folders of the packages, by path prefix.
+    ///
+    /// # Errors
+    /// As of [`Tools::unpack`].
+    pub fn unpack_parts(name: &str, wanted: &[String], keep: &[String]) -> Result<Self> {
+        Self::find(name, wanted, keep, |_| Ok(()))
+    }
+
+    fn find(
+        name: &str,
+        wanted: &[String],
+        keep: &[String],
+        check: impl Fn(&Self) -> Result<()>,
+    ) -> Result<Self> {
         let packages = debian::packages(Suite::Bookworm, wanted)?;
         let manifest = serde_json::to_vec_pretty(&packages)?;
-        let root = cache::entry(name, &cache::key([manifest.as_slice()]), |folder| {
+        let kept = keep.join("\n");
+        let mut parts = vec![manifest.as_slice()];
+        if !keep.is_empty() {
+            parts.push(kept.as_bytes());
+        }
+        let root = cache::entry(name, &cache::key(parts), |folder| {
             debian::unpack(&packages, folder)?;
-            std::fs::write(folder.join("manifest.json"), &manifest)?;
+            if !keep.is_empty() {
+                prune(folder, "", keep)?;
+            }
+            fs::write(folder.join("manifest.json"), &manifest)?;
             check(&Self {
                 root: folder.to_owned(),
             })
@@ -76,6 +98,25 @@ impl Tools {
         command
     }
 
+    /// The command that runs Bochs, with its parts.
+    #[must_use]
+    pub fn bochs(&self) -> Command {
+        let mut command = self.command("bochs-bin");
+        let parts = self.root.join(LIBRARIES).join("bochs/plugins");
+        command
+            .env("LTDL_LIBRARY_PATH", parts)
+            .env("BXSHARE", self.path("usr/share/bochs"))
+            .env("TERM", "vt100")
+            .env("TERMINFO", self.path("usr/lib/terminfo"));
+        command
+    }
+
+    /// Where a file or folder of the packages is.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
     /// Which build this is, for keys of what was made with it.
     #[must_use]
     pub fn key(&self) -> String {
@@ -93,6 +134,33 @@ impl Tools {
             .context("cannot run the unpacked QEMU")?;
         check_version(&String::from_utf8_lossy(&output.stdout))
     }
+}
+
+/// Remove all below `root` but what begins with one of the prefixes; links stay, and so do folders on the way.
+fn prune(root: &Path, name: &str, keep: &[String]) -> Result<()> {
+    for entry in fs::read_dir(root.join(name))? {
+        let entry = entry?;
+        let leaf = entry.file_name().to_string_lossy().into_owned();
+        let path = match name {
+            "" => leaf,
+            _ => format!("{name}/{leaf}"),
+        };
+        if keep.iter().any(|prefix| path.starts_with(prefix)) {
+            continue;
+        }
+        let kind = entry.file_type()?;
+        let is_on_the_way = keep
+            .iter()
+            .any(|prefix| prefix.starts_with(&format!("{path}/")));
+        if kind.is_dir() && is_on_the_way {
+            prune(root, &path, keep)?;
+        } else if kind.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        } else if !kind.is_symlink() {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Accept QEMU 7.2 only.
@@ -140,7 +208,29 @@ pub fn filter(mut command: Command, data: &[u8]) -> Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use super::check_version;
+    use std::fs;
+
+    use super::{check_version, prune};
+
+    #[test]
+    fn only_what_is_kept_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        for name in ["usr/bin", "usr/share/bochs", "usr/share/icons", "etc"] {
+            fs::create_dir_all(root.join(name)).unwrap();
+            fs::write(root.join(name).join("file"), "").unwrap();
+        }
+        let keep = ["usr/bin/fi", "usr/share/bochs"].map(str::to_owned);
+        prune(root, "", &keep).unwrap();
+        for (name, is_there) in [
+            ("usr/bin/file", true),
+            ("usr/share/bochs/file", true),
+            ("usr/share/icons", false),
+            ("etc", false),
+        ] {
+            assert_eq!(root.join(name).exists(), is_there, "{name}");
+        }
+    }
 
     #[test]
     fn a_newer_qemu_is_refused_in_one_sentence() {

@@ -60,9 +60,14 @@ impl Trace {
 
     /// Seconds of processor time that the host has used.
     fn used(&self) -> f64 {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.shared.process));
-        stat.ok().and_then(|stat| used(&stat)).unwrap_or_default()
+        processor_time(self.shared.process)
     }
+}
+
+/// Seconds of processor time that a process has used; 0 when it is gone.
+pub(crate) fn processor_time(process: u32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat"));
+    stat.ok().and_then(|stat| used(&stat)).unwrap_or_default()
 }
 
 /// `utime` and `stime` of `/proc/PID/stat`; the name in parentheses may have blanks.

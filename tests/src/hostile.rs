@@ -132,7 +132,7 @@ fn wait_for_progress(guest: &Guest, host: &Host, mark: usize) -> Result<()> {
         ensure!(own_fault(&said).is_none(), "it ended itself");
         match progress {
             Ok(_) => return Ok(()),
-            Err(error) => ensure!(begun.elapsed() < SILENCE, "{error:#}"),
+            Err(error) => ensure!(begun.elapsed() < host.patient(SILENCE), "{error:#}"),
         }
     }
 }
@@ -164,7 +164,7 @@ fn wait(console: &Log, host: &Host, mark: usize) -> Result<Option<String>> {
         {
             return Ok(Some(line));
         }
-        if heard.elapsed() > SILENCE {
+        if heard.elapsed() > host.patient(SILENCE) {
             let last = text.lines().last().unwrap_or("nothing");
             let saved = host.run(&SAVE)?;
             ensure!(

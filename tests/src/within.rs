@@ -82,6 +82,7 @@ pub fn reported(
     limit: Duration,
     wanted: impl Fn(&str) -> bool,
 ) -> Result<String> {
+    let limit = host.patient(limit);
     let end = Instant::now() + limit;
     let script = "xenstore-read \"/local/domain/$(xl domid \"$1\")/data/unmoved/$2\"";
     loop {

@@ -1,8 +1,8 @@
-//! The wire between the lab and its agent in dom0: frames over one virtio-serial port.
+//! The wire between the lab and its agent in dom0: frames over one virtio-serial port, or a serial line.
 //!
 //! A frame is a 12-byte header (`magic | kind`, task number, payload length; little endian) and a
 //! payload.  The lab numbers its tasks; every frame about a task carries that number, so any number
-//! of commands run at once.  Files do not travel here: they go through a *window*, a raw virtio disk
+//! of commands run at once.  Files do not travel here: they go through a *window*, a raw disk
 //! whose other side is a file of the lab's (see [`WINDOW_BYTES`]), because a serial port takes at
 //! most 4 KiB at a time towards the guest.
 //!
@@ -12,7 +12,9 @@ use std::io::{self, Read, Write};
 
 /// Name of the virtio-serial port that carries the frames.
 pub const PORT_NAME: &str = "unmoved.agent";
-/// Serial number of the virtio disk that is the window for files.
+/// The line that carries them on a machine without such a port.
+pub const SERIAL_LINE: &str = "/dev/ttyS1";
+/// Serial number of the virtio disk that is the window for files, or model name of the IDE disk.
 pub const WINDOW_SERIAL: &str = "window";
 /// Size of that disk: the longest piece of a file that one transfer carries.
 pub const WINDOW_BYTES: u64 = 64 << 20;

@@ -1,12 +1,13 @@
 //! The lab's agent in dom0: starts commands and moves files for the lab outside.
 //!
-//! It is started by the image's init, looks for its port and its window by name, and serves frames
-//! until the machine ends.  It keeps no state between tasks, so a snapshot may be taken whenever no
+//! It is started by the image's init, looks for its port and its window by name (a machine without virtio
+//! has its second serial port and an IDE disk for them), and serves frames until the machine ends.  It keeps no state between tasks, so a snapshot may be taken whenever no
 //! task runs.  A broken request gets `Failed`; a broken *port* ends the agent (init starts it anew).
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -14,7 +15,9 @@ use std::process::{ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 
-use unmoved_lab_agent::{FileRequest, Frame, Kind, MAX_PAYLOAD, PORT_NAME, WINDOW_SERIAL};
+use unmoved_lab_agent::{
+    FileRequest, Frame, Kind, MAX_PAYLOAD, PORT_NAME, SERIAL_LINE, WINDOW_SERIAL,
+};
 
 /// Direct I/O wants whole, aligned blocks; one piece of a transfer.
 const PIECE: usize = 1 << 20;
@@ -64,8 +67,9 @@ struct Running {
 type Tasks = Arc<Mutex<HashMap<u32, Running>>>;
 
 fn serve() -> io::Result<()> {
-    let path = find_port()?;
-    let mut from_lab = OpenOptions::new().read(true).write(true).open(path)?;
+    let mut from_lab = open_port()?;
+    // What comes before that may be lost on a serial line.
+    println!("lab agent: listens");
     let port = Port(Arc::new(Mutex::new(from_lab.try_clone()?)));
     let tasks = Tasks::default();
     loop {
@@ -272,26 +276,49 @@ fn fill(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(have)
 }
 
-/// `/dev/vport…` of the port with our name.
-fn find_port() -> io::Result<PathBuf> {
-    find("/sys/class/virtio-ports", "name", PORT_NAME)
+/// The port with our name, or else the serial line.
+fn open_port() -> io::Result<File> {
+    let open = |path: &Path| OpenOptions::new().read(true).write(true).open(path);
+    if let Some(path) = find("/sys/class/virtio-ports", "name", PORT_NAME) {
+        return open(&path);
+    }
+    let line = open(Path::new(SERIAL_LINE))?;
+    make_raw(&line)?;
+    Ok(line)
 }
 
-/// `/dev/vd…` of the disk with our serial number.
+/// Every byte goes through the line as it is, as fast as it can.
+fn make_raw(line: &File) -> io::Result<()> {
+    // SAFETY: all zeros are a valid value of this plain C struct.
+    let mut settings: libc::termios = unsafe { std::mem::zeroed() };
+    // SAFETY: the descriptor is open for as long as `line` lives; `settings` is valid and writable.
+    if unsafe { libc::tcgetattr(line.as_raw_fd(), &raw mut settings) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it only changes the valid struct that it is given.
+    unsafe { libc::cfmakeraw(&raw mut settings) };
+    settings.c_cflag &= !(libc::CRTSCTS | libc::CBAUD);
+    settings.c_cflag |= libc::CLOCAL | libc::CREAD | libc::B115200;
+    // SAFETY: as with tcgetattr; the struct is only read.
+    if unsafe { libc::tcsetattr(line.as_raw_fd(), libc::TCSANOW, &raw const settings) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// `/dev/…` of the disk with our serial number, or else of the IDE disk with that model name.
 fn find_window() -> io::Result<PathBuf> {
     find("/sys/block", "serial", WINDOW_SERIAL)
+        .or_else(|| find("/sys/block", "device/model", WINDOW_SERIAL))
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "there is no window disk"))
 }
 
-fn find(class: &str, attribute: &str, value: &str) -> io::Result<PathBuf> {
-    for entry in fs::read_dir(class)? {
-        let entry = entry?;
-        let found = fs::read_to_string(entry.path().join(attribute)).unwrap_or_default();
-        if found.trim() == value {
-            return Ok(Path::new("/dev").join(entry.file_name()));
-        }
-    }
-    Err(io::Error::new(
-        io::ErrorKind::NotFound,
-        format!("no device in {class} has the {attribute} '{value}'"),
-    ))
+/// The device of this class that has such a value in a file of its folder.
+fn find(class: &str, attribute: &str, value: &str) -> Option<PathBuf> {
+    let mut devices = fs::read_dir(class).ok()?.flatten();
+    let device = devices.find(|device| {
+        let found = fs::read_to_string(device.path().join(attribute)).unwrap_or_default();
+        found.trim() == value
+    })?;
+    Some(Path::new("/dev").join(device.file_name()))
 }
