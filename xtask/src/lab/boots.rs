@@ -11,7 +11,7 @@ use clap::{Args, ValueEnum};
 use serde_json::{Map, json};
 use unmoved_lab::images::GuestKernel;
 use unmoved_lab::tools::Tools;
-use unmoved_lab::{Guest, GuestPlan, Host, Lab, System, initramfs};
+use unmoved_lab::{Guest, GuestPlan, Host, Kind as Machine, Lab, Shape, System, initramfs};
 use unmoved_tests::shell;
 
 use super::system::SystemName;
@@ -25,6 +25,10 @@ pub struct Boots {
     /// Only this kind of guest (may be repeated)
     #[arg(long, value_enum)]
     kind: Vec<Kind>,
+    /// The host's machine: qemu (AMD), or Bochs with a processor: intel, intel-haswell, intel-icelake,
+    /// intel-tigerlake, amd-bochs
+    #[arg(long, value_name = "MACHINE", default_value = "qemu")]
+    machine: Machine,
     /// What they run in
     #[arg(long, value_enum, default_value_t)]
     system: SystemName,
@@ -108,7 +112,8 @@ impl Boots {
         } else {
             self.kind.clone()
         };
-        let config = shell::host_with_debian()?;
+        let mut config = shell::host_with_debian()?;
+        config.shape = Shape::of(self.machine);
         let tools = Tools::get()?;
         let system = self.system.system()?;
         let (mut figures, mut failures) = (Map::new(), Vec::new());

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use clap::Args;
-use unmoved_lab::{Config, Host, Lab, System, programs};
+use unmoved_lab::{Config, Host, Kind, Lab, System, programs};
 use unmoved_tests::answers::{self, Answers};
 use unmoved_tests::hostile::{self, Attack};
 
@@ -28,6 +28,10 @@ pub struct Hostile {
     /// otherwise than real Xen, and why
     #[arg(long, conflicts_with = "compare")]
     answers: bool,
+    /// The host's machine: qemu (AMD), or Bochs with a processor: intel, intel-haswell, intel-icelake,
+    /// intel-tigerlake, amd-bochs
+    #[arg(long, value_name = "MACHINE", default_value = "qemu")]
+    machine: Kind,
 }
 
 /// Random attacks in one life of the guest; a longer one shows less for a fault early on.
@@ -41,7 +45,7 @@ impl Hostile {
     /// # Errors
     /// If the lab fails, the shim does, or an attack gets something.
     pub fn run(self) -> Result<()> {
-        Lab::run("hostile", &Config::hosts(1), |lab| {
+        Lab::run("hostile", &Config::on(self.machine), |lab| {
             if self.answers {
                 answers(lab.host(0))
             } else if self.compare {

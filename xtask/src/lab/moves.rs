@@ -11,7 +11,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use unmoved_lab::images::GuestKernel;
 use unmoved_lab::tools::Tools;
-use unmoved_lab::{Config, Guest, Host, Lab};
+use unmoved_lab::{Config, Guest, Host, Kind, Lab, Xen};
 use unmoved_tests::load::Load;
 use unmoved_tests::unnoticed;
 use unmoved_tests::within::{MOMENT, Way, reported};
@@ -25,9 +25,16 @@ pub struct Moves {
     /// Only within one host, which is quicker
     #[arg(long)]
     within: bool,
+    /// Save and restore the guest within a host, instead of migrating it there
+    #[arg(long)]
+    save: bool,
     /// The guest's RAM in MiB
     #[arg(long, value_name = "MIB", default_value_t = 128)]
     memory: u32,
+    /// The hosts' machine: qemu (AMD), or Bochs with a processor: intel, intel-haswell, intel-icelake,
+    /// intel-tigerlake, amd-bochs; Bochs has no LAN, so it takes `--within`
+    #[arg(long, value_name = "MACHINE", default_value = "qemu")]
+    machine: Kind,
     /// Write the figures to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -45,7 +52,9 @@ impl Moves {
     pub fn run(self) -> Result<()> {
         let kernel = GuestKernel::Debian12.get(&Tools::get()?)?;
         let hosts = if self.within { 1 } else { 2 };
-        Lab::run("moves", &Config::hosts(hosts), |lab| {
+        let mut config = Config::on(self.machine);
+        config.hosts = vec![Xen::default(); hosts];
+        Lab::run("moves", &config, |lab| {
             let mut plan = unnoticed::plan(&kernel, Load::Full)?;
             plan.memory_mib = self.memory;
             let mut at = 0;
@@ -67,7 +76,12 @@ impl Moves {
                     unnoticed::by_xl(&plan.name, from, to)?;
                     guest = arrived;
                 } else {
-                    guest = Way::Migrate.go(guest, from)?;
+                    let way = if self.save {
+                        Way::SaveRestore
+                    } else {
+                        Way::Migrate
+                    };
+                    guest = way.go(guest, from)?;
                 }
                 let seconds = begun.elapsed().as_secs_f64();
                 let host = lab.host(at);

@@ -10,7 +10,7 @@ use regex::Regex;
 use unmoved_lab::images::{GuestKernel, KernelFiles};
 use unmoved_lab::tools::Tools;
 use unmoved_lab::{
-    Config, DebianRoot, GuestPlan, Host, Lab, Log, Scripts, Shape, System, Xen, bzimage, initramfs,
+    Config, DebianRoot, GuestPlan, Host, Kind, Lab, Log, Scripts, System, Xen, bzimage, initramfs,
     programs,
 };
 
@@ -53,9 +53,16 @@ pub struct Run {
     /// The host's Xen: 4.17 or 4.20
     #[arg(long, default_value = "4.17")]
     xen: Xen,
-    /// The host's RAM in MiB (another snapshot is made for each size)
-    #[arg(long, value_name = "MIB", default_value_t = Shape::default().memory_mib)]
-    host_memory: u32,
+    /// The host's machine: qemu (AMD), or Bochs with a processor: intel, intel-haswell, intel-icelake,
+    /// intel-tigerlake, amd-bochs
+    #[arg(long, value_name = "MACHINE", default_value = "qemu")]
+    machine: Kind,
+    /// The host's RAM in MiB (another snapshot is made for each size), if not the machine's usual
+    #[arg(long, value_name = "MIB")]
+    host_memory: Option<u32>,
+    /// The host's CPUs
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    host_cpus: u32,
     /// Added to the kernel's command line
     #[arg(long, value_name = "WORDS", default_value = "")]
     extra: String,
@@ -127,10 +134,11 @@ impl Run {
     pub fn run(self) -> Result<()> {
         let tools = Tools::get()?;
         let plan = self.plan(&tools)?;
-        let mut config = Config::hosts(1);
+        let mut config = Config::on(self.machine);
         config.hosts = vec![self.xen];
         config.scripts = Scripts::Xen;
-        config.shape.memory_mib = self.host_memory;
+        config.shape.memory_mib = self.host_memory.unwrap_or(config.shape.memory_mib);
+        config.shape.cpus = self.host_cpus;
         if let Some(Root::Debian) = self.root {
             config.disk = Some(DebianRoot::get()?.image());
         }

@@ -5,7 +5,7 @@ use std::io::{BufRead, Write};
 use anyhow::Result;
 use clap::Args;
 use unmoved_lab::host::Host;
-use unmoved_lab::{Config, Lab, Shape, Xen};
+use unmoved_lab::{Config, Kind, Lab, Xen};
 
 /// Each line is a host's name and a shell command (`a xl list`); `a < FILE PATH` and `a > PATH FILE`
 /// copy files in and out.
@@ -17,9 +17,13 @@ pub struct Shell {
     /// Their Xen: 4.17 or 4.20
     #[arg(long, default_value = "4.17")]
     xen: Xen,
-    /// The RAM of each in MiB
-    #[arg(long, value_name = "MIB", default_value_t = Shape::default().memory_mib)]
-    host_memory: u32,
+    /// Their machine: qemu (AMD), or Bochs with a processor: intel, intel-haswell, intel-icelake,
+    /// intel-tigerlake, amd-bochs
+    #[arg(long, value_name = "MACHINE", default_value = "qemu")]
+    machine: Kind,
+    /// The RAM of each in MiB, if not the machine's usual
+    #[arg(long, value_name = "MIB")]
+    host_memory: Option<u32>,
 }
 
 impl Shell {
@@ -28,9 +32,9 @@ impl Shell {
     /// # Errors
     /// If the lab does not start.
     pub fn run(self) -> Result<()> {
-        let mut config = Config::hosts(self.hosts);
-        config.hosts.fill(self.xen);
-        config.shape.memory_mib = self.host_memory;
+        let mut config = Config::on(self.machine);
+        config.hosts = vec![self.xen; self.hosts];
+        config.shape.memory_mib = self.host_memory.unwrap_or(config.shape.memory_mib);
         Lab::run("shell", &config, |lab| {
             eprintln!(
                 "HOST COMMAND, one per line; the hosts are a to the {}th letter",

@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use clap::Args;
 use serde_json::json;
-use unmoved_lab::{Config, Lab, Xen};
+use unmoved_lab::{Config, Kind, Lab, Xen};
 
 /// How often to start what.
 #[derive(Debug, Args)]
@@ -20,6 +20,10 @@ pub struct Soak {
     /// Their Xen: 4.17 or 4.20
     #[arg(long, default_value = "4.17")]
     xen: Xen,
+    /// Their machine: qemu (AMD), or Bochs with a processor: intel, intel-haswell, intel-icelake,
+    /// intel-tigerlake, amd-bochs
+    #[arg(long, value_name = "MACHINE", default_value = "qemu")]
+    machine: Kind,
     /// Boot from power-on instead of starting from the snapshot
     #[arg(long)]
     cold: bool,
@@ -37,7 +41,7 @@ impl Soak {
         let config = Config {
             hosts: vec![self.xen; self.hosts],
             cold: self.cold,
-            ..Config::hosts(self.hosts)
+            ..Config::on(self.machine)
         };
         let mut times = Vec::new();
         let mut failures = Vec::new();
