@@ -66,6 +66,25 @@ fn large_ramdisk(host: &Host, files: &KernelFiles, folder: &Path) -> Result<()> 
     host.ok(&["xl", "destroy", &plan.name]).map(drop)
 }
 
+/// Saved while its disk has all in flight that a guest may have: requests of a MiB, and discards among them.
+fn busy_disk(host: &Host, files: &KernelFiles) -> Result<()> {
+    let mut plan = small("busy", System::Shim(programs::shim()?), files);
+    plan.initrd = Some(initramfs::workload(files)?);
+    plan.disks.push("phy:/dev/vda,xvda,w".to_owned());
+    let mut guest = plan.create(host)?;
+    guest.ready(BOOT)?;
+    let start = "disk start dev=/dev/xvda area=64M depth=32 max=1M discard=5";
+    guest.order(host, start, MOMENT)?;
+    for _ in 0..2 {
+        guest = Way::SaveRestore.go(guest, host)?;
+        guest.alive(MOMENT)?;
+    }
+    let disk = guest.order(host, "disk stop dev=/dev/xvda", BOOT)?["disks"][0].clone();
+    ensure!(disk["errors"] == 0 && disk["mismatches"] == 0, "{disk}");
+    ensure!(disk["discard"]["requests"].as_u64() > Some(0), "no discard: {disk}");
+    host.ok(&["xl", "destroy", &plan.name]).map(drop)
+}
+
 /// Three cards as providers configure them; a save of a paused guest, and a restore that leaves it paused.
 fn cards_and_pauses(host: &Host, files: &KernelFiles) -> Result<()> {
     let mut plan = small("cards", System::Shim(programs::shim()?), files);
@@ -108,6 +127,7 @@ fn odd_configurations_start_and_move() {
         let folder = tempfile::tempdir()?;
         nothing_to_start(host, &files)?;
         large_ramdisk(host, &files, folder.path())?;
+        busy_disk(host, &files)?;
         cards_and_pauses(host, &files)
     })
     .expect("they work");
