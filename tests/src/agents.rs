@@ -94,7 +94,7 @@ pub fn install_on(lab: &Lab, host: &Host) -> Result<()> {
     let mut config = format!(
         "name = \"{name}\"\nmetrics = \"127.0.0.1:9777\"\nverify = true\n[tls]\nauthority = \"{FOLDER}/ca.pem\"\n\
          certificate = \"{FOLDER}/{name}.pem\"\nkey = \"{FOLDER}/{name}.key\"\n\
-         [allow]\nvolumes = [\"/dev/vd*\"]\nbridges = [\"br0\"]\nfiles = [\"/root/guests/*/*\"]\n"
+         [allow]\nvolumes = [\"/dev/vd*\", \"/dev/loop*\"]\nbridges = [\"br0\"]\nfiles = [\"/root/guests/*/*\"]\n"
     );
     for peer in lab.hosts.iter().filter(|peer| peer.name() != name) {
         let (name, address) = (peer.name(), peer.address());

@@ -81,7 +81,10 @@ fn busy_disk(host: &Host, files: &KernelFiles) -> Result<()> {
     }
     let disk = guest.order(host, "disk stop dev=/dev/xvda", BOOT)?["disks"][0].clone();
     ensure!(disk["errors"] == 0 && disk["mismatches"] == 0, "{disk}");
-    ensure!(disk["discard"]["requests"].as_u64() > Some(0), "no discard: {disk}");
+    ensure!(
+        disk["discard"]["requests"].as_u64() > Some(0),
+        "no discard: {disk}"
+    );
     host.ok(&["xl", "destroy", &plan.name]).map(drop)
 }
 
