@@ -121,6 +121,8 @@ fn explanation(reason: &str, answer: Answer) -> String {
     };
     match why.split_once(reason) {
         Some((_, more)) => more.to_owned(),
+        // It was its own refusal that was the reason.
+        None if reason.contains(&why) => String::new(),
         // It had failed, or was stopped, before it was told.
         None => format!("; the destination: {why}"),
     }
@@ -142,6 +144,18 @@ mod tests {
     use super::{Answer, Order, SourceEffect, SourceEvent, SourceRecord, SourceSession};
     use crate::job::{Needs, Presence};
     use crate::session::{Operator, Request, Sent, Token, Trouble};
+
+    #[test]
+    fn the_destination_adds_only_what_is_new() {
+        let adds =
+            |reason: &str, why: &str| super::explanation(reason, Answer::Discarded(why.to_owned()));
+        assert_eq!(
+            adds("lost", "lost; at the destination: xl died"),
+            "; at the destination: xl died"
+        );
+        assert_eq!(adds("lost", "stopped"), "; the destination: stopped");
+        assert_eq!(adds("the destination: not allowed", "not allowed"), "");
+    }
 
     /// Does as it is told, but the guest is gone and the destination's answers are these; what was called,
     /// and what it waits for or how it ended.
