@@ -45,7 +45,7 @@ impl Daemon {
             return Err(not_asked());
         }
         let session: SessionId = job.id.parse().map_err(Error::Refused)?;
-        let records = self.source_records(session)?;
+        let records = self.source_records(session);
         let Some(SourceRecord::Begun { request, peer, .. }) = records.first() else {
             return Err(not_asked());
         };

@@ -4,7 +4,6 @@
 //! guest on your host?  The second matters most, for an agent that was installed anew knows of no session and
 //! may have the guest running.  The answer has a bound in time, and whoever does not answer is not waited for.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Daemon;
 use super::link::Link;
-use crate::job::{DomainEntry, Error, Presence, Result};
+use crate::job::{DomainEntry, Presence, Result};
 use crate::journal::Journal;
 use crate::save::{INCOMING, is_coming};
 use crate::session::{NOT_YET, Other, SessionId, SourceRecord, Standing};
@@ -61,7 +60,7 @@ impl Daemon {
         let Inquiry { session, end, uuid } = inquiry;
         match end {
             End::Source => {
-                let records = self.source_records(*session)?;
+                let records = self.source_records(*session);
                 let known = records.first().and_then(|first| match first {
                     SourceRecord::Begun { request, peer, .. } if peer == host => Some(request),
                     _ => None,
@@ -88,15 +87,10 @@ impl Daemon {
         }
     }
 
-    /// What the source's journal says; nothing if there is none, or the session is over.
-    pub(super) fn source_records(&self, session: SessionId) -> Result<Vec<SourceRecord>> {
-        match Journal::open(&self.folder("source"), session) {
-            Ok((_, records)) => Ok(records),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-            Err(error) => Err(Error::Refused(format!(
-                "the journal of this session cannot be read: {error}"
-            ))),
-        }
+    /// What the source's journal says, as far as it can be read; nothing if there is none, or the session is
+    /// over.
+    pub(super) fn source_records(&self, session: SessionId) -> Vec<SourceRecord> {
+        Journal::read(&self.folder("source"), session).1.records
     }
 
     /// The copy of a guest on this host, whoever has made it.  If `other` is this host too, `source` tells the

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use unmoved::daemon::local;
 use unmoved::job::{JobOptions, Presence};
+use unmoved::journal::Journal;
 use unmoved::pki;
 use unmoved::transport::tls::HANDSHAKE;
 
@@ -178,12 +179,9 @@ fn a_peer_has_no_say_in_what_is_not_its_own() {
 
 /// The records of a session at the destination, as they are on the disk.
 fn records(pair: &Pair, session: &str) -> Vec<Value> {
-    let journal = format!("b/destination/{session}.journal");
-    let journal = std::fs::read_to_string(pair.folder.path().join(journal)).unwrap();
-    let records = journal.lines().map(|line| line.split_once(' ').unwrap().1);
-    records
-        .map(|json| serde_json::from_str(json).unwrap())
-        .collect()
+    let folder = pair.folder.path().join("b/destination");
+    let (_, reading) = Journal::read(&folder, session.parse().unwrap());
+    reading.records
 }
 
 /// What a source has begun that goes away is thrown away, also if that does not work at once.

@@ -14,7 +14,9 @@ use crate::{ended, until};
 /// The source was installed anew, and does not know the session.
 fn forget(stopped: &Stopped) {
     let folder = stopped.folder.path().join("a").join("source");
-    std::fs::remove_file(folder.join(format!("{SESSION}.journal"))).unwrap();
+    for copy in ["journal", "mirror"] {
+        std::fs::remove_file(folder.join(format!("{SESSION}.{copy}"))).unwrap();
+    }
 }
 
 fn adopted(stopped: &Stopped, right: &Arc<Daemon>, job: &Job) {
