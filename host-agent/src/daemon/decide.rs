@@ -18,6 +18,9 @@ impl Daemon {
     /// # Errors
     /// If the job does not ask for that, something that is seen speaks against it, or it cannot be done.
     pub fn decide(self: &Arc<Self>, job: &Job, run_here: bool) -> Result<()> {
+        if self.put_aside(job)? {
+            return Ok(());
+        }
         match (job.direction, run_here) {
             (Direction::Incoming, true) => self.decide_coming(job, Choice::RunHere, false),
             (Direction::Incoming, false) => self.decide_coming(job, Choice::Forget, false),
@@ -33,6 +36,9 @@ impl Daemon {
     /// # Errors
     /// As [`Daemon::decide`].
     pub fn discard(self: &Arc<Self>, job: &Job, is_vouched: bool) -> Result<()> {
+        if self.put_aside(job)? {
+            return Ok(());
+        }
         match job.direction {
             Direction::Incoming => self.decide_coming(job, Choice::Forget, is_vouched),
             _ => self.decide_leaving(job, Operator::GiveUp, is_vouched),
@@ -45,13 +51,19 @@ impl Daemon {
             return Err(not_asked());
         }
         let session: SessionId = job.id.parse().map_err(Error::Refused)?;
-        let records = self.source_records(session);
+        // For one in doubt, too, its beginning says which guest it is about.
+        let records = self.source_reading(session).records;
         let Some(SourceRecord::Begun { request, peer, .. }) = records.first() else {
             return Err(not_asked());
         };
         let Needs {
             uuid, source_domid, ..
         } = &request.needs;
+        if !job.has_guest() && self.leaving.lock().contains(uuid) {
+            return Err(Error::Refused(
+                "another job has this guest: see to that one first (`unmoved status`)".to_owned(),
+            ));
+        }
         let here = self.copy(uuid, End::Source, peer, Some(*source_domid))?;
         let there = self.inquire(
             peer,

@@ -65,17 +65,13 @@ struct Inner {
 impl Incoming {
     /// The session of this name that belongs to this peer; a new one if there is none.
     pub(super) fn of(daemon: &Arc<Daemon>, session: SessionId, peer: &str) -> Result<Arc<Self>> {
-        if daemon.damaged.lock().contains(&session) {
-            return Err(Error::Refused(
-                "the journal of this session is damaged: an operator has to look".to_owned(),
-            ));
-        }
         let mut all = daemon.incoming.lock();
         if let Some(known) = all.get(&session) {
             return Ok(known.clone());
         }
         // Under this lock: who stops the daemon looks for those that are there.
         daemon.goes_on()?;
+        daemon.knows_its_own(Direction::Incoming)?;
         make_way(&mut all, peer)?;
         let journal = Journal::new(&daemon.folder("destination"), session);
         let machine = DestinationSession::new(peer.to_owned());
@@ -125,6 +121,11 @@ impl Incoming {
         peer: &str,
         order: Order,
     ) -> Result<(Answer, Option<Ticket>)> {
+        if self.peer().is_empty()
+            && let Some(doubt) = self.inner.lock().machine.doubt()
+        {
+            return Err(Error::Refused(doubt.to_owned()));
+        }
         if self.peer() != peer {
             return Err(Error::Refused(
                 "this session belongs to somebody else".to_owned(),
@@ -279,6 +280,10 @@ impl Incoming {
 
     /// What the record means to who looks at the job.
     fn show(&self, inner: &Inner) {
+        if let Some(doubt) = inner.machine.doubt() {
+            self.job.wait(doubt, true);
+            return;
+        }
         match inner.machine.record() {
             Some(DestinationRecord::Received) => {
                 self.job

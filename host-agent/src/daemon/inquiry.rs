@@ -10,9 +10,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Daemon;
+use super::job::Direction;
 use super::link::Link;
 use crate::job::{DomainEntry, Presence, Result};
-use crate::journal::Journal;
+use crate::journal::{Journal, Reading};
 use crate::save::{INCOMING, is_coming};
 use crate::session::{NOT_YET, Other, SessionId, SourceRecord, Standing};
 
@@ -60,37 +61,47 @@ impl Daemon {
         let Inquiry { session, end, uuid } = inquiry;
         match end {
             End::Source => {
-                let records = self.source_records(*session);
+                let Reading { records, damage } = self.source_reading(*session);
                 let known = records.first().and_then(|first| match first {
                     SourceRecord::Begun { request, peer, .. } if peer == host => Some(request),
                     _ => None,
                 });
                 let domid = known.map(|request| request.needs.source_domid);
                 let copy = self.copy(uuid, *end, host, domid)?;
+                // One of which nothing is known may be this peer's.
+                if (known.is_some() && damage.is_some())
+                    || self.unknown.lock().contains_key(session)
+                    || self.knows_its_own(Direction::Outgoing).is_err()
+                {
+                    return Ok(Standing::in_doubt(copy));
+                }
                 let last = records.last().filter(|_| known.is_some());
                 Ok(Standing::of_source(last, copy))
             }
             End::Destination => {
                 let found = self.incoming.lock().get(session).cloned();
-                let found = found.filter(|incoming| incoming.peer() == host);
+                // One of which nothing is known may be this peer's.
+                let found = found.filter(|it| it.peer() == host || it.peer().is_empty());
                 let Some(incoming) = found else {
                     let copy = self.copy(uuid, *end, host, None)?;
-                    return Ok(Standing { state: None, copy });
+                    return Ok(match self.knows_its_own(Direction::Incoming) {
+                        Ok(()) => Standing { state: None, copy },
+                        Err(_) => Standing::in_doubt(copy),
+                    });
                 };
-                let Some((record, domid)) = incoming.stands(LIMIT / 2) else {
+                let Some((told, domid)) = incoming.stands(LIMIT / 2) else {
                     let (state, copy) = (Some(NOT_YET.to_owned()), Presence::Absent);
                     return Ok(Standing { state, copy });
                 };
-                let copy = self.copy(uuid, *end, host, domid)?;
-                Ok(Standing::of_destination(record.as_ref(), copy))
+                Ok(told(self.copy(uuid, *end, host, domid)?))
             }
         }
     }
 
-    /// What the source's journal says, as far as it can be read; nothing if there is none, or the session is
+    /// What the source's journal says, as far as it can be read; no records if there is none, or the session is
     /// over.
-    pub(super) fn source_records(&self, session: SessionId) -> Vec<SourceRecord> {
-        Journal::read(&self.folder("source"), session).1.records
+    pub(super) fn source_reading(&self, session: SessionId) -> Reading<SourceRecord> {
+        Journal::read(&self.folder("source"), session).1
     }
 
     /// The copy of a guest on this host, whoever has made it.  If `other` is this host too, `source` tells the

@@ -9,6 +9,7 @@
 //! | `files` | a guest that is written to a file, or read from one |
 //! | `decide` | takes what an operator decides |
 //! | `inquiry` | asks the other end first, and answers it |
+//! | `doubt` | holds sessions whose journals are damaged |
 //! | `recover` | takes up what another run of the daemon left |
 //! | `stop` | finishes or undoes what is under way before the daemon ends |
 //! | `refusals` | keeps strangers and peers from filling the audit log |
@@ -23,6 +24,7 @@
 
 mod alone;
 mod decide;
+mod doubt;
 mod files;
 mod history;
 mod incoming;
@@ -40,7 +42,7 @@ mod stop;
 mod strangers;
 mod wire;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -54,10 +56,10 @@ use serde_json::json;
 use crate::audit::Audit;
 use crate::config::Config;
 use crate::job::{Control, Error, Host, JobOptions, Needs, Result};
-use crate::journal;
+use crate::journal::{self, Journal};
 use crate::predict::Prediction;
 use crate::save::is_coming;
-use crate::session::{Locks, SessionId};
+use crate::session::{Locks, SessionId, SourceRecord};
 use crate::storage::Storage;
 use crate::transport::tls::Identity;
 use crate::xen::config::arrived as configuration;
@@ -96,8 +98,10 @@ pub struct Daemon {
     leaving: Mutex<Vec<String>>,
     /// Held while a guest is only let go that a dead run has left watched: a moment.
     unwatching: Mutex<()>,
-    /// Sessions whose journals cannot be read.
-    damaged: Mutex<BTreeSet<SessionId>>,
+    /// Sessions of guests that left, of whose journals not even the beginning can be read.
+    unknown: Mutex<BTreeMap<SessionId, Journal<SourceRecord>>>,
+    /// Ends at which it is not known which sessions there are, and why.
+    unlisted: Mutex<Vec<(Direction, String)>>,
     /// Of other hosts, and of users of this one.
     refusals: Refusals,
     refusals_here: Refusals,
@@ -151,7 +155,8 @@ impl Daemon {
             incoming: Mutex::default(),
             leaving: Mutex::default(),
             unwatching: Mutex::default(),
-            damaged: Mutex::default(),
+            unknown: Mutex::default(),
+            unlisted: Mutex::default(),
             refusals: Refusals::default(),
             refusals_here: Refusals::default(),
             calls: Refusals::of_peers(),
@@ -164,7 +169,7 @@ impl Daemon {
     /// gives the address.
     ///
     /// # Errors
-    /// If journals cannot be read, or the address cannot be used.  Guests may have been taken up by then:
+    /// If the address cannot be used, or no thread begun.  Guests may have been taken up by then:
     /// [`Daemon::stop`] waits for them.
     pub fn start(self: &Arc<Self>) -> Result<SocketAddr> {
         self.recover()?;
@@ -205,6 +210,7 @@ impl Daemon {
         bound.get_or_insert(JobOptions::MAX_BLACKOUT_MS);
         options.verify.get_or_insert(self.config.verify);
         self.goes_on()?;
+        self.knows_its_own(Direction::Outgoing)?;
         let peer = self.config.peer(host)?.clone();
         let source = self.host.source(domain)?;
         let claim = self.claim(source.uuid())?;

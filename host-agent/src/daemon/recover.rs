@@ -1,33 +1,21 @@
 //! Takes up what another run of the daemon left.
 
-use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use serde_json::json;
-
 use super::incoming::Incoming;
-use super::job::{Direction, Job};
+use super::job::Direction;
 use super::{Daemon, KEPT, outgoing, spawn};
-use crate::job::{Control, DomainEntry, Error, JobOptions, Needs, Result};
+use crate::job::{DomainEntry, Needs, Result};
 use crate::journal;
-use crate::session::SessionId;
 
 impl Daemon {
     pub(super) fn recover(self: &Arc<Self>) -> Result<()> {
-        let read = |folder: &PathBuf| {
-            journal::sessions(folder)
-                .map_err(Error::io(format!("cannot read {}", folder.display())))
-        };
         // All is known before anybody can ask for it, and nothing of it is waited for.
         let mut coming = Vec::new();
-        for session in read(&self.folder("destination"))? {
+        for session in self.journals(Direction::Incoming) {
             coming.extend(Incoming::recover(self, session)?);
         }
-        let mut leaving = Vec::new();
-        for session in read(&self.folder("source"))? {
-            leaving.extend(outgoing::recover(self, session)?);
-        }
+        let mut leaving = outgoing::recover(self, self.journals(Direction::Outgoing))?;
         // Guests that stand still come first.
         leaving.sort_by_key(|left| !left.stands_still());
         for left in leaving {
@@ -79,31 +67,5 @@ impl Daemon {
             ..Needs::default()
         };
         self.host.find_source(&needs)?.resume_here()
-    }
-
-    /// What was read of a session's journal, unless it is damaged.  That stops its own session and no
-    /// other: nothing of it is touched, and its peer gets no answer, until an operator has looked.
-    pub(super) fn whole<J>(
-        &self,
-        session: SessionId,
-        direction: Direction,
-        opened: io::Result<J>,
-    ) -> Result<Option<J>> {
-        let error = match opened {
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => error,
-            other => return other.map(Some).map_err(Error::io("the journal")),
-        };
-        log::error!("session {session}: {error}");
-        let more = json!({ "job": session, "failed": error.to_string() });
-        self.audit.write("agent", "journal damaged", &more);
-        let control = Arc::new(Control::new(JobOptions::default()));
-        let (domain, peer) = ("(not known)".to_owned(), "(not known)".to_owned());
-        let job = Job::new(session.to_string(), direction, domain, peer, control);
-        let what =
-            "see at both ends where its guest is, then move the file away and restart the agent";
-        job.wait(&format!("{error}; {what}"), false);
-        self.add(&job);
-        self.damaged.lock().insert(session);
-        Ok(None)
     }
 }

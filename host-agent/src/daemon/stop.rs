@@ -11,6 +11,7 @@
 //! | a guest that leaves, handed over | waited for, unless its destination does not answer |
 //! | a guest that comes, not whole here | discarded, and the source is told: it goes on there |
 //! | a guest that comes, whole here | waited for: its source is about to hand it over, or to say that it has failed |
+//! | a job that is HELD, as one whose journal is damaged | left as it is |
 //! | a save or restore | aborted, or waited for if all is copied |
 //!
 //! A copy that is whole is kept, whatever comes: it may be the last.

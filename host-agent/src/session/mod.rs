@@ -39,5 +39,5 @@ pub use locks::{Locks, Resources};
 pub use message::{Answer, Order, Request, Sent, Status, Trouble};
 pub use record::{DestinationRecord, SourceRecord};
 pub use source::{Operator, SourceEffect, SourceEvent, SourceSession};
-pub use standing::{NOT_YET, Other, Standing};
+pub use standing::{IN_DOUBT, NOT_YET, Other, Standing};
 pub use token::{Seal, SessionId, Token};

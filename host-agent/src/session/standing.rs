@@ -13,10 +13,13 @@ use crate::job::Presence;
 /// State of an end that has not been taken up yet after a restart of its agent.
 pub const NOT_YET: &str = "not-yet";
 
+/// State of an end whose journal does not say where it stands.
+pub const IN_DOUBT: &str = "in-doubt";
+
 /// How one end of a session stands, as its agent tells the other's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// The last record of that end, or [`NOT_YET`]; `None`: the agent knows of no such session.
+    /// The last record of that end, [`NOT_YET`] or [`IN_DOUBT`]; `None`: the agent knows of no such session.
     pub state: Option<String>,
     /// The guest's copy on that host, whoever has made it.
     pub copy: Presence,
@@ -57,6 +60,15 @@ impl Standing {
         }
     }
 
+    /// An end whose journal does not say where it stands.
+    #[must_use]
+    pub fn in_doubt(copy: Presence) -> Self {
+        Self {
+            state: Some(IN_DOUBT.to_owned()),
+            copy,
+        }
+    }
+
     fn is(&self, state: &str) -> bool {
         self.state.as_deref() == Some(state)
     }
@@ -68,6 +80,17 @@ impl Standing {
             .any(|state| self.is(state))
     }
 
+    /// The source is done with its copy, and about to destroy it.
+    fn is_rid(&self) -> bool {
+        self.is("released") || self.is("done")
+    }
+
+    /// The source's copy is gone, and it does not go on by itself.
+    fn is_stuck_without(&self) -> bool {
+        let waits = ["handed over", "held", IN_DOUBT];
+        self.copy == Presence::Absent && waits.iter().any(|state| self.is(state))
+    }
+
     const fn has_whole(&self) -> bool {
         matches!(self.copy, Presence::Paused | Presence::Running)
     }
@@ -76,6 +99,8 @@ impl Standing {
         format!(
             "{}, and its copy of the guest is {}",
             match &self.state {
+                Some(state) if state == IN_DOUBT =>
+                    "its journal does not say how the job stands".to_owned(),
                 Some(state) => format!("its journal says \"{state}\""),
                 None => "it knows of no such job".to_owned(),
             },
@@ -119,6 +144,10 @@ impl Operator {
                     there.told()
                 ))
             }
+            // It may have been handed over, and its journal be readable at the next start.
+            (Self::RunHere, Other::Said(there)) if there.is(IN_DOUBT) && there.has_whole() => {
+                Err(decide_there_first(there))
+            }
             (Self::HandOver, _) if here == Presence::Running => Err(
                 "the guest runs on this host: handed over, it would run twice (`--run here` leaves it as it is)"
                     .to_owned(),
@@ -127,6 +156,9 @@ impl Operator {
                 "the destination's agent does not answer: nothing can be handed over to it now"
                     .to_owned(),
             ),
+            (Self::HandOver, Other::Said(there)) if there.is(IN_DOUBT) => {
+                Err(decide_there_first(there))
+            }
             (Self::HandOver, Other::Said(there))
                 if !there.has_whole() && !there.has_run() && (is_here || !there.is("discarded")) =>
             {
@@ -151,8 +183,16 @@ impl Operator {
     }
 }
 
+fn decide_there_first(there: &Standing) -> String {
+    format!(
+        "the destination's agent answers: {}. Decide the job there first",
+        there.told()
+    )
+}
+
 impl Choice {
-    /// Whether the destination follows this, whose own copy is `here`, and whose last record is `last`.
+    /// Whether the destination follows this, whose own copy is `here`, and whose last record is `last`; `None`:
+    /// its journal does not say which that is, and it refuses whatever its source orders.
     /// `is_vouched`: he vouches that the guest runs elsewhere, or can, where the source does not say so.
     ///
     /// # Errors
@@ -180,6 +220,14 @@ impl Choice {
                     .to_owned(),
             ),
             (Self::RunHere, Other::Silent) => Ok(()),
+            // In doubt.  It runs here and not there: that is only written down.
+            (Self::RunHere, _) if last.is_none() && here == Presence::Running && !runs_there => {
+                Ok(())
+            }
+            // In doubt.  The source could not hand it over, and has nothing to run.
+            (Self::RunHere, Other::Said(there)) if last.is_none() && there.is_stuck_without() => {
+                Ok(())
+            }
             (Self::RunHere, Other::Mute(_)) => Err(format!(
                 "{}: abort or decide the job there",
                 there.unsaid()
@@ -196,7 +244,7 @@ impl Choice {
                 };
                 Err(format!("the source's agent answers: {}. {what}", there.told()))
             }
-            (Self::Forget, Other::Said(there)) if there.has_whole() => Ok(()),
+            (Self::Forget, Other::Said(there)) if there.has_whole() && !there.is_rid() => Ok(()),
             (Self::Forget, _) if is_vouched => Ok(()),
             (Self::Forget, Other::Said(there)) => Err(format!(
                 "the source's agent answers: {}. This may be the last whole copy (`--vouch` says that the \
@@ -225,7 +273,7 @@ impl Other {
 
 #[cfg(test)]
 mod tests {
-    use super::{NOT_YET, Other, Standing};
+    use super::{IN_DOUBT, NOT_YET, Other, Standing};
     use crate::job::Presence::{Absent, Partial, Paused, Running};
     use crate::session::{Choice, DestinationRecord, Operator};
 
@@ -288,7 +336,8 @@ mod tests {
 
     #[test]
     fn a_copy_is_adopted_only_if_the_source_is_silent_or_has_nothing() {
-        let may = |here, there| Choice::RunHere.may(None, here, &there, true);
+        let received = Some(&DestinationRecord::Received);
+        let may = |here, there| Choice::RunHere.may(received, here, &there, true);
         may(Paused, Other::Silent).unwrap();
         may(Paused, said(None, Absent)).unwrap();
         for there in [
@@ -311,7 +360,8 @@ mod tests {
 
     #[test]
     fn a_whole_copy_is_forgotten_only_if_another_is_known() {
-        let may = |here, there, vouched| Choice::Forget.may(None, here, &there, vouched);
+        let received = Some(&DestinationRecord::Received);
+        let may = |here, there, vouched| Choice::Forget.may(received, here, &there, vouched);
         may(Paused, said(Some("handed over"), Paused), false).unwrap();
         may(Paused, said(None, Running), false).unwrap();
         let last = may(Paused, said(Some("held"), Absent), false).unwrap_err();
@@ -321,5 +371,32 @@ mod tests {
         // What never was whole is nobody's last.
         may(Partial, Other::Silent, false).unwrap();
         may(Absent, Other::Silent, false).unwrap();
+    }
+
+    /// One end waits for the other's operator, and each for what can be seen.
+    #[test]
+    fn there_is_something_to_decide_about_a_destination_in_doubt() {
+        let adopt = |here, there| Choice::RunHere.may(None, here, &there, false);
+        adopt(Running, said(Some("held"), Paused)).unwrap();
+        adopt(Running, Other::Mute("old".to_owned())).unwrap();
+        adopt(Running, said(Some(NOT_YET), Absent)).unwrap_err();
+        adopt(Running, said(Some("resumed"), Running)).unwrap_err();
+        // The source's is as good, and can run; or may have run since, and gone on.
+        adopt(Paused, said(Some("held"), Paused)).unwrap_err();
+        adopt(Paused, said(Some("resumed"), Absent)).unwrap_err();
+        adopt(Paused, said(Some("held"), Absent)).unwrap();
+        adopt(Paused, said(Some(IN_DOUBT), Absent)).unwrap();
+        let forget = |there| Choice::Forget.may(None, Paused, &there, false);
+        forget(said(Some("held"), Paused)).unwrap();
+        // It may have run here, and is about to be destroyed there.
+        forget(said(Some("released"), Paused)).unwrap_err();
+        let source = |decision: Operator, here, copy| {
+            decision.may(here, &Other::Said(Standing::in_doubt(copy)), false)
+        };
+        source(Operator::RunHere, Paused, Absent).unwrap();
+        source(Operator::RunHere, Paused, Paused).unwrap_err();
+        source(Operator::RunHere, Paused, Running).unwrap_err();
+        let why = source(Operator::HandOver, Paused, Paused).unwrap_err();
+        assert!(why.contains("does not say"), "{why}");
     }
 }

@@ -141,6 +141,15 @@ impl Stopped {
         self.daemon("b", &self.b, self.addresses[1])
     }
 
+    /// Starts the destination's daemon only; the disk does not give this folder any more.
+    pub fn go_right_without(&self, folder: &str) -> Arc<Daemon> {
+        let handle = Arc::new(Handle(self.b.clone()));
+        let daemon = Daemon::new(self.config("b", self.addresses[1]), handle).unwrap();
+        std::fs::remove_dir(self.folder.path().join("b").join(folder)).unwrap();
+        daemon.start().unwrap();
+        daemon
+    }
+
     /// Starts both daemons, the destination first.
     pub fn go(self) -> Pair {
         let right = self.go_right();

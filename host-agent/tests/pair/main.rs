@@ -10,6 +10,7 @@ mod attacked;
 mod attacks;
 mod command;
 mod daemons;
+mod damage;
 mod fake;
 mod files;
 mod inquiries;

@@ -48,7 +48,7 @@ pub fn begun(host: &Arc<Fake>) -> (SourceRecord, DestinationRecord) {
     (source, DestinationRecord::Reserved { request, peer })
 }
 
-pub fn only_job(daemon: &Daemon) -> Arc<Job> {
+pub fn only_job(daemon: &Arc<Daemon>) -> Arc<Job> {
     daemon.jobs().first().unwrap().clone()
 }
 
@@ -151,31 +151,6 @@ fn what_a_dead_agent_watched_is_let_go_and_what_is_suspended_is_not_touched() {
     }
     assert!(pair.a.is_watched("u-suspended"));
     assert_eq!(pair.a.presence("u-suspended"), Presence::Paused);
-}
-
-#[test]
-fn a_damaged_journal_stops_its_own_session_and_no_other() {
-    let stopped = Pair::prepare();
-    let session = SessionId::new([9; 16]);
-    stopped.a.add("web", "u-web");
-    for (host, end) in [("a", "source"), ("b", "destination")] {
-        let file = format!("{host}/{end}/{session}.journal");
-        std::fs::write(stopped.folder.path().join(file), "0 rot\n0 rot\n").unwrap();
-    }
-    let pair = stopped.go();
-    for daemon in [&pair.left, &pair.right] {
-        let job = daemon.job(&session.to_string()).unwrap();
-        assert!(job.result().is_none());
-    }
-    let options = JobOptions::default();
-    let job = pair.left.migrate("me", "web", "b", options).unwrap();
-    assert_eq!(ended(&job), Ok(()));
-    let left = std::fs::read(
-        pair.folder
-            .path()
-            .join(format!("b/destination/{session}.journal")),
-    );
-    assert_eq!(left.unwrap(), b"0 rot\n0 rot\n");
 }
 
 fn aborting(records: Vec<SourceRecord>, last: Presence) -> Stopped {

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::Incoming;
-use crate::daemon::job::Direction;
+use crate::daemon::doubt::doubt;
 use crate::daemon::{Daemon, KEPT, spawn};
 use crate::job::{Error, Presence, Result};
 use crate::journal::Journal;
@@ -29,14 +29,22 @@ impl Incoming {
         daemon: &Arc<Daemon>,
         session: SessionId,
     ) -> Result<Option<Arc<Self>>> {
-        let failed = || Error::io("the journal");
-        let opened = Journal::open(&daemon.folder("destination"), session);
-        let Some((mut journal, records)) = daemon.whole(session, Direction::Incoming, opened)?
-        else {
-            return Ok(None);
-        };
-        let Some(machine) = DestinationSession::recover(records) else {
-            return Ok(None);
+        let folder = daemon.folder("destination");
+        let (mut journal, reading) = Journal::<DestinationRecord>::read(&folder, session);
+        let doubt = doubt(&mut journal, &reading);
+        let machine = match &doubt {
+            Some(doubt) => {
+                daemon.note_doubt(session, doubt);
+                let machine = DestinationSession::doubted(reading.records, doubt.clone());
+                let anew = journal.begin_anew(&machine.anew());
+                anew.map_err(Error::io("the journal"))?;
+                machine
+            }
+            None => match DestinationSession::recover(reading.records) {
+                Some(machine) => machine,
+                // Nothing of it was ever in force.
+                None => return Ok(retired(session, &mut journal)),
+            },
         };
         let request = machine.request().cloned();
         let name = request
@@ -44,11 +52,14 @@ impl Incoming {
             .map_or("?", |request| &request.needs.destination_name)
             .to_owned();
         let is_final = machine.record().is_some_and(DestinationRecord::is_final);
-        if is_final && journal.age().map_err(failed())? > KEPT {
-            journal.retire().map_err(failed())?;
-            return Ok(None);
+        if is_final && journal.age().is_ok_and(|age| age > KEPT) {
+            return Ok(retired(session, &mut journal));
         }
         let incoming = Self::new(daemon, session, machine, journal, &name);
+        if let (None, Some(doubt)) = (&request, &doubt) {
+            incoming.job.wait(doubt, true);
+            daemon.add(&incoming.job);
+        }
         let sought = request.filter(|_| !is_final);
         if let Some(request) = &sought {
             daemon.add(&incoming.job);
@@ -108,4 +119,12 @@ impl Incoming {
     pub(super) fn is_sought(&self) -> bool {
         self.is_sought.load(Ordering::Acquire)
     }
+}
+
+/// Puts a journal away; if it stays, it is found again at the next start.
+fn retired(session: SessionId, journal: &mut Journal<DestinationRecord>) -> Option<Arc<Incoming>> {
+    if let Err(error) = journal.retire() {
+        log::warn!("session {session}: the journal stays: {error}");
+    }
+    None
 }

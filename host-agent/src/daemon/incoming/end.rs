@@ -8,7 +8,7 @@ use parking_lot::MutexGuard;
 
 use super::{Incoming, Inner, again};
 use crate::job::{Error, Presence, Result};
-use crate::session::{Choice, DestinationEvent, DestinationRecord};
+use crate::session::{Choice, DestinationEvent, DestinationRecord, Standing};
 
 /// Longest time that an operator waits for a call that is being answered, or for what is still sought.
 const BUSY: Duration = Duration::from_secs(20);
@@ -52,6 +52,8 @@ impl Incoming {
             self.run(&mut inner, DestinationEvent::Stopped);
             let has_failed = inner.machine.has_lease();
             let is_waiting = match inner.machine.record() {
+                // An operator decides, if ever.
+                _ if inner.machine.doubt().is_some() => false,
                 None | Some(DestinationRecord::Lost { .. }) => false,
                 Some(record) => !record.is_final(),
             };
@@ -83,27 +85,44 @@ impl Incoming {
 
     /// Whether an operator may choose this now.
     pub(in crate::daemon) fn may(&self, choice: Choice) -> Result<bool> {
-        Ok(self.free()?.machine.may(choice))
+        let mut inner = self.free()?;
+        self.look_in_doubt(&mut inner);
+        Ok(inner.machine.may(choice))
     }
 
-    /// The last record, the copy here as it is found now, and the guest's UUID.
+    /// What may be decided in doubt depends on what there is.
+    fn look_in_doubt(&self, inner: &mut Inner) {
+        if inner.machine.doubt().is_some()
+            && let Ok(destination) = self.destination(inner)
+            && let Ok(presence) = destination.presence()
+        {
+            inner.machine.seen(presence);
+        }
+    }
+
+    /// The last record (`None`: the journal does not say which it is), the copy here as it is found now, and the
+    /// guest's UUID.
     pub(in crate::daemon) fn looked(
         &self,
     ) -> Result<(Option<DestinationRecord>, Presence, String)> {
         let mut inner = self.free()?;
+        let Some(request) = inner.machine.request() else {
+            // Not even that can be read of the journal: nothing is known that could be looked for.
+            return Ok((None, Presence::Absent, String::new()));
+        };
+        let uuid = request.needs.uuid.clone();
         let presence = self.destination(&mut inner)?.presence()?;
-        let request = inner.machine.request();
-        let uuid = request.map(|request| request.needs.uuid.clone());
-        let last = inner.machine.record().cloned();
-        Ok((last, presence, uuid.unwrap_or_default()))
+        let is_sure = inner.machine.doubt().is_none();
+        let last = inner.machine.record().filter(|_| is_sure).cloned();
+        Ok((last, presence, uuid))
     }
 
-    /// Its last record, and the guest's number at the source; `None` if somebody is at work on it for that long,
-    /// or it is still sought.
+    /// What tells how it stands, from how its copy is found, and the guest's number at the source; `None` if
+    /// somebody is at work on it for that long, or it is still sought.
     pub(in crate::daemon) fn stands(
         &self,
         limit: Duration,
-    ) -> Option<(Option<DestinationRecord>, Option<u32>)> {
+    ) -> Option<(impl Fn(Presence) -> Standing, Option<u32>)> {
         if self.is_sought() {
             return None;
         }
@@ -112,6 +131,12 @@ impl Incoming {
             .machine
             .request()
             .map(|request| request.needs.source_domid);
-        Some((inner.machine.record().cloned(), domid))
+        let record = inner.machine.record().cloned();
+        let is_in_doubt = inner.machine.doubt().is_some();
+        let told = move |copy| match is_in_doubt {
+            true => Standing::in_doubt(copy),
+            false => Standing::of_destination(record.as_ref(), copy),
+        };
+        Some((told, domid))
     }
 }

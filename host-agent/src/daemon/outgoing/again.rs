@@ -1,12 +1,12 @@
 //! A job that another run of the daemon began.
 
-use std::io;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use super::{Outgoing, RETRY};
 use crate::config::Peer;
+use crate::daemon::doubt::doubt;
 use crate::daemon::job::{Direction, Job};
 use crate::daemon::{Daemon, spawn};
 use crate::job::{
@@ -24,23 +24,76 @@ pub(in crate::daemon) struct Left {
     job: Arc<Job>,
     machine: SourceSession,
     journal: Journal<SourceRecord>,
+    /// The session is in doubt, and its guest another's by now, which may be about to hand it over.
+    is_anothers: bool,
 }
 
-/// Reads what another run of the daemon has written down of a job.  From here on the guest is this job's.
-pub(in crate::daemon) fn recover(daemon: &Arc<Daemon>, session: SessionId) -> Result<Option<Left>> {
-    let opened = Journal::open(&daemon.folder("source"), session);
-    let Some((mut journal, records)) = daemon.whole(session, Direction::Outgoing, opened)? else {
-        return Ok(None);
-    };
-    if records.last().is_none_or(SourceRecord::is_final) {
-        journal.retire().map_err(Error::io("the journal"))?;
+/// What was read of a session.
+struct Found {
+    session: SessionId,
+    journal: Journal<SourceRecord>,
+    records: Vec<SourceRecord>,
+    /// Why that does not say where it stands.
+    doubt: Option<String>,
+}
+
+/// Reads what another run of the daemon has written down of its jobs.  From here on their guests are these
+/// jobs'.
+pub(in crate::daemon) fn recover(
+    daemon: &Arc<Daemon>,
+    sessions: Vec<SessionId>,
+) -> Result<Vec<Left>> {
+    let folder = daemon.folder("source");
+    let found = sessions.into_iter().map(|session| {
+        let (mut journal, reading) = Journal::<SourceRecord>::read(&folder, session);
+        let doubt = doubt(&mut journal, &reading);
+        Found {
+            session,
+            journal,
+            records: reading.records,
+            doubt,
+        }
+    });
+    let mut found: Vec<_> = found.collect();
+    // Those in doubt come last: a guest that another session has is not theirs.
+    found.sort_by_key(|found| found.doubt.is_some());
+    let mut left = Vec::new();
+    for found in found {
+        left.extend(known(daemon, found)?);
+    }
+    Ok(left)
+}
+
+fn known(daemon: &Arc<Daemon>, found: Found) -> Result<Option<Left>> {
+    let Found {
+        session,
+        mut journal,
+        records,
+        doubt,
+    } = found;
+    if doubt.is_none() && records.last().is_none_or(SourceRecord::is_final) {
+        if let Err(error) = journal.retire() {
+            log::warn!("session {session}: the journal stays: {error}");
+        }
         return Ok(None);
     }
-    let Some(machine) = SourceSession::recover(records) else {
-        let error = io::Error::new(io::ErrorKind::InvalidData, "the journal has no beginning");
-        let damaged = daemon.whole::<()>(session, Direction::Outgoing, Err(error));
-        return damaged.map(|_| None);
+    let machine = match &doubt {
+        Some(doubt) => {
+            daemon.note_doubt(session, doubt);
+            SourceSession::doubted(records, doubt.clone())
+        }
+        None => SourceSession::recover(records),
     };
+    let Some(machine) = machine else {
+        let why = doubt.unwrap_or_else(|| "the journal has no beginning".to_owned());
+        daemon.hold_unknown(session, journal, &why);
+        return Ok(None);
+    };
+    if doubt.is_some() {
+        journal
+            .begin_anew(&machine.anew())
+            .map_err(Error::io("the journal"))?;
+    }
     let request = machine.request();
     let control = Arc::new(Control::new(JobOptions {
         leave_paused: request.leave_paused,
@@ -61,17 +114,22 @@ pub(in crate::daemon) fn recover(daemon: &Arc<Daemon>, session: SessionId) -> Re
         control,
     );
     daemon.add(&job);
+    let mut is_anothers = false;
     if let Some(result) = machine.record().and_then(SourceRecord::ended) {
         // It may be another job's by now; only the destination has still to hear of this one's end.
         job.end(result);
-    } else if let Ok(claim) = daemon.claim(&request.needs.uuid) {
-        job.hold(claim);
+    } else {
+        match daemon.claim(&request.needs.uuid) {
+            Ok(claim) => job.hold(claim),
+            Err(_) => is_anothers = doubt.is_some(),
+        }
     }
     Ok(Some(Left {
         session,
         job,
         machine,
         journal,
+        is_anothers,
     }))
 }
 
@@ -91,6 +149,7 @@ impl Left {
             job,
             machine,
             journal,
+            is_anothers,
         } = self;
         // A peer that was taken out of the configuration meanwhile cannot be reached, but the rest goes on.
         let peer = daemon.config.peer(machine.peer()).cloned();
@@ -102,7 +161,8 @@ impl Left {
         });
         let daemon = daemon.clone();
         spawn("recover", move || {
-            let (source, presence) = if machine.record().and_then(SourceRecord::ended).is_some() {
+            let is_over = machine.record().and_then(SourceRecord::ended).is_some();
+            let (source, presence) = if is_over || is_anothers {
                 (None, Presence::Absent)
             } else {
                 let (source, presence) = find(&daemon, &job, &machine.request().needs);

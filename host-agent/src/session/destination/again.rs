@@ -6,6 +6,10 @@ use crate::session::DestinationRecord;
 
 impl DestinationSession {
     pub(super) fn restarted(&mut self, presence: Presence) -> DestinationEffect {
+        if self.doubt.is_some() {
+            self.seen(presence);
+            return self.idle();
+        }
         match (self.record.clone(), presence) {
             (Some(DestinationRecord::Reserved { .. }), Presence::Absent | Presence::Partial) => {
                 self.discard("the agent was restarted while it received".to_owned())

@@ -17,6 +17,9 @@ impl DestinationSession {
     /// Whether an operator may choose this now.
     #[must_use]
     pub fn may(&self, choice: Choice) -> bool {
+        if let Some(may) = self.may_in_doubt(choice) {
+            return may;
+        }
         let is_being_discarded = self.is_gone || self.failure.is_some();
         match (&self.record, choice) {
             (Some(Record::Received), Choice::RunHere) => !is_being_discarded,
@@ -35,6 +38,9 @@ impl DestinationSession {
     pub(super) fn decided(&mut self, choice: Choice) -> DestinationEffect {
         if !self.may(choice) {
             return self.idle();
+        }
+        if self.doubt.is_some() {
+            return self.decided_in_doubt(choice);
         }
         match (self.record.clone(), choice) {
             (Some(Record::Adopted), Choice::RunHere) => self.unpause(),

@@ -2,8 +2,10 @@
 
 mod again;
 mod decision;
+mod doubt;
 mod event;
 
+use self::doubt::Doubt;
 use self::event::is_result;
 use super::{Answer, DestinationRecord, Order, Request, Token};
 
@@ -36,6 +38,8 @@ pub struct DestinationSession {
     /// The whole domain stands here, paused, whether that is on the disk yet or not: it may be all that there
     /// is of the guest, so only its source, or an operator, has it thrown away.
     is_whole: bool,
+    /// The journal does not say where it stands.
+    doubt: Option<Doubt>,
 }
 
 impl DestinationSession {
@@ -52,6 +56,7 @@ impl DestinationSession {
             is_gone: false,
             is_receiving: false,
             is_whole: false,
+            doubt: None,
         }
     }
 
@@ -90,7 +95,9 @@ impl DestinationSession {
     /// Whether the source's silence matters: then the lease is to be watched.
     #[must_use]
     pub const fn has_lease(&self) -> bool {
-        matches!(self.record, Some(DestinationRecord::Reserved { .. })) && !self.is_whole
+        matches!(self.record, Some(DestinationRecord::Reserved { .. }))
+            && self.doubt.is_none()
+            && !self.is_whole
     }
 
     /// Feeds what happened, gives what is to be done; `None` for an event that nothing waits for, which
@@ -113,6 +120,7 @@ impl DestinationSession {
             (Pending::Nothing, DestinationEvent::Decided(choice)) => self.decided(choice),
             (Pending::Record(record), DestinationEvent::Journaled(Ok(()))) => {
                 self.record = Some(record);
+                self.doubt = None;
                 self.journaled()
             }
             (Pending::Record(record), DestinationEvent::Journaled(Err(error))) => {
@@ -129,6 +137,10 @@ impl DestinationSession {
 
     fn called(&mut self, order: Order) -> DestinationEffect {
         use DestinationRecord as Record;
+        if let Some(doubt) = self.doubt() {
+            let why = doubt.to_owned();
+            return self.refuse(&why);
+        }
         if self.is_gone {
             return self.journal_discarded();
         }
@@ -220,6 +232,8 @@ impl DestinationSession {
                 self.answer(Answer::Discarded(reason))
             }
             Some(Record::Lost { reason } | Record::Forgotten { reason }) => {
+                self.is_gone = false;
+                self.failure = None;
                 self.answer(Answer::Lost(reason))
             }
             Some(Record::Running | Record::Retired { .. }) => self.answer(Answer::Complete),
@@ -321,7 +335,10 @@ impl DestinationSession {
 
     fn journal_discarded(&mut self) -> DestinationEffect {
         let reason = self.failure.clone().unwrap_or_default();
-        self.journal(DestinationRecord::Discarded { reason })
+        self.journal(match self.doubt {
+            Some(_) => DestinationRecord::Forgotten { reason },
+            None => DestinationRecord::Discarded { reason },
+        })
     }
 
     fn refuse(&mut self, why: &str) -> DestinationEffect {
@@ -348,6 +365,7 @@ impl DestinationSession {
 
     fn idle(&self) -> DestinationEffect {
         let reason = match &self.record {
+            _ if self.doubt.is_some() => self.doubt().map(str::to_owned),
             Some(DestinationRecord::Received) => {
                 Some("whole and paused; waits for the source's word".to_owned())
             }

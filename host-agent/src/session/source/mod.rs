@@ -2,6 +2,7 @@
 
 mod abort;
 mod again;
+mod doubt;
 mod event;
 
 use self::abort::refusal;

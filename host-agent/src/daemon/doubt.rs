@@ -1,0 +1,127 @@
+//! Sessions whose journals do not say where they stand, and journals that cannot even be looked for.
+//!
+//! That stops these sessions and no other: each is a job that is HELD.  Where the beginning can be read, the
+//! session's machine takes what an operator decides; where it cannot, nothing is known of the guest, and all
+//! that an operator can say is that he has seen to it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::Daemon;
+use super::job::{Direction, Job};
+use crate::job::{Control, Error, JobOptions, Result};
+use crate::journal::{self, Damage, Journal, Reading};
+use crate::session::{SessionId, SourceRecord};
+
+/// What is shown where nothing is known.
+const UNKNOWN: &str = "(not known)";
+
+/// Why a journal that was read is not to be acted on, as a sentence for the operator; what is to be acted on
+/// is on the disk.
+pub(super) fn doubt<R>(journal: &mut Journal<R>, reading: &Reading<R>) -> Option<String>
+where
+    R: serde::Serialize + serde::de::DeserializeOwned,
+{
+    let settle = |journal: &mut Journal<R>| {
+        let error = journal.settle().err()?;
+        Some(Damage::Unwritable(error.to_string()))
+    };
+    let damage = reading.damage.clone().or_else(|| settle(journal))?;
+    Some(format!(
+        "{damage}; or see at both ends where the guest is, then decide by `unmoved recover`"
+    ))
+}
+
+impl Daemon {
+    /// The sessions at this end.  If they cannot be looked for, no other is begun there: it may be one of them.
+    pub(super) fn journals(&self, direction: Direction) -> Vec<SessionId> {
+        let folder = self.folder(end(direction));
+        journal::sessions(&folder).unwrap_or_else(|error| {
+            let why = unlisted(&folder, &error);
+            log::error!("{why}");
+            let id = format!("journals-{}", direction.name());
+            self.add_held(id, direction, &why);
+            self.unlisted.lock().push((direction, why));
+            Vec::new()
+        })
+    }
+
+    /// Whether new sessions may begin at this end.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if it is not known which there are.
+    pub(super) fn knows_its_own(&self, direction: Direction) -> Result<()> {
+        let unlisted = self.unlisted.lock();
+        let found = unlisted.iter().find(|(end, _)| *end == direction);
+        found.map_or(Ok(()), |(_, why)| Err(Error::Refused(why.clone())))
+    }
+
+    /// Tells of a session that is in doubt.
+    pub(super) fn note_doubt(&self, session: SessionId, doubt: &str) {
+        log::error!("session {session}: {doubt}");
+        let more = json!({ "job": session, "failed": doubt });
+        self.audit.write("agent", "journal damaged", &more);
+    }
+
+    /// A guest that left, or was to: nothing is known of it.
+    pub(super) fn hold_unknown(
+        &self,
+        session: SessionId,
+        journal: Journal<SourceRecord>,
+        why: &str,
+    ) {
+        let what = format!(
+            "{why}. Its guest is not known: see at both ends that each guest runs once, and \
+             `unmoved recover --discard` puts the journal aside"
+        );
+        self.add_held(session.to_string(), Direction::Outgoing, &what);
+        self.unknown.lock().insert(session, journal);
+    }
+
+    /// An operator has seen to a session of which nothing is known; `false` if it is none of these.
+    pub(super) fn put_aside(&self, job: &Job) -> Result<bool> {
+        let Ok(session) = job.id.parse::<SessionId>() else {
+            return Ok(false);
+        };
+        let mut unknown = self.unknown.lock();
+        let Some(journal) = unknown.get_mut(&session) else {
+            return Ok(false);
+        };
+        journal
+            .put_aside()
+            .map_err(Error::io("the journal cannot be put aside"))?;
+        unknown.remove(&session);
+        drop(unknown);
+        let more = json!({ "job": session, "decision": "put-aside" });
+        self.audit.write("operator", "recover", &more);
+        let why = "its journal was damaged, and was put aside by an operator";
+        self.over(job, Err(why.to_owned()));
+        Ok(true)
+    }
+
+    fn add_held(&self, id: String, direction: Direction, why: &str) {
+        let control = Arc::new(Control::new(JobOptions::default()));
+        let (domain, peer) = (UNKNOWN.to_owned(), UNKNOWN.to_owned());
+        let job = Job::new(id, direction, domain, peer, control);
+        job.wait(why, true);
+        self.add(&job);
+    }
+}
+
+/// The folder of journals at this end.
+const fn end(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Incoming => "destination",
+        _ => "source",
+    }
+}
+
+fn unlisted(folder: &Path, error: &std::io::Error) -> String {
+    format!(
+        "the folder of journals {} cannot be read ({error}): no guest is moved this way until it can, and \
+         unmovedd is restarted",
+        folder.display()
+    )
+}
