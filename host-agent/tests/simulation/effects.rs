@@ -152,7 +152,7 @@ impl World<'_> {
         }
         Ok(Some(match effect {
             SourceEffect::Journal(record) => {
-                source.journal.push(record.clone());
+                source.write(record.clone());
                 SourceEvent::Journaled(Ok(()))
             }
             SourceEffect::Call(order) => {
@@ -183,6 +183,8 @@ impl World<'_> {
                 }
             }
             SourceEffect::Seal => SourceEvent::Sealed(Ok(())),
+            // Only a session in doubt comes here: it has no claim to the guest.
+            SourceEffect::Resume if source.is_anothers => SourceEvent::Resumed(Err(trouble())),
             SourceEffect::Resume => SourceEvent::Resumed(match source.domain {
                 Presence::Absent | Presence::Partial => Err(Trouble {
                     reason: "there is no such domain".to_owned(),
@@ -212,7 +214,7 @@ impl World<'_> {
         let here = &mut self.destination;
         Ok(Some(match effect {
             DestinationEffect::Journal(record) => {
-                here.journal.push(record.clone());
+                here.write(record.clone());
                 DestinationEvent::Journaled(Ok(()))
             }
             DestinationEffect::Reserve(_) => {

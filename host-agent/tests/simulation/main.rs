@@ -6,6 +6,7 @@
 //! them, and knows what can go wrong; [`explore`] goes through all ways in which up to so many of these
 //! things can happen in one migration.  Nothing is random and nothing depends on time.
 
+mod damage;
 mod effects;
 mod explore;
 mod moves;
@@ -78,7 +79,11 @@ fn one_copy_runs_whatever_crashes_and_whichever_message_is_lost() {
 #[test]
 fn three_faults_are_sampled() {
     let play = |case: &mut dyn FnMut(&mut Script) -> Result<(), String>| sample(3, SAMPLED, case);
-    let outcomes = counted("three faults by chance", Rules::faults(3), play)
+    let rules = Rules {
+        damages: 1,
+        ..Rules::faults(3)
+    };
+    let outcomes = counted("three faults and a damage by chance", rules, play)
         .unwrap_or_else(|found| panic!("{found}"));
     assert!(outcomes.contains_key(&Outcome::Held), "{outcomes:?}");
 }
@@ -108,6 +113,17 @@ fn agents_alone_never_leave_the_guest_standing() {
         ended,
         [Outcome::Moved, Outcome::Stayed, Outcome::MovedByAnother]
     );
+}
+
+#[test]
+fn one_copy_runs_whatever_becomes_of_the_journals() {
+    let rules = Rules {
+        damages: 2,
+        ..Rules::faults(1)
+    };
+    let outcomes = all("any one fault, and any damage of journals after it", rules)
+        .unwrap_or_else(|found| panic!("{found}"));
+    assert!(outcomes.contains_key(&Outcome::InDoubt));
 }
 
 #[test]

@@ -29,8 +29,14 @@ impl World<'_> {
         let (source, destination) = (&self.source, &self.destination);
         let mut choices = OPERATOR.to_vec();
         choices.retain(|choice| match choice {
+            // Only of a session in doubt.  Its agent refuses, or it is at a third host.
+            _ if source.is_anothers => false,
             // It ran on before the host was switched off: what stands at the destination is older.
             Operator::HandOver => source.domain != Presence::Absent || !source.ran_after_suspend,
+            // In doubt.  It may have been handed over, and run when the destination's agent is up again.
+            Operator::RunHere if source.harm.is_some() && destination.session.is_none() => {
+                destination.domain == Presence::Absent && !destination.has_run
+            }
             // It has run at the destination before that, or its agent, was lost.
             Operator::RunHere => !destination.has_run || self.destination_is_seen(),
             Operator::GiveUp => true,
@@ -77,7 +83,9 @@ impl World<'_> {
     /// An operator at the destination decides.
     pub fn decide_there(&mut self, choice: Choice) -> String {
         self.may_decide_there = false;
-        let (last, here) = (self.destination.journal.last(), self.destination.domain);
+        let is_sure = self.destination.harm.is_none();
+        let last = self.destination.journal.last().filter(|_| is_sure);
+        let here = self.destination.domain;
         match choice.may(last, here, &self.source_said(), false) {
             Ok(()) => self.tell_destination(DestinationEvent::Decided(choice)),
             Err(why) => return format!("operator there: {choice:?} is refused: {why}"),
@@ -90,6 +98,9 @@ impl World<'_> {
         if self.source.session.is_none() {
             return Other::Silent;
         }
+        if self.source.harm.is_some() {
+            return Other::Said(Standing::in_doubt(self.source.domain));
+        }
         // What is over is put away.
         let is_over = matches!(self.source.effect, Some(SourceEffect::End(_)));
         let last = self.source.journal.last().filter(|_| !is_over);
@@ -100,6 +111,9 @@ impl World<'_> {
     fn destination_said(&self) -> Other {
         if self.destination.session.is_none() {
             return Other::Silent;
+        }
+        if self.destination.harm.is_some() {
+            return Other::Said(Standing::in_doubt(self.destination.domain));
         }
         let last = self.destination.journal.last();
         Other::Said(Standing::of_destination(last, self.destination.domain))

@@ -3,7 +3,9 @@
 use std::fmt;
 
 use unmoved::job::Presence;
-use unmoved::session::{DestinationRecord, DestinationSession, SourceEffect, SourceRecord};
+use unmoved::session::{
+    DestinationEffect, DestinationRecord, DestinationSession, SourceEffect, SourceRecord,
+};
 
 use crate::world::{Destination, Source, World};
 
@@ -20,6 +22,8 @@ pub enum Outcome {
     Adopted,
     /// It runs nowhere; both ends say why, and an operator can choose.
     Held,
+    /// An end whose journal is damaged does nothing, and asks; or another session has the guest of one that was.
+    InDoubt,
     /// There is no whole copy any more.
     Lost(Loss),
 }
@@ -43,6 +47,7 @@ impl fmt::Display for Outcome {
             Self::MovedByAnother => "stayed, and was moved by another session",
             Self::Adopted => "runs at the destination by an operator's decision there",
             Self::Held => "stands paused with a named reason",
+            Self::InDoubt => "an end does not know where it stands, and an operator can choose",
             Self::Lost(Loss::SourcesHost) => {
                 "lost: the last whole copy was on the source's host, which crashed"
             }
@@ -62,6 +67,11 @@ pub fn judge(world: &World<'_>) -> Result<Outcome, String> {
     let destination = world.destination.domain;
     let last = world.source.journal.last();
     let there = world.destination.journal.last();
+    // Doubt is no reason to have none left.
+    let is_nowhere = (source, destination) == (Presence::Absent, Presence::Absent);
+    if world.is_in_doubt() && (!is_nowhere || world.source.is_anothers) {
+        return Ok(Outcome::InDoubt);
+    }
     match (source, destination) {
         (Presence::Absent, Presence::Absent) if world.source.is_anothers => match last {
             Some(SourceRecord::Aborted { .. }) => Ok(Outcome::MovedByAnother),
@@ -113,6 +123,17 @@ pub fn judge(world: &World<'_>) -> Result<Outcome, String> {
             Some(loss) => Ok(Outcome::Lost(loss)),
             None => Err(format!("the last whole copy is gone: {last:?}, {there:?}")),
         },
+        // It stands still, and its operator is asked.
+        (Presence::Paused, Presence::Running)
+            if world.was_harmed
+                && world.destination.is_adopted()
+                && matches!(
+                    world.source.effect,
+                    Some(SourceEffect::Wait { is_held: true, .. })
+                ) =>
+        {
+            Ok(Outcome::Adopted)
+        }
         (_, Presence::Running) => Err(format!(
             "it runs at the destination, and the source keeps a copy: {last:?}"
         )),
@@ -127,6 +148,23 @@ pub fn judge(world: &World<'_>) -> Result<Outcome, String> {
                  {last:?}, {there:?}"
             )),
         },
+    }
+}
+
+impl World<'_> {
+    /// An end still has its damaged journal, and says so.
+    fn is_in_doubt(&self) -> bool {
+        let is_asking = matches!(
+            self.source.effect,
+            Some(SourceEffect::Wait { is_held: true, .. })
+        );
+        let is_asking_there = matches!(
+            &self.destination.effect,
+            None | Some(DestinationEffect::Idle { reason: Some(_) } | DestinationEffect::Answer(_))
+        ) && self.destination.session().doubt().is_some();
+        self.source.harm.is_some() && is_asking
+            || self.destination.harm.is_some() && is_asking_there
+            || self.was_harmed && self.source.is_anothers
     }
 }
 

@@ -8,6 +8,7 @@ use unmoved::session::{
     Request, SourceEffect, SourceEvent, SourceRecord, SourceSession, Token,
 };
 
+use crate::damage::Harm;
 use crate::explore::Script;
 use crate::moves::Move;
 use crate::outcome::{Loss, Outcome, judge};
@@ -25,6 +26,8 @@ pub struct Rules {
     pub tool_dies: bool,
     /// What was written last is not on the disk after a crash.
     pub disk_forgets: bool,
+    /// So often, besides, a journal may be damaged between a crash and the restart.
+    pub damages: usize,
 }
 
 impl Rules {
@@ -36,6 +39,7 @@ impl Rules {
             with_failures: true,
             tool_dies: true,
             disk_forgets: false,
+            damages: 0,
         }
     }
 }
@@ -47,6 +51,9 @@ pub struct Source {
     /// What the agent is about to do.
     pub effect: Option<SourceEffect>,
     pub journal: Vec<SourceRecord>,
+    /// What has happened to it, and what it is to begin with when it is begun anew.
+    pub harm: Option<Harm>,
+    pub anew: Option<Vec<SourceRecord>>,
     pub domain: Presence,
     /// It ran here after the state that was sent: that state is stale.
     pub ran_after_suspend: bool,
@@ -62,6 +69,8 @@ pub struct Destination {
     pub session: Option<DestinationSession>,
     pub effect: Option<DestinationEffect>,
     pub journal: Vec<DestinationRecord>,
+    pub harm: Option<Harm>,
+    pub anew: Option<Vec<DestinationRecord>>,
     pub domain: Presence,
     pub has_run: bool,
     /// The toolstack reads, and what has arrived.
@@ -83,6 +92,7 @@ pub struct World<'a> {
     pub script: &'a mut Script,
     pub rules: Rules,
     pub faults_left: usize,
+    pub damages_left: usize,
     pub source: Source,
     pub destination: Destination,
     pub way: VecDeque<Message>,
@@ -95,6 +105,8 @@ pub struct World<'a> {
     pub idle_retries: usize,
     pub may_decide: bool,
     pub may_decide_there: bool,
+    /// A journal has been damaged.
+    pub was_harmed: bool,
 }
 
 impl<'a> World<'a> {
@@ -112,10 +124,13 @@ impl<'a> World<'a> {
             script,
             rules,
             faults_left: rules.faults,
+            damages_left: rules.damages,
             source: Source {
                 session: Some(session),
                 effect,
                 journal: Vec::new(),
+                harm: None,
+                anew: None,
                 domain: Presence::Running,
                 ran_after_suspend: false,
                 was_suspended: false,
@@ -126,6 +141,8 @@ impl<'a> World<'a> {
                 session: Some(DestinationSession::new("a".to_owned())),
                 effect: None,
                 journal: Vec::new(),
+                harm: None,
+                anew: None,
                 domain: Presence::Absent,
                 has_run: false,
                 is_receiving: false,
@@ -140,6 +157,7 @@ impl<'a> World<'a> {
             idle_retries: 0,
             may_decide: true,
             may_decide_there: true,
+            was_harmed: false,
         }
     }
 
@@ -194,8 +212,8 @@ impl<'a> World<'a> {
                 self.faults_left -= 1;
                 self.no_answer();
             }
-            Move::RestartSource => self.restart_source(),
-            Move::RestartDestination => self.restart_destination(),
+            Move::RestartSource => self.restart_source()?,
+            Move::RestartDestination => self.restart_destination()?,
             Move::LeaseExpires => self.tell_destination(DestinationEvent::LeaseExpired),
             Move::LeaseExpiresEarly => {
                 self.faults_left -= 1;
@@ -275,9 +293,9 @@ impl<'a> World<'a> {
         }
     }
 
-    fn restart_source(&mut self) {
+    fn restart_source(&mut self) -> Result<(), String> {
         let presence = self.source.domain;
-        self.source.session = SourceSession::recover(self.source.journal.clone());
+        self.source.session = self.found_source()?;
         if self.source.session.is_some() {
             self.tell_source(SourceEvent::Restarted(presence));
         } else {
@@ -293,17 +311,19 @@ impl<'a> World<'a> {
                 Some(SourceSession::new(Box::new(request), token, "b".to_owned()));
             self.source.effect = Some(SourceEffect::End(Err("never begun".to_owned())));
         }
+        Ok(())
     }
 
-    fn restart_destination(&mut self) {
+    fn restart_destination(&mut self) -> Result<(), String> {
         let presence = self.destination.domain;
-        match DestinationSession::recover(self.destination.journal.clone()) {
+        match self.found_destination()? {
             Some(session) => {
                 self.destination.session = Some(session);
                 self.tell_destination(DestinationEvent::Restarted(presence));
             }
             None => self.destination.session = Some(DestinationSession::new("a".to_owned())),
         }
+        Ok(())
     }
 
     /// What must hold at every instant.
@@ -311,10 +331,12 @@ impl<'a> World<'a> {
         if self.source.domain == Presence::Running && self.destination.domain == Presence::Running {
             return Err("two copies run".to_owned());
         }
-        let is_taken = matches!(
-            self.destination.journal.last(),
-            Some(DestinationRecord::Taken { .. } | DestinationRecord::Running)
-        );
+        // What is in a journal that is damaged binds nobody.
+        let is_taken = self.destination.harm.is_none()
+            && matches!(
+                self.destination.journal.last(),
+                Some(DestinationRecord::Taken { .. } | DestinationRecord::Running)
+            );
         let is_vouched_for = self.destination.is_adopted();
         if self.source.has_let_go()
             && !is_vouched_for
