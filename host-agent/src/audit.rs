@@ -1,9 +1,12 @@
 //! The audit log: who asked for what, and what came of it.  Lines are only ever added.
+//!
+//! A log that cannot be written, or not even opened, is told in the daemon's own log, line by line, and stops
+//! nobody: guests may stand still and wait for this daemon.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
@@ -11,17 +14,19 @@ use serde_json::{Value, json};
 
 /// The log.
 #[derive(Debug)]
-pub struct Audit(Mutex<File>);
+pub struct Audit {
+    path: PathBuf,
+    /// As long as it can be written.
+    file: Mutex<Option<File>>,
+}
 
 impl Audit {
     /// Opens or begins the log in this folder.
-    ///
-    /// # Errors
-    /// If it cannot be written.
-    pub fn open(folder: &Path) -> io::Result<Self> {
-        let mut options = OpenOptions::new();
-        options.append(true).create(true).mode(0o600);
-        Ok(Self(Mutex::new(options.open(folder.join("audit.log"))?)))
+    #[must_use]
+    pub fn open(folder: &Path) -> Self {
+        let path = folder.join("audit.log");
+        let file = Mutex::new(open(&path).ok());
+        Self { path, file }
     }
 
     /// Adds a line: time, who (`uid 0`, `peer b`), what, and whatever belongs to it.
@@ -32,12 +37,24 @@ impl Audit {
             .as_millis();
         let time = u64::try_from(time).unwrap_or(u64::MAX);
         let line = json!({ "time_ms": time, "who": who, "what": what, "more": more });
-        let mut file = self.0.lock();
-        // In one call, so that lines never mix.
-        if let Err(error) = file.write_all(format!("{line}\n").as_bytes()) {
-            log::error!("the audit log cannot be written: {error}");
+        let mut held = self.file.lock();
+        let file = held.take().map_or_else(|| open(&self.path), Ok);
+        let written = file.and_then(|mut file| {
+            // In one call, so that lines never mix.
+            file.write_all(format!("{line}\n").as_bytes())?;
+            Ok(file)
+        });
+        match written {
+            Ok(file) => *held = Some(file),
+            Err(error) => log::error!("the audit log cannot be written: {error}: {line}"),
         }
     }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(0o600);
+    options.open(path)
 }
 
 #[cfg(test)]
@@ -49,7 +66,7 @@ mod tests {
     fn lines_are_added_and_none_is_lost() {
         let folder = tempfile::tempdir().unwrap();
         for number in 0..2 {
-            let audit = Audit::open(folder.path()).unwrap();
+            let audit = Audit::open(folder.path());
             audit.write("uid 0", "migrate", &json!({ "job": number }));
         }
         let text = std::fs::read_to_string(folder.path().join("audit.log")).unwrap();
@@ -59,5 +76,18 @@ mod tests {
             .collect();
         assert_eq!(lines.len(), 2);
         assert_eq!(lines[1]["more"]["job"], 1);
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_opened_is_opened_when_it_can() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.log");
+        std::fs::create_dir(&path).unwrap();
+        let audit = Audit::open(folder.path());
+        audit.write("uid 0", "migrate", &json!({ "job": 0 }));
+        std::fs::remove_dir(&path).unwrap();
+        audit.write("uid 0", "migrate", &json!({ "job": 1 }));
+        let text = std::fs::read_to_string(path).unwrap();
+        assert_eq!(text.lines().count(), 1);
     }
 }

@@ -141,7 +141,7 @@ impl Daemon {
                 .map_err(Error::io(format!("cannot make {}", folder.display())))?;
         }
         let alone = Alone::with(&config.state)?;
-        let audit = Audit::open(&config.state).map_err(Error::io("the audit log"))?;
+        let audit = Audit::open(&config.state);
         let history = History::open(&config.state);
         Ok(Arc::new(Self {
             config,

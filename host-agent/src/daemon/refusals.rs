@@ -150,7 +150,7 @@ mod tests {
     #[test]
     fn strangers_do_not_fill_the_disk() {
         let folder = tempfile::tempdir().unwrap();
-        let audit = Audit::open(folder.path()).unwrap();
+        let audit = Audit::open(folder.path());
         let refusals = Refusals::default();
         for _ in 0..10_000 {
             refusals.tell(&audit, "192.0.2.1:7", "no certificate");
