@@ -42,8 +42,9 @@ pub trait Machine: Frames + GuestMemory + Tlb + M2p + Sized {
     /// Sets the FS base, which must be canonical.
     fn set_fs_base(&mut self, base: u64);
     /// Loads GS from the guest's descriptor tables, a bad selector as null, and returns the base
-    /// that came with it; the active GS base stays.
-    fn load_gs_selector(&mut self, selector: u16) -> u64;
+    /// that came with it; the active GS base stays.  With null comes none: Intel's processors clear
+    /// the base then, AMD's leave what was there.
+    fn load_gs_selector(&mut self, selector: u16) -> Option<u64>;
     /// Puts the guest's descriptor frames into the first pages of the GDT window.
     fn load_gdt(&mut self, frames: &[Mfn]);
     /// Puts the guest's frames into the LDT window and loads it with `entries` descriptors.

@@ -104,7 +104,11 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
                 Ok(0)
             }
             3 => {
-                self.vcpus[v].other_gs_base = self.m.load_gs_selector(value as u16 | 3);
+                // As Xen: null selectors stay as they are, and the base of null is 0 on any processor.
+                let selector = value as u16;
+                let privilege = if selector & !3 == 0 { 0 } else { 3 };
+                let base = self.m.load_gs_selector(selector | privilege);
+                self.vcpus[v].other_gs_base = base.unwrap_or(0);
                 Ok(0)
             }
             _ => Err(Errno::EINVAL),

@@ -180,16 +180,17 @@ impl Machine for Bare {
         unsafe { instructions::write_msr(msr::FS_BASE, base) };
     }
 
-    fn load_gs_selector(&mut self, selector: u16) -> u64 {
+    fn load_gs_selector(&mut self, selector: u16) -> Option<u64> {
         let own = instructions::read_msr(msr::GS_BASE);
         // SAFETY: the load changes the shim's GS base, which is put back before anything uses it;
-        // a fault is fixed up.  A null selector can not fault.
-        unsafe {
-            if load_gs(selector.into()) != 0 {
-                load_gs(0);
-            }
+        // a fault is fixed up.
+        let is_bad = unsafe { load_gs(selector.into()) } != 0;
+        if is_bad {
+            // SAFETY: as above; a null selector can not fault.
+            unsafe { load_gs(0) };
         }
-        let base = instructions::read_msr(msr::GS_BASE);
+        let is_null = is_bad || selector & !3 == 0;
+        let base = (!is_null).then(|| instructions::read_msr(msr::GS_BASE));
         // SAFETY: it is what it was.
         unsafe { instructions::write_msr(msr::GS_BASE, own) };
         base

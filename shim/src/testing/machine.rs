@@ -39,6 +39,8 @@ pub struct FakeMachine {
     pub flushes: RefCell<Vec<Flushed>>,
     /// CR2.
     pub fault_address: u64,
+    /// Selector in GS.
+    pub gs: u16,
     /// The active GS base.
     pub gs_base: u64,
     /// The FS base.
@@ -81,6 +83,7 @@ impl FakeMachine {
             loads: 0,
             flushes: RefCell::default(),
             fault_address: 0,
+            gs: !0,
             gs_base: !0,
             fs_base: !0,
             gdt: Vec::new(),
@@ -153,24 +156,27 @@ impl Machine for FakeMachine {
         assert!(is_canonical(GuestVa(base)), "FS base {base:#x} faults");
         self.fs_base = base;
     }
-    fn load_gs_selector(&mut self, selector: u16) -> u64 {
-        assert_eq!(selector & 3, 3, "privilege of {selector:#x}");
+    fn load_gs_selector(&mut self, selector: u16) -> Option<u64> {
+        let is_null = selector & !3 == 0;
+        assert!(is_null || selector & 3 == 3, "privilege of {selector:#x}");
+        self.gs = if is_null { selector } else { 0 };
+        if is_null {
+            return None;
+        }
         let window = if selector & 4 == 0 {
             &self.gdt
         } else {
             &self.ldt
         };
         let index = usize::from(selector >> 3);
-        let Some(&frame) = window.get(index / 512) else {
-            return 0;
-        };
+        let &frame = window.get(index / 512)?;
         let raw = self.frames.load64(frame, index % 512 * 8);
         // A present data segment; its base is scattered over three fields.
-        if raw >> 44 & 0x9 == 0x9 {
-            raw >> 16 & 0xff_ffff | raw >> 56 << 24
-        } else {
-            0
+        if raw >> 44 & 0x9 != 0x9 {
+            return None;
         }
+        self.gs = selector;
+        Some(raw >> 16 & 0xff_ffff | raw >> 56 << 24)
     }
     fn load_gdt(&mut self, frames: &[Mfn]) {
         self.gdt = frames.to_vec();

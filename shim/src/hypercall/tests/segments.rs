@@ -170,19 +170,22 @@ fn a_selector_loads_the_users_base_and_a_bad_one_is_null() {
     bench.put(page + 16, &0x12cf_f334_5678_ffffu64);
     let gdt = read_only(&mut bench, 60);
     assert_eq!(set_gdt(&mut bench, &[gdt], 512), Ok(0));
-    for (selector, expected) in [
-        (0x10, 0x1234_5678),
-        (0x13, 0x1234_5678),
-        (0x18, 0),
-        (0, 0),
-        (3, 0),
-        (0xffff, 0),
-        (0x1_0010, 0x1234_5678),
+    for (selector, loaded, expected) in [
+        (0x10, 0x13, 0x1234_5678),
+        (0x13, 0x13, 0x1234_5678),
+        (0x18, 0, 0),
+        (0, 0, 0),
+        (1, 1, 0),
+        (3, 3, 0),
+        (4, 0, 0),
+        (0xffff, 0, 0),
+        (0x1_0010, 0x13, 0x1234_5678),
     ] {
         bench.guest.vcpus[0].other_gs_base = 0x9999;
         assert_eq!(bench.call(SET_SEGMENT_BASE, &[3, selector]), Ok(0));
         let base = bench.guest.vcpus[0].other_gs_base;
-        assert_eq!(base, expected, "selector {selector:#x}");
+        let found = (bench.guest.m.gs, base);
+        assert_eq!(found, (loaded, expected), "selector {selector:#x}");
     }
 }
 
