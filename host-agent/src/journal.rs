@@ -167,45 +167,45 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
         self.settle()?;
         let number = number(self.words.len() + 1)?;
         let line = line::write(self.generation, number, &words);
-        let files = match self.files.take() {
-            Some(files) => files,
-            None => self.files()?,
-        };
         let end = self.text(&self.words)?.len() as u64;
-        for mut file in &files {
+        let is_known = self.is_known;
+        let mut open = self.files.take().into_iter().flatten();
+        let mut files = Vec::with_capacity(2);
+        for index in 0..2 {
+            // The second is made when the first has its record: two without any would look like damage.
+            let mut file = match open.next() {
+                Some(file) => file,
+                None => self.file(index, is_known)?,
+            };
             // Over whatever an append that failed has left.
             file.set_len(end)?;
             file.seek(SeekFrom::Start(end))?;
             file.write_all(line.as_bytes())?;
             file.sync_all()?;
+            files.push(file);
         }
         if self.words.is_empty() {
             self.sync_folder()?;
         }
-        self.files = Some(files);
+        self.files = files.try_into().ok();
         self.words.push(words);
         Ok(())
     }
 
-    /// Both files to be written to.
-    fn files(&mut self) -> io::Result<[File; 2]> {
+    /// One of the files, to be written to; `is_known` if an earlier attempt may have made it.
+    fn file(&mut self, index: usize, is_known: bool) -> io::Result<File> {
         let is_new = self.words.is_empty();
         let mut options = OpenOptions::new();
         // It holds the token: nobody else is to read it.
         options.write(true).create(is_new).mode(0o600);
         // What a session of this name has left must not be lost for one that takes itself for new.
-        options.create_new(is_new && !self.is_known);
-        let open = |path| {
-            let mut file = options.open(path)?;
-            if is_new {
-                file.write_all(self.text(&[])?.as_bytes())?;
-            }
-            io::Result::Ok(file)
-        };
-        let files = [open(&self.paths[0]), open(&self.paths[1])];
-        self.is_known |= files.iter().any(Result::is_ok);
-        let [first, second] = files;
-        Ok([first?, second?])
+        options.create_new(is_new && !is_known);
+        let mut file = options.open(&self.paths[index])?;
+        self.is_known = true;
+        if is_new {
+            file.write_all(self.text(&[])?.as_bytes())?;
+        }
+        Ok(file)
     }
 
     /// As the next generation, beside what it takes the place of.

@@ -203,6 +203,17 @@ fn what_a_crash_leaves_is_no_damage() {
 }
 
 #[test]
+fn the_second_file_is_made_when_the_first_has_its_record() {
+    let folder = tempfile::tempdir().unwrap();
+    let [first, second] = paths(&folder);
+    // In its place, so that it cannot be made.
+    fs::create_dir(second).unwrap();
+    let mut journal = Journal::new(folder.path(), SESSION);
+    journal.append(&written()[0]).unwrap_err();
+    assert_eq!(fs::read(first).unwrap(), text(&written()[..1]));
+}
+
+#[test]
 fn what_a_newer_agent_has_written_is_not_taken_for_torn() {
     for text in [
         line::write(1, 4, r#"{"state":"pondering"}"#),
