@@ -6,7 +6,7 @@
 //!
 //! | offset | size | is |
 //! |---|---|---|
-//! | 0 | 1 | kind: 1 bytes, 2 pages, 3 barrier, 4 acknowledgement, 5 end, 6 digests of memory, 7 digests of the state |
+//! | 0 | 1 | kind: 1 bytes, 2 pages, 3 barrier, 4 acknowledgement, 5 end, 6 memory's digests, 7 the state's |
 //! | 1 | 1 | codec of the content: 0 none, 1 zstd |
 //! | 2 | 2 | pages: number of words, at most 1024; otherwise 0 |
 //! | 4 | 4 | bytes of the content when decoded |
