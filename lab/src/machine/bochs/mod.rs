@@ -31,8 +31,8 @@ use crate::trace::Trace;
 use line::Line;
 use screen::Screen;
 
-const PACKAGES: &str = include_str!("../../../images/bochs/packages");
-const KEEP: &str = include_str!("../../../images/bochs/keep");
+const PACKAGES: &str = include_str!("../../../../images/bochs/packages");
+const KEEP: &str = include_str!("../../../../images/bochs/keep");
 
 /// Instructions in one second of the machine's clock.
 pub const INSTRUCTIONS_PER_SECOND: u64 = 100_000_000;
