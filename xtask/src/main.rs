@@ -1,6 +1,7 @@
 //! The project's own commands, run as `cargo xtask …`; each sets up by itself what it needs.
 
 mod bench;
+mod bench_memory;
 mod bench_stream;
 mod bench_transfer;
 mod demo;
@@ -32,6 +33,8 @@ enum Command {
     Bench(bench::Bench),
     /// Measure the host agent's transport over the loopback interface
     BenchTransfer(bench_transfer::BenchTransfer),
+    /// Measure what a host agent needs to know of a large guest's frames
+    BenchMemory(bench_memory::BenchMemory),
     /// Measure our stream tools beside Xen's own
     BenchStream(bench_stream::BenchStream),
     /// Check everything: format, lints, all tests, with and without hosts
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Command::Demo(demo) => demo.run(),
         Command::Bench(bench) => bench.run(),
         Command::BenchTransfer(bench) => bench.run(),
+        Command::BenchMemory(bench) => bench.run(),
         Command::BenchStream(bench) => bench.run(),
         Command::Test(test) => test.run(),
         Command::Fuzz(fuzz) => fuzz.run(),
