@@ -70,6 +70,8 @@ fn large_ramdisk(host: &Host, files: &KernelFiles, folder: &Path) -> Result<()> 
 fn busy_disk(host: &Host, files: &KernelFiles) -> Result<()> {
     let mut plan = small("busy", System::Shim(programs::shim()?), files);
     plan.initrd = Some(initramfs::workload(files)?);
+    // Each request in flight has a buffer of a MiB in the guest.
+    plan.memory_mib = 192;
     plan.disks.push("phy:/dev/vda,xvda,w".to_owned());
     let mut guest = plan.create(host)?;
     guest.ready(BOOT)?;
