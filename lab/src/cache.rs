@@ -5,7 +5,6 @@
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -118,14 +117,8 @@ pub fn lock(name: &str) -> Result<File> {
     fs::create_dir_all(&folder)
         .with_context(|| format!("cannot write to the cache {}", folder.display()))?;
     let file = File::create(folder.join(name))?;
-    // SAFETY: flock touches no memory; the descriptor is open for as long as `file` lives.
-    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX) } != 0 {
-        bail!(
-            "cannot lock {}: {}",
-            folder.join(name).display(),
-            std::io::Error::last_os_error()
-        );
-    }
+    file.lock()
+        .with_context(|| format!("cannot lock {}", folder.join(name).display()))?;
     Ok(file)
 }
 
@@ -151,16 +144,9 @@ pub fn need_room() -> Result<()> {
 }
 
 fn check_room(folder: &Path, room: u64) -> Result<()> {
-    use std::os::unix::ffi::OsStrExt;
     fs::create_dir_all(folder)
         .with_context(|| format!("cannot write to the cache {}", folder.display()))?;
-    let path = std::ffi::CString::new(folder.as_os_str().as_bytes())?;
-    // SAFETY: an all-zero `statvfs` is a valid value of this plain C struct.
-    let mut stat: libc::statvfs = unsafe { std::mem::zeroed() };
-    // SAFETY: `path` ends with a NUL and `stat` is a valid, writable struct.
-    if unsafe { libc::statvfs(path.as_ptr(), &raw mut stat) } != 0 {
-        return Err(std::io::Error::last_os_error().into());
-    }
+    let stat = rustix::fs::statvfs(folder)?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     if free < room {
         bail!(

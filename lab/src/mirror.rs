@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail};
 
@@ -12,6 +13,14 @@ use crate::debian::Suite;
 
 /// Environment variable with another archive's address, up to but without `/dists`.
 pub const VARIABLE: &str = "UNMOVED_DEBIAN_MIRROR";
+
+/// What [`choose`] was given.
+static CHOSEN: OnceLock<String> = OnceLock::new();
+
+/// Take packages from the archive at `address`, whatever is configured or in [`VARIABLE`].  The first call counts.
+pub fn choose(address: &str) {
+    CHOSEN.get_or_init(|| address.to_owned());
+}
 
 /// Debian's own key ring: holds the keys of all its releases, so one machine can check another's.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -57,8 +66,12 @@ impl Source {
 pub fn sources(suite: Suite) -> Result<String> {
     let known = configured();
     let find = |security| known.iter().find(|source| source.serves(security));
-    let main = match std::env::var(VARIABLE) {
-        Ok(address) if !address.is_empty() => address,
+    let named = CHOSEN
+        .get()
+        .cloned()
+        .or_else(|| std::env::var(VARIABLE).ok());
+    let main = match named {
+        Some(address) if !address.is_empty() => address,
         _ => find(false)
             .map(|source| source.address.clone())
             .with_context(|| {

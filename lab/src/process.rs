@@ -4,6 +4,8 @@
 //! are started by one thread that lives as long as the program.  Sockets to the child are handed over
 //! as open descriptors: there is no port and no path that another lab could collide with.
 
+#![expect(unsafe_code, reason = "a child prepares itself between fork and exec")]
+
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;

@@ -15,9 +15,10 @@
 //! is left: [`Guest::enter`](unmoved_shim::guest::Guest::enter) serves what brought us in and whatever
 //! the host has announced meanwhile.  Interrupts are on in ring 3 and off in ring 0.
 //!
-//! **Migration.** `migrate.rs` in the library stops the vCPUs, drains the devices, suspends, and
+//! **Migration.** `migrate` in the library stops the vCPUs, drains the devices, suspends, and
 //! builds everything that faces the host anew.
 
+#![expect(unsafe_code, reason = "the linker and the entry code name symbols")]
 #![no_std]
 #![no_main]
 

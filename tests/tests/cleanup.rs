@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use unmoved_lab::paths;
 
 /// Processes whose command line has `word`.
@@ -49,9 +50,8 @@ fn wait_until(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-fn send(child: &Child, signal: i32) {
-    // SAFETY: kill(2) touches no memory; the child has not been waited for.
-    assert_eq!(unsafe { libc::kill(child.id().cast_signed(), signal) }, 0);
+fn send(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).unwrap();
 }
 
 #[test]
@@ -63,12 +63,12 @@ fn a_killed_lab_leaves_nothing() {
     {
         let (mut child, folder) = start();
         std::thread::sleep(Duration::from_millis(delay));
-        let signal = [libc::SIGKILL, libc::SIGINT, libc::SIGTERM][round % 3];
+        let signal = [Signal::KILL, Signal::INT, Signal::TERM][round % 3];
         send(&child, signal);
         child.wait().unwrap();
         let word = folder.to_str().unwrap().to_owned();
         wait_until("a process outlived its lab", || processes(&word).is_empty());
-        if signal != libc::SIGKILL && delay > 1000 {
+        if signal != Signal::KILL && delay > 1000 {
             assert!(
                 !folder.exists(),
                 "an interrupted lab left {}",

@@ -38,8 +38,7 @@ impl Setup {
     /// If a package cannot be had or an image not be made.
     pub fn run(self) -> Result<()> {
         if let Some(mirror) = &self.mirror {
-            // SAFETY: no other thread runs yet.
-            unsafe { std::env::set_var(unmoved_lab::mirror::VARIABLE, mirror) };
+            unmoved_lab::mirror::choose(mirror);
         }
         if self.refresh {
             cache::remove(&paths::cache()?.join("resolved"))?;

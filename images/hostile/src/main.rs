@@ -17,6 +17,10 @@
 //! kernel powers off.  It never means to die; where it does, that is its runner's or its own fault,
 //! and the runner says whose.
 
+#![expect(
+    unsafe_code,
+    reason = "a kernel that attacks its host has no safe form"
+)]
 #![no_std]
 #![no_main]
 

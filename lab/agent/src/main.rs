@@ -4,6 +4,8 @@
 //! has its second serial port and an IDE disk for them), and serves frames until the machine ends.  It
 //! keeps no state between tasks, so a snapshot may be taken whenever no task runs.  A broken request gets `Failed`; a broken *port* ends the agent (init starts it anew).
 
+#![expect(unsafe_code, reason = "std has neither kill nor termios")]
+
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};

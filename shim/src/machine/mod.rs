@@ -1,6 +1,11 @@
 //! The machine that the image runs on: everything that takes a privileged instruction, an
 //! assembly stub or a raw address.  Only the image has it; the library is tested without.
 
+#![expect(
+    unsafe_code,
+    reason = "the machine: memory, processor and hypervisor have no safe form"
+)]
+
 pub mod cpu;
 pub mod debug;
 pub mod entry;

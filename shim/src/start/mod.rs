@@ -1,5 +1,10 @@
 //! From the PVH start info to a guest that is ready to run.
 
+#![expect(
+    unsafe_code,
+    reason = "memory and registers are taken over from the boot"
+)]
+
 mod handed;
 mod later;
 mod payload;

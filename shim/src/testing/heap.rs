@@ -3,6 +3,8 @@
 //! It counts as the shim's does: what a block takes with its header, a part that is used for
 //! ordinary, and one that is set aside for when that is full.
 
+#![expect(unsafe_code, reason = "an allocator is an unsafe trait")]
+
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::Cell;
 use std::alloc::System;

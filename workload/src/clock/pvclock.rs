@@ -5,6 +5,11 @@
 //! pipe: the kernel copies, and answers EFAULT for a page that is not (or no longer) there where a
 //! plain load would be SIGBUS.  The vDSO maps it only if the hypervisor calls the TSC stable.
 
+#![expect(
+    unsafe_code,
+    reason = "the clock page is another mapping of the kernel"
+)]
+
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd};

@@ -3,6 +3,11 @@
 //! The fields that name the processor one happens to run on are masked: they differ between two
 //! readings on one machine.
 
+#![expect(
+    unsafe_code,
+    reason = "Xen's forced CPUID is an instruction of its own"
+)]
+
 use std::io::{self, Write};
 
 use super::Fingerprint;

@@ -1,5 +1,7 @@
 //! Process 1: sets the system up, starts the worker, starts it again if it dies, buries orphans.
 
+#![expect(unsafe_code, reason = "dup2 gives descriptors new owners")]
+
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;

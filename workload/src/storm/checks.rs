@@ -1,5 +1,7 @@
 //! The storm's checks but for ptrace.  Each runs in a process that has one thread at its start.
 
+#![expect(unsafe_code, reason = "memory is touched that must fault")]
+
 use std::io::{Read, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};

@@ -1,5 +1,7 @@
 //! Single-stepping a child through a known piece of code, as a debugger does.
 
+#![expect(unsafe_code, reason = "ptrace takes addresses")]
+
 use std::io;
 
 use crate::sys::check_long;

@@ -1,5 +1,7 @@
 //! The operating system's unsafe calls behind safe functions: one file per subject.
 
+#![expect(unsafe_code, reason = "system calls that std does not have")]
+
 pub mod block;
 pub mod buffer;
 pub mod interface;

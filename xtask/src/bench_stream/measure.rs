@@ -1,5 +1,7 @@
 //! Runs a program and takes its time and its peak memory.
 
+#![expect(unsafe_code, reason = "std has no wait4")]
+
 use std::fs::File;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};

@@ -1,5 +1,10 @@
 //! Emulated stores against the CPU that runs the test: the same bytes on the same registers.
 
+#![expect(
+    unsafe_code,
+    reason = "decoded stores are compared with what the processor does"
+)]
+
 mod outcomes;
 
 use std::vec::Vec;
