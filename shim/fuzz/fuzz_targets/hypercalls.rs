@@ -11,7 +11,6 @@ use libfuzzer_sys::fuzz_target;
 use unmoved_shim::cpu::{Regs, UPCALL_VECTOR};
 use unmoved_shim::host::{Arrival, HostEvent};
 use unmoved_shim::mem::GuestMemory;
-use unmoved_shim::points::Request;
 use unmoved_shim::testing::{Bench, Ended, Journey};
 use xen_abi::hypercall as nr;
 use xen_abi::mmu::Pte;
@@ -224,7 +223,7 @@ fn step(bench: &mut Bench, input: &mut Bytes<'_>) -> Option<()> {
                     wall,
                 }
             });
-            bench.guest.points.requests.push_back(Request::Suspend);
+            bench.guest.points.is_suspend_due = true;
             bench.trap(UPCALL_VECTOR, 0);
         }
     }

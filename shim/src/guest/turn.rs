@@ -47,7 +47,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
     #[inline]
     fn is_called(&self, v: usize) -> bool {
         self.host.has_events()
-            || self.points.has_request()
+            || self.points.is_suspend_due()
             || self.vcpus[v].is_blocked
             || self.leftovers.are_there()
             || self.ledger.is_releasing()
@@ -62,8 +62,8 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             if self.host.has_events() {
                 self.host_events();
             }
-            if let Some(request) = self.points.take_request() {
-                self.migrate(v, request);
+            if self.points.take_suspend() {
+                self.suspend(v);
                 continue;
             }
             self.ledger.work().look();

@@ -1,11 +1,23 @@
-//! Quiesce, suspend, reattach: the only place that knows the order.
+//! A move, from the host's request until the guest runs again: the only place that knows the order.
 //!
-//! The host asks, and the guest is never asked: whatever it does, the host's event brings its vCPU
-//! into the shim, and there it stays until the move is over.  Until the suspend, everything can be
-//! undone and the guest goes on as if nothing had been.  After it the domain may be a new one on
-//! another host; then nothing of the old host is left but what is in memory, and the guest does not
-//! run before every device has its new backend.  There is no way back from there, so a device that
-//! does not connect is waited for without limit, and its name and reason are told to the host.
+//! | phase | what is done | what a fault there does | where |
+//! |---|---|---|---|
+//! | (asked) | the request is read in `control/shutdown` and acknowledged, or comes as an event; it is due | withdrawn before it was acknowledged: nothing | `points/suspend.rs`, taken in `guest/turn.rs` |
+//! | park | the vCPU is in the shim, by the event that brought the request, and stays | refused: `fail` at once, `stall` after the limit | `suspend` |
+//! | drain | devices take nothing more from the guest, and the answers to what is in flight are waited for, up to the limit | refused: `fail` at once, `stall` at the limit, as storage that does not answer | `drain`, `Points::quiesce` |
+//! | suspend | the domain stops; a new one finds its host's events, and the guest's clocks go on from there | `fail` refused; `stall` goes on after the limit; taken back by the toolstack: undone | `Host::shutdown`, `arrive`, `host_wall_clock_changed` |
+//! | reattach | rings of console and store, grants, the suspend port and the list of devices are built anew | goes on after the limit | `Points::reattach` |
+//! | connect | every device's handshake with its new backend | `stall` goes on after the limit; `fail`, as a backend that does not come, parks the guest and tells the host why (`waits-for`) | `connect`, `Points::attached` |
+//! | resume | what waited for the devices is published, timers fire that are due, every port is raised once, requests are taken again | goes on after the limit | `go_on`, `Points::resume`, `Leftovers` |
+//!
+//! The limit is `unmoved.drain`; a fault is one that [`Options::faults`](crate::options::Options::faults) asks for.
+//! *Refused* and *undone* is the same: the devices take requests again, and the guest goes on as if nothing had been;
+//! the host reads of a refusal why (`refusal`).
+//!
+//! The guest is never asked: whatever it does, the host's event brings its vCPU into the shim, and there it stays
+//! until the move is over.  Once the domain was suspended nothing of the old host is left but what is in memory, and
+//! the guest does not run before every device has its new backend.  There is no way back from there, so a device that
+//! does not connect is waited for without limit.
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -18,7 +30,7 @@ use crate::cpu::Machine;
 use crate::guest::{Guest, Leftovers};
 use crate::host::{Arrival, Host};
 use crate::options::{Blackout, Fault, Phase, Way};
-use crate::points::{Points, Progress, Request};
+use crate::points::{Points, Progress};
 
 /// How often the host's store is told that a device is still missing, nanoseconds.
 const REMINDER_NS: u64 = 5_000_000_000;
@@ -79,14 +91,8 @@ impl Spent {
 }
 
 impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
-    /// Carries out what a point asked for while vCPU `v` is out of the guest.
-    pub(crate) fn migrate(&mut self, v: usize, request: Request) {
-        match request {
-            Request::Suspend => self.suspend(v),
-        }
-    }
-
-    fn suspend(&mut self, v: usize) {
+    /// Does what the host asks for, while vCPU `v` is out of the guest.
+    pub(crate) fn suspend(&mut self, v: usize) {
         let begun = Moment::now(&self.host);
         let mut spent = Spent::default();
         debug!("suspend: vcpu {v} is parked");

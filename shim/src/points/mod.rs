@@ -16,6 +16,7 @@ pub mod grant;
 pub mod identity;
 pub mod net;
 pub mod ring;
+pub mod suspend;
 mod tag;
 pub mod time;
 pub mod xenbus;
@@ -56,13 +57,6 @@ pub struct Outside<'a, M: Machine, H: Host> {
     pub shared_info: Mfn,
 }
 
-/// Something that a point asks of the guest's loop, because it concerns all of the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Request {
-    /// The host asks for a suspend.
-    Suspend,
-}
-
 /// The points that are reached by events: store, console, grants and devices.
 pub trait Points<M: Machine, H: Host>: Sized {
     /// The host raised an event.
@@ -89,10 +83,10 @@ pub trait Points<M: Machine, H: Host>: Sized {
         args: GuestVa,
         count: u64,
     ) -> Result<Option<(GuestVa, u64)>, Errno>;
-    /// Whether something is asked of the guest's loop.
-    fn has_request(&self) -> bool;
-    /// Takes what is asked of the guest's loop.
-    fn take_request(&mut self) -> Option<Request>;
+    /// Whether the host waits for the domain to stop ([`suspend`]).
+    fn is_suspend_due(&self) -> bool;
+    /// Takes that request.  Returns whether there was one.
+    fn take_suspend(&mut self) -> bool;
     /// Before a suspend: stops taking work; `Done` when nothing is in flight.
     fn quiesce(&mut self, outside: &mut Outside<'_, M, H>) -> Progress;
     /// After a suspend, when the host was [reconnected](Host::reconnect) to: begins to build the

@@ -8,7 +8,7 @@ use xen_abi::{Errno, GuestVa, Port};
 use crate::cpu::Machine;
 use crate::host::{Arrival, Host, HostEvent};
 use crate::points::evtchn::Peer;
-use crate::points::{Outside, Points, Progress, Request};
+use crate::points::{Outside, Points, Progress};
 
 /// What the points were called for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,8 +49,8 @@ pub enum OnStore {
 pub struct FakePoints {
     /// The calls so far.
     pub calls: Vec<Call>,
-    /// What is asked of the guest's loop.
-    pub requests: VecDeque<Request>,
+    /// Whether the host waits for a suspend.
+    pub is_suspend_due: bool,
     /// When the next tick is due, host time.
     pub deadline: Option<u64>,
     /// Requests in flight; each event of a port answers one.
@@ -86,7 +86,7 @@ impl<M: Machine, H: Host> Points<M, H> for FakePoints {
         match event {
             HostEvent::Port(_) => self.in_flight = self.in_flight.saturating_sub(1),
             HostEvent::Store => match self.on_store.pop_front() {
-                Some(OnStore::Suspend) => self.requests.push_back(Request::Suspend),
+                Some(OnStore::Suspend) => self.is_suspend_due = true,
                 Some(OnStore::Attached) => self.missing = None,
                 None => {}
             },
@@ -121,11 +121,11 @@ impl<M: Machine, H: Host> Points<M, H> for FakePoints {
         self.calls.push(Call::Grant(command, args, count));
         self.grants_left.take().map(Some).ok_or(Errno::ENOSYS)
     }
-    fn has_request(&self) -> bool {
-        !self.requests.is_empty()
+    fn is_suspend_due(&self) -> bool {
+        self.is_suspend_due
     }
-    fn take_request(&mut self) -> Option<Request> {
-        self.requests.pop_front()
+    fn take_suspend(&mut self) -> bool {
+        std::mem::take(&mut self.is_suspend_due)
     }
     fn quiesce(&mut self, _: &mut Outside<'_, M, H>) -> Progress {
         let progress = if self.in_flight == 0 {

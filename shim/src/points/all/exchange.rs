@@ -9,9 +9,9 @@ use crate::cpu::Machine;
 use crate::host::store::{TreeReader, is_full};
 use crate::host::{Host, StoreEvent, Tag};
 use crate::points::bus::Bus;
-use crate::points::xenstore::mirror::{self, Action, Mirror};
+use crate::points::xenstore::mirror::{self, Mirror};
 use crate::points::xenstore::seed::{self, SeedParams};
-use crate::points::{Cx, Outside, Request, TagOwner};
+use crate::points::{Cx, Outside, TagOwner};
 
 /// Rounds in one go; a guest that writes without end gets no more than its turn.
 const ROUNDS: usize = 16;
@@ -106,11 +106,7 @@ impl AllPoints {
                 }
             }
             Some(TagOwner::Mirror { what, epoch }) => {
-                let action =
-                    self.with_mirror(|mirror, sides| mirror.event(sides, what, epoch, event));
-                if let Some(action) = action {
-                    self.act(action);
-                }
+                self.with_mirror(|mirror, sides| mirror.event(sides, what, epoch, event));
             }
             Some(TagOwner::Device(id, detail)) => {
                 self.bus_event(outside, event, |bus, cx, event| {
@@ -154,15 +150,6 @@ impl AllPoints {
         self.begin_again_at = Some(outside.host.now_ns().saturating_add(pause));
     }
 
-    fn act(&mut self, action: Action) {
-        match action {
-            // At once, whatever the guest is doing: the host waits for this first.
-            Action::SuspendRequested => self.mirror.acknowledge_suspend(&mut self.sides.real),
-            Action::SuspendAcknowledged => self.request = Some(Request::Suspend),
-            Action::SuspendWithdrawn => log::info!("the host does not want a suspend any more"),
-        }
-    }
-
     fn seed_event<M: Machine, H: Host>(
         &mut self,
         outside: &mut Outside<'_, M, H>,
@@ -199,7 +186,7 @@ impl AllPoints {
         self.sides.store.connect(outside.m, store.1);
         self.mirror.hide(hidden_kib);
         self.with_mirror(Mirror::attach);
-        self.suspend.publish(outside.host, &mut self.sides.real);
+        self.publish_suspend_port(outside);
         let bus = &mut self.bus;
         self.sides.with_cx(outside, |cx| bus.start(cx));
     }
@@ -207,7 +194,12 @@ impl AllPoints {
     /// Connects to the real store of a new domain after a move.
     pub(super) fn reattach_store<M: Machine, H: Host>(&mut self, outside: &mut Outside<'_, M, H>) {
         self.with_mirror(Mirror::reattach);
-        self.suspend.publish(outside.host, &mut self.sides.real);
+        self.publish_suspend_port(outside);
+    }
+
+    fn publish_suspend_port<M: Machine, H: Host>(&mut self, outside: &mut Outside<'_, M, H>) {
+        let suspend = &mut self.mirror.suspend;
+        suspend.publish(outside.host, &mut self.sides.real);
     }
 
     /// Sets one of the shim's own nodes for the host.

@@ -4,7 +4,6 @@
 //! |---|---|
 //! | `sides` | holds both sides' stores and grant tables, and lends them to devices |
 //! | `exchange` | moves messages between the guest's store, the real one and the devices |
-//! | `suspend` | the host's request to suspend: through the store, or by an event |
 //! | `grant_op` | `grant_table_op`, with the guest's argument lists |
 //! | `devices` | makes devices |
 //! | `usage` | tells the host what devices take of it |
@@ -17,7 +16,6 @@ mod exchange;
 mod grant_op;
 mod sides;
 mod start;
-mod suspend;
 #[cfg(test)]
 mod tests;
 mod usage;
@@ -32,14 +30,13 @@ use self::devices::Factory;
 use self::exchange::Stage;
 use self::sides::Sides;
 pub use self::start::StartError;
-use self::suspend::SuspendPort;
 use self::usage::Usage;
 use super::bus::Bus;
 use super::console::Console;
 use super::evtchn::Peer;
 use super::xenstore::mirror::Mirror;
 use super::xenstore::path;
-use super::{Outside, Points, Progress, Request};
+use super::{Outside, Points, Progress};
 use crate::cpu::Machine;
 use crate::host::grants::TableFrames;
 use crate::host::{Arrival, Host, HostEvent, HostPort, Ring};
@@ -78,9 +75,7 @@ pub struct AllPoints {
     /// The guest's xenstore port.
     store_port: Port,
     mirror: Mirror,
-    suspend: SuspendPort,
     usage: Usage,
-    request: Option<Request>,
     /// When devices are asked again that wait for something without an event, in host time.
     retry_at: Option<u64>,
     /// When devices begin again that found no room in the host's store, in host time.
@@ -107,9 +102,7 @@ impl AllPoints {
             store_port: parts.store.0,
             mirror: Mirror::new(path::domain_dir(parts.domid)),
             sides: Sides::new(parts, host.ring(Ring::Store)?),
-            suspend: SuspendPort::default(),
             usage: Usage::default(),
-            request: None,
             retry_at: None,
             begin_again_at: None,
             has_more: false,
@@ -178,9 +171,7 @@ impl<M: Machine, H: Host> Points<M, H> for AllPoints {
                 self.exchange(outside);
                 self.note_deadlines(outside);
             }
-            HostEvent::Port(port) if self.suspend.is(port) => {
-                self.request = Some(Request::Suspend);
-            }
+            HostEvent::Port(port) if self.mirror.suspend.notified(port) => {}
             HostEvent::Port(port) => self.on_bus(outside, |bus, cx| bus.host_kick(cx, port)),
         }
     }
@@ -250,12 +241,12 @@ impl<M: Machine, H: Host> Points<M, H> for AllPoints {
     }
 
     #[inline]
-    fn has_request(&self) -> bool {
-        self.request.is_some()
+    fn is_suspend_due(&self) -> bool {
+        self.mirror.suspend.is_due()
     }
 
-    fn take_request(&mut self) -> Option<Request> {
-        self.request.take()
+    fn take_suspend(&mut self) -> bool {
+        self.mirror.suspend.take()
     }
 
     fn quiesce(&mut self, outside: &mut Outside<'_, M, H>) -> Progress {
@@ -272,8 +263,6 @@ impl<M: Machine, H: Host> Points<M, H> for AllPoints {
         self.console.reattach(page);
         self.console_port = port;
         self.sides.reattach(outside.m, store, arrival);
-        self.suspend.forget();
-        self.request = None;
         self.begin_again_at = None;
         self.reattach_store(outside);
         self.on_bus(outside, Bus::reattach);

@@ -11,7 +11,7 @@ use crate::points::all::{AllPoints, Parts};
 use crate::points::evtchn::Peer;
 use crate::points::xenstore::perms::Perms;
 use crate::points::xenstore::{Limits, VirtualStore};
-use crate::points::{GuestStore, Outside, Points, Request};
+use crate::points::{GuestStore, Outside, Points};
 use crate::testing::heap::SmallHeap;
 use crate::testing::{Bench, FakeHost, FakeMachine};
 
@@ -140,8 +140,8 @@ impl World {
         self.pump();
     }
 
-    pub(super) fn request(&mut self) -> Option<Request> {
-        Points::<FakeMachine, FakeHost>::take_request(&mut self.points)
+    pub(super) fn takes_suspend(&mut self) -> bool {
+        Points::<FakeMachine, FakeHost>::take_suspend(&mut self.points)
     }
 
     pub(super) fn grant_table_op(

@@ -1,7 +1,7 @@
 //! The exchange between the guest's store and the real one.
 //!
 //! Outwards goes what host tools read of a guest; inwards what the host lets it read.  A request
-//! to suspend is for the shim and never shown.  What goes which way is data: [`outward`], [`inward`]
+//! to suspend is for the shim ([`SuspendRequest`]) and never shown.  What goes which way is data: [`outward`], [`inward`]
 //! and [`hidden`] hold the rules and the bounded queues, this module the requests of `control/`.
 //!
 //! Names towards the host are relative, or below the domain's directory as its real id has it,
@@ -23,10 +23,10 @@ use xen_abi::Errno;
 use super::VirtualStore;
 use super::path;
 use crate::host::store::HostStore;
-use crate::host::store::replace::REPLACED;
 use crate::host::{StoreEvent, StoreOp, Tag};
 use crate::points::GuestStore as _;
 use crate::points::TagOwner;
+use crate::points::suspend::SuspendRequest;
 use inward::{Asked, Inward, WATCHED};
 use outward::Outward;
 
@@ -38,26 +38,6 @@ const SYSRQ: &str = "control/sysrq";
 const SUSPEND: &[u8] = b"suspend";
 /// The requests that the guest is shown.
 const REQUESTS: [&[u8]; 3] = [b"poweroff", b"reboot", b"halt"];
-
-/// What the shim has to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// The host asks to suspend.  Answer with [`Mirror::acknowledge_suspend`] within 60 s, or not
-    /// at all to refuse: libxl then gives up, "guest didn't acknowledge suspend".
-    SuspendRequested,
-    /// The acknowledgement is in the real store: the host waits up to 60 s for the shutdown.
-    SuspendAcknowledged,
-    /// The host has withdrawn the request before it was acknowledged: do not suspend.
-    SuspendWithdrawn,
-}
-
-/// How far a request to suspend has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Suspend {
-    None,
-    Requested,
-    Acknowledging,
-}
 
 /// What a submission is about; carried in its tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,7 +93,8 @@ pub struct Mirror {
     tags: Tags,
     outward: Outward,
     inward: Inward,
-    suspend: Suspend,
+    /// The host's request to suspend, which the guest's loop takes from here.
+    pub suspend: SuspendRequest,
     /// What the guest was shown in `control/shutdown` and `control/sysrq` and has not cleared.
     shown: [Option<Vec<u8>>; 2],
 }
@@ -127,7 +108,7 @@ impl Mirror {
             tags: Tags { epoch: 0 },
             outward: Outward::default(),
             inward: Inward::new(0),
-            suspend: Suspend::None,
+            suspend: SuspendRequest::default(),
             shown: [None, None],
         }
     }
@@ -172,7 +153,7 @@ impl Mirror {
 
     fn connect(&mut self, sides: &mut Sides<'_>, is_held: bool) {
         self.tags.epoch = self.tags.epoch.wrapping_add(1);
-        self.suspend = Suspend::None;
+        self.suspend.forget();
         self.inward.restart(&self.guest_dir, sides.guest);
         self.outward.restart(is_held);
         for path in WATCHED {
@@ -219,46 +200,38 @@ impl Mirror {
     }
 
     /// Takes an event of the real store ([`TagOwner::Mirror`]).
-    pub fn event(
-        &mut self,
-        sides: &mut Sides<'_>,
-        what: u8,
-        epoch: u32,
-        event: StoreEvent,
-    ) -> Option<Action> {
-        let action = match (self.tags.kind(what, epoch)?, event) {
+    pub fn event(&mut self, sides: &mut Sides<'_>, what: u8, epoch: u32, event: StoreEvent) {
+        let Some(kind) = self.tags.kind(what, epoch) else {
+            return;
+        };
+        match (kind, event) {
             (_, StoreEvent::Changed(path)) => {
                 self.inward.changed(&path, &self.guest_dir, sides.guest);
-                None
             }
             (Kind::Watch | Kind::Clear, StoreEvent::Reply(answer)) => {
                 if let Err(error) = answer {
                     log::error!("xenstore: watching or answering the host: {error}");
                 }
-                None
             }
-            (Kind::Write, StoreEvent::Reply(answer)) => {
-                self.outward.written(answer);
-                None
-            }
+            (Kind::Write, StoreEvent::Reply(answer)) => self.outward.written(answer),
             (Kind::Read, StoreEvent::Reply(answer)) => {
-                let asked = self.inward.answered()?;
-                self.answered(sides, asked, answer)
+                if let Some(asked) = self.inward.answered() {
+                    self.answered(sides, asked, answer);
+                }
             }
-            (Kind::Acknowledge, StoreEvent::Reply(answer)) => Some(self.acknowledged(answer)),
-        };
+            (Kind::Acknowledge, StoreEvent::Reply(answer)) => {
+                if !self.suspend.acknowledged(answer) {
+                    // There may be another request in the node by now.
+                    self.inward.want(SHUTDOWN);
+                }
+            }
+        }
         self.pump(sides);
-        action
     }
 
-    fn answered(
-        &mut self,
-        sides: &mut Sides<'_>,
-        asked: Asked,
-        answer: Result<Vec<u8>, Errno>,
-    ) -> Option<Action> {
+    fn answered(&mut self, sides: &mut Sides<'_>, asked: Asked, answer: Result<Vec<u8>, Errno>) {
         match asked {
-            Asked::Value(path) => return self.host_says(sides, &path, answer),
+            Asked::Value(path) => self.host_says(sides, &path, answer),
             Asked::Children(dir) => match answer {
                 Ok(names) => self.inward.listed(&dir, &names),
                 // Gone meanwhile, or not for us.
@@ -273,26 +246,20 @@ impl Mirror {
                 }
             }
         }
-        None
     }
 
-    fn host_says(
-        &mut self,
-        sides: &mut Sides<'_>,
-        path: &str,
-        answer: Result<Vec<u8>, Errno>,
-    ) -> Option<Action> {
+    fn host_says(&mut self, sides: &mut Sides<'_>, path: &str, answer: Result<Vec<u8>, Errno>) {
         let value = match answer {
             Ok(value) => Some(value),
             // Not for us is as good as not there.
             Err(Errno::ENOENT | Errno::EACCES) => None,
             Err(error) => {
                 log::warn!("xenstore: reading the host's {path}: {error}");
-                return None;
+                return;
             }
         };
         match path {
-            SHUTDOWN => return self.shutdown(sides, value.unwrap_or_default()),
+            SHUTDOWN => self.shutdown(sides, value.unwrap_or_default()),
             SYSRQ => self.show(sides, 1, value.unwrap_or_default()),
             // What was read is older than what the guest has done since: looks again afterwards.
             _ if self.outward.is_under_way(path) => self.inward.want(path),
@@ -301,18 +268,15 @@ impl Mirror {
                 .inward
                 .apply(path, value.as_deref(), &self.guest_dir, sides.guest),
         }
-        None
     }
 
-    fn shutdown(&mut self, sides: &mut Sides<'_>, value: Vec<u8>) -> Option<Action> {
+    fn shutdown(&mut self, sides: &mut Sides<'_>, value: Vec<u8>) {
         if value == SUSPEND {
-            let new = self.suspend == Suspend::None;
-            if new {
-                self.suspend = Suspend::Requested;
+            if self.suspend.found_in_store() {
+                let (tag, path) = (self.tags.of(Kind::Acknowledge), String::from(SHUTDOWN));
+                sides.host.replace_if(tag, path, value, Vec::new());
             }
-            return new.then_some(Action::SuspendRequested);
-        }
-        if REQUESTS.contains(&value.as_slice()) {
+        } else if REQUESTS.contains(&value.as_slice()) {
             self.show(sides, 0, value);
         } else if !value.is_empty() {
             log::warn!(
@@ -320,11 +284,6 @@ impl Mirror {
                 value.len()
             );
         }
-        let withdrawn = self.suspend == Suspend::Requested;
-        if withdrawn {
-            self.suspend = Suspend::None;
-        }
-        withdrawn.then_some(Action::SuspendWithdrawn)
     }
 
     /// Shows the guest a request, if it is one.
@@ -336,28 +295,6 @@ impl Mirror {
         let owner = sides.guest.guest_domid();
         sides.guest.write(&node, &value, owner);
         self.shown[index] = Some(value);
-    }
-
-    /// Tells the host that its request to suspend is taken.  Afterwards comes
-    /// [`Action::SuspendAcknowledged`] or [`Action::SuspendWithdrawn`].
-    pub fn acknowledge_suspend(&mut self, host: &mut dyn HostStore) {
-        if self.suspend == Suspend::Requested {
-            self.suspend = Suspend::Acknowledging;
-            let tag = self.tags.of(Kind::Acknowledge);
-            host.replace_if(tag, String::from(SHUTDOWN), SUSPEND.to_vec(), Vec::new());
-        }
-    }
-
-    fn acknowledged(&mut self, answer: Result<Vec<u8>, Errno>) -> Action {
-        self.suspend = Suspend::None;
-        match answer {
-            Ok(outcome) if outcome == REPLACED => return Action::SuspendAcknowledged,
-            Ok(_) => log::warn!("xenstore: the host has withdrawn its request to suspend"),
-            Err(error) => log::error!("xenstore: acknowledging the suspend: {error}"),
-        }
-        // There may be another request in the node by now.
-        self.inward.want(SHUTDOWN);
-        Action::SuspendWithdrawn
     }
 
     /// Publishes something of the shim's own for the host: `data/unmoved/<key>`.  The last value

@@ -6,8 +6,7 @@ mod world;
 
 use xen_abi::xs_wire::MsgType;
 
-use self::world::{FakeHost, World};
-use super::Action;
+use self::world::{FakeHost, Job, World};
 use super::outward::is_public;
 
 #[test]
@@ -109,9 +108,10 @@ fn the_guest_s_answer_does_not_clear_a_later_request() {
     world.settle();
     world.write("control/shutdown", "");
     world.host.set("control/shutdown", "suspend");
-    world.settle();
+    while world.host.step() {}
     assert_eq!(world.host.get("control/shutdown"), Some("suspend"));
-    assert_eq!(world.actions, [Action::SuspendRequested]);
+    world.settle();
+    assert!(world.mirror.suspend.take());
 }
 
 #[test]
@@ -120,15 +120,13 @@ fn a_suspend_is_the_shim_s_alone() {
     world.ask(MsgType::WATCH, "control\0t\0");
     world.guest_is_told();
     for _ in 0..2 {
-        world.actions.clear();
         world.host.set("control/shutdown", "suspend");
         world.host.fire("control/shutdown");
-        world.settle();
-        assert_eq!(world.actions, [Action::SuspendRequested]);
-        world.mirror.acknowledge_suspend(&mut world.host);
+        assert!(!world.mirror.suspend.is_due(), "not before it is answered");
         world.settle();
         assert_eq!(world.host.get("control/shutdown"), Some(""));
-        assert_eq!(world.actions[1..], [Action::SuspendAcknowledged]);
+        assert!(world.mirror.suspend.take());
+        assert!(!world.mirror.suspend.take(), "once");
         assert_eq!(world.guest_has("control/shutdown").as_deref(), Some(""));
         assert!(!world.guest_is_told());
     }
@@ -137,29 +135,22 @@ fn a_suspend_is_the_shim_s_alone() {
 #[test]
 fn a_withdrawn_suspend_is_not_acknowledged() {
     let mut world = World::new();
-    world.host.set("control/shutdown", "suspend");
-    world.settle();
-    world.host.set("control/shutdown", "");
-    world.settle();
-    assert_eq!(
-        world.actions,
-        [Action::SuspendRequested, Action::SuspendWithdrawn]
-    );
-    world.mirror.acknowledge_suspend(&mut world.host);
-    assert!(world.host.jobs.is_empty());
-    // Withdrawn, and replaced, while the acknowledgement is on its way.
-    world.host.set("control/shutdown", "suspend");
-    world.settle();
-    world.mirror.acknowledge_suspend(&mut world.host);
-    world
-        .host
-        .nodes
-        .insert("control/shutdown".into(), b"reboot".to_vec());
-    world.settle();
-    assert_eq!(
-        world.actions[2..],
-        [Action::SuspendRequested, Action::SuspendWithdrawn]
-    );
+    // Withdrawn, or replaced by another, while the acknowledgement is on its way.
+    for instead in ["", "reboot"] {
+        world.host.set("control/shutdown", "suspend");
+        let is_under_way = |world: &World| {
+            let mut jobs = world.host.jobs.iter();
+            jobs.any(|(_, job)| matches!(job, Job::Replace(..)))
+        };
+        while !is_under_way(&world) {
+            assert!(world.deliver() || world.host.step(), "never answered");
+        }
+        let node = "control/shutdown".to_owned();
+        world.host.nodes.insert(node, instead.into());
+        world.settle();
+        assert_eq!(world.host.get("control/shutdown"), Some(instead));
+        assert!(!world.mirror.suspend.is_due());
+    }
     assert_eq!(
         world.guest_has("control/shutdown").as_deref(),
         Some("reboot")
@@ -237,7 +228,7 @@ fn after_a_migration_the_guest_is_told_nothing_and_the_host_everything() {
     world.host = fresh;
     world.attach();
     world.settle();
-    assert_eq!(world.actions, [Action::SuspendRequested]);
+    assert!(world.mirror.suspend.take());
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::host::{StoreClient, StoreEvent, StoreOp, Tag};
 use crate::points::GuestStore as _;
 use crate::points::TagOwner;
 use crate::points::xenstore::mirror::outward::HOST_NODES;
-use crate::points::xenstore::mirror::{Action, Mirror, Sides};
+use crate::points::xenstore::mirror::{Mirror, Sides};
 use crate::points::xenstore::path::{is_within, join, leaf, parent};
 use crate::points::xenstore::seed::{SeedParams, seed};
 use crate::points::xenstore::{Limits, VirtualStore};
@@ -280,7 +280,6 @@ pub(super) struct World {
     pub(super) guest: VirtualStore,
     pub(super) host: FakeHost,
     pub(super) mirror: Mirror,
-    pub(super) actions: Vec<Action>,
 }
 
 impl World {
@@ -304,7 +303,6 @@ impl World {
             guest,
             host,
             mirror,
-            actions: Vec::new(),
         };
         world.attach();
         world.settle();
@@ -352,8 +350,7 @@ impl World {
             panic!("{tag:?} is not the mirror's");
         };
         let (mirror, mut sides) = self.sides();
-        let action = mirror.event(&mut sides, what, epoch, event);
-        self.actions.extend(action);
+        mirror.event(&mut sides, what, epoch, event);
         true
     }
 
