@@ -90,7 +90,8 @@ fn busy_disk(host: &Host, files: &KernelFiles) -> Result<()> {
     host.ok(&["xl", "destroy", &plan.name]).map(drop)
 }
 
-/// Three cards as providers configure them; a save of a paused guest, and a restore that leaves it paused.
+/// Three cards as providers configure them; a save of a paused guest, which cannot suspend itself and must not do so
+/// when it is unpaused later; and a restore that leaves it paused.
 fn cards_and_pauses(host: &Host, files: &KernelFiles) -> Result<()> {
     let mut plan = small("cards", System::Shim(programs::shim()?), files);
     plan.initrd = Some(initramfs::workload(files)?);
@@ -110,8 +111,12 @@ fn cards_and_pauses(host: &Host, files: &KernelFiles) -> Result<()> {
         mtu(&guest, card)?;
     }
     let before = mtu(&guest, 1)?;
-    drop(guest);
     host.ok(&["xl", "pause", &plan.name])?;
+    let saved = host.run(&["xl", "save", &plan.name, FILE])?;
+    ensure!(saved.code != 0, "it is saved: {}", saved.stderr);
+    host.ok(&["xl", "unpause", &plan.name])?;
+    guest.alive(MOMENT)?;
+    drop(guest);
     host.ok(&["xl", "save", &plan.name, FILE])?;
     let guest = Guest::attach(&plan.name, host)?;
     host.ok(&["xl", "restore", "-p", FILE])?;

@@ -223,7 +223,7 @@ fn step(bench: &mut Bench, input: &mut Bytes<'_>) -> Option<()> {
                     wall,
                 }
             });
-            bench.guest.points.is_suspend_due = true;
+            bench.guest.points.suspend_due = Some(bench.guest.host.now_ns());
             bench.trap(UPCALL_VECTOR, 0);
         }
     }

@@ -62,8 +62,8 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             if self.host.has_events() {
                 self.host_events();
             }
-            if self.points.take_suspend() {
-                self.suspend(v);
+            if let Some(acknowledged) = self.points.take_suspend() {
+                self.suspend(v, acknowledged);
                 continue;
             }
             self.ledger.work().look();

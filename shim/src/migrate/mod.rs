@@ -2,11 +2,11 @@
 //!
 //! | phase | what is done | what a fault there does | where |
 //! |---|---|---|---|
-//! | (asked) | the request is read in `control/shutdown` and acknowledged, or comes as an event; it is due | withdrawn before it was acknowledged: nothing | `points/suspend.rs`, taken in `guest/turn.rs` |
+//! | (asked) | the request is read in `control/shutdown` and acknowledged; it is due | withdrawn before it was acknowledged: nothing | `points/suspend.rs`, taken in `guest/turn.rs` |
 //! | park | the vCPU is in the shim, by the event that brought the request, and stays | refused: `fail` at once, `stall` after the limit | `suspend` |
 //! | drain | devices take nothing more from the guest, and the answers to what is in flight are waited for, up to the limit | refused: `fail` at once, `stall` at the limit, as storage that does not answer | `drain`, `Points::quiesce` |
-//! | suspend | the domain stops; a new one finds its host's events, and the guest's clocks go on from there | `fail` refused; `stall` goes on after the limit; taken back by the toolstack: undone | `Host::shutdown`, `arrive`, `host_wall_clock_changed` |
-//! | reattach | rings of console and store, grants, the suspend port and the list of devices are built anew | goes on after the limit | `Points::reattach` |
+//! | suspend | the domain stops; a new one finds its host's events, and the guest's clocks go on from there | `fail` refused; `stall` goes on after the limit; a stale request is refused; taken back by the toolstack: undone | `Host::shutdown`, `arrive`, `host_wall_clock_changed` |
+//! | reattach | rings of console and store, grants, and the list of devices are built anew | goes on after the limit | `Points::reattach` |
 //! | connect | every device's handshake with its new backend | `stall` goes on after the limit; `fail`, as a backend that does not come, parks the guest and tells the host why (`waits-for`) | `connect`, `Points::attached` |
 //! | resume | what waited for the devices is published, timers fire that are due, every port is raised once, requests are taken again | goes on after the limit | `go_on`, `Points::resume`, `Leftovers` |
 //!
@@ -30,6 +30,7 @@ use crate::cpu::Machine;
 use crate::guest::{Guest, Leftovers};
 use crate::host::{Arrival, Host};
 use crate::options::{Blackout, Fault, Phase, Way};
+use crate::points::suspend::STALE_NS;
 use crate::points::{Points, Progress};
 
 /// How often the host's store is told that a device is still missing, nanoseconds.
@@ -91,8 +92,9 @@ impl Spent {
 }
 
 impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
-    /// Does what the host asks for, while vCPU `v` is out of the guest.
-    pub(crate) fn suspend(&mut self, v: usize) {
+    /// Does what the host asks for, and was promised at the host's time `acknowledged`, while vCPU `v` is out of the
+    /// guest.
+    pub(crate) fn suspend(&mut self, v: usize, acknowledged: u64) {
         let begun = Moment::now(&self.host);
         let mut spent = Spent::default();
         debug!("suspend: vcpu {v} is parked");
@@ -117,6 +119,13 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
             Some(Way::Fail) => return self.refuse("suspend", "a fault was asked for"),
             Some(Way::Stall) => self.stall(),
             None => {}
+        }
+        // The domain may have been paused since, for as long as it pleased somebody.
+        let age = self.host.now_ns().saturating_sub(acknowledged);
+        if age > STALE_NS {
+            let seconds = age / 1_000_000_000;
+            let why = format!("the request is {seconds} s old: the host does not wait any more");
+            return self.refuse("suspend", &why);
         }
         if self.host.shutdown(ShutdownReason::SUSPEND) != 0 {
             self.moves.cancelled += 1;

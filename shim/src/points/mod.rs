@@ -85,8 +85,8 @@ pub trait Points<M: Machine, H: Host>: Sized {
     ) -> Result<Option<(GuestVa, u64)>, Errno>;
     /// Whether the host waits for the domain to stop ([`suspend`]).
     fn is_suspend_due(&self) -> bool;
-    /// Takes that request.  Returns whether there was one.
-    fn take_suspend(&mut self) -> bool;
+    /// Takes that request, if there is one.  Returns the host's time when it was acknowledged, nanoseconds.
+    fn take_suspend(&mut self) -> Option<u64>;
     /// Before a suspend: stops taking work; `Done` when nothing is in flight.
     fn quiesce(&mut self, outside: &mut Outside<'_, M, H>) -> Progress;
     /// After a suspend, when the host was [reconnected](Host::reconnect) to: begins to build the

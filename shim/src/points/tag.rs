@@ -18,8 +18,6 @@ pub enum TagOwner {
     Bus(u32),
     /// The first contents of the guest's store.
     Seed,
-    /// The port for suspend requests.
-    Suspend,
     /// The exchange between the guest's store and the real one.
     Mirror {
         /// What the submission is about.
@@ -36,8 +34,7 @@ mod owner {
     pub const VIF: u64 = 2;
     pub const BUS: u64 = 3;
     pub const SEED: u64 = 4;
-    pub const SUSPEND: u64 = 5;
-    pub const MIRROR: u64 = 6;
+    pub const MIRROR: u64 = 5;
 }
 
 impl TagOwner {
@@ -53,7 +50,6 @@ impl TagOwner {
             }
             Self::Bus(detail) => (owner::BUS, 0, detail),
             Self::Seed => (owner::SEED, 0, 0),
-            Self::Suspend => (owner::SUSPEND, 0, 0),
             Self::Mirror { what, epoch } => (owner::MIRROR, what as u32, epoch),
         };
         Tag(owner << 61 | (middle as u64) << 32 | detail as u64)
@@ -68,7 +64,6 @@ impl TagOwner {
             owner::VIF => DeviceClass::Vif,
             owner::BUS => return Some(Self::Bus(detail)),
             owner::SEED => return Some(Self::Seed),
-            owner::SUSPEND => return Some(Self::Suspend),
             owner::MIRROR => {
                 return Some(Self::Mirror {
                     what: middle as u8,
@@ -93,7 +88,7 @@ mod tests {
 
     #[test]
     fn a_tag_names_its_owner_and_nobody_else() {
-        let mut owners = vec![TagOwner::Seed, TagOwner::Suspend];
+        let mut owners = vec![TagOwner::Seed];
         for detail in [0, 0xdead_beef, u32::MAX] {
             owners.push(TagOwner::Bus(detail));
             for class in [DeviceClass::Vbd, DeviceClass::Vif] {

@@ -49,8 +49,8 @@ pub enum OnStore {
 pub struct FakePoints {
     /// The calls so far.
     pub calls: Vec<Call>,
-    /// Whether the host waits for a suspend.
-    pub is_suspend_due: bool,
+    /// Since when the host waits for a suspend.
+    pub suspend_due: Option<u64>,
     /// When the next tick is due, host time.
     pub deadline: Option<u64>,
     /// Requests in flight; each event of a port answers one.
@@ -81,12 +81,12 @@ impl FakePoints {
 }
 
 impl<M: Machine, H: Host> Points<M, H> for FakePoints {
-    fn host_event(&mut self, _: &mut Outside<'_, M, H>, event: HostEvent) {
+    fn host_event(&mut self, outside: &mut Outside<'_, M, H>, event: HostEvent) {
         self.calls.push(Call::Event(event));
         match event {
             HostEvent::Port(_) => self.in_flight = self.in_flight.saturating_sub(1),
             HostEvent::Store => match self.on_store.pop_front() {
-                Some(OnStore::Suspend) => self.is_suspend_due = true,
+                Some(OnStore::Suspend) => self.suspend_due = Some(outside.host.now_ns()),
                 Some(OnStore::Attached) => self.missing = None,
                 None => {}
             },
@@ -122,10 +122,10 @@ impl<M: Machine, H: Host> Points<M, H> for FakePoints {
         self.grants_left.take().map(Some).ok_or(Errno::ENOSYS)
     }
     fn is_suspend_due(&self) -> bool {
-        self.is_suspend_due
+        self.suspend_due.is_some()
     }
-    fn take_suspend(&mut self) -> bool {
-        std::mem::take(&mut self.is_suspend_due)
+    fn take_suspend(&mut self) -> Option<u64> {
+        self.suspend_due.take()
     }
     fn quiesce(&mut self, _: &mut Outside<'_, M, H>) -> Progress {
         let progress = if self.in_flight == 0 {

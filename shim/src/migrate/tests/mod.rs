@@ -220,7 +220,7 @@ fn what_the_guest_can_read_is_the_same_on_every_host() {
 #[test]
 fn a_request_out_of_the_blue_is_served_on_the_next_way_back() {
     let mut bench = Bench::new();
-    bench.guest.points.is_suspend_due = true;
+    bench.guest.points.suspend_due = Some(bench.guest.host.now_ns());
     bench.guest.host.journeys.push_back(Journey::Cancelled);
     assert_eq!(bench.call(XEN_VERSION, &[7, 0]), Ok(4096));
     assert_eq!(bench.guest.moves.cancelled, 1);

@@ -3,11 +3,13 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use xen_abi::Port;
+use xen_abi::hypercall::XEN_VERSION;
 
 use super::{AWAY, MINUTE, ask, last, suspend, to_new, with_fault};
 use crate::host::{Arrival, HostEvent, HostPort, Xen};
 use crate::migrate::REMINDER_NS;
 use crate::options::{Fault, Options, Phase, Way};
+use crate::points::suspend::STALE_NS;
 use crate::points::time::SECOND;
 use crate::testing::{Bench, Call, Journey, OnStore};
 
@@ -62,6 +64,26 @@ fn storage_that_does_not_answer_refuses_the_suspend() {
     let journey = to_new(&bench, 1, AWAY);
     suspend(&mut bench, journey);
     assert_eq!(bench.guest.moves.done, 1);
+}
+
+/// As of a domain that is paused while it is asked: the toolstack has given up, and nobody would let the guest go on.
+#[test]
+fn a_request_that_nobody_waits_for_any_more_is_refused() {
+    let mut bench = Bench::new();
+    for (age, is_stale) in [(STALE_NS, false), (STALE_NS + SECOND, true)] {
+        let before = bench.guest.moves;
+        bench.guest.points.suspend_due = Some(bench.guest.host.now_ns());
+        bench.guest.host.clock.pass(age);
+        if !is_stale {
+            bench.guest.host.journeys.push_back(Journey::Cancelled);
+        }
+        assert_eq!(bench.call(XEN_VERSION, &[7, 0]), Ok(4096));
+        let since = bench.guest.moves;
+        let [refused, cancelled] = [is_stale, !is_stale].map(u64::from);
+        assert_eq!(since.refused - before.refused, refused);
+        assert_eq!(since.cancelled - before.cancelled, cancelled);
+    }
+    assert!(last(&bench, "refusal").contains("the host does not wait any more"));
 }
 
 #[test]

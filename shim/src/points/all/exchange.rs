@@ -99,13 +99,8 @@ impl AllPoints {
     ) {
         match TagOwner::of(tag) {
             Some(TagOwner::Seed) => self.seed_event(outside, event),
-            // Nothing depends on it.
-            Some(TagOwner::Suspend) => {
-                if let StoreEvent::Reply(Err(errno)) = event {
-                    log::warn!("xenstore: the port for suspend requests is not published: {errno}");
-                }
-            }
             Some(TagOwner::Mirror { what, epoch }) => {
+                self.mirror.suspend.time_is(outside.host.now_ns());
                 self.with_mirror(|mirror, sides| mirror.event(sides, what, epoch, event));
             }
             Some(TagOwner::Device(id, detail)) => {
@@ -186,20 +181,13 @@ impl AllPoints {
         self.sides.store.connect(outside.m, store.1);
         self.mirror.hide(hidden_kib);
         self.with_mirror(Mirror::attach);
-        self.publish_suspend_port(outside);
         let bus = &mut self.bus;
         self.sides.with_cx(outside, |cx| bus.start(cx));
     }
 
     /// Connects to the real store of a new domain after a move.
-    pub(super) fn reattach_store<M: Machine, H: Host>(&mut self, outside: &mut Outside<'_, M, H>) {
+    pub(super) fn reattach_store(&mut self) {
         self.with_mirror(Mirror::reattach);
-        self.publish_suspend_port(outside);
-    }
-
-    fn publish_suspend_port<M: Machine, H: Host>(&mut self, outside: &mut Outside<'_, M, H>) {
-        let suspend = &mut self.mirror.suspend;
-        suspend.publish(outside.host, &mut self.sides.real);
     }
 
     /// Sets one of the shim's own nodes for the host.

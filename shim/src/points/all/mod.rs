@@ -171,7 +171,6 @@ impl<M: Machine, H: Host> Points<M, H> for AllPoints {
                 self.exchange(outside);
                 self.note_deadlines(outside);
             }
-            HostEvent::Port(port) if self.mirror.suspend.notified(port) => {}
             HostEvent::Port(port) => self.on_bus(outside, |bus, cx| bus.host_kick(cx, port)),
         }
     }
@@ -245,7 +244,7 @@ impl<M: Machine, H: Host> Points<M, H> for AllPoints {
         self.mirror.suspend.is_due()
     }
 
-    fn take_suspend(&mut self) -> bool {
+    fn take_suspend(&mut self) -> Option<u64> {
         self.mirror.suspend.take()
     }
 
@@ -264,7 +263,7 @@ impl<M: Machine, H: Host> Points<M, H> for AllPoints {
         self.console_port = port;
         self.sides.reattach(outside.m, store, arrival);
         self.begin_again_at = None;
-        self.reattach_store(outside);
+        self.reattach_store();
         self.on_bus(outside, Bus::reattach);
         self.exchange(outside);
     }

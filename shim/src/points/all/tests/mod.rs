@@ -5,12 +5,12 @@ mod grants;
 mod heap;
 mod world;
 
+use xen_abi::DomId;
 use xen_abi::xs_wire::{MsgType, ring};
-use xen_abi::{DomId, Port};
 
 use self::world::{GUEST_PAGES, REAL, World, toolstack};
 use super::StartError;
-use crate::host::{Arrival, HostEvent, HostPort, Xen};
+use crate::host::{Arrival, HostEvent, Xen};
 use crate::mem::Frames;
 use crate::points::xenstore::perms::Perms;
 use crate::points::{GuestStore as _, Points, Progress};
@@ -63,7 +63,7 @@ fn a_shutdown_is_the_guests_and_a_suspend_the_shims() {
     assert_eq!(world.guest("control/shutdown").as_deref(), Some("poweroff"));
     world.guest_asks(MsgType::WRITE, b"control/shutdown\0");
     assert_eq!(world.host("control/shutdown").as_deref(), Some(""));
-    assert!(!world.takes_suspend());
+    assert_eq!(world.takes_suspend(), None);
 
     world.host_writes("control/shutdown", "suspend");
     assert_eq!(world.host("control/shutdown").as_deref(), Some(""), "taken");
@@ -72,24 +72,17 @@ fn a_shutdown_is_the_guests_and_a_suspend_the_shims() {
         Some(""),
         "hidden"
     );
-    assert!(world.takes_suspend());
-    assert!(!world.takes_suspend(), "once");
+    assert_eq!(world.takes_suspend(), Some(world.bench.guest.host.now_ns()));
+    assert_eq!(world.takes_suspend(), None, "once");
 }
 
+/// An event cannot be withdrawn: without a port the toolstack asks in the store.
 #[test]
-fn a_suspend_may_come_by_an_event() {
-    let mut world = World::started();
-    let port = world
-        .host("device/suspend/event-channel")
-        .expect("published");
-    assert_eq!(
-        world.guest("device/suspend/event-channel").as_deref(),
-        Some("")
-    );
-    world.event(HostEvent::Port(HostPort(Port(
-        port.parse().expect("a port"),
-    ))));
-    assert!(world.takes_suspend());
+fn no_port_is_offered_for_a_suspend() {
+    let world = World::started();
+    let node = "device/suspend/event-channel";
+    assert_eq!(world.host(node).as_deref(), Some(""));
+    assert_eq!(world.guest(node).as_deref(), Some(""));
 }
 
 #[test]
@@ -117,18 +110,9 @@ fn a_new_host_hears_what_the_old_one_was_told_and_the_guest_nothing() {
     world.pump();
     assert_eq!(world.host("attr/answer").as_deref(), Some("42"));
     assert_eq!(world.host("data/unmoved/moves").as_deref(), Some("1"));
-    let port = world.host("device/suspend/event-channel").expect("there");
-    assert!(
-        world
-            .bench
-            .guest
-            .host
-            .ports
-            .contains(&port.parse().expect("a port"))
-    );
     let now = world.bench.guest.m.load32(Bench::STORE, ring::RSP_PROD);
     assert_eq!(now, heard, "nothing that the guest sees has changed");
-    assert!(!world.takes_suspend());
+    assert_eq!(world.takes_suspend(), None);
 }
 
 #[test]

@@ -140,7 +140,7 @@ impl World {
         self.pump();
     }
 
-    pub(super) fn takes_suspend(&mut self) -> bool {
+    pub(super) fn takes_suspend(&mut self) -> Option<u64> {
         Points::<FakeMachine, FakeHost>::take_suspend(&mut self.points)
     }
 

@@ -111,7 +111,7 @@ fn the_guest_s_answer_does_not_clear_a_later_request() {
     while world.host.step() {}
     assert_eq!(world.host.get("control/shutdown"), Some("suspend"));
     world.settle();
-    assert!(world.mirror.suspend.take());
+    assert!(world.mirror.suspend.take().is_some());
 }
 
 #[test]
@@ -125,8 +125,8 @@ fn a_suspend_is_the_shim_s_alone() {
         assert!(!world.mirror.suspend.is_due(), "not before it is answered");
         world.settle();
         assert_eq!(world.host.get("control/shutdown"), Some(""));
-        assert!(world.mirror.suspend.take());
-        assert!(!world.mirror.suspend.take(), "once");
+        assert!(world.mirror.suspend.take().is_some());
+        assert_eq!(world.mirror.suspend.take(), None, "once");
         assert_eq!(world.guest_has("control/shutdown").as_deref(), Some(""));
         assert!(!world.guest_is_told());
     }
@@ -228,7 +228,7 @@ fn after_a_migration_the_guest_is_told_nothing_and_the_host_everything() {
     world.host = fresh;
     world.attach();
     world.settle();
-    assert!(world.mirror.suspend.take());
+    assert!(world.mirror.suspend.take().is_some());
 }
 
 #[test]
