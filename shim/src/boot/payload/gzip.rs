@@ -2,11 +2,14 @@
 
 use alloc::boxed::Box;
 
+use crc::{CRC_32_ISO_HDLC, Crc, Table};
 use miniz_oxide::inflate::TINFLStatus;
 use miniz_oxide::inflate::core::inflate_flags::TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
 use miniz_oxide::inflate::core::{DecompressorOxide, decompress};
 
-use super::crc32::crc32;
+/// The member's checksum (RFC 1952, 8), by tables that take sixteen bytes at a time: a kernel has tens of MiB and the
+/// machine may be slow.
+static CRC32: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISO_HDLC);
 
 const DEFLATE: u8 = 8;
 const HAS_CRC: u8 = 1 << 1;
@@ -25,7 +28,7 @@ pub(super) fn unpack(data: &[u8], out: &mut [u8]) -> Option<usize> {
         return None;
     }
     let checksum = u32::from_le_bytes(*body.get(used..)?.first_chunk()?);
-    (checksum == crc32(out.get(..got)?)).then_some(got)
+    (checksum == CRC32.checksum(out.get(..got)?)).then_some(got)
 }
 
 fn skip_header(data: &[u8]) -> Option<&[u8]> {

@@ -7,7 +7,6 @@
 //! children only know the containers around the compressed data.
 
 mod bzimage;
-mod crc32;
 mod gzip;
 mod lz4;
 mod xz;

@@ -12,13 +12,12 @@ mod literals;
 mod sequences;
 #[cfg(test)]
 mod tests;
-mod xxh64;
 
 use alloc::boxed::Box;
 
 use literals::Literals;
 use sequences::Sequences;
-use xxh64::xxh64;
+use xxhash_rust::xxh64::xxh64;
 
 const FRAME: u32 = 0xfd2f_b528;
 /// Frames to be skipped have any of the sixteen numbers from here on.
@@ -107,7 +106,7 @@ fn frame(input: &mut &[u8], out: &mut [u8]) -> Option<usize> {
     }
     if has_checksum {
         let checksum = u32::from_le_bytes(take(input)?);
-        let [hash, _] = split(xxh64(out.get(..written)?));
+        let [hash, _] = split(xxh64(out.get(..written)?, 0));
         if hash != checksum {
             return None;
         }
