@@ -12,27 +12,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+use crate::suite::Suite;
 use crate::{cache, mirror, paths, progress};
-
-/// A Debian release that images are made from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Suite {
-    /// Debian 12: Xen 4.17, Linux 6.1, QEMU 7.2.
-    Bookworm,
-    /// Debian 13: Xen 4.20, Linux 6.12.
-    Trixie,
-}
-
-impl Suite {
-    /// Its name in the archive.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Bookworm => "bookworm",
-            Self::Trixie => "trixie",
-        }
-    }
-}
 
 /// One package file, as recorded beside each image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::debian::{self, Package, Suite};
+use crate::debian::{self, Package};
 use crate::guest::{GuestPlan, System};
 use crate::images::{GuestKernel, folder_size};
+use crate::suite::Suite;
 use crate::tools::Tools;
 use crate::{cache, initramfs, progress};
 

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, bail};
 
 use crate::channel::{Output, Task};
-use crate::lab::Config;
+use crate::config::Config;
 use crate::log::Log;
 use crate::machine::Machine;
 use crate::profile::Sampler;
@@ -16,26 +16,6 @@ pub const LIMIT: Duration = Duration::from_secs(600);
 
 /// What makes a host out of the common snapshot; not in the image, so that it can change without a boot.
 const ARRIVE: &str = include_str!("../../images/dom0/arrive");
-
-/// Which hotplug scripts a host has for disks and cards.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Scripts {
-    /// Short ones that do the same for what a lab has.
-    #[default]
-    Quick,
-    /// Xen's own, as a host out there has them; slow under emulation.
-    Xen,
-}
-
-impl Scripts {
-    /// As `arrive` knows it.
-    const fn word(self) -> &'static str {
-        match self {
-            Self::Quick => "quick",
-            Self::Xen => "xen",
-        }
-    }
-}
 
 /// A running host.
 #[derive(Debug)]

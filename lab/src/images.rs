@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::cpio::Archive;
-use crate::debian::{self, Package, Suite};
+use crate::debian::{self, Package};
+use crate::suite::Suite;
 use crate::tools::{Tools, filter};
 use crate::{bzimage, cache, modules, progress};
 

@@ -10,9 +10,10 @@ use anyhow::{Context, Result};
 
 use crate::cache;
 use crate::cpio::Archive;
-use crate::debian::{self, Suite};
+use crate::debian;
 use crate::images::KernelFiles;
 use crate::programs::Program;
+use crate::suite::Suite;
 
 /// What the kernel runs when the host asks for the guest's end.
 const POWER: [&str; 2] = ["sbin/poweroff", "sbin/reboot"];

@@ -7,10 +7,10 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use crate::host::{Host, Scripts};
-use crate::images::Xen;
+use crate::config::Config;
+use crate::host::Host;
 use crate::lan;
-use crate::machine::{Kind, Origin, PRIVATE_DISK, Plan, Shape};
+use crate::machine::{Kind, Origin, PRIVATE_DISK, Plan};
 use crate::progress;
 use crate::run::RunFolder;
 use crate::snapshot::{self, Snapshot};
@@ -21,49 +21,6 @@ const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
 /// A folder to copy each host's trace to.
 const TRACES: &str = "UNMOVED_LAB_TRACES";
-
-/// What a lab is to be made of.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// The Xen of each host: as many hosts as there are entries, at most four.
-    pub hosts: Vec<Xen>,
-    /// Their machines.
-    pub shape: Shape,
-    /// Boot from power-on instead of starting from the snapshot.
-    pub cold: bool,
-    /// What each host's private disk begins with; nothing else is on it.
-    pub disk: Option<PathBuf>,
-    /// Hotplug scripts of each host.
-    pub scripts: Scripts,
-    /// Hosts are to be [switched on](Lab::switch_on) again; their LAN is slower.
-    pub revivable: bool,
-}
-
-impl Config {
-    /// This many hosts of the default kind.
-    #[must_use]
-    pub fn hosts(count: usize) -> Self {
-        Self {
-            hosts: vec![Xen::default(); count],
-            shape: Shape::default(),
-            cold: false,
-            disk: None,
-            scripts: Scripts::default(),
-            revivable: false,
-        }
-    }
-}
-
-impl Config {
-    /// One host on a machine of this kind.
-    #[must_use]
-    pub fn on(kind: Kind) -> Self {
-        Self {
-            shape: Shape::of(kind),
-            ..Self::hosts(1)
-        }
-    }
-}
 
 /// Running hosts.  All ends when it is dropped.
 #[derive(Debug)]

@@ -12,12 +12,13 @@
 //!
 //! From the bottom up: [`cache`], [`debian`] and [`mirror`] get packages, [`tools`] is QEMU and Bochs out of
 //! them, [`images`] what hosts and guests are made of, [`machine`] one emulator's process, [`snapshot`] a host after
-//! its first boot, [`host`] one that is up, [`lab`] several of them, [`guest`] what runs on them.
+//! its first boot, [`host`] one that is up, [`lab`] several of them, as [`config`] says, [`guest`] what runs on them.
 
 pub mod bzimage;
 pub mod cache;
 pub mod channel;
 mod clock;
+pub mod config;
 pub mod cpio;
 pub mod debian;
 pub mod debian_root;
@@ -41,14 +42,16 @@ mod qmp;
 pub mod run;
 pub mod snapshot;
 pub mod stream_tools;
+pub mod suite;
 pub mod tools;
 pub mod trace;
 
 pub use channel::{Output, Task};
+pub use config::{Config, Scripts};
 pub use debian_root::DebianRoot;
 pub use guest::{Guest, GuestPlan, System, Tsc};
-pub use host::{Host, Scripts};
+pub use host::Host;
 pub use images::{GuestKernel, Xen};
-pub use lab::{Config, Lab};
+pub use lab::Lab;
 pub use log::Log;
 pub use machine::{Kind, Shape};

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail};
 
-use crate::debian::Suite;
+use crate::suite::Suite;
 
 /// Environment variable with another archive's address, up to but without `/dists`.
 pub const VARIABLE: &str = "UNMOVED_DEBIAN_MIRROR";

@@ -7,7 +7,8 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use crate::cache;
-use crate::debian::{self, Package, Suite};
+use crate::debian::{self, Package};
+use crate::suite::Suite;
 
 const PACKAGES: &str = include_str!("../../images/stream-tools/packages");
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";

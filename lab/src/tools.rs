@@ -11,7 +11,8 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use crate::cache;
-use crate::debian::{self, Suite};
+use crate::debian;
+use crate::suite::Suite;
 
 const PACKAGES: &str = include_str!("../../images/tools/packages");
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";

@@ -9,8 +9,8 @@ use xen_abi::evtchn::op;
 use xen_abi::start_info::StartInfo;
 use xen_abi::{hypercall as nr, sched};
 
+use crate::call::hypercall;
 use crate::memory;
-use crate::trap::hypercall;
 
 static RING: AtomicU64 = AtomicU64::new(0);
 static PORT: AtomicU32 = AtomicU32::new(0);

@@ -5,6 +5,7 @@ use xen_abi::mmu::{HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START, INVALID_M2P_ENTRY
 use xen_abi::{Mfn, PAGE_SIZE, Pfn};
 
 use crate::console::say;
+use crate::m2p;
 use crate::memory::{self, RO, VIRT_BASE};
 use crate::trap::{self, End, Regs, attempt};
 use crate::verdict::{Answer, Verdicts};
@@ -132,7 +133,7 @@ fn m2p_entries(verdicts: &mut Verdicts) {
     let (mut own, mut none, mut strange) = (0u64, 0u64, 0u64);
     let mut frame = 0;
     // Up to the first page of it that is not there.
-    while let Some(pfn) = memory::m2p(Mfn(frame)) {
+    while let Some(pfn) = m2p::m2p(Mfn(frame)) {
         match pfn {
             INVALID_M2P_ENTRY | SHARED_M2P_ENTRY => none += 1,
             pfn if pfn < memory::nr_pages() && memory::mfn(Pfn(pfn)) == Mfn(frame) => own += 1,

@@ -26,8 +26,10 @@
 
 mod answers;
 mod attacks;
+mod call;
 mod console;
 mod leak;
+mod m2p;
 mod memory;
 mod oracle;
 mod random;

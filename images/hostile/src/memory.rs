@@ -4,12 +4,12 @@
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use xen_abi::mmu::{INVALID_M2P_ENTRY, Level, M2P_VIRT_START, Pte, UvmFlags};
+use xen_abi::mmu::{Level, M2P_VIRT_START, Pte, UvmFlags};
 use xen_abi::shared_info::{EVTCHN_MASK, EVTCHN_PENDING, vcpu_info};
 use xen_abi::start_info::StartInfo;
 use xen_abi::{GuestVa, Mfn, PAGE_SIZE, Pfn, hypercall as nr};
 
-use crate::trap::hypercall;
+use crate::call::hypercall;
 
 /// Where the builder maps frame 0.
 pub const VIRT_BASE: u64 = 0xffff_ffff_8000_0000;
@@ -193,21 +193,6 @@ pub fn mfn_of(va: u64) -> Mfn {
     mfn(Pfn((va - VIRT_BASE) >> 12))
 }
 
-/// What the machine-to-physical table says; `None` where it can not be read.
-pub fn m2p(mfn: Mfn) -> Option<u64> {
-    let mut regs = crate::trap::Regs::marked();
-    regs.rsi = M2P_VIRT_START.checked_add(mfn.0.checked_mul(8)?)?;
-    // mov (%rsi), %rax
-    let end = crate::trap::attempt(&[0x48, 0x8b, 0x06], &mut regs);
-    (end == crate::trap::End::Done).then_some(regs.rax)
-}
-
-/// Whether a frame is this domain's.
-pub fn is_own(frame: Mfn) -> bool {
-    m2p(frame)
-        .is_some_and(|pfn| pfn != INVALID_M2P_ENTRY && pfn < nr_pages() && mfn(Pfn(pfn)) == frame)
-}
-
 /// The address that the builder mapped a frame of this domain at.
 pub fn va_of(frame: Mfn) -> u64 {
     let at = M2P_VIRT_START + frame.0 * 8;
@@ -215,11 +200,10 @@ pub fn va_of(frame: Mfn) -> u64 {
     VIRT_BASE + (unsafe { (at as *const u64).read_volatile() } << 12)
 }
 
-/// Whether a frame is one of the page tables that the builder made.
-pub fn is_first_table(frame: Mfn) -> bool {
+/// The first of the page tables that the builder made, and how many there are.
+pub fn first_tables() -> (Pfn, u64) {
     let first = (ROOT.load(Ordering::Relaxed) - VIRT_BASE) >> 12;
-    let tables = first..first + NR_TABLES.load(Ordering::Relaxed);
-    is_own(frame) && m2p(frame).is_some_and(|pfn| tables.contains(&pfn))
+    (Pfn(first), NR_TABLES.load(Ordering::Relaxed))
 }
 
 /// The root of the page tables.

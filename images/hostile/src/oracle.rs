@@ -5,6 +5,7 @@ use xen_abi::Mfn;
 use xen_abi::mmu::{ENTRIES, Level, Pte, is_guest_l4_slot};
 
 use crate::console::say;
+use crate::m2p;
 use crate::memory::{self, GDT, table_entry};
 use crate::verdict::Verdicts;
 
@@ -37,7 +38,7 @@ impl Walk {
             }
             let Some(child) = level.child() else { return };
             // Recursion through a read-only self reference would not end.
-            if !memory::is_first_table(entry.frame()) {
+            if !m2p::is_first_table(entry.frame()) {
                 say!(
                     "oracle: {level:?} {table:?} entry {index}: {entry:?}, no table of the builder's"
                 );
@@ -86,7 +87,7 @@ pub fn check(verdicts: &mut Verdicts) {
         );
         verdicts.quietly(
             format_args!("oracle: {entry:?} maps a frame that is not the guest's"),
-            frame == shared || memory::is_own(frame),
+            frame == shared || m2p::is_own(frame),
         );
     });
 }

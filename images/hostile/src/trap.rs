@@ -1,6 +1,6 @@
 //! Hypercalls, and code that may go wrong: [`attempt`] runs it and says how it ended.
 
-use core::arch::{asm, global_asm};
+use core::arch::global_asm;
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,6 +11,7 @@ use xen_abi::trap::{FLAT_RING3_CS64, TrapInfo};
 use xen_abi::vcpu::op as vcpu;
 use xen_abi::{elfnote, hypercall as nr};
 
+use crate::call::hypercall;
 use crate::console::{self, say};
 use crate::memory::{self, SCRATCH};
 
@@ -215,19 +216,6 @@ const SYSCALL_INSN: [u8; 2] = [0x0f, 0x05];
 /// Makes a hypercall with every register under observation.
 pub fn observed(regs: &mut Regs) -> End {
     attempt(&SYSCALL_INSN, regs)
-}
-
-/// Makes a hypercall that is known to return.
-pub fn hypercall(number: u64, args: [u64; 5]) -> u64 {
-    let result;
-    // SAFETY: callers pass what they may lose; events are masked.
-    unsafe {
-        asm!("syscall", inlateout("rax") number => result, inlateout("rdi") args[0] => _,
-             inlateout("rsi") args[1] => _, inlateout("rdx") args[2] => _,
-             inlateout("r10") args[3] => _, inlateout("r8") args[4] => _,
-             out("rcx") _, out("r11") _, options(nostack));
-    }
-    result
 }
 
 /// The address of a trap's handler.

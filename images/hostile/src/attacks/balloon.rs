@@ -5,6 +5,7 @@ use xen_abi::{Mfn, Pfn, hypercall as nr};
 
 use super::call;
 use crate::leak::holds_only;
+use crate::m2p;
 use crate::memory::{self, GDT, RO, RW, SCRATCH, VICTIMS};
 use crate::verdict::{Answer, Verdicts};
 
@@ -99,7 +100,7 @@ fn frames(verdicts: &mut Verdicts) {
             );
             verdicts.quietly(
                 format_args!("balloon.in-{round}: frame {frame:?} has another number"),
-                memory::m2p(frame) == Some(first + n),
+                m2p::m2p(frame) == Some(first + n),
             );
             memory::map(window, Mfn(0), 0);
         }

@@ -5,6 +5,7 @@ use xen_abi::mmu::{Level, Pte, ext, update as command};
 use xen_abi::{GuestVa, Mfn, hypercall as nr, memory as mem};
 
 use super::{call, extended, update};
+use crate::m2p;
 use crate::memory::{self, GDT, RO, RW, SCRATCH, VICTIMS};
 use crate::trap::{self, End, Regs, attempt};
 use crate::verdict::{Answer, Verdicts};
@@ -52,7 +53,7 @@ pub(super) fn all(verdicts: &mut Verdicts) {
         own("own-gdt", GDT.mfn(0)),
     ] {
         // On real Xen a number may happen to be a frame of ours.
-        if target.is_own || !memory::is_own(target.frame) {
+        if target.is_own || !m2p::is_own(target.frame) {
             attack(target, verdicts);
         }
     }
@@ -61,7 +62,7 @@ pub(super) fn all(verdicts: &mut Verdicts) {
 /// The first frame from `from` on that is not this domain's.
 pub fn first_foreign(from: u64) -> u64 {
     (from..)
-        .find(|&frame| !memory::is_own(Mfn(frame)))
+        .find(|&frame| !m2p::is_own(Mfn(frame)))
         .unwrap_or(from)
 }
 

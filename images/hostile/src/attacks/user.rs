@@ -5,6 +5,7 @@ use xen_abi::mmu::{Pte, ext};
 use xen_abi::{Errno, hypercall as nr};
 
 use super::extended;
+use crate::call;
 use crate::memory::{self, RO, RW, VICTIMS};
 use crate::trap::{self, End, Regs, SYSCALL, observed, rax_at_trap};
 use crate::verdict::{Answer, Verdicts};
@@ -81,7 +82,7 @@ fn enter(code: &[u8], rsi: u64) -> (End, u64) {
 }
 
 fn xen_stack() {
-    trap::hypercall(
+    call::hypercall(
         nr::STACK_SWITCH,
         [0xe02b, memory::stack_middle() + 0x800, 0, 0, 0],
     );

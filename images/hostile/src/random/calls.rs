@@ -7,6 +7,7 @@ use xen_abi::{Mfn, hypercall as nr};
 use super::{Call, Random};
 use crate::attacks::is_deadly;
 use crate::console;
+use crate::m2p;
 use crate::memory::{self, GDT, RW, SCRATCH, VICTIMS};
 use crate::trap;
 
@@ -191,7 +192,7 @@ impl Random {
     pub(super) fn spare_live(&mut self, address: &mut u64) {
         let frame = Mfn::of(*address);
         let is_victim = (0..31).any(|n| VICTIMS.mfn(n) == frame);
-        if !is_victim && memory::is_own(frame) && frame != GDT.mfn(0) {
+        if !is_victim && m2p::is_own(frame) && frame != GDT.mfn(0) {
             *address = VICTIMS.mfn(0).addr() + (*address & 0xfff);
         }
     }

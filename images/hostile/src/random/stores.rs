@@ -5,6 +5,7 @@ use xen_abi::mmu::Level;
 use xen_abi::{GuestVa, Mfn, Pfn, hypercall as nr};
 
 use super::{BALLOON, Random};
+use crate::call;
 use crate::leak::first_word;
 use crate::memory::{self, RO, RW, SCRATCH};
 use crate::trap::{self, End, Regs, attempt, observed};
@@ -111,7 +112,7 @@ impl Random {
             unsafe { ((self.store_ring + offset) as *mut u32).write_volatile(value) };
         }
         let port = self.store_port;
-        trap::hypercall(nr::EVENT_CHANNEL_OP, [4, &raw const port as u64, 0, 0, 0]);
+        call::hypercall(nr::EVENT_CHANNEL_OP, [4, &raw const port as u64, 0, 0, 0]);
     }
 
     /// Some frames out and in again: what comes must be clear.
@@ -135,12 +136,12 @@ impl Random {
         };
         args(SCRATCH.va(1));
         self.remember("balloon", [count, 0, 0, 0, 0, 0, 0, 0]);
-        let out = trap::hypercall(
+        let out = call::hypercall(
             nr::MEMORY_OP,
             [mem::DECREASE_RESERVATION, SCRATCH.va(0), 0, 0, 0],
         );
         (0..count).for_each(|n| SCRATCH.set(512 + n as usize, first + n));
-        let back = trap::hypercall(
+        let back = call::hypercall(
             nr::MEMORY_OP,
             [mem::POPULATE_PHYSMAP, SCRATCH.va(0), 0, 0, 0],
         );
