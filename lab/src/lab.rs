@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use crate::config::Config;
 use crate::host::Host;
 use crate::lan;
-use crate::machine::{Kind, Origin, PRIVATE_DISK, Plan};
+use crate::machine::{Kind, Machine, Origin, PRIVATE_DISK, Plan};
 use crate::progress;
 use crate::run::RunFolder;
 use crate::snapshot::{self, Snapshot};
@@ -257,7 +257,7 @@ fn start_host(
         shared_disk: shared,
         lan,
     };
-    let machine = plan.start(tools)?;
+    let machine = Machine::start(plan, tools)?;
     if config.cold {
         snapshot::wait_until_ready(&machine, config.shape)?;
     }

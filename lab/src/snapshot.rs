@@ -113,7 +113,7 @@ fn make(folder: &Path, shape: Shape, dom0: &Dom0, tools: &Tools) -> Result<()> {
         shared_disk: &folder.join("shared.img"),
         lan: None,
     };
-    let mut machine = plan.start(tools)?;
+    let mut machine = Machine::start(plan, tools)?;
     wait_until_ready(&machine, shape)?;
     let limit = BOOT * shape.kind.patience();
     machine.channel.hello(limit)?;

@@ -16,13 +16,11 @@ use serde_json::json;
 use crate::channel::Channel;
 use crate::log::Log;
 use crate::profile::Sampler;
+use crate::tools::Tools;
 
 pub use bochs::{INSTRUCTIONS_PER_SECOND, tools as bochs_tools};
 pub use kind::{Kind, Processor};
-pub use plan::{Origin, PRIVATE_DISK, Plan, Shape, fingerprint};
-
-/// The file behind the window disk, in the machine's folder.
-const WINDOW: &str = "window.img";
+pub use plan::{Origin, PRIVATE_DISK, Plan, Shape};
 
 /// A running machine.
 #[derive(Debug)]
@@ -44,6 +42,18 @@ enum Emulator {
 }
 
 impl Machine {
+    /// Start a machine; one from a snapshot runs on at once.
+    ///
+    /// # Errors
+    /// If the emulator cannot be run, refuses its arguments, or the snapshot is not of such a machine.
+    pub fn start(plan: Plan<'_>, tools: &Tools) -> Result<Self> {
+        plan.make_disks()?;
+        match plan.shape.kind {
+            Kind::Qemu => qemu::start(plan, tools),
+            Kind::Bochs(processor) => bochs::start(plan, processor),
+        }
+    }
+
     /// Look at what its processor does, this often; once.
     ///
     /// # Errors
@@ -173,6 +183,16 @@ impl Drop for Killed {
             let _ = child.wait();
         }
     }
+}
+
+/// All that shapes a machine, for the key of its snapshot.
+#[must_use]
+pub fn fingerprint(shape: Shape) -> String {
+    let own = match shape.kind {
+        Kind::Qemu => qemu::fingerprint(),
+        Kind::Bochs(_) => bochs::fingerprint(),
+    };
+    format!("2 {shape:?} {own} {}", plan::fingerprint(shape))
 }
 
 /// The file with the memory in the folder of a snapshot that [`Machine::save`] has just made, of which what is

@@ -7,9 +7,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use unmoved_lab_agent::WINDOW_BYTES;
 
-use super::{Kind, Machine, bochs, qemu};
+use super::Kind;
 use crate::images::Dom0;
-use crate::tools::Tools;
 
 /// Sizes of the disk that all hosts of a lab share, and of the one that each host has to itself.
 fn disk_bytes(kind: Kind) -> [u64; 2] {
@@ -22,6 +21,8 @@ fn disk_bytes(kind: Kind) -> [u64; 2] {
 
 /// The file of the disk that each host has to itself, in the machine's folder.
 pub const PRIVATE_DISK: &str = "disk.img";
+/// The file behind the window disk, in the machine's folder.
+pub const WINDOW: &str = "window.img";
 
 /// `eager-fpu` because a nested guest's first SSE instruction does not trap in QEMU 7.2 when CR0.TS is
 /// set: with Xen's lazy switching, guests overwrite the XMM registers of dom0's processes.  No other
@@ -90,31 +91,19 @@ pub struct Plan<'a> {
 }
 
 impl Plan<'_> {
-    /// Start the machine; one from a snapshot runs on at once.
-    ///
-    /// # Errors
-    /// If the emulator cannot be run, refuses its arguments, or the snapshot is not of such a machine.
-    pub fn start(self, tools: &Tools) -> Result<Machine> {
+    /// Make the files of its disks that are not there yet.
+    pub(super) fn make_disks(&self) -> Result<()> {
         let [shared, private] = disk_bytes(self.shape.kind);
         disk(self.shared_disk, shared)?;
         disk(&self.folder.join(PRIVATE_DISK), private)?;
-        disk(&self.folder.join(super::WINDOW), WINDOW_BYTES)?;
-        match self.shape.kind {
-            Kind::Qemu => qemu::start(self, tools),
-            Kind::Bochs(processor) => bochs::start(self, processor),
-        }
+        disk(&self.folder.join(WINDOW), WINDOW_BYTES)
     }
 }
 
-/// All that shapes a machine, for the key of its snapshot.
-#[must_use]
-pub fn fingerprint(shape: Shape) -> String {
-    let own = match shape.kind {
-        Kind::Qemu => qemu::fingerprint(),
-        Kind::Bochs(_) => bochs::fingerprint(),
-    };
+/// What of a plan shapes a machine whatever its emulator, for the key of its snapshot.
+pub(super) fn fingerprint(shape: Shape) -> String {
     format!(
-        "2 {shape:?} {own} {XEN_ARGUMENTS} {DOM0_ARGUMENTS} {:?} {WINDOW_BYTES}",
+        "{XEN_ARGUMENTS} {DOM0_ARGUMENTS} {:?} {WINDOW_BYTES}",
         disk_bytes(shape.kind)
     )
 }

@@ -15,8 +15,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use unmoved_lab_agent::{PORT_NAME, WINDOW_SERIAL};
 
-use super::plan::{DOM0_ARGUMENTS, Origin, PRIVATE_DISK, Plan, XEN_ARGUMENTS};
-use super::{Emulator, Killed, Machine, WINDOW};
+use super::plan::{DOM0_ARGUMENTS, Origin, PRIVATE_DISK, Plan, WINDOW, XEN_ARGUMENTS};
+use super::{Emulator, Killed, Machine};
 use crate::channel::Channel;
 use crate::log::Log;
 use crate::process;

@@ -20,8 +20,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::pty::OpenptFlags;
 use unmoved_lab_agent::WINDOW_SERIAL;
 
-use super::plan::{Origin, PRIVATE_DISK, Plan, disk};
-use super::{Emulator, Killed, Machine, Processor, WINDOW};
+use super::plan::{Origin, PRIVATE_DISK, Plan, WINDOW, disk};
+use super::{Emulator, Killed, Machine, Processor};
 use crate::channel::Channel;
 use crate::debian;
 use crate::log::Log;
