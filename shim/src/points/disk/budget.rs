@@ -19,11 +19,8 @@ const LEAST_BYTES: u64 = 1 << 20;
 const LEAST_REQUESTS: usize = 16;
 
 /// What a request is counted as when its length does not tell its work: a flush, which may have to
-/// write what the host has cached, and a discard of up to [`DISCARD_SECTORS`].
+/// write what the host has cached, and a discard of up to [`DISCARD_SECTORS`](super::features::DISCARD_SECTORS).
 const UNKNOWN_BYTES: u64 = 1 << 20;
-/// Sectors that one discard at the host may have, 32 MiB, unless the storage's granularity is
-/// coarser.
-pub(super) const DISCARD_SECTORS: u64 = (32 << 20) / xen_abi::blkif::SECTOR_SIZE;
 
 /// A disk's share of what may be in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,10 +11,12 @@ use alloc::vec::Vec;
 
 use xen_abi::blkif::{MAX_SEGMENTS, SECTOR_SIZE, info};
 
-use super::budget::DISCARD_SECTORS;
 use crate::points::device::Features;
 use crate::points::xenbus::Nodes;
 
+/// Sectors that one discard at the host may have, 32 MiB, unless the storage's granularity is
+/// coarser.
+pub(super) const DISCARD_SECTORS: u64 = (32 << 20) / SECTOR_SIZE;
 /// Segments that a guest may put into one indirect request: 1 MiB.
 pub(super) const SHOWN_SEGMENTS: usize = 256;
 /// log2 of the frames that a guest's ring may have.

@@ -2,12 +2,25 @@
 
 use alloc::vec::Vec;
 
-use xen_abi::PAGE_SIZE;
 use xen_abi::netif::{EXTRA_MORE, Extra, RX_SLOT, RxResponse, extra_type, rx_flags};
+use xen_abi::{Mfn, PAGE_SIZE};
 use zerocopy::FromBytes;
 
 use super::features::Wishes;
-use super::rx::Buffer;
+use crate::host::HostRef;
+
+/// A buffer of the guest.
+#[derive(Debug)]
+pub(super) struct Buffer {
+    /// The guest's own name for it.
+    pub id: u16,
+    /// The host's name for it, once posted.
+    pub host_id: u16,
+    /// The frame, of which a hold was taken for writing; none if the guest's reference was bad.
+    pub frame: Option<Mfn>,
+    /// What the backend may use.
+    pub grant: Option<HostRef>,
+}
 
 /// A packet that is being received.
 #[derive(Debug, Default)]

@@ -11,31 +11,17 @@ use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::String;
 
-use xen_abi::Mfn;
 use xen_abi::netif::{RING_ENTRIES, RxRequest, RxResponse, status};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::incoming::Packet;
+use super::incoming::{Buffer, Packet};
 use super::{Net, Shell};
-use crate::host::{Access, HostRef};
+use crate::host::Access;
 use crate::points::Cx;
 use crate::points::device::Held;
 
 /// With fewer buffers than this a driver that does not notify is looked after now and then.
 const FEW: usize = 64;
-
-/// A buffer of the guest.
-#[derive(Debug)]
-pub(super) struct Buffer {
-    /// The guest's own name for it.
-    pub id: u16,
-    /// The host's name for it, once posted.
-    host_id: u16,
-    /// The frame, of which a hold was taken for writing; none if the guest's reference was bad.
-    pub frame: Option<Mfn>,
-    /// What the backend may use.
-    grant: Option<HostRef>,
-}
 
 /// The guest's buffers, in order.
 #[derive(Debug, Default)]

@@ -33,6 +33,7 @@ pub mod tree;
 pub mod view;
 pub mod watch;
 
+mod changed;
 mod virtual_store;
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use xen_abi::{DomId, Errno};
+use xen_abi::Errno;
 
 use super::path;
 use super::perms::{Perms, Rights};
@@ -212,12 +212,4 @@ pub fn set_perms(view: &mut View<'_>, name: &[u8], perms: Perms) -> Result<(), E
     view.put(name, node)?;
     view.fire(name, false, Some(old));
     Ok(())
-}
-
-/// Resolves a name as `caller` sent it: relative names lie below its own directory.
-pub fn canonical(caller: DomId, name: &[u8]) -> Vec<u8> {
-    if name.starts_with(b"/") || name.starts_with(b"@") {
-        return name.to_vec();
-    }
-    [path::domain_dir(caller).as_bytes(), b"/", name].concat()
 }

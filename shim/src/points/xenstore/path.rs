@@ -2,12 +2,21 @@
 
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 
 use xen_abi::DomId;
 
 /// Returns the directory of a domain, without a final slash.
 pub fn domain_dir(domid: DomId) -> String {
     format!("/local/domain/{}", domid.0)
+}
+
+/// Resolves a name as `caller` sent it: relative names lie below its own directory.
+pub fn canonical(caller: DomId, name: &[u8]) -> Vec<u8> {
+    if name.starts_with(b"/") || name.starts_with(b"@") {
+        return name.to_vec();
+    }
+    [domain_dir(caller).as_bytes(), b"/", name].concat()
 }
 
 /// Whether `name` can name a node; `max` is the most bytes it may have below a domain's directory.

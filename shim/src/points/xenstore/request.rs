@@ -11,7 +11,8 @@ use xen_abi::xs_wire::{Header, MsgType, PAYLOAD_MAX};
 use xen_abi::{DomId, Errno};
 
 use super::daemon::{ConnId, Daemon};
-use super::operations::{self as op, canonical};
+use super::operations as op;
+use super::path::canonical;
 use super::perms::{Perms, Rights, atoi};
 use super::view::View;
 use super::watch::Change;

@@ -10,8 +10,8 @@ use alloc::vec::Vec;
 use xen_abi::Mfn;
 use xen_abi::xs_wire::{Header, ring};
 
+use super::changed::Changed;
 use super::daemon::{ConnId, Daemon};
-use super::virtual_store::Changed;
 use crate::host::store::message::{Incoming, TooLong};
 use crate::host::store::pipe::{BadIndex, Pipe};
 use crate::mem::Frames;

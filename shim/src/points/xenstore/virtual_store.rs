@@ -1,12 +1,12 @@
 //! The store as the rest of the shim knows it.
 
-use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use xen_abi::xs_wire::PAYLOAD_MAX;
 use xen_abi::{DomId, Errno, Mfn};
 
+use super::changed::Changed;
 use super::daemon::{ConnId, Daemon};
 use super::limits::Limits;
 use super::operations as op;
@@ -202,38 +202,4 @@ fn give(view: &mut View<'_>, path: &str, perms: &Perms) -> Result<(), Errno> {
             ..Node::clone(&node)
         },
     )
-}
-
-/// Names of changed nodes, bounded.
-#[derive(Debug, Default)]
-pub(super) struct Changed {
-    /// Each name with its place in the order.
-    names: BTreeMap<String, usize>,
-    bytes: usize,
-}
-
-impl Changed {
-    /// Names remembered one by one.
-    const NAMES: usize = 1024;
-    /// Bytes of names remembered one by one.
-    const BYTES: usize = 64 << 10;
-
-    pub(super) fn add(&mut self, name: String) {
-        if self.names.contains_key("/") || self.names.contains_key(&name) {
-            return;
-        }
-        if self.names.len() >= Self::NAMES || self.bytes + name.len() > Self::BYTES {
-            *self = Self::default();
-            self.names.insert(String::from("/"), 0);
-            return;
-        }
-        self.bytes += name.len();
-        self.names.insert(name, self.names.len());
-    }
-
-    fn take(&mut self) -> Vec<String> {
-        let mut names: Vec<_> = core::mem::take(self).names.into_iter().collect();
-        names.sort_by_key(|(_, place)| *place);
-        names.into_iter().map(|(name, _)| name).collect()
-    }
 }

@@ -7,8 +7,8 @@ use xen_abi::xs_wire::REL_PATH_MAX;
 use xen_abi::{DomId, Errno};
 
 use super::limits::Limits;
-use super::operations::canonical;
 use super::path;
+use super::path::canonical;
 use super::perms::{Perms, Rights};
 use super::tree::Tree;
 

@@ -5,7 +5,8 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::{GOOD, Guest, POOR, connected, settle, tear_down};
 use crate::points::Progress;
-use crate::points::disk::budget::{Budget, DISCARD_SECTORS};
+use crate::points::disk::budget::Budget;
+use crate::points::disk::features::DISCARD_SECTORS;
 use crate::points::disk::model::{Backend, World};
 use crate::points::ring::FrontRing;
 
