@@ -12,6 +12,7 @@ pub mod bench;
 pub mod clock;
 pub mod disk;
 pub mod fingerprint;
+pub mod helper;
 pub mod init;
 pub mod net;
 pub mod orders;

@@ -12,7 +12,7 @@
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-use crate::init::helper;
+use crate::helper;
 use crate::sys::task;
 
 /// Longest time until such a process waits: it is loaded and runs first, on a host that may have other work.

@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde_json::Value;
 
 use super::Results;
-use crate::init::helper;
+use crate::helper;
 use crate::sys::signal;
 use crate::sys::task::{self, Forked, Mapping, exit_now, wait_for};
 

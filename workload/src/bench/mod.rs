@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use crate::init::{facts, helper};
+use crate::helper;
+use crate::init::facts;
 use crate::net::bulk;
 use crate::orders::{Order, OrderError};
 

@@ -7,7 +7,8 @@
 
 use std::path::Path;
 
-use unmoved_workload::init::{boot, helper, worker::Worker};
+use unmoved_workload::helper;
+use unmoved_workload::init::{boot, helpers, worker::Worker};
 use unmoved_workload::report::Reporter;
 use unmoved_workload::sys::system::{Power, power};
 
@@ -30,7 +31,7 @@ fn main() {
     }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
-        Some(helper::MARK) => std::process::exit(helper::main(&arguments[1..])),
+        Some(helper::MARK) => std::process::exit(helpers::main(&arguments[1..])),
         Some(boot::WORKER) => {
             let again = arguments.get(1).is_some_and(|word| word == boot::AGAIN);
             Worker::run(Reporter::new(std::io::stdout()), again)

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{Fingerprint, boot, cpuid, devices, files, store};
-use crate::init::helper;
+use crate::helper;
 use crate::xenbus::Store;
 
 /// Takes the fingerprint of the machine one runs on; `messages` are the kernel's early ones.

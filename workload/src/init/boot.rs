@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::{helper, modules};
+use super::modules;
+use crate::helper;
 use crate::orders::BootOrders;
 use crate::report::Reporter;
 use crate::sys::{check, system, task};

@@ -4,13 +4,18 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 
-use super::worker::Worker;
-use crate::net::services::spawn;
+use crate::net::thread::spawn;
 use crate::orders::{MAX_LINE, Order};
 use crate::report::Reporter;
 
+/// Who carries out orders.
+pub trait Obey: Send + Sync + 'static {
+    /// Begins with an order; what becomes of it is told to `reporter`.
+    fn accept(this: &Arc<Self>, order: Order, reporter: &Reporter);
+}
+
 /// Carries out the lines of `source` until its end; answers go to `reporter`.
-pub fn listen(source: impl Read, worker: &Arc<Worker>, reporter: &Reporter) {
+pub fn listen<W: Obey>(source: impl Read, worker: &Arc<W>, reporter: &Reporter) {
     let mut source = BufReader::new(source);
     let mut line = Vec::new();
     loop {
@@ -25,7 +30,7 @@ pub fn listen(source: impl Read, worker: &Arc<Worker>, reporter: &Reporter) {
         }
         match Order::parse(&String::from_utf8_lossy(&line)) {
             Ok(None) => {}
-            Ok(Some(order)) => Worker::accept(worker, order, reporter),
+            Ok(Some(order)) => W::accept(worker, order, reporter),
             Err(error) => reporter.error("order", error),
         }
     }
@@ -35,7 +40,7 @@ pub fn listen(source: impl Read, worker: &Arc<Worker>, reporter: &Reporter) {
 ///
 /// # Errors
 /// If the port is taken.
-pub fn serve(port: u16, worker: &Arc<Worker>) -> io::Result<SocketAddr> {
+pub fn serve<W: Obey>(port: u16, worker: &Arc<W>) -> io::Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
     let address = listener.local_addr()?;
     let worker = Arc::downgrade(worker);

@@ -43,6 +43,12 @@ fn failed(what: &str) -> impl Fn(std::io::Error) -> OrderError {
     move |error| OrderError(format!("{what}: {error}"))
 }
 
+impl control::Obey for Worker {
+    fn accept(this: &Arc<Self>, order: Order, reporter: &Reporter) {
+        Self::accept(this, order, reporter);
+    }
+}
+
 impl Worker {
     /// A worker with nothing to do yet, whose own reports go to `console`.
     #[must_use]

@@ -8,7 +8,7 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use super::services::spawn;
+use super::thread::spawn;
 
 const CHUNK: usize = 64 << 10;
 /// A connection on which nothing moves for so long is given up.

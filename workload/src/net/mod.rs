@@ -9,6 +9,7 @@ pub mod datagram;
 pub mod services;
 pub mod stream;
 pub mod tcp_peer;
+pub(crate) mod thread;
 pub mod udp_peer;
 
 #[cfg(test)]

@@ -8,11 +8,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde_json::{Value, json};
 
 use super::datagram::{Counter, Datagram};
+use super::thread::spawn;
 use super::{BULK_PORT, COUNTER_PORT, ECHO_PORT, bulk, is_timeout};
 
 /// More connections at once are turned away; each costs a thread.
 const MOST_CONNECTIONS: u64 = 256;
-const STACK: usize = 96 << 10;
 
 #[derive(Default)]
 struct Figures {
@@ -80,12 +80,6 @@ impl Services {
             "udp": counter.figures(),
         })
     }
-}
-
-/// A thread with a small stack.
-pub(crate) fn spawn(act: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    std::thread::Builder::new().stack_size(STACK).spawn(act)?;
-    Ok(())
 }
 
 fn accept(listener: &TcpListener, figures: &Arc<Figures>) {

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::is_timeout;
-use super::services::spawn;
 use super::stream::Stream;
+use super::thread::spawn;
 
 /// How the connections are driven.
 #[derive(Debug, Clone)]

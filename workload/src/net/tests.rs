@@ -4,8 +4,9 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use super::services::{Services, spawn};
+use super::services::Services;
 use super::tcp_peer::{Options, TcpRun};
+use super::thread::spawn;
 use super::udp_peer::UdpRun;
 
 fn local(address: SocketAddr) -> SocketAddr {

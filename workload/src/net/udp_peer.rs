@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::datagram::{Counter, Datagram, HEADER, LARGEST};
-use super::services::spawn;
+use super::thread::spawn;
 use crate::sys::time::{Clock, now};
 
 /// Answers that take longer count as lost when a run ends.

@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::init::helper;
+use crate::helper;
 use crate::sys::signal;
 use crate::sys::task::{self, Forked, Mapping, exit_code, exit_now, wait_for};
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
-use crate::init::helper;
+use crate::helper;
 use crate::orders::{Order, OrderError};
 
 /// A check: does something and says what was wrong about it.
