@@ -223,7 +223,8 @@ fn step(bench: &mut Bench, input: &mut Bytes<'_>) -> Option<()> {
                     wall,
                 }
             });
-            bench.guest.points.suspend_due = Some(bench.guest.host.now_ns());
+            let host = &mut bench.guest.host;
+            host.in_dom0(|dom0| dom0.ask_for_suspend());
             bench.trap(UPCALL_VECTOR, 0);
         }
     }

@@ -14,7 +14,6 @@ use crate::emulate::privileged::{self, Outcome};
 use crate::emulate::regs::After;
 use crate::guest::{Guest, mm};
 use crate::host::Host;
-use crate::points::Points;
 
 /// Vector by which the host announces events; what it announced is handled on every way back.
 pub const UPCALL_VECTOR: u8 = 0xf3;
@@ -30,7 +29,7 @@ const DR6_SINGLE_STEP: u64 = 1 << 14;
 /// Longest instruction.
 const MAX_INSTRUCTION: usize = 15;
 
-impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
+impl<M: Machine, H: Host> Guest<M, H> {
     /// Handles an exception, interrupt or rare kind of system call.
     pub(crate) fn exception(&mut self, v: usize, regs: &mut Regs) -> Result<(), Doomed> {
         const NMI: u64 = vector::NMI as u64;

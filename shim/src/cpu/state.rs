@@ -11,7 +11,6 @@ use crate::emulate::privileged::{AccessFault, Loaded, PrivilegedState};
 use crate::emulate::regs::RegisterFile;
 use crate::guest::{Guest, mm};
 use crate::host::Host;
-use crate::points::Points;
 
 /// CR0.TS.
 const CR0_TS: u64 = 1 << 3;
@@ -19,13 +18,13 @@ const CR0_TS: u64 = 1 << 3;
 const PF_WRITE: u32 = 1 << 1;
 
 /// The registers and the guest, for the length of one instruction.
-pub(super) struct View<'a, M: Machine, H: Host, P: Points<M, H>> {
-    guest: &'a mut Guest<M, H, P>,
+pub(super) struct View<'a, M: Machine, H: Host> {
+    guest: &'a mut Guest<M, H>,
     v: usize,
 }
 
-impl<'a, M: Machine, H: Host, P: Points<M, H>> View<'a, M, H, P> {
-    pub(super) fn new(guest: &'a mut Guest<M, H, P>, v: usize) -> Self {
+impl<'a, M: Machine, H: Host> View<'a, M, H> {
+    pub(super) fn new(guest: &'a mut Guest<M, H>, v: usize) -> Self {
         Self { guest, v }
     }
 
@@ -66,7 +65,7 @@ impl RegisterFile for Regs {
     }
 }
 
-impl<M: Machine, H: Host, P: Points<M, H>> MsrState for View<'_, M, H, P> {
+impl<M: Machine, H: Host> MsrState for View<'_, M, H> {
     fn vcpu(&self) -> u32 {
         self.v as u32
     }
@@ -136,7 +135,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> MsrState for View<'_, M, H, P> {
     }
 }
 
-impl<M: Machine, H: Host, P: Points<M, H>> PrivilegedState for View<'_, M, H, P> {
+impl<M: Machine, H: Host> PrivilegedState for View<'_, M, H> {
     fn cpl(&self) -> u8 {
         self.vcpu().virtual_cpl(self.guest.assist)
     }

@@ -31,7 +31,7 @@ impl Recent {
     }
 }
 
-impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
+impl<M: Machine, H: Host> Guest<M, H> {
     /// Ends the domain because the guest can not go on.
     pub fn crash(&mut self, v: usize, regs: &Regs, doomed: Doomed) -> ! {
         error!("guest crashed: {}", doomed.0);

@@ -12,7 +12,6 @@ use super::Guest;
 use crate::cpu::Machine;
 use crate::host::Host;
 use crate::mm::Ledger;
-use crate::points::Points;
 
 /// Frames that are handed back at one turn: each is a call of the host.
 const AT_ONCE: usize = 32;
@@ -47,7 +46,7 @@ impl Leftovers {
     }
 }
 
-impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
+impl<M: Machine, H: Host> Guest<M, H> {
     /// Hands a few of them back to the host.
     #[cold]
     pub(super) fn hand_back(&mut self) {

@@ -67,14 +67,14 @@ pub struct Parts {
     pub options: Options,
 }
 
-/// The guest, on machine `M` and host `H`, with its other migration points `P`.
-pub struct Guest<M: Machine, H: Host, P: Points<M, H>> {
+/// The guest, on machine `M` and host `H`.
+pub struct Guest<M: Machine, H: Host> {
     /// The machine.
     pub m: M,
     /// The Xen underneath.
     pub host: H,
     /// Store, console, grants, devices.
-    pub points: P,
+    pub points: Points,
     /// Owner and use of every frame.
     pub ledger: Ledger,
     /// The shim's own L4 entries.
@@ -119,9 +119,9 @@ pub struct Guest<M: Machine, H: Host, P: Points<M, H>> {
     pub(crate) continuation: Option<hypercall::Args>,
 }
 
-impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
+impl<M: Machine, H: Host> Guest<M, H> {
     /// Puts a guest together.
-    pub fn new(m: M, host: H, points: P, mut parts: Parts) -> Self {
+    pub fn new(m: M, host: H, points: Points, mut parts: Parts) -> Self {
         parts.ledger.set_step(crate::mm::work::STEP);
         Self {
             m,
@@ -176,7 +176,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
     }
 
     /// Runs `f` on the points, with the rest of the guest as they may see it.
-    pub fn outside<R>(&mut self, f: impl FnOnce(&mut P, &mut Outside<'_, M, H>) -> R) -> R {
+    pub fn outside<R>(&mut self, f: impl FnOnce(&mut Points, &mut Outside<'_, M, H>) -> R) -> R {
         let mut outside = Outside {
             m: &self.m,
             host: &mut self.host,

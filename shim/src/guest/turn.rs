@@ -11,7 +11,7 @@ use crate::cpu::{HostTraps, Machine, Regs};
 use crate::host::{Host, HostEvent};
 use crate::points::Points;
 
-impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
+impl<M: Machine, H: Host> Guest<M, H> {
     /// Does everything that is due before vCPU `v` goes on: host events, timers, blocking, and at
     /// most one callback.
     #[inline]

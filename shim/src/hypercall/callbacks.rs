@@ -11,14 +11,13 @@ use super::{Answer, Args, element, read};
 use crate::cpu::{Callback, Machine};
 use crate::guest::Guest;
 use crate::host::Host;
-use crate::points::Points;
 
 /// Whether the guest may have code there.
 fn is_handler(address: u64) -> bool {
     is_canonical(address) && !(HYPERVISOR_VIRT_START..HYPERVISOR_VIRT_END).contains(&address)
 }
 
-impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
+impl<M: Machine, H: Host> Guest<M, H> {
     /// `set_trap_table(table)`; a null table clears every handler.
     pub(super) fn set_trap_table(&mut self, v: usize, [table, ..]: Args) -> Answer {
         if table == 0 {

@@ -7,12 +7,11 @@ use super::{Answer, Args, read, write};
 use crate::cpu::Machine;
 use crate::guest::Guest;
 use crate::host::Host;
-use crate::points::Points;
 
 /// Units of work that it takes to close all ports, which are 4,096 and a few stores each.
 const RESET: u32 = 1024;
 
-impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
+impl<M: Machine, H: Host> Guest<M, H> {
     /// `event_channel_op(command, argument)`.
     pub(super) fn event_channel_op(&mut self, [command, arg, ..]: Args) -> Answer {
         match command {

@@ -11,7 +11,6 @@ use crate::cpu::Machine;
 use crate::guest::{Guest, mm};
 use crate::host::Host;
 use crate::mm::work::PAGE;
-use crate::points::Points;
 use crate::points::identity::Identity;
 
 /// Extents that are given back between two looks: one flush does for all of them.
@@ -19,7 +18,7 @@ const BATCH: u64 = 64;
 /// Units of work that a hypercall to the host is charged, with its exit.
 const HOST_CALL: u32 = 32;
 
-impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
+impl<M: Machine, H: Host> Guest<M, H> {
     /// `memory_op(command, argument)`.
     pub(super) fn memory_op(&mut self, [command, arg, ..]: Args) -> Answer {
         let start = command >> op::EXTENT_SHIFT;

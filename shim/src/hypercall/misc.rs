@@ -10,7 +10,6 @@ use crate::cpu::{Assist, Machine};
 use crate::guest::Guest;
 use crate::host::Host;
 use crate::mm::Flush;
-use crate::points::Points;
 
 /// `VMASST_CMD_enable`.
 const ENABLE: u64 = 0;
@@ -23,7 +22,7 @@ const DE: u64 = 1 << 3;
 /// Longest text that is taken from one `console_io`.
 const CONSOLE_CHUNK: usize = 256;
 
-impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
+impl<M: Machine, H: Host> Guest<M, H> {
     /// `fpu_taskswitch(set)`.
     pub(super) fn fpu_taskswitch(&mut self, v: usize, [set, ..]: Args) -> Answer {
         self.set_task_switched(v, set != 0);

@@ -9,7 +9,6 @@ use crate::cpu::{Assist, Machine};
 use crate::guest::{Guest, mm};
 use crate::host::Host;
 use crate::mm::Flush;
-use crate::points::Points;
 
 /// In a count: go on where an earlier call was interrupted (`MMU_UPDATE_PREEMPTED`), so that what
 /// was done then counts as well.
@@ -42,7 +41,7 @@ impl List {
     }
 }
 
-impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
+impl<M: Machine, H: Host> Guest<M, H> {
     /// Whether a domain id in a page-table operation means the guest itself.
     fn is_own(domain: u64) -> bool {
         // Bits 31:16 name a foreign page-table domain plus 1; 0 is the caller's own.  Like Xen, no

@@ -27,7 +27,6 @@ use crate::cpu::{Machine, Regs};
 use crate::guest::{Guest, mm};
 use crate::host::Host;
 use crate::mem::GuestMemory;
-use crate::points::Points;
 
 /// The argument registers: rdi, rsi, rdx, r10, r8.
 pub type Args = [u64; 5];
@@ -73,7 +72,7 @@ pub fn is_guests(va: u64, len: u64) -> bool {
         && !(HYPERVISOR_VIRT_START..HYPERVISOR_VIRT_END).contains(&va)
 }
 
-impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
+impl<M: Machine, H: Host> Guest<M, H> {
     /// Carries out the hypercall that the guest's kernel on vCPU `v` made.
     pub fn hypercall(&mut self, v: usize, regs: &mut Regs) -> Result<(), Doomed> {
         let args = [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8];

@@ -11,7 +11,6 @@ use crate::cpu::deliver::{self, Doomed};
 use crate::cpu::{Machine, Regs};
 use crate::guest::Guest;
 use crate::host::Host;
-use crate::points::Points;
 
 /// `struct multicall_entry`.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -25,7 +24,7 @@ struct Entry {
 /// Entries copied at a time.
 const BATCH: usize = 8;
 
-impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
+impl<M: Machine, H: Host> Guest<M, H> {
     /// Carries out a batch and returns the answer, or leaves a continuation; `None` when the batch
     /// ended in an `iret`, which has loaded the registers itself and ends the batch (XSA-213).
     pub(super) fn multicall(

@@ -12,12 +12,11 @@ use super::{Answer, Args, read};
 use crate::cpu::{Machine, deliver};
 use crate::guest::Guest;
 use crate::host::Host;
-use crate::points::Points;
 
 /// Most ports in one poll (`SCHEDOP_poll` of Xen refuses more).
 const MAX_POLL: u32 = 128;
 
-impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
+impl<M: Machine, H: Host> Guest<M, H> {
     /// `sched_op(command, argument)`.
     pub(super) fn sched_op(&mut self, v: usize, [command, arg, ..]: Args) -> Answer {
         match command {

@@ -11,7 +11,6 @@ use crate::cpu::Machine;
 use crate::guest::{Guest, mm};
 use crate::host::Host;
 use crate::mm::check_ldt;
-use crate::points::Points;
 
 /// Descriptors in a page.
 const PER_PAGE: u64 = PAGE_SIZE as u64 / 8;
@@ -21,7 +20,7 @@ pub(super) fn is_canonical(address: u64) -> bool {
     address.wrapping_add(1 << 47) >> 48 == 0
 }
 
-impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
+impl<M: Machine, H: Host> Guest<M, H> {
     /// `set_gdt(frames, entries)`.
     pub(super) fn set_gdt(&mut self, v: usize, [list, entries, ..]: Args) -> Answer {
         if entries > FIRST_RESERVED_GDT_ENTRY {

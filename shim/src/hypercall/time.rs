@@ -8,7 +8,6 @@ use super::{Answer, Args, read};
 use crate::cpu::{Assist, Machine};
 use crate::guest::Guest;
 use crate::host::Host;
-use crate::points::Points;
 
 /// Shortest period of a periodic timer, nanoseconds (`VCPUOP_set_periodic_timer`).
 const MIN_PERIOD_NS: u64 = 1_000_000;
@@ -19,7 +18,7 @@ const ABSURD_SHIFT: u32 = 50;
 /// When Xen has such a timer fire, nanoseconds from now.
 const SOON_NS: u64 = 100_000_000;
 
-impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
+impl<M: Machine, H: Host> Guest<M, H> {
     /// `set_timer_op(deadline)`; 0 for none.
     ///
     /// A deadline that is absurdly far away is a mistake of a kernel that has work to do, or the

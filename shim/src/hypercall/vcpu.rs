@@ -8,9 +8,8 @@ use super::{Answer, Args, is_guests, read, write};
 use crate::cpu::{InfoPage, Machine};
 use crate::guest::Guest;
 use crate::host::Host;
-use crate::points::Points;
 
-impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
+impl<M: Machine, H: Host> Guest<M, H> {
     /// `vcpu_op(command, vcpu, argument)`.
     pub(super) fn vcpu_op(&mut self, v: usize, [command, id, arg, ..]: Args) -> Answer {
         let target = usize::try_from(id).map_err(|_| Errno::ENOENT)?;

@@ -10,7 +10,6 @@ use super::{Answer, Args, read};
 use crate::cpu::Machine;
 use crate::guest::Guest;
 use crate::host::Host;
-use crate::points::Points;
 use crate::points::identity::Identity;
 
 /// Features of this interface, one bit each (`XENFEAT_*`).  Linux panics without the first, and
@@ -19,7 +18,7 @@ const FEATURES: u32 = 1 << FEATURE_MMU_PT_UPDATE_PRESERVE_AD
     | 1 << FEATURE_HIGHMEM_ASSIST
     | 1 << FEATURE_GNTTAB_MAP_AVAIL_BITS;
 
-impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
+impl<M: Machine, H: Host> Guest<M, H> {
     /// `xen_version(command, argument)`.
     pub(super) fn xen_version(&mut self, [command, arg, ..]: Args) -> Answer {
         let denied = Identity::DENIED.as_bytes();

@@ -6,7 +6,6 @@ use core::ptr;
 use log::error;
 use unmoved_shim::cpu::{HostTraps, Regs};
 use unmoved_shim::guest::Guest;
-use unmoved_shim::points::all::AllPoints;
 use xen_abi::elfnote;
 use xen_abi::trap::{FLAT_RING3_CS32, FLAT_RING3_CS64, FLAT_RING3_DS};
 
@@ -58,7 +57,7 @@ global_asm!(
 );
 
 /// The guest as this image runs it.
-pub type Hosted = Guest<Bare, xen::HostXen, AllPoints>;
+pub type Hosted = Guest<Bare, xen::HostXen>;
 
 /// Set once, before the guest runs, and never changed.
 static mut GUEST: *mut Hosted = ptr::null_mut();

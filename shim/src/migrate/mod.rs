@@ -91,7 +91,7 @@ impl Spent {
     }
 }
 
-impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
+impl<M: Machine, H: Host> Guest<M, H> {
     /// Does what the host asks for, and was promised at the host's time `acknowledged`, while vCPU `v` is out of the
     /// guest.
     pub(crate) fn suspend(&mut self, v: usize, acknowledged: u64) {
@@ -245,7 +245,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
         let stalled_until = self.host.now_ns().saturating_add(self.drain_ns);
         let mut reminder = 0;
         loop {
-            let attached = self.outside(Points::attached);
+            let attached = self.points.attached();
             fault = fault.filter(|way| *way == Way::Fail || self.host.now_ns() < stalled_until);
             if attached == Ok(Progress::Done) && fault.is_none() {
                 break;
@@ -282,7 +282,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
 
     /// Lets the guest go on, in a new domain or as if nothing had been.
     fn go_on(&mut self, v: usize, moved: bool) {
-        self.outside(|points, outside| points.resume(outside, moved));
+        self.outside(Points::resume);
         if moved {
             self.channels.raise_all(&self.m, &self.vcpus);
         }
@@ -318,7 +318,7 @@ impl<M: Machine, H: Host, P: Points<M, H>> Guest<M, H, P> {
     /// Has the host told, together with whatever else waits for the next flush: each time that the
     /// host is notified, it may well take the processor to see why.
     fn tell(&mut self, key: &str, value: &str) {
-        self.outside(|points, outside| points.report(outside, key, value));
+        self.points.report(key, value);
     }
 
     fn tell_spent(&mut self, spent: Spent) {

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use xen_abi::{DomId, Errno, Mfn, Port};
 
+use super::device::model::HostNodes;
 use super::grant::{FrameHolds, GuestGrantTable};
 use super::{DeviceId, GuestPorts, GuestStore};
 use crate::host::grants::TableFrames;
@@ -96,7 +97,7 @@ impl Xen for FakeXen {
     }
 }
 
-/// The real xenstored and its client.
+/// The real xenstored and its client, for one device by itself.
 #[derive(Default)]
 pub(crate) struct RealStore {
     pub nodes: BTreeMap<String, String>,
@@ -111,8 +112,12 @@ impl StoreClient for RealStore {
     }
 }
 
-impl RealStore {
-    pub fn set(&mut self, path: &str, value: &str) {
+impl HostNodes for RealStore {
+    fn get(&self, path: &str) -> Option<String> {
+        self.nodes.get(path).cloned()
+    }
+
+    fn set(&mut self, path: &str, value: &str) {
         self.nodes.insert(path.to_owned(), value.to_owned());
         for (tag, watched) in &self.watches {
             if path == watched {
@@ -121,7 +126,7 @@ impl RealStore {
         }
     }
 
-    pub fn remove(&mut self, directory: &str) {
+    fn remove(&mut self, directory: &str) {
         self.nodes.retain(|path, _| !path.starts_with(directory));
         for (tag, watched) in &self.watches {
             if watched.starts_with(directory) {
@@ -129,7 +134,9 @@ impl RealStore {
             }
         }
     }
+}
 
+impl RealStore {
     /// Does the next thing that is to be done, and returns who is to be told what, with the path
     /// that was written if one was.
     pub fn step(&mut self) -> Option<(Tag, StoreEvent, Option<String>)> {

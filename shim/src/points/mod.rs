@@ -4,14 +4,14 @@
 //! Every point has a guest-facing half, plain data in the shim's RAM that migrates as memory, and a
 //! host-facing half that is thrown away and built anew from what the new host says.
 
-pub mod all;
+pub mod assembled;
 pub mod bus;
 pub mod console;
-mod device;
+pub(crate) mod device;
 pub mod disk;
 pub mod evtchn;
 #[cfg(any(test, feature = "testing"))]
-mod fake;
+pub(crate) mod fake;
 pub mod grant;
 pub mod identity;
 pub mod net;
@@ -25,15 +25,16 @@ pub mod xenstore;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use xen_abi::{DomId, Errno, GuestVa, Mfn, Port};
+use xen_abi::{DomId, Mfn, Port};
 
 use crate::cpu::{Machine, Vcpu};
 use crate::mm::{Ledger, ShimSlots};
 
-use crate::host::{Arrival, Host, HostEvent, HostGrants, HostPort, StoreClient, StoreEvent, Xen};
+use crate::host::{Host, HostGrants, HostPort, StoreClient, StoreEvent, Xen};
 use crate::mem::{FramePool, Frames};
 
-use evtchn::{EventChannels, Peer};
+pub use assembled::Points;
+use evtchn::EventChannels;
 pub use tag::{TagOwner, device_tag};
 use time::Time;
 
@@ -55,56 +56,6 @@ pub struct Outside<'a, M: Machine, H: Host> {
     pub time: &'a mut Time,
     /// The guest's shared info page.
     pub shared_info: Mfn,
-}
-
-/// The points that are reached by events: store, console, grants and devices.
-pub trait Points<M: Machine, H: Host>: Sized {
-    /// The host raised an event.
-    fn host_event(&mut self, outside: &mut Outside<'_, M, H>, event: HostEvent);
-    /// The guest notified a peer through one of its ports.
-    fn guest_notify(&mut self, outside: &mut Outside<'_, M, H>, peer: Peer, port: Port);
-    /// Returns the host time at which [`tick`](Self::tick) is to be called at the latest.
-    fn deadline(&self) -> Option<u64>;
-    /// Some time has passed.
-    fn tick(&mut self, outside: &mut Outside<'_, M, H>);
-    /// Sends out what can be sent now.
-    fn flush(&mut self, outside: &mut Outside<'_, M, H>);
-    /// The domain is about to end: sends out what it has left to say, and waits a moment for a
-    /// host that has no room for it.
-    fn end(&mut self, outside: &mut Outside<'_, M, H>);
-    /// Carries out `grant_table_op` of vCPU `v` for `count` structures at `args`.  Returns where those
-    /// are that are left, and how many, when others should have their turn before; `None` when all
-    /// is done.
-    fn grant_table_op(
-        &mut self,
-        outside: &mut Outside<'_, M, H>,
-        v: usize,
-        command: u64,
-        args: GuestVa,
-        count: u64,
-    ) -> Result<Option<(GuestVa, u64)>, Errno>;
-    /// Whether the host waits for the domain to stop ([`suspend`]).
-    fn is_suspend_due(&self) -> bool;
-    /// Takes that request, if there is one.  Returns the host's time when it was acknowledged, nanoseconds.
-    fn take_suspend(&mut self) -> Option<u64>;
-    /// Before a suspend: stops taking work; `Done` when nothing is in flight.
-    fn quiesce(&mut self, outside: &mut Outside<'_, M, H>) -> Progress;
-    /// After a suspend, when the host was [reconnected](Host::reconnect) to: begins to build the
-    /// host-facing halves anew.
-    fn reattach(&mut self, outside: &mut Outside<'_, M, H>, arrival: Arrival);
-    /// How far the reattachment has come, or why it will not come further by itself.
-    fn attached(&mut self, outside: &mut Outside<'_, M, H>) -> Result<Progress, String>;
-    /// What is waited for while [`attached`](Self::attached) is still waiting, in words.
-    fn awaited(&self) -> String;
-    /// Takes work again; `moved` when the domain is a new one.
-    fn resume(&mut self, outside: &mut Outside<'_, M, H>, moved: bool);
-    /// Has the host told about the life of the shim, below `data/unmoved/`, at the next
-    /// [`flush`](Self::flush).
-    fn report(&mut self, outside: &mut Outside<'_, M, H>, key: &str, value: &str);
-    /// How many requests are in flight at the host.
-    fn in_flight(&self) -> usize;
-    /// How much is taken of what a leak would use up, by name, for reports.
-    fn usage(&self) -> [(&'static str, u64); 2];
 }
 
 /// The guest's own event channel ports, as a device sees them.

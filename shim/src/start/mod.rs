@@ -23,11 +23,10 @@ use unmoved_shim::host::{Host, Xen};
 use unmoved_shim::mem::FramePool;
 use unmoved_shim::mm::{Ledger, Mm, Owner, ShimSlots};
 use unmoved_shim::options::Options;
-use unmoved_shim::points::Points;
-use unmoved_shim::points::all::{self as points, AllPoints};
 use unmoved_shim::points::evtchn::{EventChannels, Peer};
 use unmoved_shim::points::identity::Identity;
 use unmoved_shim::points::time::Time;
+use unmoved_shim::points::{Points, assembled};
 use xen_abi::{Mfn, PAGE_SIZE, Port};
 
 use crate::machine::entry::Hosted;
@@ -122,7 +121,7 @@ pub fn start(start_info: u64) -> (&'static mut Hosted, Regs) {
         pool.len(),
         built.entry
     );
-    let points = points::Parts {
+    let points = assembled::Parts {
         domid: identity.domid,
         backend: identity.backend,
         pool: Box::new(pool),
@@ -131,7 +130,7 @@ pub fn start(start_info: u64) -> (&'static mut Hosted, Regs) {
         console: (pages.console_port, pages.console),
         guest_pages: built.nr_pages + later.frames(),
     };
-    let points = AllPoints::new(points, &host).unwrap_or_else(|e| refuse("the host's daemons", e));
+    let points = Points::new(points, &host).unwrap_or_else(|e| refuse("the host's daemons", e));
     let parts = Parts {
         ledger,
         slots,
@@ -147,7 +146,7 @@ pub fn start(start_info: u64) -> (&'static mut Hosted, Regs) {
         options,
     };
     let mut guest = Box::new(Guest::new(m, host, points, parts));
-    if let Err(error) = guest.outside(AllPoints::start) {
+    if let Err(error) = guest.outside(Points::start) {
         refuse("devices", error);
     }
     guest.announce();

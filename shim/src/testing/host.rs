@@ -8,6 +8,8 @@ use std::rc::Rc;
 use xen_abi::sched::ShutdownReason;
 use xen_abi::{DomId, Errno, Mfn, Port};
 
+use super::dom0::Dom0;
+use super::heap::SmallHeap;
 use crate::host::{Arrival, Host, HostEvent, HostPort, Ring, Xen};
 use crate::mem::{FakeFrames, Frames};
 use crate::points::time::{HostTime, Time};
@@ -91,6 +93,8 @@ pub struct FakeHost {
     pub is_mute: bool,
     /// The ports that are open.
     pub ports: BTreeSet<u32>,
+    /// Its control domain.
+    pub dom0: Dom0,
     arrival: Arrival,
     next_port: u32,
 }
@@ -101,10 +105,14 @@ impl FakeHost {
     /// The page that leads to the console daemon.
     pub const CONSOLE_RING: Mfn = Mfn(11);
 
+    /// Memory that the toolstack gave the domain, KiB: the guest's and the shim's.
+    pub const MEMORY_KIB: u64 = 8192;
+
     /// Makes a host that has been up for `uptime` when its wall clock shows `wall` nanoseconds.
     pub fn new(clock: Clock, frames: Rc<FakeFrames>, uptime: u64, wall: u64) -> Self {
         let mut host = Self {
             clock,
+            dom0: Dom0::new(frames.clone(), Self::MEMORY_KIB),
             frames,
             time: HostTime::default(),
             wall_at_zero: 0,
@@ -159,6 +167,7 @@ impl FakeHost {
         let later = self.schedule.split_off(&(now + 1));
         let due = std::mem::replace(&mut self.schedule, later);
         self.events.extend(due.into_values());
+        self.in_dom0(|dom0| dom0.time_is(now));
         if self.armed.is_some_and(|at| at <= now) {
             self.armed = None;
             self.events.push_back(HostEvent::Timer);
@@ -166,16 +175,33 @@ impl FakeHost {
     }
 }
 
+impl FakeHost {
+    /// Lets the control domain do something, and announces what it raises: once each, as ports are pending or not.
+    pub fn in_dom0<R>(&mut self, act: impl FnOnce(&mut Dom0) -> R) -> R {
+        SmallHeap::outside(|| {
+            let result = act(&mut self.dom0);
+            for event in self.dom0.raised() {
+                if !self.events.contains(&event) {
+                    self.events.push_back(event);
+                }
+            }
+            result
+        })
+    }
+}
+
 impl Xen for FakeHost {
     fn alloc_unbound(&mut self, _: DomId) -> Result<HostPort, Errno> {
         self.next_port += 1;
-        self.ports.insert(self.next_port);
+        SmallHeap::outside(|| self.ports.insert(self.next_port));
         Ok(HostPort(Port(self.next_port)))
     }
     fn close(&mut self, port: HostPort) {
         self.ports.remove(&port.0.0);
     }
-    fn notify(&mut self, _: HostPort) {}
+    fn notify(&mut self, port: HostPort) {
+        self.in_dom0(|dom0| dom0.notified(port));
+    }
     fn now_ns(&self) -> u64 {
         self.time.at(self.clock.tsc())
     }
@@ -217,7 +243,8 @@ impl Host for FakeHost {
             return;
         }
         let scheduled = self.schedule.keys().next().copied();
-        let next = scheduled.into_iter().chain(until_ns).min();
+        let planned = scheduled.into_iter().chain(self.dom0.next());
+        let next = planned.chain(until_ns).min();
         if self.ends_idle && next.is_none() {
             resume_unwind(Box::new(Ended(ShutdownReason::POWEROFF)));
         }
@@ -267,6 +294,9 @@ impl Host for FakeHost {
                 self.armed = None;
                 self.events.clear();
                 self.start(uptime, wall);
+                if arrival == Arrival::NewDomain {
+                    self.in_dom0(Dom0::take_in);
+                }
                 0
             }
         }

@@ -1,10 +1,12 @@
 //! A whole guest on ordinary memory, for tests and fuzz targets of everything between ring 3 and
-//! the host: a machine that walks the guest's real page tables, a host with a clock that can be
-//! set, and points that only remember.
+//! the host: a machine that walks the guest's real page tables, and a host with a clock that can be
+//! set, whose control domain serves the store, the console and the devices.
 //!
 //! [`Bench`] puts them together with a guest that [`crate::boot::build`] made, ready to run.
 
+mod backend;
 mod census;
+mod dom0;
 mod guest;
 #[cfg(test)]
 pub(crate) mod heap;
@@ -21,11 +23,12 @@ mod heap {
 }
 mod host;
 mod machine;
-mod points;
 mod translations;
 
+pub use dom0::Dom0;
+#[cfg(test)]
+pub(crate) use guest::driver::{DiskDriver, NetDriver};
 pub use guest::{Bench, TestGuest};
 pub use host::{Clock, Ended, FakeHost, Journey};
 pub use machine::{FakeMachine, Flushed};
-pub use points::{Call, FakePoints, OnStore};
 pub use translations::Translations;

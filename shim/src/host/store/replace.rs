@@ -31,7 +31,7 @@ const ATTEMPTS: u32 = 16;
 
 /// How far a replacement has come: which answer it waits for.
 #[derive(Debug)]
-enum Stage {
+enum ReplacementStage {
     Start,
     Read,
     Write,
@@ -44,7 +44,7 @@ pub struct Replace {
     path: String,
     old: Vec<u8>,
     new: Vec<u8>,
-    stage: Stage,
+    stage: ReplacementStage,
     transaction: u32,
     attempts: u32,
 }
@@ -65,7 +65,7 @@ impl Replace {
             path,
             old,
             new,
-            stage: Stage::Start,
+            stage: ReplacementStage::Start,
             transaction: 0,
             attempts: 0,
         }
@@ -73,7 +73,7 @@ impl Replace {
 
     /// The request to begin with.
     pub fn first(&mut self) -> Next {
-        self.stage = Stage::Start;
+        self.stage = ReplacementStage::Start;
         self.attempts += 1;
         Next::Send(MsgType::TRANSACTION_START, 0, Vec::from([0]))
     }
@@ -81,27 +81,29 @@ impl Replace {
     /// Takes the answer to the last request and says what is next.
     pub fn answered(&mut self, answer: Result<Vec<u8>, Errno>) -> Next {
         match (&self.stage, answer) {
-            (Stage::Start, Ok(id)) => match parse_id(&id) {
+            (ReplacementStage::Start, Ok(id)) => match parse_id(&id) {
                 Some(id) => {
                     self.transaction = id;
-                    self.stage = Stage::Read;
+                    self.stage = ReplacementStage::Read;
                     self.send(MsgType::READ, &[self.path.as_bytes(), &[0]])
                 }
                 None => Next::Done(Err(Errno::EIO)),
             },
-            (Stage::Start, Err(error)) => Next::Done(Err(error)),
-            (Stage::Read, Ok(value)) if value == self.old => {
-                self.stage = Stage::Write;
+            (ReplacementStage::Start, Err(error)) => Next::Done(Err(error)),
+            (ReplacementStage::Read, Ok(value)) if value == self.old => {
+                self.stage = ReplacementStage::Write;
                 self.send(MsgType::WRITE, &[self.path.as_bytes(), &[0], &self.new])
             }
-            (Stage::Read, Ok(_) | Err(Errno::ENOENT)) => self.end(Ok(KEPT)),
-            (Stage::Write, Ok(_)) => self.end(Ok(REPLACED)),
-            (Stage::Read | Stage::Write, Err(error)) => self.end(Err(error)),
-            (Stage::End(Ok(REPLACED)), Err(Errno::EAGAIN)) if self.attempts < ATTEMPTS => {
+            (ReplacementStage::Read, Ok(_) | Err(Errno::ENOENT)) => self.end(Ok(KEPT)),
+            (ReplacementStage::Write, Ok(_)) => self.end(Ok(REPLACED)),
+            (ReplacementStage::Read | ReplacementStage::Write, Err(error)) => self.end(Err(error)),
+            (ReplacementStage::End(Ok(REPLACED)), Err(Errno::EAGAIN))
+                if self.attempts < ATTEMPTS =>
+            {
                 self.first()
             }
-            (Stage::End(Ok(REPLACED)), Err(error)) => Next::Done(Err(error)),
-            (Stage::End(outcome), _) => Next::Done(outcome.map(Vec::from)),
+            (ReplacementStage::End(Ok(REPLACED)), Err(error)) => Next::Done(Err(error)),
+            (ReplacementStage::End(outcome), _) => Next::Done(outcome.map(Vec::from)),
         }
     }
 
@@ -111,7 +113,7 @@ impl Replace {
         } else {
             b"F\0"
         };
-        self.stage = Stage::End(outcome);
+        self.stage = ReplacementStage::End(outcome);
         self.send(MsgType::TRANSACTION_END, &[commit])
     }
 

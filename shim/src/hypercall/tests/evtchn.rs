@@ -6,12 +6,12 @@ use xen_abi::evtchn::{
 };
 use xen_abi::hypercall::EVENT_CHANNEL_OP;
 use xen_abi::shared_info::EVTCHN_MASK;
+use xen_abi::xs_wire::MsgType;
 use xen_abi::{DomId, Errno, Port};
 
 use super::{HOLE, UNMAPPED, WILD};
 use crate::mem::Frames;
-use crate::points::evtchn::Peer;
-use crate::testing::{Bench, Call};
+use crate::testing::Bench;
 
 const OWN: u16 = DomId::SELF.0;
 const HANDLER: u64 = Bench::KERNEL + 0x100;
@@ -109,13 +109,14 @@ fn ipis_reach_their_vcpu_and_stay_there() {
 #[test]
 fn a_notification_goes_to_the_point_behind_the_port() {
     let mut bench = Bench::new();
-    assert_eq!(with_port(&mut bench, op::SEND, 1), Ok(0));
+    bench.say(b"hello");
+    bench.write_to_store_ring(MsgType::WRITE, b"data/greeting\0hello");
+    let read = |bench: &Bench| bench.guest.host.dom0.read("data/greeting");
     assert_eq!(with_port(&mut bench, op::SEND, 2), Ok(0));
-    let expected = [
-        &Call::Notify(Peer::Store, Port(1)),
-        &Call::Notify(Peer::Console, Port(2)),
-    ];
-    assert_eq!(bench.guest.points.acts(), expected);
+    assert_eq!(bench.guest.host.dom0.said, b"hello");
+    assert_eq!(read(&bench), None);
+    assert_eq!(with_port(&mut bench, op::SEND, 1), Ok(0));
+    assert_eq!(read(&bench).as_deref(), Some("hello"));
     // Nobody is there, which is no mistake; a closed port and a VIRQ are.
     let unbound = alloc(&mut bench, OWN, 0).expect("free");
     assert_eq!(with_port(&mut bench, op::SEND, unbound), Ok(0));

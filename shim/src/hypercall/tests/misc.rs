@@ -1,15 +1,17 @@
 //! The small families, and everything that is not there.
 
-use xen_abi::Errno;
+use xen_abi::grant::{self, CopyOp, QuerySize};
 use xen_abi::hypercall as nr;
 use xen_abi::mmu::{FIRST_XEN_SLOT, ext};
 use xen_abi::physdev::{SetIobitmap, op as physdev};
 use xen_abi::trap::vector;
+use xen_abi::{DomId, Errno};
 
 use super::{HOLE, SELF, UNMAPPED, WILD};
 use crate::cpu::Assist;
+use crate::host::HostEvent;
 use crate::mem::Frames;
-use crate::testing::{Bench, Call, Flushed};
+use crate::testing::{Bench, Flushed};
 
 const HANDLER: u64 = Bench::KERNEL + 0x500;
 
@@ -62,16 +64,29 @@ fn what_is_not_there_answers_enosys() {
 #[test]
 fn grant_calls_go_to_their_point() {
     let mut bench = Bench::new();
-    let answer = bench.call(nr::GRANT_TABLE_OP, &[6, 0x1000, 1]);
+    let answer = bench.call(nr::GRANT_TABLE_OP, &[99, 0x1000, 1]);
     assert_eq!(answer, Err(Errno::ENOSYS), "as the point says");
-    let call = Call::Grant(6, xen_abi::GuestVa(0x1000), 1);
-    assert_eq!(bench.guest.points.acts(), [&call]);
+    let arg = bench.arg(&QuerySize {
+        dom: DomId::SELF.0,
+        ..QuerySize::default()
+    });
+    let answer = bench.call(nr::GRANT_TABLE_OP, &[grant::op::QUERY_SIZE, arg, 1]);
+    assert_eq!(answer, Ok(0));
+    assert_eq!(bench.get::<QuerySize>(arg).nr_frames, 1);
     // What it leaves of a list is asked for again.
     let rip = bench.regs.rip;
-    bench.guest.points.grants_left = Some((xen_abi::GuestVa(0x1010), 4));
-    bench.syscall(nr::GRANT_TABLE_OP, &[5, 0x1000, 5]);
+    let list = bench.page(2);
+    let size = size_of::<CopyOp>() as u64;
+    (0..5).for_each(|nr| bench.put(list + nr * size, &CopyOp::default()));
+    bench.guest.host.events.push_back(HostEvent::Console);
+    bench.syscall(nr::GRANT_TABLE_OP, &[grant::op::COPY, list, 5]);
     let left = [bench.regs.rdi, bench.regs.rsi, bench.regs.rdx];
-    assert_eq!((bench.regs.rip, left), (rip, [5, 0x1010, 4]));
+    assert_eq!(
+        (bench.regs.rip, left),
+        (rip, [grant::op::COPY, list + size, 4])
+    );
+    bench.syscall_again();
+    assert_eq!((bench.regs.rip, bench.regs.rax), (rip + 2, 0));
 }
 
 #[test]

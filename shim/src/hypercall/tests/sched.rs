@@ -6,9 +6,8 @@ use xen_abi::sched::{Poll, ShutdownReason, op};
 use xen_abi::vcpu::runstate;
 
 use super::{HOLE, UNMAPPED};
-use crate::host::HostEvent;
 use crate::points::time::SECOND;
-use crate::testing::{Bench, Call};
+use crate::testing::Bench;
 
 const HANDLER: u64 = Bench::KERNEL + 0x100;
 
@@ -44,22 +43,17 @@ fn block_unmasks_and_waits_for_an_event() {
     let deadline = bench.guest.now() + 3 * SECOND;
     bench.guest.vcpus[0].timer.singleshot = Some(deadline);
     // What the host has to say meanwhile does not end the wait.
-    let console = bench
+    let meanwhile = bench
         .guest
         .host
         .time_at(deadline - SECOND, &bench.guest.time);
-    bench
-        .guest
-        .host
-        .schedule
-        .insert(console, HostEvent::Console);
+    let dom0 = &mut bench.guest.host.dom0;
+    dom0.plan(meanwhile, |dom0| dom0.write("data/note", "hello"));
     let rip = bench.regs.rip;
     assert_eq!(bench.call(SCHED_OP, &[op::BLOCK, 0]), Ok(0));
     assert_eq!(bench.guest.now(), deadline);
-    assert_eq!(
-        bench.guest.points.acts(),
-        [&Call::Event(HostEvent::Console)]
-    );
+    let note = bench.store("/local/domain/1/data/note");
+    assert_eq!(note.as_deref(), Some("hello"));
     // The event is delivered on the way out, with the hypercall's answer in place.
     assert_eq!(bench.regs.rip, HANDLER);
     assert_eq!(bench.upcall(), (1, 1));
@@ -162,10 +156,10 @@ fn shutdown_ends_the_domain_with_its_reason() {
     for reason in [0, 1, 3, 4, 5].map(ShutdownReason) {
         let mut bench = Bench::new();
         let arg = bench.arg(&reason.0);
+        bench.say(b"goodbye");
         let ended = bench.ends(|bench| bench.call(SCHED_OP, &[op::SHUTDOWN, arg]));
         assert_eq!(ended, reason);
-        // What the guest has said last is on its way.
-        assert_eq!(bench.guest.points.calls.last(), Some(&Call::End));
+        assert_eq!(bench.guest.host.dom0.said, b"goodbye", "its last words");
     }
 }
 
@@ -174,7 +168,9 @@ fn a_suspend_of_the_guests_own_is_cancelled_at_once() {
     let mut bench = Bench::new();
     let arg = bench.arg(&ShutdownReason::SUSPEND.0);
     assert_eq!(bench.call(SCHED_OP, &[op::SHUTDOWN, arg]), Ok(1));
-    assert_eq!(bench.guest.points.acts(), [] as [&Call; 0]);
+    let moves = bench.guest.moves;
+    assert_eq!((moves.done, moves.cancelled, moves.refused), (0, 0, 0));
+    assert_eq!(bench.guest.host.dom0.reports, [], "it is no move");
 }
 
 #[test]

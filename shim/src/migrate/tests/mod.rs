@@ -12,13 +12,14 @@ use xen_abi::hypercall::{SCHED_OP, SET_TIMER_OP, XEN_VERSION};
 use xen_abi::shared_info::time_info;
 
 use crate::guest::mm;
-use crate::host::{Arrival, HostEvent, Xen};
+use crate::host::{Arrival, Xen};
 use crate::mem::Frames;
 use crate::options::{Blackout, Fault, Options, Phase, Way};
-use crate::points::Progress;
 use crate::points::time::SECOND;
-use crate::testing::{Bench, Call, Journey, OnStore};
+use crate::testing::{Bench, Journey};
 
+/// What a new host is told: first what the old one was told last.
+const STATES: [&str; 3] = ["running", "connecting", "running"];
 const STOPPED: u8 = time_info::FLAG_GUEST_STOPPED;
 const MINUTE: u64 = 60 * SECOND;
 const AWAY: u64 = 3 * SECOND + 1234;
@@ -41,8 +42,8 @@ fn suspend(bench: &mut Bench, journey: Journey) {
 }
 
 fn ask(bench: &mut Bench) {
-    bench.guest.points.on_store.push_front(OnStore::Suspend);
-    bench.guest.host.events.push_back(HostEvent::Store);
+    let host = &mut bench.guest.host;
+    host.in_dom0(|dom0| dom0.ask_for_suspend());
     bench.trap(crate::cpu::UPCALL_VECTOR, 0);
 }
 
@@ -53,8 +54,12 @@ fn with_fault(phase: Phase, way: Way) -> Bench {
     })
 }
 
+fn told<'a>(bench: &'a Bench, key: &str) -> Vec<&'a str> {
+    bench.guest.host.dom0.told(key)
+}
+
 fn last<'a>(bench: &'a Bench, key: &str) -> &'a str {
-    bench.guest.points.reports(key).last().expect("it was told")
+    told(bench, key).last().expect("it was told")
 }
 
 #[test]
@@ -70,20 +75,10 @@ fn a_guest_that_spins_is_moved_without_being_asked() {
         ..before
     };
     assert_eq!(bench.regs, expected, "not a register is different");
-    assert_eq!(
-        bench.guest.points.acts(),
-        [
-            &Call::Event(HostEvent::Store),
-            &Call::Quiesce(Progress::Done),
-            &Call::Reattach(Arrival::NewDomain),
-            &Call::Resume(true),
-        ]
-    );
     let moves = bench.guest.moves;
     assert_eq!((moves.done, moves.cancelled, moves.refused), (1, 0, 0));
     assert_eq!(last(&bench, "moves"), "1");
-    let states = bench.guest.points.reports("state");
-    assert_eq!(states, ["connecting", "running"]);
+    assert_eq!(told(&bench, "state"), STATES);
     bench.check();
 }
 
@@ -97,14 +92,13 @@ fn a_guest_that_sleeps_is_moved_and_woken_in_time() {
     assert_eq!(bench.call(SET_TIMER_OP, &[deadline]), Ok(0));
     let host = &mut bench.guest.host;
     let at = host.now_ns() + 5 * SECOND;
-    host.schedule.insert(at, HostEvent::Store);
+    host.dom0.plan(at, |dom0| dom0.ask_for_suspend());
     let wall = host.wall() + 5 * SECOND + AWAY;
     host.journeys.push_back(Journey::Moved {
         arrival: Arrival::NewDomain,
         uptime: 9,
         wall,
     });
-    bench.guest.points.on_store.push_back(OnStore::Suspend);
     // No port but the timer's is of interest, so that nothing else wakes it.
     let mask = xen_abi::shared_info::EVTCHN_MASK;
     bench
@@ -155,6 +149,7 @@ fn a_cancelled_suspend_leaves_everything_as_it_was() {
     let deadline = bench.guest.now() + MINUTE;
     assert_eq!(bench.call(SET_TIMER_OP, &[deadline]), Ok(0));
     bench.guest.m.clock.pass(SECOND);
+    let ports = bench.guest.host.ports.clone();
     let (clock, wall, armed) = (
         bench.guest_clock(),
         bench.guest_wall(),
@@ -162,11 +157,13 @@ fn a_cancelled_suspend_leaves_everything_as_it_was() {
     );
     suspend(&mut bench, Journey::Cancelled);
     assert_eq!((bench.guest_clock(), bench.guest_wall()), (clock, wall));
-    assert_eq!(bench.guest.host.armed, armed);
+    assert!(
+        bench.guest.host.armed <= armed,
+        "its timer is not forgotten"
+    );
     assert_eq!(bench.take_events(), [0u32; 0]);
-    let acts = bench.guest.points.acts();
-    assert_eq!(acts.last(), Some(&&Call::Resume(false)));
-    assert!(!acts.iter().any(|act| matches!(act, Call::Reattach(_))));
+    assert_eq!(told(&bench, "state").last(), Some(&"running"));
+    assert_eq!(bench.guest.host.ports, ports, "nothing was built anew");
     let moves = bench.guest.moves;
     assert_eq!((moves.done, moves.cancelled, moves.refused), (0, 1, 0));
     bench.guest.m.clock.pass(MINUTE);
@@ -187,18 +184,22 @@ fn a_resume_in_the_same_domain_reattaches_as_well() {
     };
     suspend(&mut bench, journey);
     assert_eq!(bench.guest_clock(), clock + AWAY);
-    let acts = bench.guest.points.acts();
-    assert!(acts.contains(&&Call::Reattach(Arrival::SameDomain)));
-    assert_eq!(acts.last(), Some(&&Call::Resume(true)));
+    assert_eq!(bench.guest.moves.done, 1);
+    assert_eq!(told(&bench, "state"), STATES);
+    // It can be asked again.
+    bench.guest.host.journeys.push_back(Journey::Cancelled);
+    bench.guest.host.in_dom0(|dom0| dom0.ask_for_suspend());
+    bench.trap(crate::cpu::UPCALL_VECTOR, 0);
+    assert_eq!(bench.guest.moves.cancelled, 1);
 }
 
 #[test]
 fn what_the_guest_can_read_is_the_same_on_every_host() {
     let mut bench = Bench::new();
     bench.bind_virq(virq::TIMER);
-    // All of memory but what counts time and events.
+    // All of its memory but what counts time and events.
     let snapshot = |bench: &Bench| {
-        let frames = (4..Bench::END.0 - 1).map(Mfn);
+        let frames = (Bench::FIRST.0..Bench::END.0 - 1).map(Mfn);
         let pages = frames.map(|frame| {
             let mut page = [0u8; 4096];
             bench.guest.m.read(frame, 0, &mut page);
@@ -220,7 +221,8 @@ fn what_the_guest_can_read_is_the_same_on_every_host() {
 #[test]
 fn a_request_out_of_the_blue_is_served_on_the_next_way_back() {
     let mut bench = Bench::new();
-    bench.guest.points.suspend_due = Some(bench.guest.host.now_ns());
+    let host = &mut bench.guest.host;
+    host.in_dom0(|dom0| dom0.ask_for_suspend());
     bench.guest.host.journeys.push_back(Journey::Cancelled);
     assert_eq!(bench.call(XEN_VERSION, &[7, 0]), Ok(4096));
     assert_eq!(bench.guest.moves.cancelled, 1);

@@ -2,25 +2,35 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use xen_abi::Port;
-use xen_abi::hypercall::XEN_VERSION;
+use xen_abi::blkif::op;
 
-use super::{AWAY, MINUTE, ask, last, suspend, to_new, with_fault};
-use crate::host::{Arrival, HostEvent, HostPort, Xen};
+use super::{AWAY, MINUTE, ask, last, suspend, to_new, told, with_fault};
+use crate::host::{Arrival, Xen};
 use crate::migrate::REMINDER_NS;
 use crate::options::{Fault, Options, Phase, Way};
 use crate::points::suspend::STALE_NS;
 use crate::points::time::SECOND;
-use crate::testing::{Bench, Call, Journey, OnStore};
+use crate::testing::{Bench, DiskDriver, Journey, NetDriver};
+
+/// A guest with a disk whose backend holds so many requests.
+fn with_requests(options: Options, count: u64) -> (Bench, DiskDriver) {
+    let mut bench = Bench::with(options);
+    let nr = bench.plug_disk();
+    let mut driver = DiskDriver::connect(&mut bench);
+    bench.guest.host.dom0.backends[nr].hold(true);
+    (0..count).for_each(|at| driver.ask(&mut bench, op::WRITE, at));
+    driver.push(&mut bench, true);
+    assert_eq!(bench.guest.points.in_flight() as u64, count);
+    (bench, driver)
+}
 
 #[test]
 fn requests_in_flight_are_waited_for() {
-    let mut bench = Bench::new();
-    bench.guest.points.in_flight = 2;
+    let (mut bench, mut driver) = with_requests(Options::default(), 2);
     let now = bench.guest.host.now_ns();
-    for (index, after) in [SECOND, 4 * SECOND].into_iter().enumerate() {
-        let answer = HostEvent::Port(HostPort(Port(7 + index as u32)));
-        bench.guest.host.schedule.insert(now + after, answer);
+    for after in [SECOND, 4 * SECOND] {
+        let dom0 = &mut bench.guest.host.dom0;
+        dom0.plan(now + after, |dom0| dom0.answer(0, 1));
     }
     let wall = bench.guest.host.wall() + 4 * SECOND + AWAY;
     suspend(
@@ -31,7 +41,8 @@ fn requests_in_flight_are_waited_for() {
             wall,
         },
     );
-    assert_eq!(bench.guest.points.in_flight, 0);
+    driver.reap(&mut bench);
+    assert_eq!((driver.waiting(), driver.answers), (0, 2));
     assert_eq!(bench.guest.now(), 4 * SECOND + AWAY);
     assert_eq!(last(&bench, "blackout/drain"), "4000000");
     assert_eq!(
@@ -42,11 +53,11 @@ fn requests_in_flight_are_waited_for() {
 
 #[test]
 fn storage_that_does_not_answer_refuses_the_suspend() {
-    let mut bench = Bench::new();
-    bench.guest.points.in_flight = 3;
+    let (mut bench, mut driver) = with_requests(Options::default(), 3);
     let now = bench.guest.host.now_ns();
-    let late = HostEvent::Port(HostPort(Port(9)));
-    bench.guest.host.schedule.insert(now + SECOND, late);
+    let dom0 = &mut bench.guest.host.dom0;
+    dom0.plan(now + SECOND, |dom0| dom0.answer(0, 1));
+    bench.guest.host.waits = 0;
     let clock = bench.guest_clock();
     ask(&mut bench);
     assert_eq!(bench.guest_clock(), clock + 10 * SECOND, "and no longer");
@@ -56,11 +67,13 @@ fn storage_that_does_not_answer_refuses_the_suspend() {
     assert_eq!(last(&bench, "refusal"), why);
     assert_eq!(last(&bench, "in-flight"), "2");
     assert_eq!(last(&bench, "state"), "running");
-    let acts = bench.guest.points.acts();
-    assert_eq!(acts.last(), Some(&&Call::Resume(false)));
     assert!(bench.guest.host.waits < 10, "it waits, it does not spin");
+    // The disk goes on: what is asked for now is passed on at once.
+    driver.ask(&mut bench, op::READ, 40);
+    driver.push(&mut bench, true);
+    assert_eq!(bench.guest.host.dom0.backends[0].in_flight(), 3);
     // The host may ask again, and this time it works.
-    bench.guest.points.in_flight = 0;
+    bench.guest.host.in_dom0(|dom0| dom0.answer(0, 3));
     let journey = to_new(&bench, 1, AWAY);
     suspend(&mut bench, journey);
     assert_eq!(bench.guest.moves.done, 1);
@@ -72,12 +85,12 @@ fn a_request_that_nobody_waits_for_any_more_is_refused() {
     let mut bench = Bench::new();
     for (age, is_stale) in [(STALE_NS, false), (STALE_NS + SECOND, true)] {
         let before = bench.guest.moves;
-        bench.guest.points.suspend_due = Some(bench.guest.host.now_ns());
+        let acknowledged = bench.guest.host.now_ns();
         bench.guest.host.clock.pass(age);
         if !is_stale {
             bench.guest.host.journeys.push_back(Journey::Cancelled);
         }
-        assert_eq!(bench.call(XEN_VERSION, &[7, 0]), Ok(4096));
+        bench.guest.suspend(0, acknowledged);
         let since = bench.guest.moves;
         let [refused, cancelled] = [is_stale, !is_stale].map(u64::from);
         assert_eq!(since.refused - before.refused, refused);
@@ -115,11 +128,11 @@ fn each_of_several_faults_strikes_a_move_of_its_own() {
 
 #[test]
 fn the_limit_of_a_drain_is_the_option_s() {
-    let mut bench = Bench::with(Options {
+    let options = Options {
         drain_ns: 0,
         ..Options::default()
-    });
-    bench.guest.points.in_flight = 1;
+    };
+    let (mut bench, _) = with_requests(options, 1);
     let clock = bench.guest_clock();
     ask(&mut bench);
     assert_eq!(bench.guest_clock(), clock);
@@ -128,19 +141,22 @@ fn the_limit_of_a_drain_is_the_option_s() {
 
 #[test]
 fn a_device_that_does_not_come_keeps_the_guest_parked_and_is_named() {
-    let mut bench = Bench::new();
-    bench.guest.points.missing = Some("vbd 51712: no backend".to_owned());
+    let (mut bench, _) = with_requests(Options::default(), 0);
     let host = &mut bench.guest.host;
     let uptime = 100 * SECOND;
-    host.schedule.insert(uptime + MINUTE, HostEvent::Store);
+    host.dom0.backends[0].miss(true);
+    host.dom0.plan(uptime + MINUTE, |dom0| {
+        dom0.backends[0].miss(false);
+        dom0.announce(0);
+        dom0.serve();
+    });
     let journey = to_new(&bench, uptime, AWAY);
-    bench.guest.points.on_store.push_back(OnStore::Attached);
     let waits = bench.guest.host.waits;
     suspend(&mut bench, journey);
     assert_eq!(bench.guest.host.now_ns(), uptime + MINUTE);
     assert_eq!(bench.guest.now(), AWAY + MINUTE, "that is time as well");
-    let told = bench.guest.points.reports("waits-for");
-    assert_eq!(told.first(), Some(&"vbd 51712: no backend"));
+    let told = told(&bench, "waits-for");
+    assert!(told[0].starts_with("vbd/51712: "), "{told:?}");
     assert_eq!(told.last(), Some(&""), "nothing is waited for any more");
     // Told again every few seconds, and not more often; asleep in between.
     let reminders = MINUTE / REMINDER_NS;
@@ -160,31 +176,37 @@ fn a_device_that_does_not_come_keeps_the_guest_parked_and_is_named() {
 
 #[test]
 fn a_backend_that_is_still_connecting_is_waited_for() {
-    let mut bench = Bench::new();
-    bench.guest.points.missing = Some(String::new());
+    let (mut bench, _) = with_requests(Options::default(), 0);
     let at = 9 * SECOND + 500;
-    bench.guest.host.schedule.insert(at, HostEvent::Store);
-    bench.guest.points.on_store.push_back(OnStore::Attached);
+    let dom0 = &mut bench.guest.host.dom0;
+    dom0.backends[0].be_slow(true);
+    dom0.plan(at, |dom0| dom0.ready(0));
     let journey = to_new(&bench, 9 * SECOND, AWAY);
     suspend(&mut bench, journey);
-    let told = bench.guest.points.reports("waits-for");
-    assert_eq!(told, ["backends that are connecting", ""]);
+    let told = told(&bench, "waits-for");
+    assert_eq!(told, ["vbd/51712: the backend is not ready yet", ""]);
     assert_eq!(bench.guest.host.now_ns(), at);
 }
 
+/// A packet that its backend never answers is given up after a while, of which no event tells.
 #[test]
 fn points_with_deadlines_are_served_while_the_guest_is_parked() {
     let mut bench = Bench::new();
-    bench.guest.points.in_flight = 1;
-    let now = bench.guest.host.now_ns();
-    bench.guest.points.deadline = Some(now + SECOND);
-    let answer = HostEvent::Port(HostPort(Port(9)));
-    bench.guest.host.schedule.insert(now + 2 * SECOND, answer);
-    suspend(&mut bench, Journey::Cancelled);
-    let ticks = bench.guest.points.calls.iter();
-    let answered = ticks.clone().position(|call| *call == Call::Event(answer));
-    let ticked = ticks.clone().position(|call| *call == Call::Tick);
-    assert!(ticked < answered, "the tick came before the answer");
+    let nr = bench.plug_net();
+    let mut driver = NetDriver::connect(&mut bench);
+    bench.guest.host.dom0.backends[nr].hold(true);
+    driver.send(&mut bench);
+    driver.push(&mut bench, true);
+    assert_eq!(bench.guest.points.in_flight(), 1);
+    let clock = bench.guest_clock();
+    let journey = to_new(&bench, SECOND, 0);
+    suspend(&mut bench, journey);
+    assert_eq!(bench.guest.moves.done, 1);
+    let waited: u64 = last(&bench, "blackout/drain").parse().expect("a number");
+    assert!((1..10_000_000).contains(&waited), "{waited} us");
+    assert!(bench.guest_clock() > clock);
+    driver.reap(&mut bench);
+    assert_eq!((driver.waiting(), driver.answers), (0, 1));
 }
 
 #[test]
@@ -216,7 +238,7 @@ fn faults_before_the_suspend_refuse_it_and_strike_once() {
         let journey = to_new(&bench, 1, AWAY);
         suspend(&mut bench, journey);
         assert_eq!(bench.guest.moves.done, 1);
-        assert_eq!(bench.guest.points.reports("refusal").len(), 1);
+        assert_eq!(bench.guest.moves.refused, 1, "once");
     }
 }
 
@@ -255,6 +277,5 @@ fn a_connection_that_fails_parks_the_guest_for_good() {
     assert_eq!(bench.regs.rip, rip);
     assert_eq!(bench.guest.moves.done, 0);
     assert_eq!(last(&bench, "waits-for"), "a fault was asked for");
-    let acts = bench.guest.points.acts();
-    assert!(!acts.iter().any(|act| matches!(act, Call::Resume(_))));
+    assert_eq!(last(&bench, "state"), "connecting", "it never resumed");
 }

@@ -6,7 +6,7 @@ use alloc::format;
 use xen_abi::xenbus::XenbusState;
 
 use super::table::{BackendAct, on_backend};
-use super::{Carrier, Cut, Features, Protocol, Stage};
+use super::{Carrier, ConnectionStage, Cut, Features, Protocol};
 use crate::host::store::is_full;
 use crate::points::xenbus::{LinkEvent, Nodes, why_failed};
 use crate::points::{Cx, Device};
@@ -30,9 +30,11 @@ impl<P: Protocol> Carrier<P> {
             LinkEvent::Nodes { what, nodes } => self.backend_nodes(cx, what, nodes),
             LinkEvent::Failed { path, error } => match &self.shell.host.stage {
                 // The directory goes before we do when the device is removed by force.
-                Stage::Closed | Stage::Broken(_) | Stage::Absent(_) => {}
+                ConnectionStage::Closed
+                | ConnectionStage::Broken(_)
+                | ConnectionStage::Absent(_) => {}
                 // Something makes way, and it begins again.
-                stage if is_full(error) && *stage != Stage::Connected => {
+                stage if is_full(error) && *stage != ConnectionStage::Connected => {
                     self.wait_for_another(cx, &why_failed(&path, error));
                 }
                 _ => self.break_host(cx, &why_failed(&path, error)),
@@ -46,18 +48,18 @@ impl<P: Protocol> Carrier<P> {
         match on_backend(&host.stage, state, may_wait) {
             BackendAct::Nothing => {}
             BackendAct::Negotiate => {
-                host.stage = Stage::Negotiating;
+                host.stage = ConnectionStage::Negotiating;
                 host.link.collect(cx.host_store, what::TERMS, P::TERMS);
             }
             BackendAct::Tell(state) => host.link.set_state(cx.host_store, state),
             BackendAct::Restart => {
                 let link = &host.link;
                 link.set_state(cx.host_store, XenbusState::INITIALISING);
-                host.stage = Stage::Waiting;
+                host.stage = ConnectionStage::Waiting;
             }
             BackendAct::Taken if P::DETAILS.is_empty() => self.connected(cx),
             BackendAct::Taken => {
-                host.stage = Stage::Describing;
+                host.stage = ConnectionStage::Describing;
                 host.link.collect(cx.host_store, what::DETAILS, P::DETAILS);
             }
             // Nothing about some devices ever changes.
@@ -76,36 +78,36 @@ impl<P: Protocol> Carrier<P> {
 
     fn backend_nodes(&mut self, cx: &mut Cx<'_>, what: u8, nodes: Nodes) {
         match (what, &self.shell.host.stage) {
-            (what::TERMS, Stage::Negotiating) if P::DETAILS.is_empty() => {
+            (what::TERMS, ConnectionStage::Negotiating) if P::DETAILS.is_empty() => {
                 let Some(is_first) = self.accept(cx, &nodes) else {
                     return;
                 };
-                self.shell.host.stage = Stage::Offered;
+                self.shell.host.stage = ConnectionStage::Offered;
                 self.shell.host.terms = nodes;
                 if is_first {
                     self.show(cx);
                 }
                 self.offer_rings(cx);
             }
-            (what::TERMS, Stage::Negotiating) => {
-                self.shell.host.stage = Stage::Offered;
+            (what::TERMS, ConnectionStage::Negotiating) => {
+                self.shell.host.stage = ConnectionStage::Offered;
                 self.shell.host.terms = nodes;
                 self.offer_rings(cx);
             }
-            (what::DETAILS, Stage::Describing) => {
+            (what::DETAILS, ConnectionStage::Describing) => {
                 let Some(is_first) = self.accept(cx, &nodes) else {
                     return;
                 };
                 let host = &mut self.shell.host;
                 host.link.set_state(cx.host_store, XenbusState::CONNECTED);
-                host.stage = Stage::Connected;
+                host.stage = ConnectionStage::Connected;
                 match is_first {
                     true => self.show(cx),
                     false => self.follow(cx, &nodes),
                 }
                 self.connected(cx);
             }
-            (what::CHANGES, Stage::Connected) => self.follow(cx, &nodes),
+            (what::CHANGES, ConnectionStage::Connected) => self.follow(cx, &nodes),
             _ => {}
         }
     }
@@ -127,7 +129,7 @@ impl<P: Protocol> Carrier<P> {
         let shown = shell.shown.as_ref().or(first.as_ref())?;
         if let Some(why) = shown.refuses(&offer) {
             shell.error(format_args!("the backend is refused: {why}"));
-            shell.host.stage = Stage::Refused(why);
+            shell.host.stage = ConnectionStage::Refused(why);
             return None;
         }
         let is_first = first.is_some();
@@ -141,12 +143,12 @@ impl<P: Protocol> Carrier<P> {
     pub(super) fn offer_rings(&mut self, cx: &mut Cx<'_>) {
         let shell = &mut self.shell;
         let driver = shell.guest.driver.as_ref();
-        if shell.host.stage != Stage::Offered || P::FOLLOWS_DRIVER && driver.is_none() {
+        if shell.host.stage != ConnectionStage::Offered || P::FOLLOWS_DRIVER && driver.is_none() {
             return;
         }
         match shell.host.offer_rings(cx, &self.protocol, driver) {
             Ok(()) => {
-                shell.host.stage = Stage::Given;
+                shell.host.stage = ConnectionStage::Given;
                 // What the host is to have from the first moment on.
                 self.pump(cx);
             }
@@ -155,7 +157,7 @@ impl<P: Protocol> Carrier<P> {
     }
 
     fn connected(&mut self, cx: &mut Cx<'_>) {
-        self.shell.host.stage = Stage::Connected;
+        self.shell.host.stage = ConnectionStage::Connected;
         self.show_connected(cx);
         self.pump(cx);
     }
@@ -163,7 +165,10 @@ impl<P: Protocol> Carrier<P> {
     /// The backend lies or is gone: nothing is asked of it any more, and whatever was, fails as soon as it can
     /// no longer touch the guest's pages.
     pub(super) fn break_host(&mut self, cx: &mut Cx<'_>, why: &str) {
-        if matches!(self.shell.host.stage, Stage::Broken(_) | Stage::Closed) {
+        if matches!(
+            self.shell.host.stage,
+            ConnectionStage::Broken(_) | ConnectionStage::Closed
+        ) {
             return;
         }
         if self.may_wait() {
@@ -171,7 +176,7 @@ impl<P: Protocol> Carrier<P> {
         }
         let shell = &mut self.shell;
         shell.error(format_args!("{why}"));
-        shell.host.stage = Stage::Broken(why.to_owned());
+        shell.host.stage = ConnectionStage::Broken(why.to_owned());
         shell.host.drop_rings(cx);
         let link = &shell.host.link;
         link.set_state(cx.host_store, XenbusState::CLOSING);
@@ -183,7 +188,7 @@ impl<P: Protocol> Carrier<P> {
     /// Whether the guest has come to another host and not run there yet, so that it need not learn what its new
     /// backend does before it works.
     fn may_wait(&self) -> bool {
-        self.shell.was_reattached && self.shell.host.stage != Stage::Connected
+        self.shell.was_reattached && self.shell.host.stage != ConnectionStage::Connected
     }
 
     /// There is no backend that works where the guest came to: gives up what was offered to it, and begins anew
@@ -192,7 +197,7 @@ impl<P: Protocol> Carrier<P> {
         let shell = &mut self.shell;
         shell.error(format_args!("{why}; waiting for another backend"));
         let had_rings = shell.host.rings.is_some();
-        shell.host.stage = Stage::Absent(why.to_owned());
+        shell.host.stage = ConnectionStage::Absent(why.to_owned());
         shell.host.drop_rings(cx);
         self.protocol.cut(shell, cx, Cut::Absent);
         if had_rings {

@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use xen_abi::Mfn;
 use xen_abi::xenbus::XenbusState;
 
-use super::{Held, Loose, Protocol, Stage};
+use super::{ConnectionStage, EndingGrants, Held, Protocol};
 use crate::host::{Access, HostPort, HostRef};
 use crate::points::xenbus::{HostLink, Nodes};
 use crate::points::{Cx, DeviceId};
@@ -19,7 +19,7 @@ use crate::points::{Cx, DeviceId};
 pub struct HostHalf<R, O> {
     /// The device's directories in the real store.
     pub link: HostLink,
-    pub(super) stage: Stage,
+    pub(super) stage: ConnectionStage,
     /// The rings that the backend was given.
     pub rings: Option<R>,
     /// The frames of these rings.
@@ -31,31 +31,34 @@ pub struct HostHalf<R, O> {
     /// What it offers, once that is known and for as long as it stands.
     pub offer: Option<O>,
     /// What it may still have in use.
-    pub loose: Loose,
+    pub ending: EndingGrants,
 }
 
 impl<R, O> HostHalf<R, O> {
     pub(super) fn new(device: DeviceId) -> Self {
         Self {
             link: HostLink::new(device),
-            stage: Stage::Waiting,
+            stage: ConnectionStage::Waiting,
             rings: None,
             frames: Vec::new(),
             ports: Vec::new(),
             terms: Nodes::default(),
             offer: None,
-            loose: Loose::default(),
+            ending: EndingGrants::default(),
         }
     }
 
     /// How far the connection has come.
-    pub const fn stage(&self) -> &Stage {
+    pub const fn stage(&self) -> &ConnectionStage {
         &self.stage
     }
 
     /// Whether requests can be passed on, or have to fail.
     pub(super) const fn takes_requests(&self) -> bool {
-        matches!(self.stage, Stage::Connected | Stage::Broken(_))
+        matches!(
+            self.stage,
+            ConnectionStage::Connected | ConnectionStage::Broken(_)
+        )
     }
 
     /// The ports that the backend was given.
@@ -65,40 +68,40 @@ impl<R, O> HostHalf<R, O> {
 
     /// Begins to connect.
     pub(super) fn start(&mut self, cx: &mut Cx<'_>, frontend: &str, keys: &'static [&'static str]) {
-        self.stage = Stage::Waiting;
+        self.stage = ConnectionStage::Waiting;
         self.link.start(cx.host_store, frontend, keys);
     }
 
     /// The host is another one: everything that tied us to the old one is void, and all frames are ours and
     /// the guest's.
     pub(super) fn forget(&mut self, cx: &mut Cx<'_>) {
-        self.stage = Stage::Closed;
+        self.stage = ConnectionStage::Closed;
         self.rings = None;
         self.offer = None;
         self.ports.clear();
         self.frames
             .drain(..)
             .for_each(|(_, frame)| cx.pool.give_back(frame));
-        self.loose.forget(cx);
+        self.ending.forget(cx);
     }
 
     /// Ends the connection from our side, once.
     pub(super) fn close(&mut self, cx: &mut Cx<'_>) {
-        if self.stage != Stage::Closed {
-            self.stage = Stage::Closed;
+        if self.stage != ConnectionStage::Closed {
+            self.stage = ConnectionStage::Closed;
             self.drop_rings(cx);
             self.link.set_state(cx.host_store, XenbusState::CLOSED);
         }
-        self.loose.end(cx);
+        self.ending.end(cx);
     }
 
     /// Ends the connection, if there is one, and leads the backend to where it can take another.
     pub(super) fn reopen(&mut self, cx: &mut Cx<'_>) {
         if matches!(
             self.stage,
-            Stage::Given | Stage::Describing | Stage::Connected
+            ConnectionStage::Given | ConnectionStage::Describing | ConnectionStage::Connected
         ) {
-            self.stage = Stage::Reopening;
+            self.stage = ConnectionStage::Reopening;
             self.drop_rings(cx);
             self.link.set_state(cx.host_store, XenbusState::CLOSING);
         }
@@ -110,7 +113,7 @@ impl<R, O> HostHalf<R, O> {
         self.offer = None;
         self.ports.drain(..).for_each(|port| cx.xen.close(port));
         for (grant, frame) in self.frames.drain(..) {
-            self.loose.add(cx, grant, Held::Own(frame));
+            self.ending.add(cx, grant, Held::Own(frame));
         }
     }
 
@@ -128,7 +131,7 @@ impl<R, O> HostHalf<R, O> {
             cx,
             link: &self.link,
             terms: &self.terms,
-            loose: &mut self.loose,
+            ending: &mut self.ending,
             frames: Vec::new(),
             ports: Vec::new(),
         };
@@ -156,7 +159,7 @@ pub struct Offering<'a, 'c> {
     /// What the backend said of itself.
     pub terms: &'a Nodes,
     link: &'a HostLink,
-    loose: &'a mut Loose,
+    ending: &'a mut EndingGrants,
     frames: Vec<(HostRef, Mfn)>,
     ports: Vec<HostPort>,
 }
@@ -198,7 +201,7 @@ impl Offering<'_, '_> {
         let order = (self.frames.len() - first).checked_ilog2().ok_or(why)?;
         // The backend was never told of those that are too many.
         for (grant, frame) in self.frames.drain(first + (1 << order)..) {
-            self.loose.add(self.cx, grant, Held::Own(frame));
+            self.ending.add(self.cx, grant, Held::Own(frame));
         }
         Ok(self.frames[first..].to_vec())
     }

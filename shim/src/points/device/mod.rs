@@ -15,13 +15,13 @@
 //! | `frontend` | goes along with the guest's driver: it connects, disconnects and comes back |
 //! | `host` | what is shared with the host's backend |
 //! | `guest` | what the guest's driver shares with us |
-//! | `loose` | remembers what a backend may still have in use |
+//! | `ending_grants` | remembers what a backend may still have in use |
 
 mod backend;
+mod ending_grants;
 mod frontend;
 mod guest;
 mod host;
-mod loose;
 #[cfg(any(test, feature = "testing"))]
 pub mod model;
 mod protocol;
@@ -36,9 +36,9 @@ use core::fmt;
 use xen_abi::xenbus::XenbusState;
 use xen_abi::{DomId, Port};
 
+pub use self::ending_grants::{EndingGrants, Held};
 pub use self::guest::{GuestHalf, Joining};
 pub use self::host::{HostHalf, Offering};
-pub use self::loose::{Held, Loose};
 pub use self::protocol::{Cut, Features, Protocol};
 use super::xenbus::LogLimit;
 use super::{Cx, Device, DeviceId, Progress};
@@ -49,7 +49,7 @@ const LOG_LINES: u32 = 20;
 
 /// How far the connection to the host's backend has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Stage {
+pub enum ConnectionStage {
     /// The backend is being looked for, or is not ready.
     Waiting,
     /// It is being asked what it offers.
@@ -180,7 +180,7 @@ impl<P: Protocol> Carrier<P> {
             return;
         }
         shell.host.close(cx);
-        if shell.host.loose.is_empty() {
+        if shell.host.ending.is_empty() {
             self.protocol.cut(shell, cx, Cut::Over);
             shell.guest.link.remove(cx.store);
             shell.host.link.stop(cx.host_store);
@@ -246,7 +246,7 @@ impl<P: Protocol> Device for Carrier<P> {
     }
 
     fn listed(&mut self, cx: &mut Cx<'_>, host_frontend: &str) {
-        if matches!(self.shell.host.stage(), Stage::Absent(_)) {
+        if matches!(self.shell.host.stage(), ConnectionStage::Absent(_)) {
             self.start(cx, host_frontend);
         }
     }
@@ -257,14 +257,18 @@ impl<P: Protocol> Device for Carrier<P> {
 
     fn attached(&self) -> Result<Progress, String> {
         match self.shell.host.stage() {
-            Stage::Refused(why) | Stage::Broken(why) | Stage::Absent(why) => Err(why.clone()),
+            ConnectionStage::Refused(why)
+            | ConnectionStage::Broken(why)
+            | ConnectionStage::Absent(why) => Err(why.clone()),
             // An offer that stands is one that only a driver of the guest is missing to.
-            Stage::Connected | Stage::Offered | Stage::Closed => Ok(Progress::Done),
-            Stage::Waiting
-            | Stage::Negotiating
-            | Stage::Given
-            | Stage::Describing
-            | Stage::Reopening => Ok(Progress::Waiting),
+            ConnectionStage::Connected | ConnectionStage::Offered | ConnectionStage::Closed => {
+                Ok(Progress::Done)
+            }
+            ConnectionStage::Waiting
+            | ConnectionStage::Negotiating
+            | ConnectionStage::Given
+            | ConnectionStage::Describing
+            | ConnectionStage::Reopening => Ok(Progress::Waiting),
         }
     }
 
@@ -281,14 +285,14 @@ impl<P: Protocol> Device for Carrier<P> {
     fn wants_retry(&self) -> bool {
         let ends_by_time = P::DRAIN_NS.is_some() && self.shell.is_quiescing();
         self.shell.wants_retry
-            || !self.shell.host.loose.is_empty()
+            || !self.shell.host.ending.is_empty()
             || ends_by_time && self.in_flight() > 0
             || self.protocol.wants_retry(&self.shell)
     }
 
     fn retry(&mut self, cx: &mut Cx<'_>) {
         self.shell.wants_retry = false;
-        self.shell.host.loose.end(cx);
+        self.shell.host.ending.end(cx);
         self.protocol.settle(&mut self.shell, cx);
         self.take_answers(cx);
         self.pump(cx);

@@ -2,8 +2,8 @@
 //! one for the guest's driver.
 //!
 //! Both hold for every class of devices.  What differs between classes is at which state a driver is ready
-//! to be connected, and whether the host's half waits for a driver (so that [`Stage::Offered`] and
-//! [`Stage::Reopening`] are met) or for a description ([`Stage::Describing`]).
+//! to be connected, and whether the host's half waits for a driver (so that [`ConnectionStage::Offered`] and
+//! [`ConnectionStage::Reopening`] are met) or for a description ([`ConnectionStage::Describing`]).
 //!
 //! Where disks and interfaces once differed, it was decided so:
 //!
@@ -21,7 +21,7 @@
 
 use xen_abi::xenbus::XenbusState;
 
-use super::Stage;
+use super::ConnectionStage;
 
 /// What follows from a state of the host's backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +48,7 @@ pub enum BackendAct {
 
 /// Returns what follows from the backend's state.  `may_wait` is said of a guest that has come to another
 /// host and not run there yet.
-pub fn on_backend(stage: &Stage, state: XenbusState, may_wait: bool) -> BackendAct {
+pub fn on_backend(stage: &ConnectionStage, state: XenbusState, may_wait: bool) -> BackendAct {
     let goes = || match state {
         XenbusState::CLOSING | XenbusState::CLOSED | XenbusState::UNKNOWN if may_wait => {
             BackendAct::WaitForAnother
@@ -58,30 +58,36 @@ pub fn on_backend(stage: &Stage, state: XenbusState, may_wait: bool) -> BackendA
         _ => BackendAct::Nothing,
     };
     match (stage, state) {
-        (Stage::Closed, _) => BackendAct::Nothing,
-        (Stage::Waiting | Stage::Absent(_), XenbusState::INIT_WAIT | XenbusState::INITIALISED) => {
-            BackendAct::Negotiate
-        }
+        (ConnectionStage::Closed, _) => BackendAct::Nothing,
+        (
+            ConnectionStage::Waiting | ConnectionStage::Absent(_),
+            XenbusState::INIT_WAIT | XenbusState::INITIALISED,
+        ) => BackendAct::Negotiate,
         // Connected, but not with us: left over from a domain that was resumed where it was.
         // It is led once around to where it began.
-        (Stage::Waiting, XenbusState::CONNECTED) => BackendAct::Tell(XenbusState::CLOSING),
-        (Stage::Waiting | Stage::Reopening | Stage::Broken(_), XenbusState::CLOSING) => {
-            BackendAct::Tell(XenbusState::CLOSED)
+        (ConnectionStage::Waiting, XenbusState::CONNECTED) => {
+            BackendAct::Tell(XenbusState::CLOSING)
         }
-        (Stage::Waiting | Stage::Reopening, XenbusState::CLOSED) => BackendAct::Restart,
-        (Stage::Broken(_), XenbusState::CLOSED) => BackendAct::Nothing,
-        (Stage::Waiting | Stage::Absent(_), _) => BackendAct::Nothing,
-        (Stage::Given, XenbusState::CONNECTED) => BackendAct::Taken,
-        (Stage::Connected, XenbusState::CONNECTED) => BackendAct::LookAgain,
         (
-            Stage::Negotiating
-            | Stage::Offered
-            | Stage::Given
-            | Stage::Describing
-            | Stage::Connected
-            | Stage::Reopening
-            | Stage::Refused(_)
-            | Stage::Broken(_),
+            ConnectionStage::Waiting | ConnectionStage::Reopening | ConnectionStage::Broken(_),
+            XenbusState::CLOSING,
+        ) => BackendAct::Tell(XenbusState::CLOSED),
+        (ConnectionStage::Waiting | ConnectionStage::Reopening, XenbusState::CLOSED) => {
+            BackendAct::Restart
+        }
+        (ConnectionStage::Broken(_), XenbusState::CLOSED) => BackendAct::Nothing,
+        (ConnectionStage::Waiting | ConnectionStage::Absent(_), _) => BackendAct::Nothing,
+        (ConnectionStage::Given, XenbusState::CONNECTED) => BackendAct::Taken,
+        (ConnectionStage::Connected, XenbusState::CONNECTED) => BackendAct::LookAgain,
+        (
+            ConnectionStage::Negotiating
+            | ConnectionStage::Offered
+            | ConnectionStage::Given
+            | ConnectionStage::Describing
+            | ConnectionStage::Connected
+            | ConnectionStage::Reopening
+            | ConnectionStage::Refused(_)
+            | ConnectionStage::Broken(_),
             _,
         ) => goes(),
     }
@@ -141,9 +147,9 @@ impl Frontend {
 mod tests {
     use xen_abi::xenbus::XenbusState;
 
-    use super::{BackendAct, Frontend, FrontendAct, Stage, on_backend};
+    use super::{BackendAct, ConnectionStage, Frontend, FrontendAct, on_backend};
 
-    fn backend_row(stage: &Stage, may_wait: bool) -> String {
+    fn backend_row(stage: &ConnectionStage, may_wait: bool) -> String {
         let cells = (0..=8).map(|state| {
             let act = match on_backend(stage, XenbusState(state), may_wait) {
                 BackendAct::Nothing => ".",
@@ -168,17 +174,17 @@ mod tests {
     fn backend_table(may_wait: bool) -> Vec<String> {
         let why = String::new;
         let stages = [
-            Stage::Waiting,
-            Stage::Negotiating,
-            Stage::Offered,
-            Stage::Given,
-            Stage::Describing,
-            Stage::Connected,
-            Stage::Reopening,
-            Stage::Absent(why()),
-            Stage::Refused(why()),
-            Stage::Broken(why()),
-            Stage::Closed,
+            ConnectionStage::Waiting,
+            ConnectionStage::Negotiating,
+            ConnectionStage::Offered,
+            ConnectionStage::Given,
+            ConnectionStage::Describing,
+            ConnectionStage::Connected,
+            ConnectionStage::Reopening,
+            ConnectionStage::Absent(why()),
+            ConnectionStage::Refused(why()),
+            ConnectionStage::Broken(why()),
+            ConnectionStage::Closed,
         ];
         stages.map(|stage| backend_row(&stage, may_wait)).to_vec()
     }

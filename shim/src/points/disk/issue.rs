@@ -16,7 +16,7 @@ use super::shadow::{Entry, Part, Plan, Step};
 use super::{Disk, Shell};
 use crate::host::{Access, HostRef};
 use crate::points::Cx;
-use crate::points::device::{Held, Stage};
+use crate::points::device::{ConnectionStage, Held};
 
 /// Lists of references that are kept for later, of up to 1 KiB each.
 const MAX_SPARE_LISTS: usize = 64;
@@ -65,7 +65,7 @@ impl Disk {
     /// Asks the host for as much of the backlog as it can take; `true` when nothing is left.
     pub(super) fn issue_backlog(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>) -> bool {
         // A suspend waits for what is in flight, not for what could be.
-        if *shell.host.stage() != Stage::Connected || shell.is_quiescing() {
+        if *shell.host.stage() != ConnectionStage::Connected || shell.is_quiescing() {
             return self.shadow.backlog.is_empty();
         }
         while let Some(&number) = self.shadow.backlog.front() {
@@ -249,7 +249,7 @@ impl Disk {
         let first = granted.count.min(granted.grants.len());
         let last = granted.grants.len() - usize::from(granted.page.is_some());
         for grant in granted.grants.drain(first..last) {
-            shell.host.loose.add(cx, grant, Held::Nothing);
+            shell.host.ending.add(cx, grant, Held::Nothing);
         }
         if wanted > 0 && granted.count == 0 {
             self.keep_grants(granted.grants);

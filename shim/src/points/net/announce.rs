@@ -8,7 +8,7 @@ use xen_abi::{Mfn, PAGE_SIZE};
 
 use super::{Net, Shell};
 use crate::points::Cx;
-use crate::points::device::Stage;
+use crate::points::device::ConnectionStage;
 
 /// Pauses after each announcement but the last, in nanoseconds.
 const PAUSES: [u64; 4] = [50_000_000, 150_000_000, 300_000_000, 500_000_000];
@@ -49,7 +49,9 @@ impl Announcer {
 impl Net {
     /// Whether an announcement is to be made soon.
     pub(super) fn has_to_announce(&self, shell: &Shell<Self>) -> bool {
-        self.announcer.left > 0 && *shell.host.stage() == Stage::Connected && !shell.is_quiescing()
+        self.announcer.left > 0
+            && *shell.host.stage() == ConnectionStage::Connected
+            && !shell.is_quiescing()
     }
 
     /// Makes an announcement if it is time.

@@ -230,9 +230,9 @@ impl Net {
             match (buffer.grant, buffer.frame) {
                 (Some(grant), Some(frame)) => {
                     let held = Held::Guest { frame, write: true };
-                    shell.host.loose.add(cx, grant, held);
+                    shell.host.ending.add(cx, grant, held);
                 }
-                (Some(grant), None) => shell.host.loose.add(cx, grant, Held::Nothing),
+                (Some(grant), None) => shell.host.ending.add(cx, grant, Held::Nothing),
                 (None, Some(frame)) => cx.grants.release(frame, true),
                 (None, None) => {}
             }

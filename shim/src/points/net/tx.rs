@@ -142,7 +142,7 @@ impl Net {
                     frame,
                     write: false,
                 };
-                shell.host.loose.add(cx, grant, held);
+                shell.host.ending.add(cx, grant, held);
             }
             return failed;
         }
@@ -305,7 +305,7 @@ impl Net {
                 },
                 Owner::Shim => Held::Nothing,
             };
-            shell.host.loose.add(cx, sent.grant, held);
+            shell.host.ending.add(cx, sent.grant, held);
         }
     }
 

@@ -6,12 +6,15 @@ use xen_abi::mmu::{Level, MmuExtOp, Pte, ext};
 use xen_abi::sched::ShutdownReason;
 use xen_abi::shared_info::{EVTCHN_PENDING, vcpu_info};
 use xen_abi::trap::{FLAT_RING3_CS64, FLAT_RING3_DS, IretContext, TrapInfo, rflags};
+use xen_abi::xs_wire::{Header, MsgType, ring};
 use xen_abi::{DomId, Errno, GuestVa, Port, evtchn, hypercall as nr};
 use zerocopy::{Immutable, IntoBytes, KnownLayout};
 
 use super::{Bench, PAGE};
 use crate::cpu::Regs;
 use crate::mem::{Frames, GuestMemory};
+use crate::points::evtchn::Peer;
+use crate::points::{Outside, Points};
 use crate::testing::host::Ended;
 
 impl Bench {
@@ -210,6 +213,36 @@ impl Bench {
             ports.extend(bits.map(|bit| word as u32 * 64 + bit));
         }
         ports
+    }
+
+    /// Sends a request to the guest's store.
+    pub fn ask_store(&mut self, kind: MsgType, payload: &[u8]) {
+        self.write_to_store_ring(kind, payload);
+        let store = |points: &mut Points, outside: &mut Outside<'_, _, _>| {
+            points.guest_notify(outside, Peer::Store, Port(1));
+        };
+        self.guest.outside(store);
+    }
+
+    /// Writes a request for the guest's store, of which nobody is told, and takes the answers that there are.
+    pub fn write_to_store_ring(&mut self, kind: MsgType, payload: &[u8]) {
+        let header = Header {
+            kind: kind.0,
+            req_id: 1,
+            tx_id: 0,
+            len: payload.len() as u32,
+        };
+        let message = [header.as_bytes(), payload].concat();
+        let m = &self.guest.m;
+        let at = m.load32(Self::STORE, ring::REQ_PROD);
+        for (offset, byte) in message.iter().enumerate() {
+            let index = (at as usize + offset) % ring::SIZE as usize;
+            m.store8(Self::STORE, ring::REQ + index, *byte);
+        }
+        m.store32(Self::STORE, ring::REQ_PROD, at + message.len() as u32);
+        // The answers are of no interest.
+        let answered = m.load32(Self::STORE, ring::RSP_PROD);
+        m.store32(Self::STORE, ring::RSP_CONS, answered);
     }
 
     /// Makes a port of the guest's own and returns it.

@@ -2,7 +2,7 @@
 
 use xen_abi::mmu::Pte;
 use xen_abi::shared_info::{WC_NSEC, WC_SEC, WC_SEC_HI, time_info, vcpu_info};
-use xen_abi::{GuestVa, Mfn};
+use xen_abi::{GuestVa, Mfn, console};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::Bench;
@@ -69,6 +69,24 @@ impl Bench {
         let read = self.guest.m.read_guest(GuestVa(va), value.as_mut_bytes());
         read.expect("mapped");
         value
+    }
+
+    /// Returns what has come in at the guest's console so far.
+    pub fn typed(&self) -> Vec<u8> {
+        let count = self.guest.m.load32(Self::CONSOLE, console::IN_PROD) as usize;
+        let mut typed = vec![0; count];
+        self.guest.m.read(Self::CONSOLE, console::IN, &mut typed);
+        typed
+    }
+
+    /// Writes to the guest's console, and tells nobody.
+    pub fn say(&self, text: &[u8]) {
+        let at = self.guest.m.load32(Self::CONSOLE, console::OUT_PROD);
+        self.guest
+            .m
+            .write(Self::CONSOLE, console::OUT + at as usize, text);
+        let end = at + text.len() as u32;
+        self.guest.m.store32(Self::CONSOLE, console::OUT_PROD, end);
     }
 
     /// Returns the vCPU's pending and mask bytes.

@@ -1,16 +1,20 @@
-//! A small guest as the builder leaves it; [`kernel`] has ways to act as its kernel, [`look`] what tests look at.
+//! A small guest as the builder leaves it; [`kernel`] has ways to act as its kernel, `driver`
+//! its drivers, [`look`] what tests look at.
 
+#[cfg(test)]
+pub(crate) mod driver;
 mod kernel;
 mod look;
 
+use std::ops::Range;
 use std::rc::Rc;
 
 use xen_abi::mmu::{INVALID_M2P_ENTRY, Pte, XEN_SLOTS};
 use xen_abi::{Mfn, PAGE_SIZE, Port};
 
+use super::dom0::TABLE_FRAMES;
 use super::host::{Clock, FakeHost};
 use super::machine::FakeMachine;
-use super::points::FakePoints;
 use crate::boot::{FrameList, FrameRun, GuestFrames, HostPages, Kernel, Notes, Segment, build};
 use crate::boot::{Layout, Start};
 use crate::cpu::{Regs, first};
@@ -21,16 +25,20 @@ use crate::mem::FakeFrames;
 use crate::mm::{Ledger, Mm, Owner, ShimSlots};
 use crate::options::Options;
 use crate::points::evtchn::{EventChannels, Peer};
+use crate::points::fake::Allowed;
 use crate::points::identity::Identity;
 use crate::points::time::{SECOND, Time};
+use crate::points::{Points, assembled};
 
 /// The guest that tests run.
-pub type TestGuest = Guest<FakeMachine, FakeHost, FakePoints>;
+pub type TestGuest = Guest<FakeMachine, FakeHost>;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 /// Frames of the shim's that the guest's address space leads to, from [`Bench::SHIM`] on.
 const M2P_FRAME: Mfn = Mfn(9);
-const FIRST_GUEST_FRAME: u64 = 16;
+/// Frames of the shim's for rings and tables.
+const POOL: Range<u64> = 16..144;
+const FIRST_GUEST_FRAME: u64 = POOL.end;
 
 /// A guest with the registers of its vCPU.
 pub struct Bench {
@@ -56,7 +64,9 @@ impl Bench {
     /// A frame of the shim's.
     pub const SHIM: Mfn = Mfn(8);
     /// All frames are below this one; the last has no memory.
-    pub const END: Mfn = Mfn(1200);
+    pub const END: Mfn = Mfn(1328);
+    /// The first frame of the guest's own.
+    pub const FIRST: Mfn = Mfn(FIRST_GUEST_FRAME);
     /// Pages that the guest has and has mapped nowhere, from this PFN on.
     pub const UNMAPPED: u64 = 1024;
     /// Where [`enter_user`](Self::enter_user) has mapped a page of code, and one of stack behind it.
@@ -75,6 +85,22 @@ impl Bench {
 
     /// The same, with options.
     pub fn with(options: Options) -> Self {
+        let mut bench = Self::unconnected(options);
+        let begun = bench.guest.host.now_ns();
+        let started = bench.guest.outside(Points::start);
+        started.expect("the host is there");
+        bench.guest.announce();
+        bench.guest.outside(Points::flush);
+        bench.guest.host_events();
+        let host = &mut bench.guest.host;
+        assert_eq!(host.now_ns(), begun, "the host answers at once");
+        host.waits = 0;
+        host.dom0.reports.clear();
+        bench
+    }
+
+    /// A guest that is not connected to its host yet.
+    pub fn unconnected(options: Options) -> Self {
         let Built {
             frames,
             m2p,
@@ -132,7 +158,17 @@ impl Bench {
             max_pages: start.nr_pages,
             options,
         };
-        let mut guest = Guest::new(m, host, FakePoints::default(), parts);
+        let points = assembled::Parts {
+            domid: parts.identity.domid,
+            backend: parts.identity.backend,
+            pool: Box::new(POOL.map(Mfn).collect::<Vec<_>>()),
+            grant_frames: Box::new(Allowed(TABLE_FRAMES)),
+            store: (Port(1), Self::STORE),
+            console: (Port(2), Self::CONSOLE),
+            guest_pages: parts.max_pages,
+        };
+        let points = Points::new(points, &host).expect("the host has rings");
+        let mut guest = Guest::new(m, host, points, parts);
         guest.publish_time_now(0);
         first::load(&mut guest.m, &guest.vcpus[0], &start);
         let regs = first::registers(&start);

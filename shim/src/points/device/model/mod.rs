@@ -9,7 +9,7 @@
 mod peer;
 mod world;
 
-pub(crate) use self::peer::Peer;
+pub(crate) use self::peer::{HostNodes, Peer};
 #[cfg(test)]
 pub(crate) use self::world::GUEST_FRAMES;
 pub(crate) use self::world::{World, grant, put_entry, reference};

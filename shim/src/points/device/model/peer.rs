@@ -3,13 +3,22 @@
 
 use crate::mem::FakeFrames;
 use crate::points::device::Protocol;
-use crate::points::fake::RealStore;
 
 /// The state in which a backend was left by the toolstack, or waits for rings.
 const INIT_WAIT: u32 = 2;
 const CONNECTED: u32 = 4;
 const CLOSING: u32 = 5;
 const CLOSED: u32 = 6;
+
+/// The nodes that a backend and its toolstack know: paths below the domain's directory, or absolute ones.
+pub(crate) trait HostNodes {
+    /// Reads a node.
+    fn get(&self, path: &str) -> Option<String>;
+    /// Writes one.
+    fn set(&mut self, path: &str, value: &str);
+    /// Removes one, with all below it.
+    fn remove(&mut self, directory: &str);
+}
 
 /// A model of a class's backend.
 pub(crate) trait Peer: Sized {
@@ -34,8 +43,19 @@ pub(crate) trait Peer: Sized {
     fn attach(&mut self, mem: &FakeFrames, front: &dyn Fn(&str) -> Option<String>) -> bool;
     /// Drops the rings, and everything that was mapped.
     fn detach(&mut self, mem: &FakeFrames);
+    /// Takes everything that waits, and maps it.
+    fn take(&mut self, mem: &FakeFrames);
+    /// How many requests it has taken and not answered.
+    fn in_flight(&self) -> usize;
+    /// Does one of them, and answers it well.
+    fn answer_one(&mut self, mem: &FakeFrames);
     /// Takes everything that waits, does it and answers it well.
-    fn serve(&mut self, mem: &FakeFrames);
+    fn serve(&mut self, mem: &FakeFrames) {
+        self.take(mem);
+        while self.in_flight() > 0 {
+            self.answer_one(mem);
+        }
+    }
     /// Unmaps what was kept beyond its answer.
     fn let_go(&mut self, mem: &FakeFrames);
     /// Takes the place of the backend of the last host, of which it knows what goes along with the guest.
@@ -53,7 +73,7 @@ pub(crate) trait Peer: Sized {
     }
 
     /// The toolstack has made the device, and the backend is ready for a frontend.
-    fn announce(&self, store: &mut RealStore) {
+    fn announce(&self, store: &mut dyn HostNodes) {
         let (front, dir) = (Self::host_front(), Self::dir());
         let always = [("backend", dir.as_str()), ("backend-id", "0")];
         for (key, value) in always.iter().chain(Self::FRONT).chain(&[("state", "1")]) {
@@ -66,20 +86,19 @@ pub(crate) trait Peer: Sized {
     }
 
     /// Writes the backend's state.
-    fn set_state(store: &mut RealStore, state: u32) {
+    fn set_state(store: &mut dyn HostNodes, state: u32) {
         Self::set(store, "state", &state.to_string());
     }
 
     /// Writes a node of the backend's directory.
-    fn set(store: &mut RealStore, key: &str, value: &str) {
+    fn set(store: &mut dyn HostNodes, key: &str, value: &str) {
         store.set(&format!("{}/{key}", Self::dir()), value);
     }
 
     /// The frontend has written its state.
-    fn frontend_changed(&mut self, store: &mut RealStore, mem: &FakeFrames) {
-        let node = |store: &RealStore, path: String| store.nodes.get(&path).cloned();
-        let front = |key: &str| node(store, format!("{}/{key}", Self::host_front()));
-        let ours = node(store, format!("{}/state", Self::dir()));
+    fn frontend_changed(&mut self, store: &mut dyn HostNodes, mem: &FakeFrames) {
+        let front = |key: &str| store.get(&format!("{}/{key}", Self::host_front()));
+        let ours = store.get(&format!("{}/state", Self::dir()));
         let theirs = front("state").and_then(|state| state.parse::<u32>().ok());
         match theirs {
             Some(given) if given == Self::Protocol::GIVEN.0 => {
@@ -111,7 +130,7 @@ pub(crate) trait Peer: Sized {
     }
 
     /// The toolstack removes the device by force.
-    fn vanish(&mut self, store: &mut RealStore, mem: &FakeFrames) {
+    fn vanish(&mut self, store: &mut dyn HostNodes, mem: &FakeFrames) {
         self.detach(mem);
         store.remove(&Self::dir());
     }

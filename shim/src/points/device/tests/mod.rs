@@ -2,7 +2,7 @@
 
 mod stages;
 
-use super::Stage;
+use super::ConnectionStage;
 use super::model::{Peer, World};
 use crate::mem::FakeFrames;
 use crate::points::{Device, Progress};
@@ -265,7 +265,10 @@ fn a_host_that_can_not_stand_in_is_refused_and_requests_wait<B: Class>() {
     assert_eq!(world.quiesce(), Progress::Done);
     let before = world.guest_view();
     world.migrate(B::poor());
-    assert!(matches!(world.device.shell.host.stage, Stage::Refused(_)));
+    assert!(matches!(
+        world.device.shell.host.stage,
+        ConnectionStage::Refused(_)
+    ));
     world.resume();
     B::ask(&mut world, &mut guest);
     world.guest_kick();

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Class, Stage, World, for_each_class, restart};
+use super::{Class, ConnectionStage, World, for_each_class, restart};
 use crate::points::{Device, Progress};
 
 for_each_class! { whatever_happens_at_each_stage_a_device_goes_in_order_or_is_served_again }
@@ -85,19 +85,19 @@ enum End {
 }
 
 /// A stage's name.
-fn name(stage: &Stage) -> &'static str {
+fn name(stage: &ConnectionStage) -> &'static str {
     match stage {
-        Stage::Waiting => "waiting",
-        Stage::Negotiating => "negotiating",
-        Stage::Offered => "offered",
-        Stage::Given => "given",
-        Stage::Describing => "describing",
-        Stage::Connected => "connected",
-        Stage::Reopening => "reopening",
-        Stage::Absent(_) => "absent",
-        Stage::Refused(_) => "refused",
-        Stage::Broken(_) => "broken",
-        Stage::Closed => "closed",
+        ConnectionStage::Waiting => "waiting",
+        ConnectionStage::Negotiating => "negotiating",
+        ConnectionStage::Offered => "offered",
+        ConnectionStage::Given => "given",
+        ConnectionStage::Describing => "describing",
+        ConnectionStage::Connected => "connected",
+        ConnectionStage::Reopening => "reopening",
+        ConnectionStage::Absent(_) => "absent",
+        ConnectionStage::Refused(_) => "refused",
+        ConnectionStage::Broken(_) => "broken",
+        ConnectionStage::Closed => "closed",
     }
 }
 

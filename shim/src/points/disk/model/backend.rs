@@ -105,11 +105,16 @@ impl Peer for Backend {
         self.let_go(mem);
     }
 
-    fn serve(&mut self, mem: &FakeFrames) {
-        self.take(mem);
-        while !self.taken.is_empty() {
-            self.finish(mem, 0);
-        }
+    fn take(&mut self, mem: &FakeFrames) {
+        Self::take(self, mem);
+    }
+
+    fn in_flight(&self) -> usize {
+        self.taken.len()
+    }
+
+    fn answer_one(&mut self, mem: &FakeFrames) {
+        self.finish(mem, 0);
     }
 
     fn let_go(&mut self, mem: &FakeFrames) {

@@ -107,11 +107,16 @@ impl Peer for Backend {
         self.let_go(mem);
     }
 
-    fn serve(&mut self, mem: &FakeFrames) {
-        self.take(mem);
-        while self.waiting() > 0 {
-            self.answer(mem, 0, status::OKAY, false);
-        }
+    fn take(&mut self, mem: &FakeFrames) {
+        Self::take(self, mem);
+    }
+
+    fn in_flight(&self) -> usize {
+        self.waiting()
+    }
+
+    fn answer_one(&mut self, mem: &FakeFrames) {
+        self.answer(mem, 0, status::OKAY, false);
     }
 
     fn let_go(&mut self, mem: &FakeFrames) {

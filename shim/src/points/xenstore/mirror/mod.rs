@@ -78,8 +78,8 @@ impl Tags {
     }
 }
 
-/// The two sides.
-pub struct Sides<'a> {
+/// The two stores.
+pub struct Stores<'a> {
     /// The guest's store.
     pub guest: &'a mut VirtualStore,
     /// The real store.
@@ -119,73 +119,73 @@ impl Mirror {
     }
 
     /// Connects to the real store of a new domain, at boot.
-    pub fn attach(&mut self, sides: &mut Sides<'_>) {
-        self.connect(sides, false);
+    pub fn attach(&mut self, stores: &mut Stores<'_>) {
+        self.connect(stores, false);
     }
 
     /// Connects to the real store of a new domain after a migration.  The devices come first: only
     /// the host's requests and the shim's own reports are exchanged before
     /// [`release`](Self::release).
-    pub fn reattach(&mut self, sides: &mut Sides<'_>) {
-        self.connect(sides, true);
+    pub fn reattach(&mut self, stores: &mut Stores<'_>) {
+        self.connect(stores, true);
     }
 
     /// Exchanges everything.
-    pub fn release(&mut self, sides: &mut Sides<'_>) {
+    pub fn release(&mut self, stores: &mut Stores<'_>) {
         self.outward.release();
-        self.pump(sides);
+        self.pump(stores);
     }
 
     /// Leaves room in the real store for the nodes of so many devices.
-    pub fn leave_room(&mut self, sides: &mut Sides<'_>, devices: usize) {
+    pub fn leave_room(&mut self, stores: &mut Stores<'_>, devices: usize) {
         if self.outward.leave_room(devices) {
-            self.pump(sides);
+            self.pump(stores);
         }
     }
 
     /// The real store is full although room was left: what the guest has there makes way.  `false`
     /// when there is nothing.
-    pub fn make_way(&mut self, sides: &mut Sides<'_>) -> bool {
+    pub fn make_way(&mut self, stores: &mut Stores<'_>) -> bool {
         let has_some = self.outward.is_making_way() || self.outward.make_way();
-        self.pump(sides);
+        self.pump(stores);
         has_some
     }
 
-    fn connect(&mut self, sides: &mut Sides<'_>, is_held: bool) {
+    fn connect(&mut self, stores: &mut Stores<'_>, is_held: bool) {
         self.tags.epoch = self.tags.epoch.wrapping_add(1);
         self.suspend.forget();
-        self.inward.restart(&self.guest_dir, sides.guest);
+        self.inward.restart(&self.guest_dir, stores.guest);
         self.outward.restart(is_held);
         for path in WATCHED {
             let watch = StoreOp::Watch(String::from(path));
-            sides.host.submit(self.tags.of(Kind::Watch), watch);
+            stores.host.submit(self.tags.of(Kind::Watch), watch);
         }
-        self.pump(sides);
+        self.pump(stores);
     }
 
     /// Takes what the guest has changed
     /// ([`take_guest_changes`](VirtualStore::take_guest_changes)).
-    pub fn guest_changed(&mut self, sides: &mut Sides<'_>, changed: &[String]) {
+    pub fn guest_changed(&mut self, stores: &mut Stores<'_>, changed: &[String]) {
         for name in changed {
             if name == "/" {
-                self.outward.resync(&self.guest_dir, sides.guest);
+                self.outward.resync(&self.guest_dir, stores.guest);
             } else if let Some(path) = self.relative(name) {
-                self.outward.add(path, &self.guest_dir, sides.guest);
+                self.outward.add(path, &self.guest_dir, stores.guest);
             }
         }
         for (index, request) in [SHUTDOWN, SYSRQ].into_iter().enumerate() {
             let node = path::join(&self.guest_dir, request);
             if changed.iter().any(|name| path::concerns(name, &node)) {
-                self.guest_answered(sides, index, &node, request);
+                self.guest_answered(stores, index, &node, request);
             }
         }
-        self.pump(sides);
+        self.pump(stores);
     }
 
     /// The guest wrote a request's node: once it is empty, the real one is cleared, unless the
     /// host has replaced what the guest was shown.
-    fn guest_answered(&mut self, sides: &mut Sides<'_>, index: usize, node: &str, request: &str) {
-        if sides
+    fn guest_answered(&mut self, stores: &mut Stores<'_>, index: usize, node: &str, request: &str) {
+        if stores
             .guest
             .read(node)
             .is_some_and(|value| !value.is_empty())
@@ -195,18 +195,18 @@ impl Mirror {
         if let Some(shown) = self.shown[index].take() {
             let tag = self.tags.of(Kind::Clear);
             let path = String::from(request);
-            sides.host.replace_if(tag, path, shown, Vec::new());
+            stores.host.replace_if(tag, path, shown, Vec::new());
         }
     }
 
     /// Takes an event of the real store ([`TagOwner::Mirror`]).
-    pub fn event(&mut self, sides: &mut Sides<'_>, what: u8, epoch: u32, event: StoreEvent) {
+    pub fn event(&mut self, stores: &mut Stores<'_>, what: u8, epoch: u32, event: StoreEvent) {
         let Some(kind) = self.tags.kind(what, epoch) else {
             return;
         };
         match (kind, event) {
             (_, StoreEvent::Changed(path)) => {
-                self.inward.changed(&path, &self.guest_dir, sides.guest);
+                self.inward.changed(&path, &self.guest_dir, stores.guest);
             }
             (Kind::Watch | Kind::Clear, StoreEvent::Reply(answer)) => {
                 if let Err(error) = answer {
@@ -216,7 +216,7 @@ impl Mirror {
             (Kind::Write, StoreEvent::Reply(answer)) => self.outward.written(answer),
             (Kind::Read, StoreEvent::Reply(answer)) => {
                 if let Some(asked) = self.inward.answered() {
-                    self.answered(sides, asked, answer);
+                    self.answered(stores, asked, answer);
                 }
             }
             (Kind::Acknowledge, StoreEvent::Reply(answer)) => {
@@ -226,12 +226,12 @@ impl Mirror {
                 }
             }
         }
-        self.pump(sides);
+        self.pump(stores);
     }
 
-    fn answered(&mut self, sides: &mut Sides<'_>, asked: Asked, answer: Result<Vec<u8>, Errno>) {
+    fn answered(&mut self, stores: &mut Stores<'_>, asked: Asked, answer: Result<Vec<u8>, Errno>) {
         match asked {
-            Asked::Value(path) => self.host_says(sides, &path, answer),
+            Asked::Value(path) => self.host_says(stores, &path, answer),
             Asked::Children(dir) => match answer {
                 Ok(names) => self.inward.listed(&dir, &names),
                 // Gone meanwhile, or not for us.
@@ -242,13 +242,13 @@ impl Mirror {
                 let dirs = self.inward.found_domid(&answer.unwrap_or_default());
                 for dir in dirs.into_iter().flatten() {
                     let tag = self.tags.of(Kind::Watch);
-                    sides.host.submit(tag, StoreOp::Watch(dir));
+                    stores.host.submit(tag, StoreOp::Watch(dir));
                 }
             }
         }
     }
 
-    fn host_says(&mut self, sides: &mut Sides<'_>, path: &str, answer: Result<Vec<u8>, Errno>) {
+    fn host_says(&mut self, stores: &mut Stores<'_>, path: &str, answer: Result<Vec<u8>, Errno>) {
         let value = match answer {
             Ok(value) => Some(value),
             // Not for us is as good as not there.
@@ -259,25 +259,25 @@ impl Mirror {
             }
         };
         match path {
-            SHUTDOWN => self.shutdown(sides, value.unwrap_or_default()),
-            SYSRQ => self.show(sides, 1, value.unwrap_or_default()),
+            SHUTDOWN => self.shutdown(stores, value.unwrap_or_default()),
+            SYSRQ => self.show(stores, 1, value.unwrap_or_default()),
             // What was read is older than what the guest has done since: looks again afterwards.
             _ if self.outward.is_under_way(path) => self.inward.want(path),
             _ if value.is_none() && self.outward.has_left(path) => {}
             _ => self
                 .inward
-                .apply(path, value.as_deref(), &self.guest_dir, sides.guest),
+                .apply(path, value.as_deref(), &self.guest_dir, stores.guest),
         }
     }
 
-    fn shutdown(&mut self, sides: &mut Sides<'_>, value: Vec<u8>) {
+    fn shutdown(&mut self, stores: &mut Stores<'_>, value: Vec<u8>) {
         if value == SUSPEND {
             if self.suspend.found_in_store() {
                 let (tag, path) = (self.tags.of(Kind::Acknowledge), String::from(SHUTDOWN));
-                sides.host.replace_if(tag, path, value, Vec::new());
+                stores.host.replace_if(tag, path, value, Vec::new());
             }
         } else if REQUESTS.contains(&value.as_slice()) {
-            self.show(sides, 0, value);
+            self.show(stores, 0, value);
         } else if !value.is_empty() {
             log::warn!(
                 "xenstore: the host asks for a {} byte unknown shutdown",
@@ -287,21 +287,21 @@ impl Mirror {
     }
 
     /// Shows the guest a request, if it is one.
-    fn show(&mut self, sides: &mut Sides<'_>, index: usize, value: Vec<u8>) {
+    fn show(&mut self, stores: &mut Stores<'_>, index: usize, value: Vec<u8>) {
         if value.is_empty() || self.shown[index].as_ref() == Some(&value) {
             return;
         }
         let node = path::join(&self.guest_dir, [SHUTDOWN, SYSRQ][index]);
-        let owner = sides.guest.guest_domid();
-        sides.guest.write(&node, &value, owner);
+        let owner = stores.guest.guest_domid();
+        stores.guest.write(&node, &value, owner);
         self.shown[index] = Some(value);
     }
 
     /// Publishes something of the shim's own for the host: `data/unmoved/<key>`.  The last value
     /// of each key is published again after a migration.
-    pub fn report(&mut self, sides: &mut Sides<'_>, key: &str, value: &[u8]) {
+    pub fn report(&mut self, stores: &mut Stores<'_>, key: &str, value: &[u8]) {
         self.outward.report(key, value);
-        self.pump(sides);
+        self.pump(stores);
     }
 
     /// Whether the guest has been shown what the host had for it at boot.
@@ -320,12 +320,12 @@ impl Mirror {
         self.outward.waiting()
     }
 
-    fn pump(&mut self, sides: &mut Sides<'_>) {
+    fn pump(&mut self, stores: &mut Stores<'_>) {
         while let Some(op) = self.inward.next_read(self.outward.is_held()) {
-            sides.host.submit(self.tags.of(Kind::Read), op);
+            stores.host.submit(self.tags.of(Kind::Read), op);
         }
-        while let Some(op) = self.outward.next_request(&self.guest_dir, sides.guest) {
-            sides.host.submit(self.tags.of(Kind::Write), op);
+        while let Some(op) = self.outward.next_request(&self.guest_dir, stores.guest) {
+            stores.host.submit(self.tags.of(Kind::Write), op);
         }
     }
 

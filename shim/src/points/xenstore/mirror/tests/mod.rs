@@ -206,8 +206,8 @@ fn after_a_migration_the_guest_is_told_nothing_and_the_host_everything() {
     world.write("data/a", "1");
     world.write("attr/os", "linux");
     world.host.set("data/host", "x");
-    let (mirror, mut sides) = world.sides();
-    mirror.report(&mut sides, "state", b"running");
+    let (mirror, mut stores) = world.stores();
+    mirror.report(&mut stores, "state", b"running");
     world.settle();
     world.ask(MsgType::WATCH, "/local/domain/1\0t\0");
     world.guest_is_told();
@@ -282,8 +282,8 @@ fn too_much_at_once_ends_in_the_same_place() {
         world.ask(MsgType::RM, &format!("data/{number}\0"));
     }
     world.write("data/last", "v");
-    let (mirror, mut sides) = world.sides();
-    mirror.guest_changed(&mut sides, &["/".into()]);
+    let (mirror, mut stores) = world.stores();
+    mirror.guest_changed(&mut stores, &["/".into()]);
     world.settle();
     let left: Vec<_> = world
         .host

@@ -85,8 +85,8 @@ fn after_a_move_the_devices_come_before_the_guests_nodes() {
     let mut world = World::new();
     world.leave_room(5);
     fill(&mut world, "data");
-    let (mirror, mut sides) = world.sides();
-    mirror.report(&mut sides, "state", b"running");
+    let (mirror, mut stores) = world.stores();
+    mirror.report(&mut stores, "state", b"running");
     world.settle();
     world.arrive(FakeHost::fresh());
     assert_eq!(
@@ -118,8 +118,8 @@ fn the_shims_own_words_go_first_and_the_guests_take_turns() {
             world.write(&format!("attr/{name}"), &number.to_string());
         }
         if number == 20 {
-            let (mirror, mut sides) = world.sides();
-            mirror.report(&mut sides, "refusal", b"drain: 3 requests");
+            let (mirror, mut stores) = world.stores();
+            mirror.report(&mut stores, "refusal", b"drain: 3 requests");
             world.write("data/z", "at last");
             world.host.log.clear();
         }
@@ -141,8 +141,8 @@ fn a_store_that_is_full_before_its_time_makes_way_for_the_shims_words() {
     let has = fill(&mut world, "attr");
     assert!(has > 900);
     assert_eq!(world.host.owned(), 300);
-    let (mirror, mut sides) = world.sides();
-    mirror.report(&mut sides, "refusal", b"drain: 3 requests");
+    let (mirror, mut stores) = world.stores();
+    mirror.report(&mut stores, "refusal", b"drain: 3 requests");
     world.settle();
     assert_eq!(
         world.host.get("data/unmoved/refusal"),
@@ -150,8 +150,8 @@ fn a_store_that_is_full_before_its_time_makes_way_for_the_shims_words() {
     );
     assert!(world.host.owned() < 300);
     // For a device as well.
-    let (mirror, mut sides) = world.sides();
-    assert!(mirror.make_way(&mut sides));
+    let (mirror, mut stores) = world.stores();
+    assert!(mirror.make_way(&mut stores));
     world.settle();
     assert!(plug(&mut world.host, 1) && plug(&mut world.host, 2));
     let left = (0..1000).filter(|number| {
@@ -164,8 +164,8 @@ fn a_store_that_is_full_before_its_time_makes_way_for_the_shims_words() {
 #[test]
 fn nothing_makes_way_where_nothing_is() {
     let mut world = World::new();
-    let (mirror, mut sides) = world.sides();
-    assert!(!mirror.make_way(&mut sides));
+    let (mirror, mut stores) = world.stores();
+    assert!(!mirror.make_way(&mut stores));
     assert_eq!(room_beside(100), 0);
     assert!(
         room_beside(27) > 100,

@@ -10,7 +10,7 @@ use crate::host::{StoreClient, StoreEvent, StoreOp, Tag};
 use crate::points::GuestStore as _;
 use crate::points::TagOwner;
 use crate::points::xenstore::mirror::outward::HOST_NODES;
-use crate::points::xenstore::mirror::{Mirror, Sides};
+use crate::points::xenstore::mirror::{Mirror, Stores};
 use crate::points::xenstore::path::{is_within, join, leaf, parent};
 use crate::points::xenstore::seed::{SeedParams, seed};
 use crate::points::xenstore::{Limits, VirtualStore};
@@ -309,17 +309,17 @@ impl World {
         world
     }
 
-    pub(super) fn sides(&mut self) -> (&mut Mirror, Sides<'_>) {
-        let sides = Sides {
+    pub(super) fn stores(&mut self) -> (&mut Mirror, Stores<'_>) {
+        let stores = Stores {
             guest: &mut self.guest,
             host: &mut self.host,
         };
-        (&mut self.mirror, sides)
+        (&mut self.mirror, stores)
     }
 
     pub(super) fn attach(&mut self) {
-        let (mirror, mut sides) = self.sides();
-        mirror.attach(&mut sides);
+        let (mirror, mut stores) = self.stores();
+        mirror.attach(&mut stores);
     }
 
     /// A request of the guest's; answers and events are thrown away.
@@ -334,8 +334,8 @@ impl World {
         let changes = core.handle(id, &header, payload.as_bytes());
         core.connection_mut(id).queue.clear();
         let names: Vec<_> = changes.into_iter().map(|change| change.name).collect();
-        let (mirror, mut sides) = self.sides();
-        mirror.guest_changed(&mut sides, &names);
+        let (mirror, mut stores) = self.stores();
+        mirror.guest_changed(&mut stores, &names);
     }
 
     pub(super) fn write(&mut self, path: &str, value: &str) {
@@ -349,8 +349,8 @@ impl World {
         let Some(TagOwner::Mirror { what, epoch }) = TagOwner::of(tag) else {
             panic!("{tag:?} is not the mirror's");
         };
-        let (mirror, mut sides) = self.sides();
-        mirror.event(&mut sides, what, epoch, event);
+        let (mirror, mut stores) = self.stores();
+        mirror.event(&mut stores, what, epoch, event);
         true
     }
 
@@ -406,20 +406,20 @@ impl World {
     /// The same guest in a new domain, whose devices have not connected yet.
     pub(super) fn arrive(&mut self, host: FakeHost) {
         self.host = host;
-        let (mirror, mut sides) = self.sides();
-        mirror.reattach(&mut sides);
+        let (mirror, mut stores) = self.stores();
+        mirror.reattach(&mut stores);
         while self.deliver() || self.host.step() {}
     }
 
     pub(super) fn release(&mut self) {
-        let (mirror, mut sides) = self.sides();
-        mirror.release(&mut sides);
+        let (mirror, mut stores) = self.stores();
+        mirror.release(&mut stores);
         self.settle();
     }
 
     pub(super) fn leave_room(&mut self, devices: usize) {
-        let (mirror, mut sides) = self.sides();
-        mirror.leave_room(&mut sides, devices);
+        let (mirror, mut stores) = self.stores();
+        mirror.leave_room(&mut stores, devices);
         self.settle();
     }
 }

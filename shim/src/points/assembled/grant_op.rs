@@ -8,7 +8,7 @@ use xen_abi::mmu::{MmuUpdate, Pte, UvmFlags};
 use xen_abi::{Errno, GuestVa, Mfn};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::sides::{SharedPool, Sides};
+use super::stores_and_grants::{SharedPool, StoresAndGrants};
 use crate::cpu::Machine;
 use crate::host::Host;
 use crate::hypercall::{element, read, write};
@@ -24,7 +24,7 @@ const OPERATION: u32 = 32;
 /// What is left of a list.
 type Rest = Option<(GuestVa, u64)>;
 
-impl Sides {
+impl StoresAndGrants {
     /// Carries out `grant_table_op(command, args, count)` of vCPU `v`.
     pub fn grant_table_op<M: Machine, H: Host>(
         &mut self,

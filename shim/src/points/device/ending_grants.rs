@@ -36,9 +36,9 @@ impl Held {
 
 /// Grants to end, and what waits for it.
 #[derive(Debug, Default)]
-pub struct Loose(Vec<(HostRef, Held)>);
+pub struct EndingGrants(Vec<(HostRef, Held)>);
 
-impl Loose {
+impl EndingGrants {
     /// Whether nothing is waited for.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -1,8 +1,8 @@
-//! All migration points together, and how events find theirs.
+//! The migration points assembled, and how events find theirs.
 //!
 //! | file | does |
 //! |---|---|
-//! | `sides` | holds both sides' stores and grant tables, and lends them to devices |
+//! | `stores_and_grants` | holds both sides' stores and grant tables, and lends them to devices |
 //! | `exchange` | moves messages between the guest's store, the real one and the devices |
 //! | `grant_op` | `grant_table_op`, with the guest's argument lists |
 //! | `devices` | makes devices |
@@ -14,8 +14,8 @@
 mod devices;
 mod exchange;
 mod grant_op;
-mod sides;
 mod start;
+mod stores_and_grants;
 #[cfg(test)]
 mod tests;
 mod usage;
@@ -27,16 +27,18 @@ use alloc::string::String;
 use xen_abi::{DomId, Errno, GuestVa, Mfn, Port};
 
 use self::devices::Factory;
-use self::exchange::Stage;
-use self::sides::Sides;
+use self::exchange::GuestStoreStage;
 pub use self::start::StartError;
+use self::stores_and_grants::StoresAndGrants;
 use self::usage::Usage;
 use super::bus::Bus;
 use super::console::Console;
 use super::evtchn::Peer;
+#[cfg(test)]
+use super::xenstore::VirtualStore;
 use super::xenstore::mirror::Mirror;
 use super::xenstore::path;
-use super::{Outside, Points, Progress};
+use super::{Outside, Progress};
 use crate::cpu::Machine;
 use crate::host::grants::TableFrames;
 use crate::host::{Arrival, Host, HostEvent, HostPort, Ring};
@@ -65,13 +67,13 @@ pub struct Parts {
     pub guest_pages: u64,
 }
 
-/// The points of one guest.
-pub struct AllPoints {
+/// The migration points that events reach: console, store, grants and devices of one guest.
+pub struct Points {
     console: Console,
     console_port: HostPort,
     bus: Bus,
-    sides: Sides,
-    stage: Stage,
+    lent: StoresAndGrants,
+    stage: GuestStoreStage,
     /// The guest's xenstore port.
     store_port: Port,
     mirror: Mirror,
@@ -86,7 +88,7 @@ pub struct AllPoints {
     lost: Option<String>,
 }
 
-impl AllPoints {
+impl Points {
     /// Puts them together; `start` is next.
     ///
     /// # Errors
@@ -98,10 +100,10 @@ impl AllPoints {
             console: Console::new(page, port, console_page),
             console_port,
             bus: Bus::new(Box::new(Factory)),
-            stage: Stage::new(&parts),
+            stage: GuestStoreStage::new(&parts),
             store_port: parts.store.0,
             mirror: Mirror::new(path::domain_dir(parts.domid)),
-            sides: Sides::new(parts, host.ring(Ring::Store)?),
+            lent: StoresAndGrants::new(parts, host.ring(Ring::Store)?),
             usage: Usage::default(),
             retry_at: None,
             begin_again_at: None,
@@ -112,10 +114,11 @@ impl AllPoints {
 
     /// Whether the guest's store has its first contents.
     fn is_seeded(&self) -> bool {
-        matches!(self.stage, Stage::Running)
+        matches!(self.stage, GuestStoreStage::Running)
     }
 
-    fn next_deadline(&self) -> Option<u64> {
+    /// Returns the host time at which [`tick`](Self::tick) is to be called at the latest.
+    pub fn deadline(&self) -> Option<u64> {
         if self.has_more {
             return Some(0);
         }
@@ -143,7 +146,7 @@ impl AllPoints {
         act: impl FnOnce(&mut Bus, &mut super::Cx<'_>) -> R,
     ) -> R {
         let bus = &mut self.bus;
-        let result = self.sides.with_cx(outside, |cx| act(bus, cx));
+        let result = self.lent.with_cx(outside, |cx| act(bus, cx));
         self.exchange_if_needed(outside);
         self.note_deadlines(outside);
         result
@@ -162,8 +165,19 @@ impl AllPoints {
     }
 }
 
-impl<M: Machine, H: Host> Points<M, H> for AllPoints {
-    fn host_event(&mut self, outside: &mut Outside<'_, M, H>, event: HostEvent) {
+impl Points {
+    /// The store that the guest sees.
+    #[cfg(test)]
+    pub(crate) fn guest_store(&self) -> &VirtualStore {
+        &self.lent.store
+    }
+
+    /// The host raised an event.
+    pub fn host_event<M: Machine, H: Host>(
+        &mut self,
+        outside: &mut Outside<'_, M, H>,
+        event: HostEvent,
+    ) {
         match event {
             HostEvent::Timer => {}
             HostEvent::Console => self.relay_console(outside),
@@ -175,7 +189,13 @@ impl<M: Machine, H: Host> Points<M, H> for AllPoints {
         }
     }
 
-    fn guest_notify(&mut self, outside: &mut Outside<'_, M, H>, peer: Peer, port: Port) {
+    /// The guest notified a peer through one of its ports.
+    pub fn guest_notify<M: Machine, H: Host>(
+        &mut self,
+        outside: &mut Outside<'_, M, H>,
+        peer: Peer,
+        port: Port,
+    ) {
         match peer {
             Peer::Console => self.relay_console(outside),
             Peer::Store => {
@@ -187,15 +207,12 @@ impl<M: Machine, H: Host> Points<M, H> for AllPoints {
         }
     }
 
-    fn deadline(&self) -> Option<u64> {
-        self.next_deadline()
-    }
-
-    fn tick(&mut self, outside: &mut Outside<'_, M, H>) {
+    /// Some time has passed.
+    pub fn tick<M: Machine, H: Host>(&mut self, outside: &mut Outside<'_, M, H>) {
         if self.has_more {
             self.exchange(outside);
         }
-        let Some(due) = self.next_deadline() else {
+        let Some(due) = self.deadline() else {
             return;
         };
         let now = outside.host.now_ns();
@@ -212,13 +229,16 @@ impl<M: Machine, H: Host> Points<M, H> for AllPoints {
         self.exchange_if_needed(outside);
     }
 
-    fn flush(&mut self, outside: &mut Outside<'_, M, H>) {
+    /// Sends out what can be sent now.
+    pub fn flush<M: Machine, H: Host>(&mut self, outside: &mut Outside<'_, M, H>) {
         self.exchange(outside);
         self.relay_console(outside);
     }
 
-    fn end(&mut self, outside: &mut Outside<'_, M, H>) {
-        Points::<M, H>::flush(self, outside);
+    /// The domain is about to end: sends out what it has left to say, and waits a moment for a
+    /// host that has no room for it.
+    pub fn end<M: Machine, H: Host>(&mut self, outside: &mut Outside<'_, M, H>) {
+        self.flush(outside);
         let limit = outside.host.now_ns().saturating_add(LAST_WORDS_NS);
         while self.console.has_output(outside.m) && outside.host.now_ns() < limit {
             outside.host.wait(Some(limit));
@@ -228,7 +248,13 @@ impl<M: Machine, H: Host> Points<M, H> for AllPoints {
         }
     }
 
-    fn grant_table_op(
+    /// Carries out `grant_table_op` of vCPU `v` for `count` structures at `args`.  Returns where those
+    /// are that are left, and how many, when others should have their turn before; `None` when all
+    /// is done.
+    ///
+    /// # Errors
+    /// As Xen has them for the call as a whole; what is wrong with one structure is said in it.
+    pub fn grant_table_op<M: Machine, H: Host>(
         &mut self,
         outside: &mut Outside<'_, M, H>,
         v: usize,
@@ -236,24 +262,33 @@ impl<M: Machine, H: Host> Points<M, H> for AllPoints {
         args: GuestVa,
         count: u64,
     ) -> Result<Option<(GuestVa, u64)>, Errno> {
-        self.sides.grant_table_op(outside, v, command, args, count)
+        self.lent.grant_table_op(outside, v, command, args, count)
     }
 
+    /// Whether the host waits for the domain to stop ([`suspend`](super::suspend)).
     #[inline]
-    fn is_suspend_due(&self) -> bool {
+    pub fn is_suspend_due(&self) -> bool {
         self.mirror.suspend.is_due()
     }
 
-    fn take_suspend(&mut self) -> Option<u64> {
+    /// Takes that request, if there is one.  Returns the host's time when it was acknowledged, nanoseconds.
+    pub fn take_suspend(&mut self) -> Option<u64> {
         self.mirror.suspend.take()
     }
 
-    fn quiesce(&mut self, outside: &mut Outside<'_, M, H>) -> Progress {
+    /// Before a suspend: stops taking work; `Done` when nothing is in flight.
+    pub fn quiesce<M: Machine, H: Host>(&mut self, outside: &mut Outside<'_, M, H>) -> Progress {
         self.relay_console(outside);
         self.on_bus(outside, Bus::quiesce)
     }
 
-    fn reattach(&mut self, outside: &mut Outside<'_, M, H>, arrival: Arrival) {
+    /// After a suspend, when the host was [reconnected](Host::reconnect) to: begins to build the
+    /// host-facing halves anew.
+    pub fn reattach<M: Machine, H: Host>(
+        &mut self,
+        outside: &mut Outside<'_, M, H>,
+        arrival: Arrival,
+    ) {
         let rings = [Ring::Console, Ring::Store].map(|ring| outside.host.ring(ring));
         let [Ok((page, port)), Ok(store)] = rings else {
             self.lost = Some(format!("the host hides its daemons: {rings:?}"));
@@ -261,34 +296,40 @@ impl<M: Machine, H: Host> Points<M, H> for AllPoints {
         };
         self.console.reattach(page);
         self.console_port = port;
-        self.sides.reattach(outside.m, store, arrival);
+        self.lent.reattach(outside.m, store, arrival);
         self.begin_again_at = None;
         self.reattach_store();
         self.on_bus(outside, Bus::reattach);
         self.exchange(outside);
     }
 
-    fn attached(&mut self, _: &mut Outside<'_, M, H>) -> Result<Progress, String> {
+    /// How far the reattachment has come.
+    ///
+    /// # Errors
+    /// Why it will not come further by itself.
+    pub fn attached(&self) -> Result<Progress, String> {
         if let Some(why) = &self.lost {
             return Err(why.clone());
         }
-        if self.sides.real.is_broken() {
+        if self.lent.real.is_broken() {
             return Err(String::from("xenstore: the host's daemon broke the ring"));
         }
         match self.stage {
-            Stage::Running => self.bus.attached(),
-            Stage::Seeding { .. } => Ok(Progress::Waiting),
+            GuestStoreStage::Running => self.bus.attached(),
+            GuestStoreStage::Seeding { .. } => Ok(Progress::Waiting),
         }
     }
 
-    fn awaited(&self) -> String {
+    /// What is waited for while [`attached`](Self::attached) is still waiting, in words.
+    pub fn awaited(&self) -> String {
         match self.stage {
-            Stage::Running => self.bus.awaited(),
-            Stage::Seeding { .. } => String::from("xenstore has not answered yet"),
+            GuestStoreStage::Running => self.bus.awaited(),
+            GuestStoreStage::Seeding { .. } => String::from("xenstore has not answered yet"),
         }
     }
 
-    fn resume(&mut self, outside: &mut Outside<'_, M, H>, _: bool) {
+    /// Takes work again.
+    pub fn resume<M: Machine, H: Host>(&mut self, outside: &mut Outside<'_, M, H>) {
         self.with_mirror(Mirror::release);
         self.on_bus(outside, Bus::resume);
         self.usage.restart(outside.host.now_ns());
@@ -296,18 +337,22 @@ impl<M: Machine, H: Host> Points<M, H> for AllPoints {
         self.exchange(outside);
     }
 
-    fn report(&mut self, _: &mut Outside<'_, M, H>, key: &str, value: &str) {
+    /// Has the host told about the life of the shim, below `data/unmoved/`, at the next
+    /// [`flush`](Self::flush).
+    pub fn report(&mut self, key: &str, value: &str) {
         self.publish(key, value);
     }
 
-    fn in_flight(&self) -> usize {
+    /// How many requests are in flight at the host.
+    pub fn in_flight(&self) -> usize {
         self.bus.in_flight()
     }
 
-    fn usage(&self) -> [(&'static str, u64); 2] {
+    /// How much is taken of what a leak would use up, by name, for reports.
+    pub fn usage(&self) -> [(&'static str, u64); 2] {
         [
-            ("grants", self.sides.host_grants.outstanding() as u64),
-            ("free-frames", self.sides.pool.available() as u64),
+            ("grants", self.lent.host_grants.outstanding() as u64),
+            ("free-frames", self.lent.pool.available() as u64),
         ]
     }
 }

@@ -8,12 +8,12 @@ mod world;
 use xen_abi::DomId;
 use xen_abi::xs_wire::{MsgType, ring};
 
-use self::world::{GUEST_PAGES, REAL, World, toolstack};
-use super::StartError;
-use crate::host::{Arrival, HostEvent, Xen};
+use self::world::{REAL, World};
+use super::{Points, StartError};
+use crate::host::{HostEvent, Xen};
 use crate::mem::Frames;
 use crate::points::xenstore::perms::Perms;
-use crate::points::{GuestStore as _, Points, Progress};
+use crate::points::{GuestStore as _, Progress};
 use crate::testing::{Bench, FakeHost};
 
 #[test]
@@ -21,15 +21,16 @@ fn the_guests_store_begins_with_the_hosts_under_its_own_names() {
     let world = World::started();
     assert_eq!(world.guest("name").as_deref(), Some("g"));
     assert_eq!(world.guest("domid").as_deref(), Some("1"));
-    let pages = (GUEST_PAGES * 4).to_string();
+    let pages = (world.bench.guest.max_pages * 4).to_string();
     assert_eq!(world.guest("memory/target"), Some(pages.clone()));
     assert_eq!(world.guest("memory/static-max"), Some(pages));
-    assert!(world.points.bus.is_settled());
+    assert!(world.bench.guest.points.bus.is_settled());
 }
 
 #[test]
 fn a_host_whose_store_is_silent_is_waited_for_and_then_given_up() {
     let mut world = World::new();
+    world.bench.guest.host.dom0.is_silent = true;
     let before = world.bench.guest.host.now_ns();
     let started = world.with(|points, outside| points.start(outside));
     assert_eq!(started, Err(StartError::NoStore));
@@ -43,13 +44,13 @@ fn what_either_side_writes_reaches_the_other() {
     assert_eq!(world.guest("data/note").as_deref(), Some("hello"));
     world.guest_asks(MsgType::WRITE, b"attr/answer\x0042");
     assert_eq!(world.host("attr/answer").as_deref(), Some("42"));
-    world.host_writes("memory/target", "131072");
-    let shim = 262_144 - GUEST_PAGES * 4;
+    world.host_writes("memory/target", "6144");
+    let shim = FakeHost::MEMORY_KIB - world.bench.guest.max_pages * 4;
     assert_eq!(
         world.guest("memory/target"),
-        Some((131_072 - shim).to_string())
+        Some((6144 - shim).to_string())
     );
-    world.with(|points, outside| points.report(outside, "state", "running"));
+    world.bench.guest.points.report("state", "running");
     world.with(Points::flush);
     world.pump();
     assert_eq!(world.host("data/unmoved/state").as_deref(), Some("running"));
@@ -90,23 +91,18 @@ fn a_new_host_hears_what_the_old_one_was_told_and_the_guest_nothing() {
     let mut world = World::started();
     world.guest_asks(MsgType::WRITE, b"attr/answer\x0042");
     world.guest_asks(MsgType::WATCH, b"memory/target\0t\0");
-    world.with(|points, outside| points.report(outside, "moves", "1"));
+    world.bench.guest.points.report("moves", "1");
     world.with(Points::flush);
     world.pump();
     let quiet = world.with(|points, outside| points.quiesce(outside));
     assert_eq!(quiet, Progress::Done);
 
-    let frames = world.bench.guest.host.frames.clone();
-    world.real = toolstack(&frames);
-    let m = &world.bench.guest.m;
-    let heard = m.load32(Bench::STORE, ring::RSP_PROD);
-    m.store32(Bench::STORE, ring::RSP_CONS, heard);
-    let _ = world.bench.guest.host.ports.split_off(&0);
-    world.with(|points, outside| points.reattach(outside, Arrival::NewDomain));
+    let heard = world.guest_hears();
+    world.arrive();
     world.pump();
-    let attached = world.with(|points, outside| points.attached(outside));
+    let attached = world.bench.guest.points.attached();
     assert_eq!(attached, Ok(Progress::Done));
-    world.with(|points, outside| points.resume(outside, true));
+    world.with(Points::resume);
     world.pump();
     assert_eq!(world.host("attr/answer").as_deref(), Some("42"));
     assert_eq!(world.host("data/unmoved/moves").as_deref(), Some("1"));
@@ -121,7 +117,7 @@ fn a_daemon_that_breaks_the_ring_is_a_reason_not_to_go_on_there() {
     let frames = world.bench.guest.host.frames.clone();
     frames.store32(FakeHost::STORE_RING, ring::RSP_PROD, 0x8000_0000);
     world.event(HostEvent::Store);
-    let attached = world.with(|points, outside| points.attached(outside));
+    let attached = world.bench.guest.points.attached();
     assert!(attached.is_err_and(|why| why.contains("xenstore")));
 }
 
@@ -129,7 +125,7 @@ fn a_daemon_that_breaks_the_ring_is_a_reason_not_to_go_on_there() {
 fn plug(world: &mut World, backend_state: &str) {
     let back = "/local/domain/0/backend/vbd/7/51712";
     let to_domain = Perms::new(DomId(0), Some(REAL));
-    world.real.put(back, b"", &to_domain);
+    world.real().put(back, b"", &to_domain);
     for (key, value) in [
         ("sectors", "2048"),
         ("sector-size", "512"),
@@ -139,13 +135,13 @@ fn plug(world: &mut World, backend_state: &str) {
         ("state", backend_state),
     ] {
         world
-            .real
+            .real()
             .write_as_host(&format!("{back}/{key}"), value.as_bytes());
     }
     let front = "/local/domain/7/device/vbd/51712";
     let of_domain = Perms::new(REAL, Some(DomId(0)));
-    world.real.put("/local/domain/7/device", b"", &to_domain);
-    world.real.put(front, b"", &of_domain);
+    world.real().put("/local/domain/7/device", b"", &to_domain);
+    world.real().put(front, b"", &of_domain);
     for (key, value) in [
         ("backend-id", "0"),
         ("virtual-device", "51712"),
@@ -154,7 +150,7 @@ fn plug(world: &mut World, backend_state: &str) {
         ("backend", back),
     ] {
         world
-            .real
+            .real()
             .write_as_host(&format!("{front}/{key}"), value.as_bytes());
     }
     world.pump();
@@ -162,7 +158,7 @@ fn plug(world: &mut World, backend_state: &str) {
 
 fn backend_says(world: &mut World, state: &str) {
     let node = "/local/domain/0/backend/vbd/7/51712/state";
-    world.real.write_as_host(node, state.as_bytes());
+    world.real().write_as_host(node, state.as_bytes());
     world.pump();
 }
 
@@ -185,21 +181,18 @@ fn a_guest_that_fills_its_store_connects_to_a_slow_backend() {
         Progress::Done
     );
 
-    let frames = world.bench.guest.host.frames.clone();
-    world.real = toolstack(&frames);
-    let _ = world.bench.guest.host.ports.split_off(&0);
-    world.with(|points, outside| points.reattach(outside, Arrival::NewDomain));
+    world.arrive();
     plug(&mut world, "1");
-    let attached = world.with(|points, outside| points.attached(outside));
+    let attached = world.bench.guest.points.attached();
     assert_eq!(attached, Ok(Progress::Waiting), "its backend is slow");
     backend_says(&mut world, "2");
     assert!(world.host("device/vbd/51712/ring-ref1").is_some());
     assert_eq!(world.host("device/vbd/51712/state").as_deref(), Some("3"));
     backend_says(&mut world, "4");
-    let attached = world.with(|points, outside| points.attached(outside));
+    let attached = world.bench.guest.points.attached();
     assert_eq!(attached, Ok(Progress::Done));
     assert_eq!(world.host("attr/0"), None, "devices come first");
-    world.with(|points, outside| points.resume(outside, true));
+    world.with(Points::resume);
     world.pump();
     assert_eq!(world.host("attr/0").as_deref(), Some("v"));
 }
@@ -218,7 +211,7 @@ fn a_device_that_finds_the_store_full_begins_again() {
     let of_domain = Perms::new(REAL, None);
     for number in 0..389 {
         let other = format!("/local/domain/7/device/other/0/{number}");
-        world.real.put(&other, b"", &of_domain);
+        world.real().put(&other, b"", &of_domain);
     }
     world.pump();
     plug(&mut world, "2");
@@ -242,24 +235,24 @@ fn what_the_host_makes_readable_is_read_before_the_guest_starts() {
     let mut world = World::new();
     for (path, value) in [("vm-data/role", "web"), ("vm-data/zone/name", "a")] {
         world
-            .real
+            .real()
             .write_as_host(&format!("/local/domain/7/{path}"), value.as_bytes());
     }
     let to_nobody = Perms::new(DomId(0), None);
     world
-        .real
+        .real()
         .put("/local/domain/7/vm-data/secret", b"x", &to_nobody);
     world
         .with(|points, outside| points.begin(outside))
         .expect("there is memory");
     world.pump();
-    assert!(world.points.mirror.is_up_to_date());
+    assert!(world.bench.guest.points.mirror.is_up_to_date());
     assert_eq!(world.guest("vm-data/role").as_deref(), Some("web"));
     assert_eq!(world.guest("vm-data/zone/name").as_deref(), Some("a"));
     assert_eq!(world.guest("vm-data/secret"), None);
     world.host_writes("vm-data/role", "mail");
     assert_eq!(world.guest("vm-data/role").as_deref(), Some("mail"));
-    world.real.remove("/local/domain/7/vm-data");
+    world.real().remove("/local/domain/7/vm-data");
     world.pump();
     assert_eq!(world.guest("vm-data/role"), None);
 }

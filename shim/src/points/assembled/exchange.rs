@@ -4,7 +4,7 @@ use core::mem;
 
 use xen_abi::{Mfn, Port};
 
-use super::{AllPoints, Parts};
+use super::{Parts, Points};
 use crate::cpu::Machine;
 use crate::host::store::{TreeReader, is_full};
 use crate::host::{Host, StoreEvent, Tag};
@@ -23,7 +23,7 @@ const NO_WAY_NS: u64 = 5_000_000_000;
 const ANSWERS: usize = 64;
 
 /// What the guest's store waits for.
-pub enum Stage {
+pub enum GuestStoreStage {
     /// The first contents are being read.
     Seeding {
         reader: Option<TreeReader>,
@@ -35,7 +35,7 @@ pub enum Stage {
     Running,
 }
 
-impl Stage {
+impl GuestStoreStage {
     pub fn new(parts: &Parts) -> Self {
         Self::Seeding {
             reader: None,
@@ -46,12 +46,12 @@ impl Stage {
     }
 }
 
-impl AllPoints {
+impl Points {
     /// Asks the real store for the first contents of the guest's.
     pub(super) fn begin_seeding(&mut self) {
-        if let Stage::Seeding { reader, .. } = &mut self.stage {
+        if let GuestStoreStage::Seeding { reader, .. } = &mut self.stage {
             let tag = TagOwner::Seed.tag();
-            *reader = Some(TreeReader::new(&mut self.sides.real, tag, &seed::ROOTS));
+            *reader = Some(TreeReader::new(&mut self.lent.real, tag, &seed::ROOTS));
         }
     }
 
@@ -60,7 +60,7 @@ impl AllPoints {
         &mut self,
         outside: &mut Outside<'_, M, H>,
     ) {
-        if self.sides.store.has_output() || self.sides.real.has_output() {
+        if self.lent.store.has_output() || self.lent.real.has_output() {
             self.exchange(outside);
         }
     }
@@ -71,8 +71,8 @@ impl AllPoints {
         for _ in 0..ROUNDS {
             let heard = self.hear_host(outside);
             let served = self.serve_guest(outside);
-            if self.sides.real.flush(outside.m) {
-                outside.host.notify(self.sides.real_port);
+            if self.lent.real.flush(outside.m) {
+                outside.host.notify(self.lent.real_port);
             }
             if !heard && !served {
                 return;
@@ -83,7 +83,7 @@ impl AllPoints {
 
     fn hear_host<M: Machine, H: Host>(&mut self, outside: &mut Outside<'_, M, H>) -> bool {
         for count in 0..ANSWERS {
-            let Some((tag, event)) = self.sides.real.poll(outside.m) else {
+            let Some((tag, event)) = self.lent.real.poll(outside.m) else {
                 return count > 0;
             };
             self.host_store_event(outside, tag, event);
@@ -101,7 +101,7 @@ impl AllPoints {
             Some(TagOwner::Seed) => self.seed_event(outside, event),
             Some(TagOwner::Mirror { what, epoch }) => {
                 self.mirror.suspend.time_is(outside.host.now_ns());
-                self.with_mirror(|mirror, sides| mirror.event(sides, what, epoch, event));
+                self.with_mirror(|mirror, stores| mirror.event(stores, what, epoch, event));
             }
             Some(TagOwner::Device(id, detail)) => {
                 self.bus_event(outside, event, |bus, cx, event| {
@@ -130,9 +130,9 @@ impl AllPoints {
             self.make_way(outside);
         }
         let bus = &mut self.bus;
-        self.sides.with_cx(outside, |cx| act(bus, cx, event));
+        self.lent.with_cx(outside, |cx| act(bus, cx, event));
         let devices = bus.len();
-        self.with_mirror(|mirror, sides| mirror.leave_room(sides, devices));
+        self.with_mirror(|mirror, stores| mirror.leave_room(stores, devices));
     }
 
     /// The real store has no room for a device's nodes: has the guest's make way, and the devices
@@ -150,23 +150,23 @@ impl AllPoints {
         outside: &mut Outside<'_, M, H>,
         event: StoreEvent,
     ) {
-        let Stage::Seeding {
+        let GuestStoreStage::Seeding {
             reader: Some(reader),
             ..
         } = &mut self.stage
         else {
             return;
         };
-        reader.event(&mut self.sides.real, event);
+        reader.event(&mut self.lent.real, event);
         if !reader.is_done() {
             return;
         }
-        let Stage::Seeding {
+        let GuestStoreStage::Seeding {
             reader: Some(reader),
             store,
             console,
             guest_kib,
-        } = mem::replace(&mut self.stage, Stage::Running)
+        } = mem::replace(&mut self.stage, GuestStoreStage::Running)
         else {
             return;
         };
@@ -177,12 +177,12 @@ impl AllPoints {
             store,
             console,
         };
-        seed::seed(&mut self.sides.store, &real, &params);
-        self.sides.store.connect(outside.m, store.1);
+        seed::seed(&mut self.lent.store, &real, &params);
+        self.lent.store.connect(outside.m, store.1);
         self.mirror.hide(hidden_kib);
         self.with_mirror(Mirror::attach);
         let bus = &mut self.bus;
-        self.sides.with_cx(outside, |cx| bus.start(cx));
+        self.lent.with_cx(outside, |cx| bus.start(cx));
     }
 
     /// Connects to the real store of a new domain after a move.
@@ -192,33 +192,33 @@ impl AllPoints {
 
     /// Sets one of the shim's own nodes for the host.
     pub(super) fn publish(&mut self, key: &str, value: &str) {
-        self.with_mirror(|mirror, sides| mirror.report(sides, key, value.as_bytes()));
+        self.with_mirror(|mirror, stores| mirror.report(stores, key, value.as_bytes()));
     }
 
     pub(super) fn with_mirror<R>(
         &mut self,
-        act: impl FnOnce(&mut Mirror, &mut mirror::Sides<'_>) -> R,
+        act: impl FnOnce(&mut Mirror, &mut mirror::Stores<'_>) -> R,
     ) -> R {
-        let mut sides = mirror::Sides {
-            guest: &mut self.sides.store,
-            host: &mut self.sides.real,
+        let mut stores = mirror::Stores {
+            guest: &mut self.lent.store,
+            host: &mut self.lent.real,
         };
-        act(&mut self.mirror, &mut sides)
+        act(&mut self.mirror, &mut stores)
     }
 
     fn serve_guest<M: Machine, H: Host>(&mut self, outside: &mut Outside<'_, M, H>) -> bool {
-        let served = self.sides.store.service(outside.m);
+        let served = self.lent.store.service(outside.m);
         if served.notify {
             let port = self.store_port;
             outside.channels.raise(outside.m, outside.vcpus, port);
         }
-        let changes = self.sides.store.take_guest_changes();
+        let changes = self.lent.store.take_guest_changes();
         if changes.is_empty() {
             return served.again;
         }
-        self.with_mirror(|mirror, sides| mirror.guest_changed(sides, &changes));
+        self.with_mirror(|mirror, stores| mirror.guest_changed(stores, &changes));
         let bus = &mut self.bus;
-        self.sides.with_cx(outside, |cx| {
+        self.lent.with_cx(outside, |cx| {
             for path in &changes {
                 bus.guest_store_changed(cx, path);
             }

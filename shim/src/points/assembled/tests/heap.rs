@@ -6,10 +6,9 @@ use xen_abi::memory::{Reservation, op};
 use xen_abi::xs_wire::{MsgType, ring};
 use xen_abi::{DomId, Errno};
 
-use super::world::{World, toolstack};
+use super::world::World;
 use crate::boot::share::HEAP_BYTES;
 use crate::heap;
-use crate::host::Arrival;
 use crate::mem::Frames;
 use crate::points::{Points, Progress};
 use crate::testing::Bench;
@@ -23,17 +22,12 @@ fn travel(world: &mut World) {
     world.pump();
     let quiet = world.with(|points, outside| points.quiesce(outside));
     assert_eq!(quiet, Progress::Done);
-    let frames = world.bench.guest.host.frames.clone();
-    world.real = SmallHeap::outside(|| toolstack(&frames));
-    let m = &world.bench.guest.m;
-    let heard = m.load32(Bench::STORE, ring::RSP_PROD);
-    m.store32(Bench::STORE, ring::RSP_CONS, heard);
-    let _ = world.bench.guest.host.ports.split_off(&0);
-    world.with(|points, outside| points.reattach(outside, Arrival::NewDomain));
+    world.guest_hears();
+    world.arrive();
     world.pump();
-    let attached = world.with(|points, outside| points.attached(outside));
+    let attached = world.bench.guest.points.attached();
     assert_eq!(attached, Ok(Progress::Done));
-    world.with(|points, outside| points.resume(outside, true));
+    world.with(Points::resume);
     world.pump();
 }
 

@@ -5,7 +5,7 @@
 use alloc::string::ToString as _;
 use alloc::vec::Vec;
 
-use super::AllPoints;
+use super::Points;
 use crate::cpu::Machine;
 use crate::host::Host;
 use crate::points::Outside;
@@ -47,7 +47,7 @@ impl Usage {
     }
 }
 
-impl AllPoints {
+impl Points {
     /// Publishes the figures if they are due.
     pub(super) fn tell_usage<M: Machine, H: Host>(
         &mut self,
@@ -60,8 +60,8 @@ impl AllPoints {
         let figures = [
             ("usage/devices", self.bus.len() as u64),
             ("usage/host-ports", self.bus.ports() as u64),
-            ("usage/grants", self.sides.host_grants.outstanding() as u64),
-            ("usage/free-frames", self.sides.pool.available() as u64),
+            ("usage/grants", self.lent.host_grants.outstanding() as u64),
+            ("usage/free-frames", self.lent.pool.available() as u64),
             ("usage/heap-bytes", outside.m.heap_in_use()),
             ("usage/ports", outside.channels.open_ports() as u64),
         ];

@@ -17,7 +17,7 @@ use crate::points::xenstore::{Limits, VirtualStore};
 use crate::points::{Cx, Outside};
 
 /// Stores and grant tables.
-pub struct Sides {
+pub struct StoresAndGrants {
     pub domid: DomId,
     pub backend: DomId,
     pub pool: Box<dyn FramePool>,
@@ -33,7 +33,7 @@ pub struct Sides {
     grant_frames: Box<dyn TableFrames>,
 }
 
-impl Sides {
+impl StoresAndGrants {
     /// Makes both sides; `ring` leads to the real store.
     pub fn new(parts: Parts, (page, real_port): (Mfn, HostPort)) -> Self {
         let Parts { domid, backend, .. } = parts;

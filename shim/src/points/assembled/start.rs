@@ -8,10 +8,10 @@ use core::fmt;
 
 use xen_abi::Errno;
 
-use super::AllPoints;
+use super::Points;
 use crate::cpu::Machine;
 use crate::host::Host;
-use crate::points::{Outside, Points};
+use crate::points::Outside;
 
 /// How long the host's xenstored may take to say what the guest's store begins with.
 const STORE_NS: u64 = 60_000_000_000;
@@ -36,7 +36,7 @@ impl fmt::Display for StartError {
     }
 }
 
-impl AllPoints {
+impl Points {
     /// Connects to the host and waits until the guest may start.
     ///
     /// # Errors
@@ -47,7 +47,7 @@ impl AllPoints {
     ) -> Result<(), StartError> {
         self.begin(outside)?;
         self.wait_while(outside, STORE_NS, |points| {
-            !points.is_seeded() && !points.sides.real.is_broken()
+            !points.is_seeded() && !points.lent.real.is_broken()
         });
         if !self.is_seeded() {
             return Err(StartError::NoStore);
@@ -66,7 +66,7 @@ impl AllPoints {
         &mut self,
         outside: &mut Outside<'_, M, H>,
     ) -> Result<(), StartError> {
-        self.sides
+        self.lent
             .create_guest_table(outside)
             .map_err(StartError::NoMemory)?;
         self.begin_seeding();
@@ -84,7 +84,7 @@ impl AllPoints {
     ) {
         let limit = outside.host.now_ns().saturating_add(limit_ns);
         while busy(self) && outside.host.now_ns() < limit {
-            let next = self.next_deadline().unwrap_or(limit).min(limit);
+            let next = self.deadline().unwrap_or(limit).min(limit);
             outside.host.wait(Some(next));
             while let Some(event) = outside.host.take_event() {
                 self.host_event(outside, event);
