@@ -22,6 +22,8 @@ pub(crate) trait Backend {
     fn kicked(&mut self, mem: &FakeFrames);
     /// Answers `count` requests that it has held.
     fn answer(&mut self, mem: &FakeFrames, count: usize);
+    /// Gives the domain a packet, all of `byte`; `false` if there is no room.
+    fn deliver(&mut self, mem: &FakeFrames, byte: u8) -> bool;
     /// How many requests it has taken and not answered.
     fn in_flight(&self) -> usize;
     /// Whether requests are held until [`answer`](Self::answer).
@@ -85,6 +87,9 @@ impl<B: Peer> Backend for Placed<B> {
         for _ in 0..count {
             self.backend.answer_one(mem);
         }
+    }
+    fn deliver(&mut self, mem: &FakeFrames, byte: u8) -> bool {
+        self.backend.deliver_one(mem, byte)
     }
     fn in_flight(&self) -> usize {
         self.backend.in_flight()

@@ -214,6 +214,17 @@ impl Dom0 {
         act(&mut *self.backends[nr], &mut nodes, &self.frames)
     }
 
+    /// Lets a backend do something, and whatever follows in the store.
+    pub(crate) fn backend<R>(
+        &mut self,
+        nr: usize,
+        act: impl FnOnce(&mut dyn Backend, &mut dyn HostNodes, &FakeFrames) -> R,
+    ) -> R {
+        let result = self.with(nr, act);
+        self.serve();
+        result
+    }
+
     /// Serves the store's ring until there is nothing more to do.
     pub(crate) fn serve(&mut self) {
         if self.is_silent {

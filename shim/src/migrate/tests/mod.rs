@@ -3,6 +3,7 @@
 
 mod clocks;
 mod trouble;
+mod whole;
 
 use proptest::prelude::{Just, Strategy};
 use proptest::prelude::{any, prop_oneof, proptest};

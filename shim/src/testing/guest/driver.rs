@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use xen_abi::blkif::{self, SLOT_SIZE, Segment};
 use xen_abi::evtchn::{self, AllocUnbound};
 use xen_abi::grant::{self, SetupTable};
-use xen_abi::netif::{RX_SLOT, RxResponse, TX_SLOT, TxRequest, TxResponse};
+use xen_abi::netif::{RX_SLOT, RxRequest, RxResponse, TX_SLOT, TxRequest, TxResponse};
 use xen_abi::xs_wire::MsgType;
 use xen_abi::{DomId, Mfn, Port, hypercall as nr};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
@@ -59,6 +59,19 @@ impl Bench {
     /// Reads a node of the guest's store.
     pub(crate) fn store(&self, path: &str) -> Option<String> {
         String::from_utf8(self.guest.points.guest_store().read(path)?).ok()
+    }
+
+    /// All nodes of the guest's store.
+    pub(crate) fn whole_store(&self) -> BTreeMap<String, String> {
+        let store = self.guest.points.guest_store();
+        let mut all = BTreeMap::new();
+        let mut found = vec![String::from("/")];
+        while let Some(path) = found.pop() {
+            let below = |leaf: &String| format!("{}/{leaf}", path.trim_end_matches('/'));
+            found.extend(store.list(&path).iter().map(below));
+            all.extend(self.store(&path).map(|value| (path, value)));
+        }
+        all
     }
 
     fn write_store(&mut self, path: &str, value: &str) {
@@ -313,6 +326,11 @@ impl NetDriver {
         self.sent.len()
     }
 
+    /// How many buffers wait for packets.
+    pub(crate) fn posted(&self) -> usize {
+        self.posted.len()
+    }
+
     fn id(&mut self) -> u16 {
         self.next = self.next.wrapping_add(1);
         self.next
@@ -332,6 +350,18 @@ impl NetDriver {
         };
         self.sent.insert(id, buffer);
         self.tx.put(&bench.guest.m, request.as_bytes());
+    }
+
+    /// Writes a buffer for a packet to come.
+    pub(crate) fn post(&mut self, bench: &mut Bench) {
+        let (buffer, _, gref) = self.receiving.take(bench, false);
+        let request = RxRequest {
+            id: self.id(),
+            pad: 0,
+            gref,
+        };
+        self.posted.push_back((request.id, buffer));
+        self.rx.put(&bench.guest.m, request.as_bytes());
     }
 
     /// Publishes what was written; without `kicks`, nobody is told.

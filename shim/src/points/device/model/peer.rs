@@ -41,6 +41,11 @@ pub(crate) trait Peer: Sized {
     fn is_attached(&self) -> bool;
     /// Takes the rings that a frontend has published; `false` if they are not there any more.
     fn attach(&mut self, mem: &FakeFrames, front: &dyn Fn(&str) -> Option<String>) -> bool;
+    /// Gives the frontend something that it did not ask for one by one: a packet all of `byte`.  `false` if there
+    /// is no such thing, or no room for it.
+    fn deliver_one(&mut self, _mem: &FakeFrames, _byte: u8) -> bool {
+        false
+    }
     /// Drops the rings, and everything that was mapped.
     fn detach(&mut self, mem: &FakeFrames);
     /// Takes everything that waits, and maps it.

@@ -119,6 +119,17 @@ impl Peer for Backend {
         self.answer(mem, 0, status::OKAY, false);
     }
 
+    fn deliver_one(&mut self, mem: &FakeFrames, byte: u8) -> bool {
+        let packet = Packet {
+            bytes: vec![byte; 100],
+            gso: None,
+            is_blank: false,
+        };
+        let before = self.delivered.len();
+        self.deliver(mem, &packet, &[100], usize::MAX, false);
+        self.delivered.len() > before
+    }
+
     fn let_go(&mut self, mem: &FakeFrames) {
         unmap(mem, &core::mem::take(&mut self.lingering));
     }
