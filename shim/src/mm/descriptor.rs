@@ -35,6 +35,7 @@ const BIG: u64 = 1 << 54;
 #[inline]
 pub const fn check_descriptor(raw: u64) -> Result<u64, Errno> {
     if raw & PRESENT == 0 {
+        // Loading it faults, so the other bits are the guest's, whatever they say.
         return Ok(raw);
     }
     if raw & SEGMENT == 0 && raw & TYPE != 0 {
@@ -44,6 +45,8 @@ pub const fn check_descriptor(raw: u64) -> Result<u64, Errno> {
     if raw & SEGMENT != 0 && raw & both == both {
         return Err(Errno::EINVAL);
     }
+    // Kernel and user mode of the guest are both ring 3, which cannot load a data segment of a
+    // lower DPL.
     Ok(raw | DPL)
 }
 
@@ -58,6 +61,7 @@ pub const fn check_ldt(base: GuestVa, entries: u64) -> Result<(), Errno> {
     if entries > ext::MAX_LDT_ENTRIES || base.0 & (PAGE_SIZE as u64 - 1) != 0 {
         return Err(Errno::EINVAL);
     }
+    // A lying length must not wrap around to an address that looks low.
     let Some(last) = base.checked_add(entries * 8 - 1) else {
         return Err(Errno::EINVAL);
     };
@@ -78,9 +82,12 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     /// `EINVAL` when the frame is not the guest's, is in another use, or holds a bad descriptor.
     pub fn get_descriptors(&mut self, mfn: Mfn) -> Result<(), Errno> {
         let kind = FrameUse::Descriptors;
+        // From here on nobody can write the page: a frame has one use, and `get_table` has flushed
+        // stale writable translations. So what is checked below is what the CPU will load.
         if self.ledger.get_table(mfn, kind, self.tlb)? == Granted::Again {
             return Ok(());
         }
+        // Not divided: the 16 pages of a whole LDT come to one step.
         self.ledger.work().spend(DESCRIPTORS);
         for index in 0..ENTRIES {
             let raw = self.load(mfn, index).0;
@@ -88,6 +95,8 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
                 Ok(new) if new == raw => {}
                 Ok(new) => self.store(mfn, index, Pte(new)),
                 Err(error) => {
+                    // Descriptors adjusted so far keep their DPL: in a page of data it means
+                    // nothing.
                     self.put_descriptors(mfn);
                     return Err(error);
                 }
@@ -110,6 +119,8 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     pub fn get_gdt(&mut self, pages: &[Mfn]) -> Result<(), Errno> {
         for (done, &page) in pages.iter().enumerate() {
             if let Err(error) = self.get_descriptors(page) {
+                // The page at `done` has already given back its own reference. The same frame may
+                // be in the list twice; each time counts.
                 self.put_gdt(&pages[..done]);
                 return Err(error);
             }
@@ -127,6 +138,8 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     /// # Errors
     /// `EFAULT` when nothing is mapped there, `EINVAL` when the page may not hold descriptors.
     pub fn get_ldt_page(&mut self, root: Mfn, va: GuestVa) -> Result<Mfn, Errno> {
+        // The guest may have changed its tables without a flush, so its TLB may say something else.
+        // What the checked tables say is what counts, and that frame is checked in turn.
         let entry = self.walk(root, va).ok_or(Errno::EFAULT)?.entry;
         if !entry.is_present() {
             return Err(Errno::EFAULT);
@@ -143,13 +156,19 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     pub fn update_descriptor(&mut self, address: u64, raw: u64) -> Result<(), Errno> {
         let mfn = Mfn::of(address);
         let new = check_descriptor(raw)?;
+        // A store across two descriptors would make two that nobody has checked.
         if !address.is_multiple_of(8) {
             return Err(Errno::EINVAL);
         }
+        // A page of descriptors needs no flush: it stays what the CPUs know it as. A page of data
+        // may have been a table until just now. Tables and frames that are not the guest's are
+        // refused in there.
         if self.ledger.used_as(mfn) != FrameUse::Descriptors {
             self.ledger.open_for_stores(mfn, self.tlb)?;
         }
         let offset = address as usize & (PAGE_SIZE - 1);
+        // One store of all 64 bits: a CPU that loads the segment meanwhile sees the old descriptor
+        // or the new one, never half of each.
         self.frames.store64(mfn, offset, new);
         Ok(())
     }

@@ -29,6 +29,8 @@ pub const fn adjust_l1(pte: Pte) -> Result<Pte, Errno> {
     if pte.0 & !L1_ALLOWED != 0 {
         return Err(Errno::EINVAL);
     }
+    // The guest may write back what it has read, and then USER is set on a kernel page; the
+    // software bit tells. A lie about it concerns only the guest's own two modes.
     let kernel = pte.0 & Pte::USER == 0 || pte.0 & Pte::GUEST_KERNEL != 0;
     Ok(if kernel {
         pte.with(Pte::USER | Pte::GUEST_KERNEL).without(Pte::GLOBAL)
@@ -48,6 +50,8 @@ pub const fn adjust_table(level: Level, pte: Pte) -> Result<Pte, Errno> {
         return Err(Errno::EINVAL);
     }
     Ok(match level {
+        // With split tables the CPU walks a copy of the L4 table, and its accessed bits never reach
+        // the guest's own. So the guest sees the bit set from the start (Xen: `adjust_guest_l4e`).
         Level::L4 => pte.with(Pte::USER | Pte::ACCESSED),
         _ => pte.with(Pte::USER),
     })

@@ -34,6 +34,8 @@ impl Epoch {
     /// Begins the next epoch: every CPU has just forgotten every translation.
     #[inline]
     pub(super) const fn advance(&mut self) {
+        // Starting over is safe only here: no CPU remembers anything, so no stamp from before can
+        // be stale in truth. 0 is left out, for it stands for a frame that never had a use.
         self.0 = if self.0 == LAST { 1 } else { self.0 + 1 };
     }
 
@@ -46,6 +48,8 @@ impl Epoch {
     /// Whether a CPU may remember something from when the stamp was made.
     #[inline]
     pub(super) const fn is_stale(&self, stamp: u64) -> bool {
+        // `>=` and not `==`: stamps from before the last start are larger than the present epoch,
+        // and must err towards a flush.
         stamp >= self.0
     }
 
@@ -59,6 +63,9 @@ impl Epoch {
     /// was made from, never older.  None of these bits since the stamps began: clean.
     #[inline]
     pub(super) const fn newest(&self, short: u64) -> u64 {
+        // The distance back to the latest epoch with these last bits, at most 63. A stamp from
+        // longer ago looks younger than it is, which may cost a flush; none looks older.
+        // Saturation: there was no such epoch since the stamps began.
         self.0.saturating_sub(self.0.wrapping_sub(short) & SHORT)
     }
 }

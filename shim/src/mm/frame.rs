@@ -127,6 +127,7 @@ pub(super) const fn used_as(word: u64) -> FrameUse {
 /// Returns how many typed references the frame has that has this word.
 #[inline]
 pub(super) const fn typed(word: u64) -> u64 {
+    // In these two the field holds a stamp or a place, which must not be taken for a count.
     if word & USE == 0 || word & USE == UNFINISHED {
         return 0;
     }
@@ -139,6 +140,8 @@ const UNFINISHED: u64 = (FrameUse::Unfinished as u64) << USE_SHIFT;
 #[inline]
 pub(super) const fn set_unfinished(word: u64, level: Level, checked: usize) -> u64 {
     let place = (level as u64) << CHECKED_BITS | checked as u64;
+    // LINK stays: the table may still be walked through the link that went last, however long the
+    // release takes. PINNED goes, for the pin was one of the references that are gone.
     word & !(TYPED | USE | PINNED) | UNFINISHED | place << TYPED_SHIFT
 }
 
@@ -152,6 +155,7 @@ pub(super) const fn unfinished(word: u64) -> Option<(Level, usize)> {
     let level = match place >> CHECKED_BITS {
         2 => Level::L2,
         3 => Level::L3,
+        // Only `set_unfinished` writes this field, so what is left is 4.
         _ => Level::L4,
     };
     Some((level, (place & CHECKED) as usize))
@@ -161,6 +165,7 @@ pub(super) const fn unfinished(word: u64) -> Option<(Level, usize)> {
 /// for a frame that has none.
 #[inline]
 pub(super) const fn history(word: u64) -> (FrameUse, u64) {
+    // With a use the same bits are a count and a short stamp.
     debug_assert!(word & USE == 0);
     (frame_use(word >> WAS_SHIFT), (word & STAMP) >> STAMP_SHIFT)
 }

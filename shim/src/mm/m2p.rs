@@ -62,6 +62,8 @@ impl<'a, F: Frames + ?Sized> M2pTable<'a, F> {
 
 impl<F: Frames + ?Sized> M2p for M2pTable<'_, F> {
     fn set(&self, mfn: Mfn, value: u64) {
+        // Without RAM there is no entry, and nobody asks for one: frames without RAM are never the
+        // guest's.
         if let Some((frame, offset)) = self.place(mfn) {
             self.frames.store64(frame, offset, value);
         }

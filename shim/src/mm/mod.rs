@@ -47,7 +47,7 @@ pub use roots::AddressSpaces;
 pub use store::LiveEntry;
 pub use walk::{Mapping, walk};
 
-/// What has to be forgotten by the CPUs before guest code runs again.
+/// What the CPUs must flush before guest code runs again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[must_use]
 pub enum Flush {
@@ -62,11 +62,12 @@ pub enum Flush {
 }
 
 impl Flush {
-    /// Returns a flush that does for both.
+    /// Returns a flush that covers both.
     pub fn and(self, other: Self) -> Self {
         match (self, other) {
             (Self::None, one) | (one, Self::None) => one,
             (a, b) if a == b => a,
+            // Pages are not collected: a list may name thousands, and one full flush costs less.
             _ => Self::Full,
         }
     }
@@ -74,7 +75,7 @@ impl Flush {
 
 /// Performs the one flush that can not wait for the end of an operation.
 pub trait Tlb {
-    /// Makes every vCPU forget every cached translation, global ones included, before it returns.
+    /// Flushes every cached translation, global ones included, on every vCPU before it returns.
     fn flush_everything(&self);
 }
 

@@ -34,10 +34,14 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     /// Makes a frame a page table of `level` until it is unpinned.
     ///
     /// # Errors
-    /// `EINVAL` when it can not be one, or is pinned already; `ERESTART` when it is to be asked again.
+    /// `EINVAL` when it can not be one, or is pinned already; `ERESTART` when the caller must ask again.
     pub fn pin(&mut self, level: Level, table: Mfn) -> Result<Flush, Errno> {
+        // First of all: what this drops may need a place in the list of tables to be released, and
+        // may be the very table that is half released.
         self.settle()?;
         self.get_table(table, level)?;
+        // The reference comes first and the mark second. A second pin finds the mark, and gives its
+        // reference back; that is never the last, for the first pin holds one.
         if !self.ledger.set_pinned(table) {
             self.put_table(table, level, Dropped::Hold);
             return Err(Errno::EINVAL);
@@ -48,10 +52,12 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     /// Undoes [`pin`](Self::pin).
     ///
     /// # Errors
-    /// `EINVAL` when the frame is not pinned; `ERESTART` when it is to be asked again.
+    /// `EINVAL` when the frame is not pinned; `ERESTART` when the caller must ask again.
     pub fn unpin(&mut self, table: Mfn) -> Result<Flush, Errno> {
         self.settle()?;
         let level = self.ledger.clear_pinned(table).ok_or(Errno::EINVAL)?;
+        // No CPU walks a table because of its pin, so dropping one makes no translation stale: a
+        // process with many pinned tables ends with one flush.
         self.put_table(table, level, Dropped::Hold);
         Ok(Flush::None)
     }
@@ -59,7 +65,7 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     /// Makes the tables of a vCPU that is about to start.
     ///
     /// # Errors
-    /// `EINVAL` when one of the frames can not be an L4 table; `ERESTART` when it is to be asked again.
+    /// `EINVAL` when one of the frames can not be an L4 table; `ERESTART` when the caller must ask again.
     pub fn enter(&mut self, kernel: Mfn, user: Option<Mfn>) -> Result<AddressSpaces, Errno> {
         self.settle()?;
         self.get_table(kernel, Level::L4)?;
@@ -67,6 +73,8 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
             && let Err(error) = self.get_table(user, Level::L4)
         {
             match error {
+                // The caller asks for both again. If the first table were released, each attempt
+                // would begin anew, and with two large tables none would ever end.
                 Errno::ERESTART => self.put_off(kernel),
                 _ => self.put_table(kernel, Level::L4, Dropped::Hold),
             }
@@ -78,11 +86,13 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     /// Drops the tables of a vCPU that runs no more.
     ///
     /// # Errors
-    /// `ERESTART` when it is to be asked again.
+    /// `ERESTART` when the caller must ask again.
     pub fn leave(&mut self, spaces: &mut Option<AddressSpaces>) -> Result<(), Errno> {
         self.settle()?;
         if let Some(AddressSpaces { kernel, user }) = spaces.take() {
             for table in once(kernel).chain(user) {
+                // A vCPU ran on it, so its translations are stale from here on. Both may need their
+                // release put off, which is what `MAX_RELEASING` counts.
                 self.put_table(table, Level::L4, Dropped::Link);
             }
         }
@@ -93,31 +103,38 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     /// use memory: the old table may be ordinary memory already.
     ///
     /// # Errors
-    /// `EINVAL` when the frame can not be an L4 table; the old one stays.  `ERESTART` when it is to be
-    /// asked again.
+    /// `EINVAL` when the frame can not be an L4 table; the old one stays.  `ERESTART` when the caller
+    /// must ask again.
     pub fn new_baseptr(&mut self, spaces: &mut AddressSpaces, table: Mfn) -> Result<Flush, Errno> {
         self.settle()?;
         if table != spaces.kernel {
+            // The new reference before the old one goes: the two trees share tables, which would
+            // else be released and checked again, and a refusal must leave the vCPU a table to run
+            // on.
             self.get_table(table, Level::L4)?;
             self.put_table(spaces.kernel, Level::L4, Dropped::Link);
             spaces.kernel = table;
         }
+        // Also where the table is the same: the guest asks for a load of CR3, which flushes.
         Ok(Flush::Full)
     }
 
     /// Changes the table of a vCPU's user mode; frame 0 means none.
     ///
     /// # Errors
-    /// `EINVAL` when the frame can not be an L4 table; the old one stays.  `ERESTART` when it is to be
-    /// asked again.
+    /// `EINVAL` when the frame can not be an L4 table; the old one stays.  `ERESTART` when the caller
+    /// must ask again.
     pub fn new_user_baseptr(
         &mut self,
         spaces: &mut AddressSpaces,
         table: Mfn,
     ) -> Result<Flush, Errno> {
         self.settle()?;
+        // Frame 0 is never the guest's, so it can stand for none (`MMUEXT_NEW_USER_BASEPTR`).
         let new = (table != Mfn(0)).then_some(table);
         if new == spaces.user {
+            // Unlike the kernel's, this table is not loaded now; user mode loads it when it is
+            // entered.
             return Ok(Flush::None);
         }
         if let Some(new) = new {

@@ -25,6 +25,8 @@ impl<'a, F: Frames + ?Sized> Mm<'a, F> {
     /// more), so that the fault is not one to emulate.
     #[inline]
     pub fn live_entry(&mut self, table: Mfn, offset: usize) -> Option<LiveEntry<'_, 'a, F>> {
+        // The ledger is asked again, after the walk that found the frame: only a frame that is an
+        // L1 table now has entries that are counted.
         let live = offset < PAGE_SIZE && self.ledger.used_as(table) == FrameUse::L1;
         live.then_some(LiveEntry {
             mm: self,
@@ -45,13 +47,22 @@ impl<'a, F: Frames + ?Sized> Mm<'a, F> {
         if self.load(table, index) != old {
             return Ok(false);
         }
+        // No reference moves where frame and RW stay, as when Linux clears an accessed bit.
         let same = same_reference(old, new);
         if !same && new.is_present() {
+            // Raised before the entry can be used: once it is stored, the CPU may load it at any
+            // moment.
             self.ledger.get_mapping(new, self.tlb)?;
         }
+        // The page walker may have set an accessed or dirty bit since the load above. Then nothing
+        // is stored, and the instruction is worked out again from what is there now.
         let stored = self.frames.cas64(table, index * 8, old.0, new.0) == old.0;
+        // Exactly one of the two references has nothing behind it any more.
         let surplus = if stored { old } else { new };
         if !same && surplus.is_present() {
+            // Dropped after the store, so that the stamp is from when the old entry was gone. No
+            // flush follows: as under Xen (`ptwr_emulated_update`) that is the guest's to ask for,
+            // and the ledger flushes by itself before the frame gets another use.
             self.ledger.put_mapping(surplus);
         }
         Ok(stored)
@@ -75,6 +86,8 @@ impl<F: Frames + ?Sized> Entry for LiveEntry<'_, '_, F> {
         let (table, index, new) = (self.table, self.index, Pte(new));
         match expected {
             Some(old) => self.mm.exchange_l1(table, index, Pte(old), new),
+            // A plain store overwrites accessed and dirty bits that the walker sets meanwhile, as
+            // it would without us.
             None => self.mm.set_l1(table, index, new, false).map(|()| true),
         }
     }

@@ -30,8 +30,11 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
                     self.ledger.owner(request.frame()),
                     Owner::Guest | Owner::Shared
                 ) {
+                    // Xen's `do_mmu_update` takes a reference to the frame first, and says EINVAL
+                    // where there is none.
                     return Err(Errno::EINVAL);
                 }
+                // Any value: the shim never reads the table, so a guest can deceive only itself.
                 m2p.set(request.frame(), request.val);
                 return Ok(Flush::None);
             }
@@ -45,11 +48,17 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
             FrameUse::L2 => self.set_upper(Level::L2, table, index, new, preserve),
             FrameUse::L3 => self.set_upper(Level::L3, table, index, new, preserve),
             FrameUse::L4 => self.set_upper(Level::L4, table, index, new, preserve),
+            // Memory that the guest may write itself: it builds tables with requests too before it
+            // pins them.
             FrameUse::None | FrameUse::Writable => {
                 self.ledger.open_for_stores(table, self.tlb)?;
+                // Unchecked, as Xen does it for a `PGT_writable_page`: the entry means nothing
+                // until the frame is a table, and is checked then.
                 self.store(table, index, new);
                 Ok(Flush::None)
             }
+            // Descriptors have a hypercall of their own. A half-checked table must keep its
+            // contents, or its release would drop references that nobody took.
             FrameUse::Descriptors | FrameUse::Unfinished => Err(Errno::EINVAL),
         }
     }
@@ -67,8 +76,12 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
         pte: Pte,
         flags: UvmFlags,
     ) -> Result<Flush, Errno> {
+        // Through the ledger's tables and not by way of the TLB: a stale translation must not
+        // choose the table.
         let place = self.walk(root, va).ok_or(Errno::EINVAL)?;
         self.set_l1(place.table, place.index, pte, false)?;
+        // Only after a change, as in Xen's `__do_update_va_mapping`: a refused one leaves nothing
+        // stale. The guest may ask for less than it needs; see `set_l1`.
         Ok(match flags.kind() {
             UvmFlags::TLB_FLUSH => Flush::Full,
             UvmFlags::INVLPG => Flush::Page(va),
@@ -85,21 +98,29 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
         new: Pte,
         preserve: bool,
     ) -> Result<(), Errno> {
+        // The walker may change two bits of it before the store. They stand for no reference, so
+        // `old` stays good for what is to be dropped.
         let old = self.load(table, index);
         let new = if new.is_present() {
             adjust_l1(new)?
         } else {
             new
         };
+        // Also taken where neither is present: swap entries change often and count nothing.
         if same_reference(old, new) {
             self.replace(table, index, old, new, preserve);
             return Ok(());
         }
         if new.is_present() {
+            // May flush every translation, when the frame was a table until just now. Refusals come
+            // from here, and nothing was changed yet.
             self.ledger.get_mapping(new, self.tlb)?;
         }
         self.replace(table, index, old, new, preserve);
         if old.is_present() {
+            // Last, so that the frame is stamped with an epoch in which no entry leads there any
+            // more. The guest owes the flush of an L1 entry, as under Xen, and may leave it out: it
+            // then keeps a stale path to a frame that is still its own.
             self.ledger.put_mapping(old);
         }
         Ok(())
@@ -114,11 +135,16 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
         new: Pte,
         preserve: bool,
     ) -> Result<Flush, Errno> {
+        // These hold the shim itself. When a table is checked the guest's values there are replaced
+        // without a word; a store to one that lives is refused, as in Xen's `mod_l4_entry`.
         if level == Level::L4 && !is_guest_l4_slot(index) {
             return Err(Errno::EINVAL);
         }
+        // The child that is dropped below may need the place in the list of what is to be released.
         self.settle()?;
         let old = self.load(table, index);
+        // Where this is interrupted nothing has changed in the table, and the request is simply
+        // made again.
         let new = if new.is_present() {
             self.get_child(level, new)?
         } else {
@@ -128,7 +154,11 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
         let Some(child) = level.child().filter(|_| old.is_present()) else {
             return Ok(Flush::None);
         };
+        // Also where `new` names the same child: then this drops the reference that `get_child` has
+        // just taken once more, and never the last.
         self.put_table(old.frame(), child, Dropped::Link);
+        // Everything below the entry may be cached, as translations and in the paging-structure
+        // caches; no page names all of it. Accessed and dirty bits translate nothing.
         Ok(if (old.0 ^ new.0) & !AD == 0 {
             Flush::None
         } else {
@@ -144,6 +174,9 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
             self.store(table, index, new);
             return;
         }
+        // The walker only sets bits, and there are two of them, so this ends with the third attempt
+        // at the latest. Merging without the exchange would lose a dirty bit, and with it a page of
+        // the guest's data.
         let mut expected = old;
         loop {
             let merged = new.with(expected.0 & AD);
@@ -162,5 +195,6 @@ pub(super) const fn same_reference(old: Pte, new: Pte) -> bool {
     if !old.is_present() || !new.is_present() {
         return old.is_present() == new.is_present();
     }
+    // RW chooses between a typed and a plain reference; no other bit is counted.
     (old.0 ^ new.0) & (Pte::FRAME | Pte::RW) == 0
 }

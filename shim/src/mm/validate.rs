@@ -47,6 +47,8 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     /// `EINVAL` when it can not be one, `ENOMEM` at too many references; `ERESTART` when it is only
     /// checked in part, and the same call goes on with it.
     pub(super) fn get_table(&mut self, table: Mfn, level: Level) -> Result<(), Errno> {
+        // ERESTART leaves the work where it is, for whoever asks next. Any other error undoes it at
+        // once: the guest has its answer, and will not come back to clean up.
         let checked = self.check(table, level);
         if checked.is_err_and(|error| error != Errno::ERESTART) {
             self.give_back(table, level);
@@ -62,6 +64,8 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
             return;
         }
         match level {
+            // The ledger has ended the use already, and the frame could be written again. Nothing
+            // runs before the entries are dropped, so they still are what was counted.
             Level::L1 => self.drop_pages(table, ENTRIES),
             _ => self.give_back(table, level),
         }
@@ -75,11 +79,13 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
             .put_table(table, Level::L4.into(), Dropped::Hold);
     }
 
-    /// Goes on with the release of what earlier operations dropped.
+    /// Continues releases that earlier operations left unfinished.
     ///
     /// # Errors
-    /// `ERESTART` when it still is not done.
+    /// `ERESTART` while some of it is left.
     pub fn settle(&mut self) -> Result<(), Errno> {
+        // The table stays in the list until it is done, so that an interrupted release is found
+        // again.
         while let Some(table) = self.ledger.releasing() {
             self.release_table(table)?;
             self.ledger.is_released();
@@ -87,8 +93,10 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
         Ok(())
     }
 
-    /// Has a table released, if it is an unfinished one of `level`.
+    /// Releases `table` if it is an unfinished one of `level`.
     fn give_back(&mut self, table: Mfn, level: Level) {
+        // The check may have failed because the frame is something else altogether; that is not
+        // ours to undo.
         if self.unfinished_as(table, level) {
             self.ledger.release_later(table);
             // Where it takes too long, whoever comes next goes on with it.
@@ -103,39 +111,57 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
 
     /// As [`get_table`](Self::get_table), but leaves an unfinished table behind whatever went wrong.
     fn check(&mut self, table: Mfn, level: Level) -> Result<(), Errno> {
+        // The use is set before the first entry is read. So an entry that names this very table, or
+        // a table above it, finds it in another use and is refused, and nobody changes what was
+        // read.
         let mut checked = match self.ledger.get_table(table, level.into(), self.tlb)? {
             Granted::Again => return Ok(()),
             Granted::First => return self.check_pages(table),
             Granted::Unfinished(checked) => checked,
         };
         let result = self.check_links(table, level, &mut checked);
+        // Noted whatever the result: the number says which references were taken, also to a later
+        // release.
         self.ledger.set_unfinished(table, level, checked);
         result?;
+        // The guest's values in the shim's slots are replaced unseen. Before `finish`: a table with
+        // a reference may be loaded, and without these slots that would unmap the shim.
         if level == Level::L4 {
             for (index, &own) in self.slots.0.iter().enumerate() {
                 self.store(table, FIRST_XEN_SLOT + index, Pte(own));
             }
         }
+        // Only now there is a reference: until here nobody could link the table or load it.
         self.ledger.finish(table, level);
         Ok(())
     }
 
     /// Checks an L1 table, or drops the one reference to it.
     fn check_pages(&mut self, table: Mfn) -> Result<(), Errno> {
+        // Not divided, so a step may end this much late: an L1 table has its one reference from the
+        // start, and no state for a part of it.
         self.ledger.work().spend(L1_TABLE);
         for index in 0..ENTRIES {
             let pte = self.load(table, index);
             if !pte.is_present() {
                 continue;
             }
+            // The reference before the adjusted entry is stored, and both only for what is present:
+            // all else is data of the guest's (swap entries).
             let taken =
                 adjust_l1(pte).and_then(|new| self.ledger.get_mapping(new, self.tlb).map(|()| new));
             match taken {
+                // Right already, as in a table that is pinned again.
                 Ok(new) if new == pte => {}
                 Ok(new) => self.store(table, index, new),
                 Err(error) => {
+                    // Only those before `index`: the refused entry has taken nothing. Adjusting
+                    // changes neither frame nor RW, so each entry drops the kind of reference that
+                    // it took.
                     self.drop_pages(table, index);
                     let kind = Level::L1.into();
+                    // No CPU walked the table on behalf of this reference, so nothing becomes
+                    // stale.
                     self.ledger.put_table(table, kind, Dropped::Hold);
                     return Err(error);
                 }
@@ -147,17 +173,22 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     /// Checks entries of a table above L1 from `checked` on, which says how far it came.
     fn check_links(&mut self, table: Mfn, level: Level, checked: &mut usize) -> Result<(), Errno> {
         while *checked < ENTRIES {
+            // Asked before each entry and charged after it: a step that is shorter than the way
+            // down the tree still comes one entry further.
             self.ledger.work().may_go_on()?;
             let pte = self.load(table, *checked);
             if pte.is_present() && (level != Level::L4 || is_guest_l4_slot(*checked)) {
+                // Only tables above L1 come here, so there is one.
                 let child = level.child().ok_or(Errno::EINVAL)?;
                 let new = adjust_table(level, pte)?;
+                // Recursive, but each call goes one level down, whatever the guest links.
                 self.check(new.frame(), child)?;
                 if new != pte {
                     self.store(table, *checked, new);
                 }
             }
             self.ledger.work().spend(1);
+            // Last of all: what is counted as checked has its reference, and what is not has none.
             *checked += 1;
         }
         Ok(())
@@ -168,6 +199,8 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     pub(super) fn get_child(&mut self, level: Level, pte: Pte) -> Result<Pte, Errno> {
         let child = level.child().ok_or(Errno::EINVAL)?;
         let new = adjust_table(level, pte)?;
+        // `get_table` and not `check`: on a refusal nobody else knows of the half-checked child, so
+        // it is released here.
         self.get_table(new.frame(), child)?;
         Ok(new)
     }
@@ -181,6 +214,8 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
         let result = self.release_links(table, level, &mut checked);
         self.ledger.set_unfinished(table, level, checked);
         result?;
+        // Only after the last entry: until then the frame gets no other use, so the contents that
+        // say what is to be dropped cannot change.
         self.ledger.end_unfinished(table, level);
         Ok(())
     }
@@ -199,6 +234,9 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
             if let Some(frame) = self.link(table, level, *checked)
                 && self.unfinished_as(frame, child)
             {
+                // A table that another interrupted check has begun may be met here as well. It goes
+                // too: a check that was interrupted belongs to nobody, and whoever wants it asks
+                // again.
                 self.release_table(frame)?;
             }
             if *checked == 0 {
@@ -207,6 +245,9 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
             self.ledger.work().may_go_on()?;
             self.ledger.work().spend(1);
             *checked -= 1;
+            // A child above L1 that loses its last reference is unfinished from now on, with all
+            // entries checked. The next turn of the loop finds it behind this entry, as does a
+            // later call.
             if let Some(frame) = self.link(table, level, *checked)
                 && self.ledger.put_table(frame, child.into(), Dropped::Link)
                 && child == Level::L1
@@ -218,6 +259,8 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
 
     /// Returns the frame that entry `index` of a table above L1 names.
     fn link(&self, table: Mfn, level: Level, index: usize) -> Option<Mfn> {
+        // A table with all entries checked has none at `checked`. The shim's slots were never
+        // counted.
         if index >= ENTRIES || level == Level::L4 && !is_guest_l4_slot(index) {
             return None;
         }
@@ -231,6 +274,8 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
         for index in 0..count {
             let pte = self.load(table, index);
             if pte.is_present() {
+                // Stamps each frame that loses its last typed reference by this: a CPU may still
+                // know it through the table.
                 self.ledger.put_mapping(pte);
             }
         }

@@ -28,7 +28,7 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     }
 }
 
-/// As [`Mm::walk`], for who has no need to change anything.
+/// As [`Mm::walk`], for callers that change nothing.
 #[inline]
 pub fn walk<F: Frames + ?Sized>(
     frames: &F,
@@ -36,12 +36,16 @@ pub fn walk<F: Frames + ?Sized>(
     root: Mfn,
     va: GuestVa,
 ) -> Option<Mapping> {
+    // The indexes ignore the upper bits, so a non-canonical address would alias a good one. The
+    // shim's slots lead to tables that are not the guest's.
     if !is_canonical(va) || !is_guest_l4_slot(Level::L4.index(va)) {
         return None;
     }
     let entry = |table, level: Level| Pte(frames.load64(table, level.index(va) * 8));
     let mut table = root;
     for level in [Level::L4, Level::L3, Level::L2] {
+        // A check before each load: only a frame in use as a table is known to exist and to hold
+        // checked entries. An unfinished table is none: its entries may name what was released.
         if ledger.used_as(table) != FrameUse::from(level) {
             return None;
         }

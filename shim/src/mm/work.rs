@@ -33,7 +33,7 @@ pub struct Work {
 }
 
 impl Work {
-    /// Makes one that stops nothing, for who has nobody to give way to.
+    /// Makes one that stops nothing, for callers with nobody to give way to.
     pub(super) const fn unbounded() -> Self {
         Self::in_steps_of(u32::MAX)
     }
@@ -51,6 +51,7 @@ impl Work {
     /// Charges what is done.
     #[inline]
     pub fn spend(&self, units: u32) {
+        // Without a bound nobody looks, and the sum would wrap to a small one.
         self.spent.set(self.spent.get().saturating_add(units));
     }
 
@@ -61,6 +62,7 @@ impl Work {
     /// `ERESTART` when somebody has to look first; never just after a look.
     #[inline]
     pub(super) fn may_go_on(&self) -> Result<(), Errno> {
+        // The saturated sum would reach a step of `u32::MAX`, which stands for no bound.
         if self.step != u32::MAX && self.spent.get() >= self.step {
             return Err(Errno::ERESTART);
         }

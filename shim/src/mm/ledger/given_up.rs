@@ -27,6 +27,8 @@ impl Ledger {
     /// # Errors
     /// `EINVAL` when it is not the guest's, `EBUSY` while anything refers to it.
     pub(in crate::mm) fn give_up(&mut self, mfn: Mfn) -> Result<(), Errno> {
+        // By way of `Nobody`: the same checks as for every change of hands, and `put_first` finds
+        // what it expects.
         self.change_owner(mfn, Owner::Guest, Owner::Nobody)?;
         self.put_first(mfn)
     }
@@ -45,10 +47,13 @@ impl Ledger {
     /// # Errors
     /// `EINVAL` when that is not `mfn`.
     pub(in crate::mm) fn have_again(&mut self, mfn: Mfn) -> Result<(), Errno> {
+        // Only the head can be taken: the list has one link per frame and no way back.
         if self.given_up.last != Some(mfn) {
             return Err(Errno::EINVAL);
         }
         let line = self.line(mfn)?;
+        // The new word has no history. The frame was flushed before the host could have it, so no
+        // CPU remembers what it was.
         let next = line.replace((Owner::Guest as u64) << OWNER_SHIFT) & LINK;
         self.guest_frames += 1;
         self.given_up.last = next.checked_sub(1).map(Mfn);
@@ -69,6 +74,7 @@ impl Ledger {
     /// Returns the frame that comes behind `mfn`, which is in the list.
     pub fn given_up_before(&self, mfn: Mfn) -> Option<Mfn> {
         let word = self.word(mfn)?;
+        // In any other word these bits are counts.
         let next = if owner(word) == Owner::GivenUp {
             word & LINK
         } else {
@@ -80,6 +86,8 @@ impl Ledger {
     fn put_first(&mut self, mfn: Mfn) -> Result<(), Errno> {
         let next = self.given_up.last.map_or(0, |next| next.0 + 1);
         let line = self.line(mfn)?;
+        // A frame that is in the list already, or somebody's, would tie the list into a ring or
+        // lose counts.
         if owner(line.get()) != Owner::Nobody {
             return Err(Errno::EINVAL);
         }

@@ -76,10 +76,13 @@ impl Ledger {
     pub fn new(end: Mfn, ram: &[(Mfn, u64)]) -> Result<Self, Errno> {
         let mut end = end.0;
         for &(first, frames) in ram {
+            // The map is the host's: a range that wraps is refused before it becomes an index.
             end = end.max(first.0.checked_add(frames).ok_or(Errno::EINVAL)?);
         }
         let end = usize::try_from(end).map_err(|_| Errno::EINVAL)?;
         let mut words = Vec::new();
+        // Exactly, and before the fill: a vector that grows by doubling would need twice the heap
+        // that was planned for the ledger.
         words.try_reserve_exact(end).map_err(|_| Errno::ENOMEM)?;
         words.resize(end, Cell::new(0));
         for &(first, frames) in ram {
@@ -163,11 +166,15 @@ impl Ledger {
         let line = self.line(mfn)?;
         let word = line.get();
         if owner(word) != from || from == Owner::GivenUp || to == Owner::GivenUp {
+            // Frames that are given up are in a list through their words; they come and go only by
+            // that.
             return Err(Errno::EINVAL);
         }
+        // The new owner would have memory that the guest's page tables still lead to.
         if word & PLAIN != 0 || used_as(word) != FrameUse::None {
             return Err(Errno::EBUSY);
         }
+        // The stamp stays with the frame: its stale translations do not care who owns it.
         line.set(word & !OWNER | (to as u64) << OWNER_SHIFT);
         self.guest_frames -= u64::from(from == Owner::Guest);
         self.guest_frames += u64::from(to == Owner::Guest);
@@ -193,8 +200,8 @@ impl Ledger {
         }
     }
 
-    /// Takes note that every vCPU has just forgotten every translation, global ones included, so
-    /// that frames which lost their last typed references before need no flush of their own.
+    /// Notes that every vCPU has just flushed every translation, global ones included: frames that
+    /// lost their last typed references before need no flush of their own.
     #[inline]
     pub fn note_full_flush(&mut self) {
         self.epoch.advance();
@@ -231,6 +238,8 @@ impl Ledger {
         if !matches!(owner(word), Owner::Guest | Owner::Shared | Owner::ReadOnly) {
             return Err(Errno::EINVAL);
         }
+        // A guest can map one frame as often as it has entries. A count that wrapped to 0 would let
+        // the frame change hands while it is mapped.
         if word & PLAIN == PLAIN {
             return Err(Errno::ENOMEM);
         }
@@ -263,8 +272,11 @@ impl Ledger {
             return Err(Errno::EINVAL);
         }
         match used_as(word) {
+            // A count that wrapped to 0 would let the frame become a table while it is mapped
+            // writable.
             FrameUse::Writable if word & TYPED == TYPED => return Err(Errno::ENOMEM),
             FrameUse::Writable => self.granted(mfn).set(word + ONE_TYPED),
+            // A read-only mapping does not stand in the way: plain references exclude nothing.
             FrameUse::None => self.begin(mfn, word, FrameUse::Writable, tlb),
             _ => return Err(Errno::EINVAL),
         }
@@ -282,6 +294,8 @@ impl Ledger {
         if typed(word) > 1 {
             self.granted(mfn).set(word - ONE_TYPED);
         } else {
+            // The caller has removed the entry, so a CPU that flushes after this epoch cannot write
+            // here any more.
             self.end_use(mfn, word, self.epoch.stamp());
         }
     }
@@ -297,6 +311,7 @@ impl Ledger {
             return Err(Errno::EINVAL);
         }
         let word = self.line(mfn)?.get();
+        // A frame in use as `Writable` was flushed when that use began.
         if used_as(word) == FrameUse::None {
             self.forget_other(word, FrameUse::Writable, tlb);
         }
@@ -312,11 +327,13 @@ impl Ledger {
         tlb: &dyn Tlb,
     ) -> Result<Granted, Errno> {
         let word = self.line(mfn)?.get();
+        // Not `Shared`: the shim, or a device for it, writes those frames whenever it likes.
         if owner(word) != Owner::Guest {
             return Err(Errno::EINVAL);
         }
         let current = used_as(word);
         if current == kind {
+            // Saturated: one more would wrap to 0, and the next drop would release a table in use.
             if word & TYPED == TYPED {
                 return Err(Errno::ENOMEM);
             }
@@ -328,12 +345,17 @@ impl Ledger {
                 return Ok(Granted::Unfinished(checked));
             }
             None if current == FrameUse::None => {}
+            // One use at a time. This also refuses a table that names itself, at whatever level.
             _ => return Err(Errno::EINVAL),
         }
+        // Sets the use before any entry is read, and flushes stale writable translations first:
+        // from here on the contents hold still.
         self.begin(mfn, word, kind, tlb);
         match kind.level() {
             None | Some(Level::L1) => Ok(Granted::First),
             Some(level) => {
+                // Takes back the one reference that `begin` has granted: until all is checked
+                // nobody holds one.
                 self.set_unfinished(mfn, level, 0);
                 Ok(Granted::Unfinished(0))
             }
@@ -349,18 +371,26 @@ impl Ledger {
             "{mfn:?} has no reference as {kind:?} to drop"
         );
         let link = match dropped {
+            // The entry is gone already: after one flush from now on no CPU knows the table by it.
             Dropped::Link => Epoch::short(self.epoch.stamp()),
+            // Nobody walked on its behalf: what the last link has left stays true.
             Dropped::Hold => (word & LINK) >> LINK_SHIFT,
         };
         if typed(word) > 1 {
             let word = word & !LINK | link << LINK_SHIFT;
+            // Kept although references remain: the last to go may be a pin, which says nothing of
+            // links.
             self.granted(mfn).set(word - ONE_TYPED);
             return false;
         }
         match kind.level() {
+            // The moment of the last *link*, and not now: a table that was only pinned since then
+            // is clean.
             None | Some(Level::L1) => self.end_use(mfn, word, self.epoch.newest(link)),
             Some(level) => {
                 self.granted(mfn).set(word & !LINK | link << LINK_SHIFT);
+                // The contents still hold references, so the frame gets no other use before those
+                // are dropped.
                 self.set_unfinished(mfn, level, ENTRIES);
             }
         }
@@ -389,6 +419,8 @@ impl Ledger {
     pub(super) fn end_unfinished(&mut self, mfn: Mfn, level: Level) {
         let word = self.granted(mfn).get();
         let stamp = self.epoch.newest((word & LINK) >> LINK_SHIFT);
+        // `end_use` notes what the frame was: to the CPUs it is a table of its level, never an
+        // unfinished one.
         let word = word & !USE | (FrameUse::from(level) as u64) << USE_SHIFT;
         self.end_use(mfn, word, stamp);
     }
@@ -434,17 +466,21 @@ impl Ledger {
         self.forget_other(word, kind, tlb);
         // What is stale now was this use before, and a CPU may still know it by that.
         let (_, stamp) = history(word);
+        // Otherwise the previous epoch will do: it is clean now and stays clean. Epochs begin at 1,
+        // so there is one.
         let link = self.epoch.stamp() - u64::from(!self.epoch.is_stale(stamp));
         let field = ONE_TYPED | Epoch::short(link) << LINK_SHIFT;
         self.granted(mfn)
             .set(word & !HISTORY | field | (kind as u64) << USE_SHIFT);
     }
 
-    /// Has everything forgotten if a CPU may still reach the frame of this word, which has no use, as
+    /// Flushes everything if a CPU may still reach the frame of this word, which has no use, as
     /// something else than `kind`.
     #[inline]
     fn forget_other(&mut self, word: u64, kind: FrameUse, tlb: &dyn Tlb) {
         let (was, stamp) = history(word);
+        // A frame that becomes what it was needs nothing: a stale path to it allows no more than
+        // the new use does. So pages that are mapped and unmapped all the time cost no flush.
         if was != kind && was != FrameUse::None && self.epoch.is_stale(stamp) {
             tlb.flush_everything();
             self.note_full_flush();
@@ -469,6 +505,7 @@ impl Ledger {
 
     /// Removes the mark; returns the level of the table, or `None` if it was not marked.
     pub(super) fn clear_pinned(&mut self, mfn: Mfn) -> Option<Level> {
+        // The guest may name any frame; one that is no table has no mark.
         let line = self.line(mfn).ok()?;
         let word = line.replace(line.get() & !PINNED);
         (word & PINNED != 0).then(|| used_as(word).level())?
@@ -481,6 +518,7 @@ impl Ledger {
 
     #[inline]
     fn line(&self, mfn: Mfn) -> Result<&Cell<u64>, Errno> {
+        // The only bound between a frame number that the guest has made up and memory.
         self.words.get(mfn.0 as usize).ok_or(Errno::EINVAL)
     }
 
