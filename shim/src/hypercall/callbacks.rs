@@ -21,20 +21,28 @@ impl<M: Machine, H: Host> Guest<M, H> {
     /// `set_trap_table(table)`; a null table clears every handler.
     pub(super) fn set_trap_table(&mut self, v: usize, [table, ..]: Args) -> Answer {
         if table == 0 {
+            // From here on an exception is the end of the guest, as under Xen.
             *self.vcpus[v].traps = [TrapInfo::default(); 256];
             return Ok(0);
         }
+        // The end is an entry of the guest's, which may never come: one page mapped over and over
+        // makes the list as long as the address space.
         for index in 0.. {
             let at = element::<TrapInfo>(table, index)?;
+            // At least one entry each time, or a host that is never quiet would keep the guest here
+            // for ever.
             if index > 0 && self.should_stop() {
                 self.continuation = Some([at, 0, 0, 0, 0]);
                 break;
             }
             let info: TrapInfo = read(&self.m, at)?;
+            // Entries before a bad one stay set, as in `do_set_trap_table`.
             if info.address == 0 {
                 break;
             }
             if !is_handler(info.address) {
+                // Refused when it is registered, as in `do_set_trap_table`: an exception would have
+                // nowhere to go.
                 return Err(Errno::EINVAL);
             }
             self.vcpus[v].traps[usize::from(info.vector)] = info;
@@ -52,6 +60,8 @@ impl<M: Machine, H: Host> Guest<M, H> {
             UNREGISTER => {
                 let kind: u16 = read(&self.m, arg)?;
                 match kind {
+                    // EINVAL for what exists and cannot be taken back, ENOSYS for what does not
+                    // exist (`unregister_guest_callback`).
                     kind::NMI => self.vcpus[v].traps[2] = TrapInfo::default(),
                     kind::EVENT..=kind::SYSCALL32 if kind != 3 && kind != 6 => {
                         return Err(Errno::EINVAL);
@@ -65,6 +75,8 @@ impl<M: Machine, H: Host> Guest<M, H> {
     }
 
     fn set_callback(&mut self, v: usize, kind: u16, flags: u16, address: u64) -> Result<(), Errno> {
+        // Before the kind is looked at, as in `register_guest_callback`: a bad address of a kind
+        // that does not exist is EINVAL.
         if !is_handler(address) {
             return Err(Errno::EINVAL);
         }
@@ -74,6 +86,8 @@ impl<M: Machine, H: Host> Guest<M, H> {
             masks_events: flags & MASK_EVENTS != 0,
         };
         match kind {
+            // `masks_events` is kept, but an event always masks others: the same event would
+            // otherwise interrupt its own handler.
             kind::EVENT => vcpu.event = callback,
             kind::FAILSAFE => vcpu.failsafe = callback,
             kind::SYSCALL => vcpu.syscall = callback,

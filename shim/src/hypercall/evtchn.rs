@@ -18,6 +18,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
             op::SEND => {
                 let port = Port(read(&self.m, arg)?);
                 if let Some(peer) = self.channels.send(&self.m, &self.vcpus, port)? {
+                    // Only ends on the shim's side come here; `send` itself raises the guest's own.
                     self.outside(|points, outside| points.guest_notify(outside, peer, port));
                 }
             }
@@ -28,6 +29,8 @@ impl<M: Machine, H: Host> Guest<M, H> {
             op::ALLOC_UNBOUND => {
                 let mut alloc: AllocUnbound = read(&self.m, arg)?;
                 self.channels.alloc_unbound(&self.m, &mut alloc)?;
+                // A port whose number cannot be written stays open, as in Xen: the guest loses one
+                // of its own ports.
                 write(&self.m, arg, &alloc)?;
             }
             op::BIND_INTERDOMAIN => {
@@ -57,6 +60,8 @@ impl<M: Machine, H: Host> Guest<M, H> {
                 write(&self.m, arg, &status)?;
             }
             op::RESET => {
+                // Charged, not divided: a reset that began anew after an interruption would close
+                // what was opened since.
                 self.ledger.work().spend(RESET);
                 self.channels.reset(&self.m, read(&self.m, arg)?)?;
             }

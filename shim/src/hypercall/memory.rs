@@ -27,6 +27,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
             op::INCREASE_RESERVATION => Ok(start),
             op::DECREASE_RESERVATION => self.decrease_reservation(arg, start),
             op::POPULATE_PHYSMAP => self.populate_physmap(arg, start),
+            // The ledger's end and not the host's: it is the same after a move.
             op::MAXIMUM_RAM_PAGE => Ok(self.ledger.end().0 - 1),
             op::CURRENT_RESERVATION => self.own_memory(arg, self.pages),
             op::MAXIMUM_RESERVATION => self.own_memory(arg, self.max_pages),
@@ -50,6 +51,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
     /// have pages.  Those beyond the ones that it starts with it has to ask for.
     fn memory_map(&self, arg: u64) -> Answer {
         let mut map: MemoryMap = read(&self.m, arg)?;
+        // In: how many there is room for. Out: how many were written.
         map.nr_entries = map.nr_entries.min(1);
         if map.nr_entries > 0 {
             let all = E820Entry {
@@ -65,6 +67,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
 
     fn own_memory(&self, arg: u64, pages: u64) -> Answer {
         let domain: u16 = read(&self.m, arg)?;
+        // By its own number as well, which `mmu_update` would not take.
         if domain == DomId::SELF.0 || domain == self.domid().0 {
             Ok(pages)
         } else {
@@ -78,6 +81,8 @@ impl<M: Machine, H: Host> Guest<M, H> {
     fn reservation(&self, arg: u64, start: u64) -> Option<Reservation> {
         let reservation: Reservation = read(&self.m, arg).ok()?;
         let is_own = reservation.domid == DomId::SELF.0 || reservation.domid == self.domid().0;
+        // Xen's `do_memory_op` answers all of these with the count so far, so their order does not
+        // show. An index above the bound would not fit beside the command in one register.
         let can_begin = is_own
             && reservation.nr_extents <= u64::from(u32::MAX) >> op::EXTENT_SHIFT
             && start < reservation.nr_extents
@@ -87,6 +92,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
 
     /// Whether the rest is to be done by a continuation, after `done` extents.
     fn continues(&mut self, command: u64, arg: u64, start: u64, done: u64) -> bool {
+        // Never before the first extent: each call gets at least one further.
         let stops = done > start && self.should_stop();
         if stops {
             self.continuation = Some([command | done << op::EXTENT_SHIFT, arg, 0, 0, 0]);
@@ -101,6 +107,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
         };
         let mut done = start;
         loop {
+            // Cannot wrap: `reservation` bounds the count to 26 bits.
             let end = reservation.nr_extents.min(done + BATCH);
             done = self.release_frames(&reservation, done, end);
             if done == reservation.nr_extents
@@ -116,6 +123,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
     /// it came.
     fn release_frames(&mut self, reservation: &Reservation, start: u64, end: u64) -> u64 {
         let mut done = start;
+        // Looks within the batch as well, so that the host need not wait for the end of it.
         while done < end && (done == start || !self.should_stop()) {
             let Ok(frame) = element::<u64>(reservation.extent_start, done)
                 .and_then(|at| read::<u64>(&self.m, at))
@@ -129,12 +137,18 @@ impl<M: Machine, H: Host> Guest<M, H> {
             }
             done += 1;
         }
+        // Before the first frame goes: the host may give it to another domain the moment it has it,
+        // and read-only translations leave no stamp in the ledger. Also after a refusal, since
+        // frames before it were given up.
         self.m.flush_everything();
         self.ledger.note_full_flush();
         let released = done - start;
         self.pages -= released;
+        // The batch lies at the head of the ledger's own list. The guest's list is not read again,
+        // for it may have changed.
         let mut next = self.ledger.last_given_up();
         for _ in 0..released {
+            // There are as many as were put in front just now.
             let Some(frame) = next else { break };
             next = self.ledger.given_up_before(frame);
             // A frame that the host does not take back stays here, which costs it memory and the
@@ -162,16 +176,22 @@ impl<M: Machine, H: Host> Guest<M, H> {
             else {
                 break;
             };
+            // Release, populate, write, and the clearing: as if all of them were needed.
             self.ledger.work().spend(3 * HOST_CALL + PAGE);
             if self.take_frame(frame).is_err() {
                 break;
             }
+            // While it is nobody's yet. The host has just written into it (`write_frame`).
             self.m.clear(frame);
+            // The frame still is the head of the list, for nothing else has run; so this does not
+            // fail.
             if mm!(self).populate(frame, Pfn(pfn), &self.m).is_err() {
                 break;
             }
             self.pages += 1;
             done += 1;
+            // The frame is the guest's and counts, though the guest was not told of it; its M2P
+            // says which it is.
             if self.m.write_guest(GuestVa(at), frame.0.as_bytes()).is_err() {
                 break;
             }
@@ -194,6 +214,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
             // Mostly there is none.
             let _ = self.host.release_frame(frame);
         }
+        // An error is the host's *no memory*; the guest sees a short count and asks again later.
         self.host.populate_frame(frame)?;
         self.host.write_frame(frame).inspect_err(|_| {
             // It may be had again later, as if nothing had been.

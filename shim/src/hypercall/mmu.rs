@@ -30,6 +30,7 @@ impl List {
     /// where no address says so, and then the operation at `index` faults.
     fn rest<T>(&self, index: u64) -> Option<Args> {
         let [_, _, done, domain, last] = self.args;
+        // The interface has 31 bits for the count, so the mark above it takes nothing away.
         let count = (self.count - index) | PREEMPTED;
         Some([
             element::<T>(self.at, index).ok()?,
@@ -65,10 +66,13 @@ impl<M: Machine, H: Host> Guest<M, H> {
         }
         let mut before = 0;
         if count & PREEMPTED != 0 && done != 0 {
+            // Guest memory, and it may say anything: it is only added to and written back. Xen's
+            // `do_mmu_update` ignores the fault as well.
             before = read(&self.m, done).unwrap_or(0);
         }
         Ok(List {
             at,
+            // Xen's argument is 32 bits wide, and kernels may leave anything above.
             count: count & !PREEMPTED & 0xffff_ffff,
             done,
             before,
@@ -89,6 +93,8 @@ impl<M: Machine, H: Host> Guest<M, H> {
         let mut outcome = Ok(0);
         let mut performed = list.before;
         for index in 0..list.count {
+            // At least one operation each time, or a host that is never quiet would keep the guest
+            // here for ever.
             if index > 0
                 && self.should_stop()
                 && let Some(rest) = list.rest::<T>(index)
@@ -96,6 +102,8 @@ impl<M: Machine, H: Host> Guest<M, H> {
                 self.continuation = Some(rest);
                 break;
             }
+            // Read one by one, after the one before is done: an operation may change the mapping
+            // that the list itself is read through.
             let result = element::<T>(list.at, index)
                 .and_then(|at| read::<T>(&self.m, at))
                 .and_then(|operation| {
@@ -104,18 +112,26 @@ impl<M: Machine, H: Host> Guest<M, H> {
                     self.in_steps(|guest| one(guest, operation))
                 });
             match result {
+                // Owed until the end of the list. No guest code runs before, and what cannot wait
+                // that long the ledger flushes by itself.
                 Ok(needed) => flush = flush.and(needed),
                 Err(Errno::ERESTART) => {
+                    // The operation has just been read from this address, so there is one to name.
                     self.continuation = list.rest::<T>(index);
                     break;
                 }
                 Err(errno) => {
+                    // What was done before stays done, and is counted; the flush for it is still
+                    // owed.
                     outcome = Err(errno);
                     break;
                 }
             }
+            // The guest says where the count begins, so it may well wrap; Xen's does.
             performed = performed.wrapping_add(1);
         }
+        // On every way out, with a continuation too: guest code may run before the call is made
+        // again.
         self.flush(flush);
         if list.done != 0 {
             // Not being told is the caller's loss; what was done stays done.
@@ -134,6 +150,8 @@ impl<M: Machine, H: Host> Guest<M, H> {
 
     /// `update_va_mapping(va, entry, flags)`.
     pub(super) fn update_va_mapping(&mut self, v: usize, [va, entry, flags, ..]: Args) -> Answer {
+        // Always the kernel's table, as in Xen's `do_update_va_mapping`: the call comes from kernel
+        // mode.
         let root = self.kernel_table(v)?;
         let flags = UvmFlags(flags);
         let flush = mm!(self).update_va_mapping(root, GuestVa(va), Pte(entry), flags)?;
@@ -162,6 +180,8 @@ impl<M: Machine, H: Host> Guest<M, H> {
             ext::PIN_L3_TABLE => self.pin(Level::L3, frame),
             ext::PIN_L4_TABLE => self.pin(Level::L4, frame),
             ext::UNPIN_TABLE => mm!(self).unpin(frame),
+            // It loads CR3 at once instead of leaving a flush to the end: the next operation of the
+            // list is read through the new table.
             ext::NEW_BASEPTR => {
                 self.new_baseptr(v, frame)?;
                 Ok(Flush::None)
@@ -173,14 +193,19 @@ impl<M: Machine, H: Host> Guest<M, H> {
                 self.show_m2p(v);
                 Ok(Flush::None)
             }
+            // The set is not needed, but a bad pointer to it is EINVAL, not EFAULT, as in Xen's
+            // `do_mmuext_op`.
             ext::TLB_FLUSH_MULTI | ext::INVLPG_MULTI if read::<u64>(&self.m, op.arg2).is_err() => {
                 Err(Errno::EINVAL)
             }
             // There is one vCPU: whichever set of them is named, to flush here is enough.
             ext::TLB_FLUSH_LOCAL | ext::TLB_FLUSH_MULTI | ext::TLB_FLUSH_ALL => Ok(Flush::Full),
             ext::INVLPG_LOCAL | ext::INVLPG_MULTI | ext::INVLPG_ALL => {
+                // Any address: INVLPG does nothing with a non-canonical one, and dropping one of
+                // the shim's own translations only costs a walk.
                 Ok(Flush::Page(GuestVa(op.arg1)))
             }
+            // Two errors for one reason, a domain without devices: so says Xen 4.17.
             ext::FLUSH_CACHE => Err(Errno::EACCES),
             ext::FLUSH_CACHE_GLOBAL => Err(Errno::EINVAL),
             ext::SET_LDT => {
@@ -206,8 +231,11 @@ impl<M: Machine, H: Host> Guest<M, H> {
     /// Those of [`Mm::new_baseptr`](crate::mm::Mm::new_baseptr).
     pub(crate) fn new_baseptr(&mut self, v: usize, frame: Mfn) -> Result<(), Errno> {
         let spaces = self.vcpus[v].spaces.as_mut().ok_or(Errno::EINVAL)?;
+        // The flush that this asks for is the load of CR3 below.
         let _ = mm!(self).new_baseptr(spaces, frame)?;
+        // Before the load, so that the CPU has no older entry of slot 256 to remember.
         self.show_m2p(v);
+        // User mode runs on its own table, and loads the kernel's when it is left.
         if self.vcpus[v].in_kernel {
             self.m.load_page_table(frame);
             self.ledger.note_full_flush();

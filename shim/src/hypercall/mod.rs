@@ -42,6 +42,8 @@ pub fn read<T>(memory: &impl GuestMemory, va: u64) -> Result<T, Errno>
 where
     T: FromBytes + IntoBytes,
 {
+    // A copy, and the only one: the guest may change its own while we look, so nothing is read
+    // twice.
     let mut value = T::new_zeroed();
     memory.read_guest(GuestVa(va), value.as_mut_bytes())?;
     Ok(value)
@@ -67,6 +69,7 @@ pub fn element<T>(base: u64, index: u64) -> Result<u64, Errno> {
 /// mapped there shows when they are used.
 pub fn is_guests(va: u64, len: u64) -> bool {
     use xen_abi::mmu::{HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START};
+    // A length that wraps around would end below where it begins, and look like the guest's.
     va.checked_add(len)
         .is_some_and(|end| end <= 1 << 47 || va >= HYPERVISOR_VIRT_END)
         && !(HYPERVISOR_VIRT_START..HYPERVISOR_VIRT_END).contains(&va)
@@ -75,9 +78,13 @@ pub fn is_guests(va: u64, len: u64) -> bool {
 impl<M: Machine, H: Host> Guest<M, H> {
     /// Carries out the hypercall that the guest's kernel on vCPU `v` made.
     pub fn hypercall(&mut self, v: usize, regs: &mut Regs) -> Result<(), Doomed> {
+        // Noted before anything is done: should the call end the guest, it is the last in the
+        // report.
         let args = [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8];
         self.recent.note(regs.rax, args[0], args[1]);
         match regs.rax {
+            // Apart from `dispatch`: it has no answer, for all registers come from the guest's
+            // frame.
             nr::IRET => deliver::iret(&mut self.m, &mut self.vcpus[v], self.assist, regs),
             nr::MULTICALL => {
                 // The batch may end in an iret, which leaves its own value in rax.
@@ -99,22 +106,27 @@ impl<M: Machine, H: Host> Guest<M, H> {
     fn answer(&mut self, regs: &mut Regs, answer: Answer) {
         if let Some(args) = self.continuation.take() {
             [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8] = args;
+            // Back onto the SYSCALL itself, where rax still has the number. Prefixes come before
+            // the two bytes, so this holds with any. rcx keeps the address behind it, so the way
+            // back is IRET.
             regs.rip = regs.rip.wrapping_sub(SYSCALL_LENGTH);
             return;
         }
+        // ERESTART is between us and our callers; no kernel knows it.
         debug_assert_ne!(answer, Err(Errno::ERESTART), "without a continuation");
         regs.rax = answer.unwrap_or_else(Errno::to_rax);
     }
 
-    /// Whether a hypercall with a long list should let others have their turn.  The guest chooses
+    /// Whether a hypercall with a long list should give way to others.  The guest chooses
     /// the length, and while the list is worked on nothing else happens, not even a suspend.
     fn should_stop(&self) -> bool {
+        // Asking counts as a look, whatever the answer: with events pending the caller stops now.
         self.ledger.work().look();
         self.host.has_events()
     }
 
-    /// Does what may take long in steps, between which others can have their turn: for who does the
-    /// same again then.
+    /// Runs a long operation in steps, and looks between them whether others want their turn.  On
+    /// `ERESTART` the caller makes the same operation again.
     ///
     /// # Errors
     /// Those of `act`; among them `ERESTART` when others should.
@@ -124,13 +136,15 @@ impl<M: Machine, H: Host> Guest<M, H> {
     ) -> Result<R, Errno> {
         loop {
             match act(self) {
+                // The step is over, but the host wants nothing: go on at once, which spares the
+                // guest the way out and in.
                 Err(Errno::ERESTART) if !self.should_stop() => {}
                 result => return result,
             }
         }
     }
 
-    /// Ends what an earlier operation has left half done.
+    /// Finishes the releases that an earlier operation has left half done.
     ///
     /// # Errors
     /// `ERESTART` when others should have their turn first.
@@ -162,6 +176,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
                 let left = self.outside(|points, outside| {
                     points.grant_table_op(outside, v, command, GuestVa(list), count)
                 })?;
+                // A list of grant operations stops like any other; its count is what is left.
                 self.continuation = left.map(|(list, count)| [command, list.0, count, 0, 0]);
                 Ok(0)
             }

@@ -40,6 +40,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
         while done < count {
             let batch = (count - done).min(BATCH as u64) as usize;
             let batch = &mut entries[..batch];
+            // Entries before stay done, with their results: a batch has no way back.
             let Ok(start) = element::<Entry>(list, done) else {
                 return Ok(Some(Err(Errno::EFAULT)));
             };
@@ -51,14 +52,19 @@ impl<M: Machine, H: Host> Guest<M, H> {
                 return Ok(Some(Err(Errno::EFAULT)));
             }
             for (index, entry) in batch.iter().enumerate() {
+                // Cannot wrap: the whole batch has just been read from there.
                 let here = start + (index * size_of::<Entry>()) as u64;
                 let done = done + index as u64;
                 let continuation = [here, count - done, rest[0], rest[1], rest[2]];
+                // Before the first entry all is settled, since the guest ran, and one entry is
+                // always done. A release that an entry has left comes before the next, which may be
+                // about the same tables.
                 if done > 0 && (self.settle().is_err() || self.should_stop()) {
                     self.continuation = Some(continuation);
                     return Ok(Some(Ok(0)));
                 }
                 let [a, b, c, d, e, _] = entry.args;
+                // Each by itself: the batch alone would say nothing in a report of a crash.
                 self.recent.note(entry.op, a, b);
                 let result = match entry.op {
                     nr::IRET => {
@@ -66,11 +72,17 @@ impl<M: Machine, H: Host> Guest<M, H> {
                         deliver::iret(&mut self.m, vcpu, self.assist, regs)?;
                         return Ok(None);
                     }
+                    // Nested ones are refused as by `do_multicall`: the depth would be the guest's
+                    // choice, and the shim's stack is not.
                     nr::MULTICALL => Err(Errno::EINVAL),
                     op => self.dispatch(v, op, [a, b, c, d, e]),
                 };
                 let at = |field| GuestVa(here + field as u64);
+                // Asked for before the result: an interrupted entry has none yet.
                 if let Some(left) = self.continuation.take() {
+                    // What is left of the entry goes into the guest's own copy of it, and the batch
+                    // begins again there. The guest can change it meanwhile, to no more than it
+                    // could have written itself.
                     let args = at(offset_of!(Entry, args));
                     if self.m.write_guest(args, left.as_bytes()).is_err() {
                         return Ok(Some(Err(Errno::EFAULT)));
@@ -80,7 +92,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
                 }
                 let result = result.unwrap_or_else(Errno::to_rax);
                 let at = at(offset_of!(Entry, result));
-                // A result of 0 over a result field of 0 need not be written.
+                // What the field holds already need not be written: mostly 0 over 0.
                 if result != entry.result && self.m.write_guest(at, result.as_bytes()).is_err() {
                     return Ok(Some(Err(Errno::EFAULT)));
                 }

@@ -22,6 +22,8 @@ impl<M: Machine, H: Host> Guest<M, H> {
         match command {
             op::YIELD => self.host.yield_now(),
             op::BLOCK => {
+                // Unmasked first: an event that is pending already ends the wait at once, when the
+                // turn asks for one. No wake-up is lost between the two.
                 deliver::mask_events(&self.m, &self.vcpus[v], false);
                 self.block(v);
             }
@@ -44,6 +46,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
 
     fn poll(&mut self, v: usize, arg: u64) -> Result<(), Errno> {
         let poll: Poll = read(&self.m, arg)?;
+        // Before anything is allocated: the length is the guest's choice.
         if poll.nr_ports > MAX_POLL {
             return Err(Errno::EINVAL);
         }
@@ -57,11 +60,14 @@ impl<M: Machine, H: Host> Guest<M, H> {
             .iter()
             .any(|&port| self.channels.is_pending(&self.m, port))
         {
+            // Without blocking, as `do_poll`: the event came before the call.
             return Ok(());
         }
+        // Ports that become pending from here on are seen by the turn, which looks before it waits.
         self.block(v);
         let vcpu = &mut self.vcpus[v];
         vcpu.polling = ports;
+        // 0 is no limit. A time that has passed already wakes the vCPU at the first look.
         vcpu.timer.poll = (poll.timeout != 0).then_some(poll.timeout);
         Ok(())
     }

@@ -25,12 +25,16 @@ impl<M: Machine, H: Host> Guest<M, H> {
     /// way of an old one to say that it has none: neither may wait for it, so it comes soon.
     pub(super) fn set_timer_op(&mut self, v: usize, [deadline, ..]: Args) -> Answer {
         let now = self.now();
+        // Saturates for a deadline that has passed, which is no mistake and fires at once. What Xen
+        // takes for negative (`do_set_timer_op`) is far away in unsigned numbers.
         let deadline = if deadline.saturating_sub(now) >> ABSURD_SHIFT != 0 {
             now.saturating_add(SOON_NS)
         } else {
             deadline
         };
         self.vcpus[v].timer.singleshot = (deadline != 0).then_some(deadline);
+        // One that has passed already raises its event before the guest goes on, so that none waits
+        // for the host's timer.
         self.expire(v);
         Ok(0)
     }
@@ -38,6 +42,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
     /// `VCPUOP_set_singleshot_timer`.
     pub(super) fn set_singleshot(&mut self, v: usize, arg: u64) -> Answer {
         let set: SetSingleshotTimer = read(&self.m, arg)?;
+        // `VCPU_SSHOTTMR_future`; without it a time that has passed fires at once.
         if set.flags & 1 != 0 && set.timeout_abs_ns < self.now() {
             return Err(Errno::ETIME);
         }
@@ -49,6 +54,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
     /// `VCPUOP_set_periodic_timer`.
     pub(super) fn set_periodic(&mut self, v: usize, arg: u64) -> Answer {
         let period: u64 = read(&self.m, arg)?;
+        // A shorter one would keep the shim busy raising events.
         if !(MIN_PERIOD_NS..=MAX_PERIOD_NS).contains(&period) {
             return Err(Errno::EINVAL);
         }
@@ -60,7 +66,10 @@ impl<M: Machine, H: Host> Guest<M, H> {
     /// Changes the state in which a vCPU's time is accounted, at guest time `now`.
     pub fn set_runstate(&mut self, v: usize, state: u32, now: u64) {
         let info = &mut self.vcpus[v].runstate;
+        // The host's clock was read anew since then; should it have stepped back, the state has
+        // lasted no time.
         let spent = now.saturating_sub(info.state_entry_time);
+        // There are four states. The mask spares a test that could panic.
         let sum = &mut info.time[info.state as usize & 3];
         *sum = sum.saturating_add(spent);
         info.state = state;
@@ -80,7 +89,10 @@ impl<M: Machine, H: Host> Guest<M, H> {
         }
         let mut info: RunstateInfo = vcpu.runstate;
         if self.assist.contains(Assist::RUNSTATE_UPDATE_FLAG) {
+            // Does not wrap: `is_guests` has checked the whole area when it was registered.
             let entry = GuestVa(area.0.wrapping_add(8));
+            // Mark, contents, then the mark away. Stores of one CPU are seen in this order by the
+            // others, so a reader that finds no mark before and after has read one state.
             info.state_entry_time |= runstate::UPDATE;
             let marked = info.state_entry_time;
             // An area that has gone is the guest's loss; nothing here depends on it.

@@ -12,6 +12,7 @@ use crate::host::Host;
 impl<M: Machine, H: Host> Guest<M, H> {
     /// `vcpu_op(command, vcpu, argument)`.
     pub(super) fn vcpu_op(&mut self, v: usize, [command, id, arg, ..]: Args) -> Answer {
+        // The first number that is not there says ENOENT, by which kernels count their vCPUs.
         let target = usize::try_from(id).map_err(|_| Errno::ENOENT)?;
         if target >= self.vcpus.len() {
             return Err(Errno::ENOENT);
@@ -22,10 +23,13 @@ impl<M: Machine, H: Host> Guest<M, H> {
             // vCPU 0 is the only one until the shim carries more, and it runs already.
             op::INITIALISE => return Err(Errno::EEXIST),
             op::UP => {}
+            // The last vCPU going down would end the domain under Xen. A kernel with one vCPU never
+            // means that.
             op::DOWN => return Err(Errno::EBUSY),
             op::GET_RUNSTATE_INFO => {
                 let now = self.now();
                 let state = self.vcpus[target].runstate.state;
+                // The same state entered anew: that adds the time until now to its sum.
                 self.set_runstate(target, state, now);
                 write(&self.m, arg, &self.vcpus[target].runstate)?;
             }
@@ -34,6 +38,8 @@ impl<M: Machine, H: Host> Guest<M, H> {
                 if !is_guests(area, size_of::<RunstateInfo>() as u64) {
                     return Err(Errno::EFAULT);
                 }
+                // Only an address: the pages behind it may come and go, and each update looks them
+                // up again.
                 self.vcpus[target].runstate_area = (area != 0).then_some(GuestVa(area));
                 if is_self {
                     let now = self.now();
@@ -50,6 +56,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
             op::STOP_PERIODIC_TIMER => self.vcpus[target].timer.periodic = None,
             op::SET_SINGLESHOT_TIMER if is_self => return self.set_singleshot(v, arg),
             op::STOP_SINGLESHOT_TIMER if is_self => self.vcpus[v].timer.singleshot = None,
+            // Of another vCPU: EINVAL as in `common_vcpu_op`.
             op::SET_SINGLESHOT_TIMER | op::STOP_SINGLESHOT_TIMER => return Err(Errno::EINVAL),
             op::SEND_NMI if arg != 0 => return Err(Errno::EINVAL),
             op::SEND_NMI => self.vcpus[target].nmi_pending = true,
@@ -63,14 +70,20 @@ impl<M: Machine, H: Host> Guest<M, H> {
     fn register_vcpu_info(&mut self, target: usize, arg: u64) -> Result<(), Errno> {
         let register: RegisterVcpuInfo = read(&self.m, arg)?;
         let offset = register.offset as usize;
+        // The place first and the rest after, in the order of Xen's `map_vcpu_info` of 4.17. Inside
+        // one page, so that one reference holds all of it.
         if !offset.is_multiple_of(8) || offset > PAGE_SIZE - VCPU_INFO_SIZE {
             return Err(Errno::ENXIO);
         }
+        // Once only: nothing ever gives the reference back, so the shim writes to this frame at any
+        // time without asking again.
         if self.vcpus[target].info.is_registered {
             return Err(Errno::EBUSY);
         }
         let frame = Mfn(register.mfn);
         // The reference keeps the page from becoming a page table behind the shim's back.
+        // EINVAL for a frame that is not the guest's, EACCES for one that is and cannot be written:
+        // a page table, say.
         if !self.ledger.is_readable(frame) {
             return Err(Errno::EINVAL);
         }
@@ -79,6 +92,8 @@ impl<M: Machine, H: Host> Guest<M, H> {
             .map_err(|_| Errno::EACCES)?;
         let old = self.vcpus[target].info;
         let mut content = [0; VCPU_INFO_SIZE];
+        // The old contents come along: the event mask is in there, and a guest with events masked
+        // must not find them open.
         crate::mem::Frames::read(&self.m, old.frame, old.offset, &mut content);
         crate::mem::Frames::write(&self.m, frame, offset, &content);
         self.vcpus[target].info = InfoPage {
@@ -86,8 +101,11 @@ impl<M: Machine, H: Host> Guest<M, H> {
             offset,
             is_registered: true,
         };
+        // Into the new place before the guest reads it; the next update of the host's may be a long
+        // time off.
         self.publish_time_now(target);
         // Whatever was signalled in the old place: look at everything once.
+        // The selector before the flag that has the guest look at it.
         self.m.store64(frame, offset + vcpu_info::PENDING_SEL, !0);
         self.m.store8(frame, offset + vcpu_info::UPCALL_PENDING, 1);
         Ok(())

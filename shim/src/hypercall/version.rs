@@ -29,6 +29,8 @@ impl<M: Machine, H: Host> Guest<M, H> {
                 .write_guest(GuestVa(arg), &self.identity.extraversion)?,
             op::COMPILE_INFO => {
                 let mut info = [0; 64 + 16 + 32 + 32];
+                // Compiler, by, domain, date. An ordinary domain is told nothing under Xen either
+                // (`xen_deny`), and so a move has nothing to keep constant.
                 for field in [0, 64, 80, 112] {
                     info[field..field + denied.len()].copy_from_slice(denied);
                 }
@@ -44,16 +46,20 @@ impl<M: Machine, H: Host> Guest<M, H> {
             }
             op::GET_FEATURES => {
                 let index: u32 = read(&self.m, arg)?;
+                // Kernels ask for one set after the other, and stop at the first error.
                 if index != 0 {
                     return Err(Errno::EINVAL);
                 }
                 self.m
+                    // Does not wrap: the four bytes before these were read from there.
                     .write_guest(GuestVa(arg.wrapping_add(4)), FEATURES.as_bytes())?;
             }
+            // Xen refuses a pointer that it would not use.
             op::PAGESIZE if arg != 0 => return Err(Errno::EINVAL),
             op::PAGESIZE => return Ok(PAGE_SIZE as u64),
             op::GUEST_HANDLE => self.m.write_guest(GuestVa(arg), &self.identity.uuid)?,
             op::COMMANDLINE => self.write_string::<1024>(arg, denied)?,
+            // As an ordinary domain is refused, not as a build without an id (ENODATA).
             op::BUILD_ID => return Err(Errno::EPERM),
             _ => return Err(Errno::ENOSYS),
         }
@@ -62,6 +68,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
 
     /// Writes a string of a fixed length, its tail zeroed (XSA-122).
     fn write_string<const N: usize>(&self, va: u64, text: &[u8]) -> Result<(), Errno> {
+        // Of zeroes, and as long as the interface says: the rest of the shim's stack stays here.
         let mut field = [0; N];
         field[..text.len()].copy_from_slice(text);
         Ok(self.m.write_guest(GuestVa(va), &field)?)
