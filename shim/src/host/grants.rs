@@ -71,6 +71,7 @@ impl HostGrantTable {
             .collect();
         let mut via = self.via_mapped(mem);
         for reference in taken {
+            // What is in use fails and stays taken; nobody is left who would try again.
             let _ = via.end(HostRef(reference));
         }
     }
@@ -83,6 +84,8 @@ impl HostGrantTable {
     /// Number of references that the frames mapped so far can hold, the reserved ones left out.
     pub fn capacity(&self) -> usize {
         self.taken.len() * 64
+            // The reserved entries lie in the first frame, so without it there is nothing to leave
+            // out.
             - if self.taken.is_empty() {
                 0
             } else {
@@ -96,6 +99,7 @@ impl HostGrantTable {
         self.frames.push(frame);
         self.taken
             .resize(self.frames.len() * (ENTRIES_PER_FRAME / 64) as usize, 0);
+        // The toolstack fills the lowest for its own daemons (console, xenstore).
         let first_free = first.max(RESERVED_ENTRIES);
         // Lowest first, so that few entries are in the CPU's caches.
         self.free
@@ -151,6 +155,8 @@ impl HostGrants for HostGrantsVia<'_> {
             let index = self.table.frames.len();
             match self.more.as_mut().and_then(|more| more.map_next(index)) {
                 Some(frame) => self.table.add_frame(frame),
+                // For good: each further request would be a hypercall for the same answer. A new
+                // domain asks again, with a new table.
                 None => self.table.full = true,
             }
         }
@@ -159,6 +165,8 @@ impl HostGrants for HostGrantsVia<'_> {
             .table
             .place(reference)
             .expect("a free reference lies in the table");
+        // Noted before the entry is valid: from the flags on it counts as in use, whatever the
+        // backend does.
         self.table.taken[(reference / 64) as usize] |= 1 << (reference % 64);
         self.table.outstanding += 1;
 
@@ -183,7 +191,11 @@ impl HostGrants for HostGrantsVia<'_> {
             .table
             .place(grant.0)
             .expect("a taken reference lies in the table");
+        // Xen sets these while a backend has the frame mapped or copies from it. An entry cleared
+        // then would free a reference that still leads to the frame.
         let in_use = (EntryFlags::READING | EntryFlags::WRITING).bits();
+        // Compare and exchange, and not a store: Xen may set a bit between the look and the store,
+        // and the backend would keep a mapping that nobody knows of.
         let mut flags = self.mem.load16(frame, at + FLAGS);
         loop {
             if flags & in_use != 0 {
@@ -197,6 +209,8 @@ impl HostGrants for HostGrantsVia<'_> {
         }
         self.table.taken[(grant.0 / 64) as usize] &= !(1 << (grant.0 % 64));
         self.table.outstanding -= 1;
+        // The exchange is a full barrier, so nothing that is done with the frame from here on can
+        // come before the entry is void.
         self.table.free.push(grant.0);
         true
     }

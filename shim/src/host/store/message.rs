@@ -20,6 +20,8 @@ pub fn encode(
         kind: kind.0,
         req_id,
         tx_id,
+        // Checked before anything is appended: half a message would take the stream out of step for
+        // good.
         len: u32::try_from(len).ok().filter(|_| len <= PAYLOAD_MAX)?,
     };
     out.extend_from_slice(header.as_bytes());
@@ -59,6 +61,7 @@ impl Incoming {
 
     /// Where the next bytes belong; empty when the message is complete.
     pub fn room(&mut self) -> &mut [u8] {
+        // An empty payload leaves no room, so that a message without one is complete at once.
         if self.header_got < size_of::<Header>() {
             &mut self.header.as_mut_bytes()[self.header_got..]
         } else {
@@ -75,6 +78,7 @@ impl Incoming {
         self.header_got += count;
         if self.header_got == size_of::<Header>() {
             let len = self.header.len as usize;
+            // Before the buffer is made as long as the other end says.
             if len > PAYLOAD_MAX {
                 return Err(TooLong(self.header.len));
             }
@@ -96,6 +100,7 @@ impl Incoming {
 
 /// Splits a watch event's payload into path and token.
 pub fn watch_event(payload: &[u8]) -> Option<(String, &[u8])> {
+    // The last NUL ends the token; with it split off, exactly two strings remain.
     let mut strings = payload.strip_suffix(&[0])?.split(|byte| *byte == 0);
     let (path, token) = (strings.next()?, strings.next()?);
     let path = core::str::from_utf8(path).ok()?;

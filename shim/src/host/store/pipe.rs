@@ -31,10 +31,14 @@ pub struct Pipe {
 impl Pipe {
     /// Consumer and producer index, checked.
     fn indexes(&self, frames: &dyn Frames, page: Mfn) -> Result<(u32, u32), BadIndex> {
+        // Each once. The other end may change its index, or ours, at any time: what is worked with
+        // is what was checked.
         let consumer = frames.load32(page, self.consumer);
         let producer = frames.load32(page, self.producer);
         // The buffer is looked at, or overwritten, only after the other side's index was read.
         fence(Ordering::SeqCst);
+        // The indexes run freely and wrap at 2^32, a multiple of the size, so their distance is
+        // right across the wrap.
         if producer.wrapping_sub(consumer) > self.size {
             return Err(BadIndex);
         }
@@ -51,9 +55,12 @@ impl Pipe {
     pub fn read(&self, frames: &dyn Frames, page: Mfn, out: &mut [u8]) -> Result<usize, BadIndex> {
         let (consumer, producer) = self.indexes(frames, page)?;
         let count = out.len().min(producer.wrapping_sub(consumer) as usize);
+        // At most two pieces: up to the end of the buffer, and from its beginning.
         let (first, second) = out[..count].split_at_mut(count.min(self.until_end(consumer)));
         frames.read(page, self.at(consumer), first);
         frames.read(page, self.buffer, second);
+        // An index that stays as it is is not stored, so that its cache line stays with the other
+        // end.
         if count > 0 {
             // The bytes are copied before their place is given back.
             fence(Ordering::SeqCst);
@@ -65,6 +72,7 @@ impl Pipe {
     /// Puts as many of `bytes` as fit and returns how many.
     pub fn write(&self, frames: &dyn Frames, page: Mfn, bytes: &[u8]) -> Result<usize, BadIndex> {
         let (consumer, producer) = self.indexes(frames, page)?;
+        // Does not underflow: `indexes` has bounded the distance.
         let free = self.size - producer.wrapping_sub(consumer);
         let count = bytes.len().min(free as usize);
         let (first, second) = bytes[..count].split_at(count.min(self.until_end(producer)));

@@ -74,6 +74,8 @@ impl Replace {
     /// The request to begin with.
     pub fn first(&mut self) -> Next {
         self.stage = ReplacementStage::Start;
+        // Bounded: other clients may commit under us each time, and a store that always has a
+        // conflict must not hold all that waits behind this.
         self.attempts += 1;
         Next::Send(MsgType::TRANSACTION_START, 0, Vec::from([0]))
     }
@@ -89,20 +91,26 @@ impl Replace {
                 }
                 None => Next::Done(Err(Errno::EIO)),
             },
+            // No transaction was opened, so there is none to end.
             (ReplacementStage::Start, Err(error)) => Next::Done(Err(error)),
             (ReplacementStage::Read, Ok(value)) if value == self.old => {
                 self.stage = ReplacementStage::Write;
                 self.send(MsgType::WRITE, &[self.path.as_bytes(), &[0], &self.new])
             }
+            // The transaction is ended on every way out: the daemon keeps an open one for ever, and
+            // counts it.
             (ReplacementStage::Read, Ok(_) | Err(Errno::ENOENT)) => self.end(Ok(KEPT)),
             (ReplacementStage::Write, Ok(_)) => self.end(Ok(REPLACED)),
             (ReplacementStage::Read | ReplacementStage::Write, Err(error)) => self.end(Err(error)),
+            // Somebody else has committed first. The value is read again, since it may be what they
+            // changed.
             (ReplacementStage::End(Ok(REPLACED)), Err(Errno::EAGAIN))
                 if self.attempts < ATTEMPTS =>
             {
                 self.first()
             }
             (ReplacementStage::End(Ok(REPLACED)), Err(error)) => Next::Done(Err(error)),
+            // An aborted transaction has changed nothing, however its end was answered.
             (ReplacementStage::End(outcome), _) => Next::Done(outcome.map(Vec::from)),
         }
     }
@@ -125,6 +133,7 @@ impl Replace {
 /// A transaction's id as the daemon prints it.
 fn parse_id(payload: &[u8]) -> Option<u32> {
     let text = core::str::from_utf8(payload.strip_suffix(&[0])?).ok()?;
+    // 0 would mean *no transaction*, and the write would be a plain one.
     text.parse().ok().filter(|id| *id != 0)
 }
 

@@ -67,10 +67,13 @@ impl TreeReader {
         let StoreEvent::Reply(answer) = event else {
             return;
         };
+        // Answers of one client come in the order of its requests, so this one is for the oldest.
         match (self.asked.pop_front(), answer) {
             (Some(Asked::Value(path)), Ok(value)) => self.keep(path, value),
             (Some(Asked::Children(node)), Ok(children)) => self.descend(&node, &children),
             (Some(Asked::Value(path) | Asked::Children(Node { path, .. })), Err(error)) => {
+                // Gone between its parent's list and the question about it; the host changes its
+                // store when it likes.
                 if error != Errno::ENOENT {
                     log::warn!("xenstore: reading {path}: {error}");
                 }
@@ -91,6 +94,7 @@ impl TreeReader {
     }
 
     fn ask(&mut self, client: &mut dyn StoreClient) {
+        // Few at a time: the connection is shared, and has room for twelve requests on their way.
         while self.asked.len() < 2 * AT_ONCE {
             let Some(node) = self.wanted.pop_front() else {
                 return;
@@ -103,6 +107,8 @@ impl TreeReader {
     }
 
     fn keep(&mut self, path: String, value: Vec<u8>) {
+        // Counted whether or not it is kept: what comes after too much is left out as well, instead
+        // of whatever happens to fit.
         self.bytes += path.len() + value.len();
         if self.bytes <= BYTES {
             self.found.push((path, value));
@@ -119,6 +125,8 @@ impl TreeReader {
             else {
                 continue;
             };
+            // Counted when a node is found and not when it is read, so that the queue is bounded as
+            // well.
             self.seen += 1;
             if self.seen > NODES || node.depth >= DEPTH {
                 log::warn!(

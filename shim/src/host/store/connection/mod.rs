@@ -130,6 +130,7 @@ impl StoreConnection {
 
     /// [`reset`](Self::reset)s the connection, whose page is `page` from now on.
     pub fn reconnect(&mut self, page: Mfn) {
+        // Before the reset, which keeps the page.
         self.page = page;
         self.reset();
     }
@@ -137,6 +138,8 @@ impl StoreConnection {
     /// Whether [`flush`](Self::flush) or [`poll`](Self::poll) have something to do without the
     /// daemon's doing anything first.
     pub fn has_output(&self) -> bool {
+        // Replies that wait to be taken count as well: whoever sleeps until the daemon's event must
+        // not sleep over its own work.
         let can_begin = !self.waiting.is_empty() && self.active.len() < IN_FLIGHT;
         can_begin || self.sent < self.output.len() || !self.ready.is_empty()
     }
@@ -154,9 +157,12 @@ impl StoreConnection {
     /// Sends what can be sent.  `true`: the daemon is to be notified.
     pub fn flush(&mut self, frames: &dyn Frames) -> bool {
         self.begin_waiting();
+        // Also when nothing is written: the daemon may wait for room in its half of the ring, which
+        // we have made by reading.
         let mut notify = core::mem::take(&mut self.took);
         while self.sent < self.output.len() && !self.broken {
             match REQUESTS.write(frames, self.page, &self.output[self.sent..]) {
+                // The ring is full. The daemon's event tells when there is room.
                 Ok(0) => break,
                 Ok(count) => {
                     self.sent += count;
@@ -175,6 +181,8 @@ impl StoreConnection {
     /// [`flush`](Self::flush) sends what the replies have made possible.
     pub fn poll(&mut self, frames: &dyn Frames) -> Option<(Tag, StoreEvent)> {
         for _ in 0..BATCH {
+            // First what is ready, then at most a batch of new messages: events of watches that
+            // have ended could otherwise keep us here.
             let ready = self.next_ready();
             if ready.is_some() || !self.receive(frames) {
                 // Giving the connection up answers everything, so look again.
@@ -186,6 +194,7 @@ impl StoreConnection {
 
     fn next_ready(&mut self) -> Option<(Tag, StoreEvent)> {
         while let Some((tag, event)) = self.ready.pop_front() {
+            // The answer to a call that was given up comes late, and belongs to nobody.
             if tag != CALL && tag != DROPPED {
                 return Some((tag, event));
             }
@@ -207,12 +216,16 @@ impl StoreConnection {
         self.submit(CALL, op);
         loop {
             let notify = self.flush(frames);
+            // Bounded: the daemon decides how many events there are, and during a call nobody takes
+            // them.
             while self.ready.len() < KEPT && self.receive(frames) {}
             let reply = self.ready.iter().position(|(tag, _)| *tag == CALL);
             if let Some((_, StoreEvent::Reply(answer))) = reply.and_then(|at| self.ready.remove(at))
             {
                 return answer;
             }
+            // Flushed again: what was received may have let a request go. `|` and not `||`, for the
+            // flush is wanted in either case.
             if !wait(notify | self.flush(frames)) {
                 self.drop_call();
                 return Err(Errno::ETIMEDOUT);
@@ -224,6 +237,8 @@ impl StoreConnection {
     fn drop_call(&mut self) {
         let active = self.active.iter_mut().map(|active| &mut active.tag);
         let waiting = self.waiting.iter_mut().map(|(tag, _)| tag);
+        // The daemon will answer it all the same, so the request must stay where answers are looked
+        // for.
         for tag in active.chain(waiting).filter(|tag| **tag == CALL) {
             *tag = DROPPED;
         }
@@ -235,6 +250,8 @@ impl StoreConnection {
             && self.active.len() < IN_FLIGHT
             && self.output.len() < OUTPUT
         {
+            // A replacement is several requests for one answer. Alone on its way, it cannot mix up
+            // the order of the others' replies.
             let alone = matches!(self.waiting.front(), Some((_, Job::Replace(_))));
             if alone && !self.active.is_empty() {
                 return;
@@ -259,8 +276,11 @@ impl StoreConnection {
             StoreOp::Write(path, value) => self.send_path(tag, MsgType::WRITE, &path, &value),
             StoreOp::Remove(path) => self.send_path(tag, MsgType::RM, &path, &[]),
             StoreOp::Watch(path) => {
+                // The id that the request is about to get, so that no second counter is needed.
                 let token = self.next_id;
                 self.send_path(tag, MsgType::WATCH, &path, format!("{token}\0").as_bytes());
+                // Not for one that was refused before it was sent. Entered before the daemon has
+                // answered: a new watch fires at once, perhaps before its reply comes.
                 if let Some(active) = self.active.back_mut().filter(|new| new.answer.is_none()) {
                     active.token = Some(token);
                     self.watches.push(Watch { token, tag, path });
@@ -270,6 +290,8 @@ impl StoreConnection {
                 let known = |watch: &Watch| watch.tag == tag && watch.path == path;
                 match self.watches.iter().position(known) {
                     Some(at) => {
+                        // Forgotten at once: an event that is on its way already finds no watch,
+                        // and is dropped.
                         let token = format!("{}\0", self.watches.remove(at).token);
                         self.send_path(tag, MsgType::UNWATCH, &path, token.as_bytes());
                     }
@@ -280,6 +302,7 @@ impl StoreConnection {
     }
 
     fn send_path(&mut self, tag: Tag, kind: MsgType, path: &str, rest: &[u8]) {
+        // The daemon would take the rest for another argument.
         if path.contains('\0') {
             self.answer_at_once(tag, Errno::EINVAL);
         } else {
@@ -290,6 +313,7 @@ impl StoreConnection {
     fn send(&mut self, tag: Tag, kind: MsgType, tx: u32, parts: &[&[u8]]) {
         let req_id = self.next_id;
         self.next_id = self.next_id.wrapping_add(1);
+        // A request that is too long is still answered in its turn.
         let too_long = encode(&mut self.output, kind, req_id, tx, parts).is_none();
         self.active.push_back(Active {
             tag,
@@ -305,6 +329,7 @@ impl StoreConnection {
     fn answer_at_once(&mut self, tag: Tag, error: Errno) {
         self.active.push_back(Active {
             tag,
+            // Never asked for: it has its answer already, so no reply is looked up by it.
             req_id: 0,
             kind: MsgType::ERROR,
             token: None,
@@ -316,6 +341,7 @@ impl StoreConnection {
     fn give_up(&mut self, why: &str) {
         log::error!("xenstore: the host's daemon sent {why}; it is not spoken to any more");
         self.broken = true;
+        // Its tag is among the active ones, which are all answered below: nobody waits for ever.
         self.replacing = None;
         self.output.clear();
         self.sent = 0;

@@ -24,6 +24,7 @@ const RESPONSES: Pipe = Pipe {
 impl StoreConnection {
     /// Takes one message if one is complete.
     pub(super) fn receive(&mut self, frames: &dyn Frames) -> bool {
+        // A message may take several reads; each makes progress or returns.
         while !self.broken {
             if let Some((header, payload)) = self.incoming.take() {
                 self.dispatch(&header, &payload);
@@ -37,6 +38,7 @@ impl StoreConnection {
                     return false;
                 }
             };
+            // Noted also for a part of a message: the daemon needs the room to send the rest.
             self.took = true;
             if let Err(TooLong(len)) = self.incoming.filled(count) {
                 self.give_up(&format!("a message of {len} bytes"));
@@ -47,6 +49,7 @@ impl StoreConnection {
 
     fn dispatch(&mut self, header: &Header, payload: &[u8]) {
         let kind = MsgType(header.kind);
+        // Events answer no request, whatever their id says.
         if kind == MsgType::WATCH_EVENT {
             self.watch_fired(payload);
             return;
@@ -57,11 +60,13 @@ impl StoreConnection {
             log::warn!("xenstore: an answer ({kind:?}) to nothing that was asked");
             return;
         };
+        // The type is checked against what was asked: of a wrong one nothing is believed.
         let answer = if kind == MsgType::ERROR {
             Err(error_from_payload(payload))
         } else if kind == active.kind {
             Ok(match kind {
                 MsgType::READ | MsgType::DIRECTORY | MsgType::TRANSACTION_START => payload.to_vec(),
+                // The *OK* of the others is not worth the memory.
                 _ => Vec::new(),
             })
         } else {
@@ -69,6 +74,7 @@ impl StoreConnection {
             Err(Errno::EIO)
         };
         if answer.is_err() {
+            // A watch that the daemon has refused never fires, and would be in the list for ever.
             self.watches
                 .retain(|watch| Some(watch.token) != active.token);
         }
@@ -78,6 +84,8 @@ impl StoreConnection {
 
     /// Gives out the answers whose turn it is.
     pub(super) fn deliver(&mut self) {
+        // From the front only: a reply that came early waits for those before it, since clients
+        // count on their order.
         while let Some(active) = self.active.pop_front_if(|active| active.answer.is_some()) {
             let Some(answer) = active.answer else {
                 continue;
@@ -88,6 +96,8 @@ impl StoreConnection {
                 continue;
             };
             match replace.answered(answer) {
+                // The next request of the replacement, under its tag. `send` comes back here, to no
+                // more than one that is too long to be sent.
                 Next::Send(kind, tx, payload) => self.send(active.tag, kind, tx, &[&payload]),
                 Next::Done(answer) => {
                     self.replacing = None;
@@ -107,6 +117,8 @@ impl StoreConnection {
         let token = core::str::from_utf8(token)
             .ok()
             .and_then(|token| token.parse().ok());
+        // Only tokens that we gave out. The path is only the daemon's word; whoever takes the event
+        // judges it.
         if let Some(watch) = self.watches.iter().find(|watch| Some(watch.token) == token) {
             self.ready.push_back((watch.tag, StoreEvent::Changed(path)));
         }
