@@ -11,6 +11,7 @@ use crate::machine::{layout, paging};
 /// Copies a structure from physical memory below 4 GiB.
 pub(super) fn physical<T: FromBytes>(address: u64) -> T {
     let end = address.checked_add(size_of::<T>() as u64);
+    // The boot tables map no more, and a fault now would be a triple fault: there is no IDT yet.
     if end.is_none_or(|end| end > 1 << 32) {
         refuse("start info", "above 4 GiB");
     }
@@ -34,6 +35,7 @@ pub(super) fn physical_string(address: u64) -> &'static [u8] {
         return &[];
     }
     let bytes = physical_bytes(address, LONGEST);
+    // Without a NUL all of it: the toolstack's slots for command lines are shorter than this.
     let end = bytes
         .iter()
         .position(|&byte| byte == 0)
@@ -80,12 +82,14 @@ pub(super) fn read_start_info(address: u64) -> Handed {
             index * size_of::<MemmapEntry>() as u64,
         ));
         if entry.kind == e820::RAM {
+            // Rounded inwards at both ends: a frame that is RAM only in part is no RAM.
             let last = Mfn::of(end_of(entry.addr, entry.size)).0;
             let first = entry.addr.saturating_add(PAGE_SIZE as u64 - 1);
             memory.add(Mfn::of(first).0, last);
             end = end.max(last);
         }
     }
+    // Before anything is reserved: the ledger knows the shim's frames and the modules' as well.
     let ram = memory;
     let modules: Vec2 = [0, 1].map(|index| {
         (index < u64::from(info.nr_modules)).then(|| {
@@ -98,6 +102,7 @@ pub(super) fn read_start_info(address: u64) -> Handed {
     };
     // Frame 0 is left alone, so that 0 can mean none.
     memory.reserve(0, 1);
+    // All that is in use already, before anybody takes a frame and clears it.
     memory.reserve(layout::IMAGE_PHYSICAL >> 12, paging::image_end().0);
     let start_info_page = Mfn::of(address).0;
     // Start info, module list, map and command lines follow each other.

@@ -25,9 +25,12 @@ impl Later {
 
     /// Lists them as given up, the lowest to be had first.
     pub(super) fn list(&self, ledger: &mut Ledger) {
+        // Each goes to the head of the list, so what is put in last is had first: low frames, in
+        // ascending order. `take_last` made the ranges from the top down.
         let descending = self.0.ranges().iter();
         for frame in descending.flat_map(|&(start, end)| (start..end).rev()) {
             if ledger.give_later(Mfn(frame)).is_err() {
+                // The guest then has less to ask for; no reason not to start.
                 warn!("frame {frame:#x} can not be had later");
             }
         }
@@ -41,6 +44,7 @@ pub(super) fn give_back(handed: &mut Handed) -> (u64, Later) {
     let missing = match xen::reserved_frames() {
         Ok(reserved) => share::missing(of_ram, reserved),
         Err(errno) => {
+            // Taken for a host that has all of it, which is the usual case.
             warn!("the host does not say how much memory there is: {errno}");
             0
         }
@@ -48,6 +52,7 @@ pub(super) fn give_back(handed: &mut Handed) -> (u64, Later) {
     // The highest frames: nothing has touched them, and they are not needed to start.
     let later = handed.memory.take_last(missing);
     for &(start, end) in later.ranges() {
+        // Out of RAM for the ledger too: the frame is nobody's until it is listed.
         handed.ram.reserve(start, end);
         let given = xen::give_back(Mfn(start), end - start);
         if given < end - start {

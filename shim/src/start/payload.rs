@@ -20,6 +20,8 @@ pub(super) fn unpack(memory: &mut FreeMemory, module: &ModlistEntry) -> (FrameLi
     let (image, first, frames): (&[u8], u64, u64) = match payload {
         Payload::Elf(elf) => {
             let offset = elf.as_ptr() as u64 - layout::DIRECT;
+            // The image's frames become the guest's, so it has to begin with a page; otherwise it
+            // is moved once.
             if offset.is_multiple_of(PAGE_SIZE as u64) {
                 let (from, to) = frames_of(offset, elf.len() as u64);
                 (elf, from, to - from)
@@ -34,11 +36,13 @@ pub(super) fn unpack(memory: &mut FreeMemory, module: &ModlistEntry) -> (FrameLi
             }
         }
         Payload::Packed(packed) => {
+            // Taken before the heap, which gets the longest of what is left.
             let (to, frames) = destination(memory, packed.unpacked_len());
             let first = Mfn::of(to.as_ptr() as u64 - layout::DIRECT).0;
             let (from, end) = memory.longest();
             // The need is an estimate.
             let wanted = (packed.heap_needed() / 4 * 5 + HEAP_SLACK) & !(PAGE_SIZE - 1);
+            // As much as is wanted, or as there is; whole pages, since they are cleared as such.
             let bytes = ((end.saturating_sub(from) << 12) as usize).min(wanted);
             if bytes < packed.heap_needed() {
                 refuse(
@@ -65,7 +69,10 @@ pub(super) fn unpack(memory: &mut FreeMemory, module: &ModlistEntry) -> (FrameLi
     let kernel = Kernel::parse(image).unwrap_or_else(|error| refuse("kernel", error));
     // The packed file is not needed any more, nor what an unpacked image does not cover.
     let (from, to) = frames_of(module.paddr, module.size);
+    // Cleared before they can be anybody's: the guest must not read what a toolstack's file had
+    // around its kernel.
     for frame in from..to {
+        // An image that was used in place lies inside of its module.
         if !(first..first + frames).contains(&frame) {
             // SAFETY: the file was read for the last time, and the image lies elsewhere.
             unsafe { direct(Mfn(frame)).write_bytes(0, PAGE_SIZE) };

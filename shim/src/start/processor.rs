@@ -24,6 +24,8 @@ pub(super) fn enable_features(percpu: *mut tables::PerCpu) -> bool {
     let leaf7 = instructions::cpuid(7, 0)[1];
     let has_xsave = instructions::cpuid(1, 0)[2] & 1 << 26 != 0;
     if leaf7 & 1 == 0 {
+        // A guest's GS base changes with each switch of modes. Without the instruction that is two
+        // MSRs each time, and a second way to do everything.
         refuse("CPU", "no FSGSBASE");
     }
     let mut cr4 = instructions::cr4() | CR4_FSGSBASE;
@@ -38,6 +40,8 @@ pub(super) fn enable_features(percpu: *mut tables::PerCpu) -> bool {
         cr4 |= CR4_SMEP;
     }
     if leaf7 & 1 << 20 != 0 {
+        // All three together: with the bit in CR4 alone, the first copy from the guest would fault,
+        // and an entry with AC set would leave SMAP without effect.
         cr4 |= CR4_SMAP;
         globals::set_smap(true);
         // SAFETY: the block is this vCPU's, which is not in use yet.
@@ -71,6 +75,7 @@ pub(super) fn policies(m: &Bare, identity: &Identity) -> (FrozenCpuid, MsrPolicy
     let cpuid = FrozenCpuid::freeze(
         |leaf, subleaf| {
             let mut regs = instructions::cpuid(leaf, subleaf);
+            // Masked where it is read and not in the policy: nothing further on has to know.
             if leaf == 0x8000_0001 {
                 regs[3] &= !RDTSCP;
             }
@@ -78,6 +83,8 @@ pub(super) fn policies(m: &Bare, identity: &Identity) -> (FrozenCpuid, MsrPolicy
         },
         &leaves,
     );
+    // Faults on CPUID in ring 3, which only the processor or its host can make; a guest that reads
+    // CPUID itself would see another machine after a move.
     let can_fault = m
         .read_msr(msr::PLATFORM_INFO)
         .is_some_and(|info| info & 1 << 31 != 0);
