@@ -24,6 +24,8 @@ pvh_start32:
     movl $pvh_start32_phys, %esi
     movl %ebx, %ebp                                 /* kept for 64-bit code */
 
+    /* Slot 0 and the direct map share one PDPT. Slot 0 is for the few instructions until the
+       jump to the link address. */
     leal (boot_pml4 - pvh_start32)(%esi), %edi
     leal (boot_pdpt_direct - pvh_start32 + 3)(%esi), %eax
     movl %eax, (%edi)
@@ -43,6 +45,7 @@ pvh_start32:
     leal (boot_pd_image - pvh_start32 + 3)(%esi), %eax
     leal (boot_pdpt_image - pvh_start32)(%esi), %edx
     movl %eax, {IMAGE_L3_INDEX} * 8(%edx)
+    /* One large page has all of the image, for link.ld keeps it below 2 MiB. */
     leal (boot_pd_image - pvh_start32)(%esi), %edx
     movl $0x200083, (%edx)                          /* 2 MiB page: present, writable */
 
@@ -55,6 +58,8 @@ pvh_start32:
     decl %ecx
     jnz 1b
 
+    /* Long mode begins with CR0.PG, so PAE and LME come first. NXE too: in the tables that
+       follow bit 63 would be a reserved one. */
     movl %edi, %cr3
     movl %cr4, %eax
     orl $(1 << 5) | (1 << 9) | (1 << 10), %eax      /* PAE, OSFXSR, OSXMMEXCPT */
@@ -68,6 +73,8 @@ pvh_start32:
     orl ${CR0}, %eax
     movl %eax, %cr0
 
+    /* This is compatibility mode now; the far return loads a 64-bit code segment. LGDT takes 32
+       bits of the base here, which the physical address fits. */
     leal (boot_gdt - pvh_start32)(%esi), %eax
     movl %eax, (boot_gdtr + 2 - pvh_start32)(%esi)
     lgdt (boot_gdtr - pvh_start32)(%esi)
@@ -77,6 +84,7 @@ pvh_start32:
     pushl %eax
     lretl
 .code64
+    /* Null selectors: long mode looks at no base or limit of these. */
 2:  xorl %eax, %eax
     movl %eax, %ds
     movl %eax, %es
@@ -85,8 +93,10 @@ pvh_start32:
     movl %eax, %gs
     movabsq $3f, %rax                               /* leave the identity mapping */
     jmp *%rax
+    /* The same stack by its link address, where it stays mapped in every address space. */
 3:  leaq boot_stack_top(%rip), %rsp
     movl %ebp, %edi
+    /* Ends the chain of frames that a backtrace follows. */
     xorl %ebp, %ebp
     call shim_main
     ud2

@@ -71,11 +71,15 @@ impl Bare {
     pub fn before_guest(&self) {
         // SAFETY: the block is this vCPU's, and nothing holds a reference into it.
         let flags = unsafe { (*self.percpu).entry_flags };
+        // The usual case: the entry code itself loads what `EXIT_SWITCH` asks for, after all of the
+        // shim's work.
         if flags & ENTRY_SPLIT == 0 {
             return;
         }
         // SAFETY: as above.
         let (next, split) = unsafe { ((*self.percpu).next_table, (*self.percpu).guest_table) };
+        // Ring 3 gets a copy of the table that comes next, loaded or not. A load that was put off
+        // is made on the way in (`shim_table`).
         let table = if flags & EXIT_SWITCH == 0 {
             instructions::cr3()
         } else {
@@ -101,6 +105,8 @@ impl Bare {
     pub(super) fn settle(&self) {
         // SAFETY: the block is this vCPU's, and nothing holds a reference into it.
         let (flags, next) = unsafe { ((*self.percpu).entry_flags, (*self.percpu).next_table) };
+        // Copies go through the MMU by whatever CR3 holds, and that is still the table of the mode
+        // that the guest has left.
         if flags & EXIT_SWITCH != 0 {
             self.entry_flags(|flags| flags & !EXIT_SWITCH);
             // SAFETY: it is a table that the ledger has checked, by `switch_page_table`.
@@ -130,6 +136,8 @@ impl M2p for Bare {
 
 impl Machine for Bare {
     fn load_page_table(&mut self, l4: Mfn) {
+        // A switch that was put off is overtaken by this load; it must not come after it on the way
+        // out.
         self.entry_flags(|flags| flags & !EXIT_SWITCH);
         // SAFETY: the ledger has checked the table, and that put the shim's own slots into it.
         unsafe { instructions::set_cr3(l4.addr()) };
@@ -144,6 +152,9 @@ impl Machine for Bare {
                 &raw mut (*self.percpu).next_table,
             )
         };
+        // There and back without a look at guest memory in between: the old table is still loaded.
+        // Without a pending switch the same table is loaded again: where both modes share one, the
+        // switch has to flush all the same.
         if flags & EXIT_SWITCH != 0 && instructions::cr3() == l4.addr() {
             return self.entry_flags(|flags| flags & !EXIT_SWITCH);
         }
@@ -157,6 +168,8 @@ impl Machine for Bare {
     }
 
     fn flush_page(&self, va: u64) {
+        // Any address of the guest's choice: INVLPG does nothing with a non-canonical one (SDM Vol.
+        // 2A).
         instructions::invlpg(va);
     }
 
@@ -181,6 +194,7 @@ impl Machine for Bare {
     }
 
     fn load_gs_selector(&mut self, selector: u16) -> Option<u64> {
+        // The load writes the active base, which is the shim's.
         let own = instructions::read_msr(msr::GS_BASE);
         // SAFETY: the load changes the shim's GS base, which is put back before anything uses it;
         // a fault is fixed up.
@@ -189,6 +203,8 @@ impl Machine for Bare {
             // SAFETY: as above; a null selector can not fault.
             unsafe { load_gs(0) };
         }
+        // AMD's processors leave the base alone when a null selector is loaded, and what is left
+        // would be the address of the `PerCpu` block.
         let is_null = is_bad || selector & !3 == 0;
         let base = (!is_null).then(|| instructions::read_msr(msr::GS_BASE));
         // SAFETY: it is what it was.
@@ -197,6 +213,8 @@ impl Machine for Bare {
     }
 
     fn load_gdt(&mut self, frames: &[Mfn]) {
+        // The frames are the caller's to hold: it has a reference to each for as long as it is
+        // shown.
         self.windows.set_gdt(frames);
     }
 
@@ -220,6 +238,8 @@ impl Machine for Bare {
     fn take_host_traps(&self) -> HostTraps {
         // SAFETY: the block is this vCPU's; only the entry code writes there as well, on this CPU.
         let traps = unsafe { AtomicU8::from_ptr(&raw mut (*self.percpu).host_traps) };
+        // Looked at on each way out, and almost never set: a load costs less than a locked
+        // exchange.
         if traps.load(Ordering::Relaxed) == 0 {
             return HostTraps::empty();
         }
@@ -230,18 +250,22 @@ impl Machine for Bare {
     fn host_changed(&mut self) {
         let [_, ebx, ecx, edx] = instructions::cpuid(0, 0);
         let leaf7 = instructions::cpuid(7, 0)[3];
+        // Asked only where CPUID says that the register is there.
         let capabilities = (leaf7 & HAS_ARCH_CAPABILITIES != 0)
             .then(|| self.read_msr(msr::ARCH_CAPABILITIES))
             .flatten();
         let vendor = Vendor::of([0, ebx, ecx, edx]);
         let defences = Defences::needed(vendor, leaf7, capabilities.unwrap_or(0), self.split);
         info!("{defences:?}");
+        // Never taken back: a host that needs no fences only waits a little at them.
         if defences.fence_swapgs {
             tables::fence_swapgs();
         }
         let set = |on: bool, bit: u8| if on { bit } else { 0 };
         let bits =
             set(defences.split_tables, ENTRY_SPLIT) | set(defences.clear_buffers, EXIT_CLEAR);
+        // Both together, when nothing of the guest runs: from the next way out on, entry and exit
+        // agree about the tables.
         self.entry_flags(|flags| flags & !(ENTRY_SPLIT | EXIT_CLEAR) | bits);
     }
 
@@ -262,6 +286,7 @@ impl Machine for Bare {
             CR4_FSGSBASE
         };
         let value = instructions::cr4() & !GUEST_CR4 | bits & GUEST_CR4 | always;
+        // A move to CR4 may be an exit to the host; most calls change nothing.
         if value != instructions::cr4() {
             // SAFETY: only bits that concern ring 3 change, all of them within the policy.
             unsafe { instructions::set_cr4(value) };
@@ -292,6 +317,8 @@ impl Machine for Bare {
 
     fn write_msr(&mut self, index: u32, value: u64) {
         // SAFETY: a fault is fixed up; the library only names registers of the guest's own.
+        // A fault is nothing to tell: the library has checked the value, and a new host may lack
+        // the register.
         let _ = unsafe { write_msr_safe(index, value) };
     }
 

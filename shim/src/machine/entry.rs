@@ -92,6 +92,7 @@ extern "C" fn shim_entry(regs: *mut Regs) -> u32 {
     // come here again before this returns, so there is one reference at a time.
     let (guest, regs) = unsafe { (&mut *GUEST, &mut *regs) };
     let may_sysret = guest.enter(0, regs);
+    // Last of all: the copy for ring 3 must have every entry that was changed until now.
     guest.m.before_guest();
     may_sysret.into()
 }
@@ -112,6 +113,8 @@ extern "C" fn kernel_fault(frame: *mut Regs) {
         &raw const fault_fs,
         &raw const fault_gs,
     ];
+    // By address and not by vector: whatever such an instruction faults with, the guest has chosen
+    // its operand. A range for the copy, in which a fault may come at two instructions.
     if copy.contains(&frame.rip) || single.into_iter().any(|symbol| at(symbol) == frame.rip) {
         frame.rip = at(&raw const fault_return);
         return;
@@ -128,6 +131,7 @@ extern "C" fn kernel_fault(frame: *mut Regs) {
         "rax {:x} rbx {:x} rcx {:x} rdx {:x} rsi {:x} rdi {:x} rbp {:x}",
         frame.rax, frame.rbx, frame.rcx, frame.rdx, frame.rsi, frame.rdi, frame.rbp
     );
+    // After the registers: a broken frame chain may fault again, and they are out by then.
     backtrace(frame.rbp);
     xen::crash()
 }
@@ -142,6 +146,7 @@ pub fn backtrace(mut frame: u64) {
         // SAFETY: the address lies in the image, which is mapped and holds the stack.
         let [next, address] = unsafe { *(frame as *const [u64; 2]) };
         error!("  from {address:#x}");
+        // Frames lie ever higher, so a broken chain cannot go round.
         if next <= frame {
             return;
         }

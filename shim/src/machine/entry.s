@@ -131,22 +131,28 @@ entry_common:
     FENCE
     PUSH_GPRS
 saved:
+    /* One test for all that is rare. */
     cmpb $0, %gs:{PERCPU_ENTRY_FLAGS}
     jne entry_special
 save_xmm:
+    /* The frame stays on the entry stack, which ring 3's tables have; Rust runs on a stack that
+       they do not have. */
     movq %rsp, %rdi
     movq %gs:{PERCPU_STACK_TOP}, %rsp
     subq $XMM_SIZE, %rsp
     XMM movaps, save
+    /* The guest chooses DF at an exception; Rust relies on its being clear. */
     cld
     call shim_entry
     XMM movaps, load
+    /* The frame lies at the top, whatever the entry was. */
     movq %gs:{PERCPU_ENTRY_TOP}, %rsp
     subq $R_SIZE, %rsp
 to_guest:
     cmpb $0, %gs:{PERCPU_ENTRY_FLAGS}
     jne exit_special
 leave:
+    /* What shim_entry has returned; exit_special keeps it. */
     testl %eax, %eax
     jnz leave_by_sysret
     POP_GPRS
@@ -158,6 +164,8 @@ entry_iret:
 
 leave_by_sysret:
     POP_GPRS
+    /* From here on rsp is the guest's, in ring 0. Interrupts are off, SYSRET does not fault with
+       a canonical rip, and NMI, #MC, #DB have stacks of their own. */
     movq 40(%rsp), %rsp                 /* past vector, error, rip, cs, rflags */
     swapgs
     sysretq
@@ -167,6 +175,7 @@ leave_by_sysret:
    guest goes on with another page table, by which the shim's own pages are the same; the CPU's
    buffers are to be cleared, which VERW does. */
 entry_special:
+    /* First: the stack that xmm registers are saved to is not in ring 3's tables. */
     testb ${ENTRY_SPLIT}, %gs:{PERCPU_ENTRY_FLAGS}
     jz 1f
     movq %gs:{PERCPU_SHIM_TABLE}, %rcx
@@ -176,9 +185,11 @@ entry_special:
     clac
 1:  testb ${ENTRY_TS}, %gs:{PERCPU_ENTRY_FLAGS}
     jz save_xmm
+    /* Before save_xmm, which would be #NM with TS set. */
     clts
     jmp save_xmm
 exit_special:
+    /* With split tables this bit is clear by now: before_guest has dealt with it. */
     testb ${EXIT_SWITCH}, %gs:{PERCPU_ENTRY_FLAGS}
     jz 1f
     andb $~{EXIT_SWITCH}, %gs:{PERCPU_ENTRY_FLAGS}
@@ -186,15 +197,18 @@ exit_special:
     movq %rcx, %cr3
 1:  testb ${ENTRY_TS}, %gs:{PERCPU_ENTRY_FLAGS}
     jz 1f
+    /* After the xmm registers were loaded, which would be #NM with TS set. */
     movq %cr0, %rcx
     orq $8, %rcx
     movq %rcx, %cr0
 1:  testb ${ENTRY_SPLIT}, %gs:{PERCPU_ENTRY_FLAGS}
     jz 1f
+    /* Nothing of the shim but this section and the window is mapped behind this. */
     movq %gs:{PERCPU_GUEST_TABLE}, %rcx
     movq %rcx, %cr3
 1:  testb ${EXIT_CLEAR}, %gs:{PERCPU_ENTRY_FLAGS}
     jz leave
+    /* Last: what is loaded after it are the guest's own registers. */
     verw %gs:{PERCPU_SELECTOR}
     jmp leave
 
@@ -203,6 +217,8 @@ exit_special:
 .globl entry_syscall
 entry_syscall:
     swapgs
+    /* SYSCALL comes from ring 3 alone, so no branch chooses this SWAPGS and no FENCE is needed.
+       SFMASK has cleared IF, TF and AC. */
     movq %rsp, %gs:{PERCPU_SCRATCH}
     movq %gs:{PERCPU_ENTRY_TOP}, %rsp
     pushq ${GUEST_SS}
@@ -234,6 +250,9 @@ entry_syscall32:
 /* SYSENTER: rsp came from its MSR, the guest's rip, rsp and flags are gone. */
 .globl entry_sysenter
 entry_sysenter:
+    /* SYSENTER clears IF and nothing else. With TF set #DB comes here, and entry_debug goes on
+       without it; AC and DF are cleared on the way. NT stays, and IRET would fault with it: but
+       what follows is always a handler of the guest's kernel, which SYSRET enters. */
     swapgs
     movq %gs:{PERCPU_ENTRY_TOP}, %rsp
     pushq ${GUEST_SS}
@@ -263,6 +282,8 @@ entry_debug:
     FENCE
     MOVE_FRAME
     jmp saved
+    /* Either the shim was interrupted, or this very stub before its first instruction; in that
+       case GS still is the guest's. */
 1:  pushq %rax
     leaq entry_stubs + 16(%rip), %rax
     cmpq %rax, 24(%rsp)
@@ -299,6 +320,7 @@ entry_machine_check:
 1:  xorl %eax, %eax
     xorl %edx, %edx
     wrmsr
+    /* Not by way of GS, which may be either. */
     movq 80(%rsp), %rax                 /* the PerCpu block */
     orb ${HOST_MACHINE_CHECK}, {PERCPU_HOST_TRAPS}(%rax)
     popq %rdx
@@ -324,6 +346,7 @@ host_trap:
     FENCE
     MOVE_FRAME
     /* The way back may be SYSRET, and NMIs stay blocked until an IRET. */
+    /* An IRET that goes no further than `saved`. */
     movq %rsp, %rax
     pushq $0
     pushq %rax
@@ -342,6 +365,7 @@ entry_fatal:
     movq %rsp, %rdi
     movq R_SIZE(%rdi), %rax             /* the PerCpu block */
     movq {PERCPU_FATAL_TABLE}(%rax), %rcx
+    /* A table of the shim's own, for what is loaded may be the very reason. */
     movq %rcx, %cr3
     andq $~15, %rsp
     cld
@@ -352,6 +376,7 @@ from_shim:
     cmpq ${VECTOR_UPCALL}, (%rsp)
     je 2f
     pushq %rax
+    /* No GS in here: it is the guest's at the IRET, and the shim's at a fixup. */
     leaq entry_iret(%rip), %rax
     cmpq %rax, 24(%rsp)
     popq %rax
@@ -380,6 +405,8 @@ failed_iret:
     FENCE
     addq $8, %rsp                       /* vector */
     popq %gs:{PERCPU_SCRATCH}           /* error code */
+    /* The CPU has pushed the fault's frame below the five words that IRET was to load, so those
+       are whole. */
     movq %gs:{PERCPU_ENTRY_TOP}, %rsp
     subq $40, %rsp
     pushq %gs:{PERCPU_SCRATCH}
@@ -393,6 +420,7 @@ failed_iret:
 .type enter_guest, @function
 enter_guest:
     movq %rdi, %rsi
+    /* Into the place where every way out looks for the frame. */
     movq %gs:{PERCPU_ENTRY_TOP}, %rdi
     subq $R_SIZE, %rdi
     movq %rdi, %rsp
@@ -401,6 +429,7 @@ enter_guest:
     rep movsq
     fninit
     fxrstor first_fpu(%rip)
+    /* By IRET: these registers are no answer to a SYSCALL. */
     xorl %eax, %eax
     jmp to_guest
 
@@ -424,6 +453,8 @@ guest_copy:
     shrq $3, %rcx
 .globl fault_copy_start
 fault_copy_start:
+    /* Nothing is on the stack while a fault may come: fault_return returns to the caller of
+       this. DF is clear, as always in the shim. */
     rep movsq
     movl %edx, %ecx
     andl $7, %ecx
@@ -439,6 +470,7 @@ fault_copy_end:
 .type guest_copy_smap, @function
 guest_copy_smap:
     stac
+    /* By a call, so that a fault comes back to here and AC is cleared on either way. */
     call guest_copy
     clac
     ret

@@ -21,6 +21,8 @@ unsafe extern "C" {
 #[inline]
 fn place(frame: Mfn, offset: usize, bytes: usize) -> *mut u8 {
     assert!(
+        // Checked in every build: a frame number that is too large would be an address beyond the
+        // direct map.
         frame.0 < globals::frame_limit() && offset + bytes <= PAGE_SIZE,
         "no such frame"
     );
@@ -60,6 +62,7 @@ macro_rules! frames {
             fn cas16(&self, frame: Mfn, offset: usize, old: u16, new: u16) -> u16 {
                 let word = atomic!(AtomicU16, frame, offset);
                 word.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst)
+                    // Ok and Err both carry what was there.
                     .unwrap_or_else(|v| v)
             }
             #[inline]
@@ -122,6 +125,7 @@ fn is_guest_range(va: GuestVa, len: usize) -> bool {
     let Some(end) = va.0.checked_add(len as u64) else {
         return false;
     };
+    // Not across both: everything in between is the shim's or not canonical.
     end <= LOW_END || va.0 >= HIGH_START
 }
 
@@ -129,6 +133,7 @@ fn copy(dst: *mut u8, src: *const u8, len: usize) -> Result<(), BadAddress> {
     // SAFETY: one of the two is a Rust buffer of `len` bytes; the other was checked to lie in the
     // guest's part of the address space, where a fault is fixed up and reported.
     let fault = unsafe {
+        // Two functions instead of a test inside: STAC is an invalid opcode where there is no SMAP.
         if globals::has_smap() {
             guest_copy_smap(dst, src, len)
         } else {
@@ -143,6 +148,7 @@ impl GuestMemory for Bare {
         if !is_guest_range(va, buf.len()) {
             return Err(BadAddress);
         }
+        // The kernel's table, if the guest has just changed over to it.
         self.settle();
         copy(buf.as_mut_ptr(), va.0 as *const u8, buf.len())
     }

@@ -25,6 +25,8 @@ unsafe impl RawMutex for SpinLock {
     }
 
     fn try_lock(&self) -> bool {
+        // Acquire, with the Release of `unlock`: what the last holder did to the heap is seen by
+        // the next.
         !self.0.swap(true, Ordering::Acquire)
     }
 
@@ -63,10 +65,13 @@ static HEAP: Heap = Heap {
 // from, which its address tells.
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // Relaxed here and below: one vCPU runs, and no interrupt handler allocates.
         if self.use_boot.load(Ordering::Relaxed) {
             // SAFETY: by the caller's promise.
             return unsafe { self.boot.alloc(layout) };
         }
+        // Counted before it is known to succeed. One that fails everywhere ends the domain, so the
+        // sum need not be right after it.
         self.in_use.fetch_add(layout.size(), Ordering::Relaxed);
         // SAFETY: by the caller's promise.
         let block = unsafe { self.permanent.alloc(layout) };
@@ -82,6 +87,8 @@ unsafe impl GlobalAlloc for Heap {
         let of = |start: &AtomicUsize, end: &AtomicUsize| {
             (start.load(Ordering::Relaxed)..end.load(Ordering::Relaxed)).contains(&(block as usize))
         };
+        // By address, since the heap in use may be another by now: a block may outlive its time,
+        // and the permanent heap may have room again.
         let heap = if of(&self.boot_start, &self.boot_end) {
             &self.boot
         } else {
@@ -147,6 +154,8 @@ pub unsafe fn with_boot_heap<R>(start: *mut u8, bytes: usize, f: impl FnOnce() -
         claimed.is_some(),
         "a heap of {bytes} bytes is too small to manage"
     );
+    // The bounds stay behind for good. Nothing else of the heaps lies there, so no later block is
+    // taken for one of these.
     HEAP.boot_start.store(start as usize, Ordering::Relaxed);
     HEAP.boot_end
         .store(start as usize + bytes, Ordering::Relaxed);

@@ -19,6 +19,7 @@ pub struct Pool(Vec<Mfn>);
 impl Pool {
     /// Makes a pool of adjacent frames.
     pub fn new(start: Mfn, count: u64) -> Self {
+        // Descending, so that the lowest is taken first.
         Self((start.0..start.0 + count).rev().map(Mfn).collect())
     }
 
@@ -41,6 +42,8 @@ impl FramePool for Pool {
     }
 
     fn give_back(&mut self, frame: Mfn) {
+        // Not cleared here: it is when it is taken, and the last one given back is the one in the
+        // caches.
         self.0.push(frame);
     }
 }

@@ -83,7 +83,9 @@ impl ShimSpace {
     /// entries, if it is shown there.
     pub fn split(&self, pool: &mut Pool) -> Mfn {
         let l4 = pool.take().expect("the pool holds the shim's own tables");
+        // The same L3 table, so that what a window shows changes in both at once.
         store(l4, index(WINDOWS, 4), load(self.l4, index(WINDOWS, 4)));
+        // Its own tables for the image's slot: those of the other table map all of the image.
         let bare = Self { l4 };
         let addr = |symbol: *const u8| symbol as u64;
         for va in (addr(&raw const __entry_start)..addr(&raw const __entry_end)).step_by(PAGE_SIZE)
@@ -108,6 +110,9 @@ impl ShimSpace {
         debug_assert_eq!(addr(&raw const __image_start), IMAGE);
         for va in (IMAGE..end).step_by(PAGE_SIZE) {
             let flags = match va {
+                // A stack that overflows faults here, and since the fault's frame does too it
+                // becomes a #DF, which has a stack of its own. Without the hole it would overwrite
+                // what lies below.
                 _ if va == addr(&raw const boot_stack_guard) => continue,
                 _ if va < text_end => PRESENT | ACCESSED_DIRTY | GLOBAL,
                 _ if va < rodata_end => PRESENT | ACCESSED_DIRTY | GLOBAL | NO_EXECUTE,
@@ -119,9 +124,12 @@ impl ShimSpace {
 
     /// Maps everything up to `end` (a frame number) in pages of 2 MiB; holes do no harm.
     fn map_direct(&self, pool: &mut Pool, end: u64) {
+        // At least 4 GiB: the host's pages (shared info, grant table, rings) appear below that.
         for base in (0..end.max(LEAST_MAPPED)).step_by(512) {
             let va = DIRECT + (base << 12);
             let table = self.table(pool, va, 2, 0);
+            // Not executable, and the accessed and dirty bits are set: no walk writes to these
+            // tables.
             store(table, index(va, 2), base << 12 | DATA | LARGE);
         }
     }
@@ -139,6 +147,8 @@ impl ShimSpace {
             let mut link = load(table, slot);
             if link & PRESENT == 0 {
                 let next = pool.take().expect("the pool holds the shim's own tables");
+                // Writable and executable above, whatever the page is: the last entry alone
+                // decides.
                 link = next.addr() | PRESENT | WRITE | ACCESSED_DIRTY | user;
                 store(table, slot, link);
             }
@@ -154,6 +164,8 @@ pub fn set_window(table: Mfn, slot: usize, frame: Option<Mfn>) {
         frame.is_none_or(|frame| frame.0 < globals::frame_limit()),
         "no such frame"
     );
+    // Writable for the CPU, which sets the accessed bit of a descriptor in it; ring 3 has no way
+    // here.
     store(table, slot, frame.map_or(0, |frame| frame.addr() | DATA));
 }
 
@@ -167,6 +179,8 @@ pub fn image_end() -> Mfn {
 pub fn copy_guest_slots(from: Mfn, to: Mfn) {
     let last = layout::FIRST_SLOT + layout::SLOTS;
     const _: () = assert!(index(M2P, 4) == layout::FIRST_SLOT);
+    // With slot 256: it is the guest's M2P, or empty where the kernel hides it from user mode. The
+    // others of the shim stay what `split` made them.
     for slots in [0..layout::FIRST_SLOT + 1, last..512] {
         let (source, target) = (entry(from, slots.start), entry(to, slots.start));
         // SAFETY: both are tables that the direct map covers, the ranges lie inside, and only this

@@ -17,6 +17,7 @@ FUNCTION memcpy
     movq %rdi, %rax
     movq %rdx, %rcx
     shrq $3, %rcx
+    /* Upwards: DF is clear, by the ABI and on every way into the shim. */
     rep movsq
     movl %edx, %ecx
     andl $7, %ecx
@@ -33,6 +34,8 @@ FUNCTION memmove
     movq %rdx, %rcx
     leaq -1(%rdi, %rdx), %rdi
     leaq -1(%rsi, %rdx), %rsi
+    /* Downwards, so that the source is read before it is written over. An NMI meanwhile runs no
+       Rust, so nobody else sees DF set. */
     std
     rep movsb
     cld
@@ -43,6 +46,7 @@ FUNCTION memset
     movq %rdi, %r8
     movzbl %sil, %eax
     movabsq $0x0101010101010101, %rcx
+    /* The byte in each of eight places. */
     imulq %rcx, %rax
     movq %rdx, %rcx
     shrq $3, %rcx

@@ -200,6 +200,8 @@ pub fn start_vcpu(pool: &mut Pool, space: &ShimSpace, id: u32) -> (Windows, *mut
     let base = WINDOWS + u64::from(id) * WINDOW_STRIDE;
     let (page14, state) = (take(pool), take(pool));
 
+    // Zeroes instead of holes: a selector without a descriptor is #GP or #NP for the guest, and
+    // never a page fault in the middle of a segment load.
     (0..14).for_each(|page| set_window(table, page, Some(empty)));
     set_window(table, 14, Some(page14));
     (16..32).for_each(|page| set_window(table, page, Some(empty)));
@@ -236,6 +238,7 @@ pub fn start_vcpu(pool: &mut Pool, space: &ShimSpace, id: u32) -> (Windows, *mut
         ],
         reserved2: 0,
         reserved3: 0,
+        // Behind the limit: no port is open to ring 3.
         io_map_base: size_of::<Tss>() as u16,
     };
     // SAFETY: the frame is fresh and larger than the TSS.
@@ -245,9 +248,11 @@ pub fn start_vcpu(pool: &mut Pool, space: &ShimSpace, id: u32) -> (Windows, *mut
     unsafe {
         percpu.write(PerCpu {
             entry_top,
+            // The boot's stack, which is done with when ring 3 runs.
             stack_top: (&raw const boot_stack_top) as u64,
             scratch: 0,
             next_table: 0,
+            // Until the first way out sets the guest's.
             shim_table: space.l4.addr(),
             guest_table: space.split(pool).addr(),
             fatal_table: space.l4.addr(),
@@ -282,8 +287,11 @@ fn load_idt(pool: &mut Pool, table: Mfn, base: u64) {
             2 => Stack::Nmi,
             18 => Stack::MachineCheck,
             8 => Stack::DoubleFault,
+            // 0, no stack of its own: from ring 3 the CPU takes rsp0 of the TSS.
             _ => Stack::Entry,
         };
+        // INT3 and INTO are unprivileged in a PV guest too, and INT 0x80 is its 32-bit system call.
+        // Any other INT n is #GP, from which it is worked out who may raise it.
         let dpl = if matches!(vector, 3 | 4 | 0x80) { 3 } else { 0 };
         // SAFETY: the table is a fresh frame, which holds exactly 256 gates.
         unsafe {
@@ -325,6 +333,8 @@ struct Pointer {
 /// The GDT at `gdt` and the TSS it names must be complete, and `percpu` valid for ever.
 unsafe fn load(gdt: u64, percpu: *mut PerCpu) {
     let pointer = Pointer {
+        // Without the last page, which is not mapped: a selector up there is #GP and not a page
+        // fault.
         limit: 15 * PAGE_SIZE as u16 - 1,
         base: gdt,
     };
@@ -380,6 +390,8 @@ impl Windows {
                 page,
                 Some(frames.get(page).copied().unwrap_or(self.empty)),
             );
+            // At once: the caller drops the old frames next, and through a stale translation the
+            // CPU would load descriptors from what the guest writes there.
             instructions::invlpg(self.base + GDT_OFFSET + (page * PAGE_SIZE) as u64);
         }
     }
@@ -391,6 +403,7 @@ impl Windows {
             set_window(self.table, 16 + page, Some(frame));
             instructions::invlpg(self.base + LDT_OFFSET + (page * PAGE_SIZE) as u64);
         }
+        // A null selector for an empty table: a limit has no value for no bytes.
         let mut selector = 0;
         if entries > 0 {
             let limit = u64::from(entries) * 8 - 1;
@@ -403,6 +416,7 @@ impl Windows {
             unsafe { slot.add(1).write_volatile(high) };
             selector = LDT;
         }
+        // Reloaded even where only the frames have changed: the CPU keeps base and limit by itself.
         // SAFETY: the descriptor is null or the valid one just written.
         unsafe { core::arch::asm!("lldt {:x}", in(reg) selector, options(nostack)) };
     }

@@ -46,11 +46,13 @@ pub(super) fn op<T: FromBytes + IntoBytes>(
 
 /// Finds Xen, and how hypercalls are made; `false` when this is another hypervisor.
 pub fn detect() -> bool {
+    // Xen's leaves may lie behind another interface's, which the toolstack shows first (Viridian).
     let is_xen = (0x4000_0000..0x4001_0000).step_by(0x100).any(|base| {
         let [_, b, c, d] = instructions::cpuid(base, 0);
         [b, c, d].as_bytes() == b"XenVMMXenVMM"
     });
     let [_, b, c, d] = instructions::cpuid(0, 0);
+    // By vendor: on the other's processors the instruction is an invalid opcode.
     let is_amd = matches!([b, d, c].as_bytes(), b"AuthenticAMD" | b"HygonGenuine");
     USE_VMMCALL.store(is_amd, Ordering::Relaxed);
     is_xen
@@ -93,6 +95,7 @@ pub(super) fn add_to_physmap(space: u32, index: u64, frame: Mfn) -> Result<(), E
 /// Returns the domain's UUID.
 pub fn uuid() -> [u8; 16] {
     let mut uuid = [0; 16];
+    // No host refuses a domain its own; zeroes would be a UUID like any other.
     let _ = op(
         nr::XEN_VERSION,
         xen_abi::version::op::GUEST_HANDLE,

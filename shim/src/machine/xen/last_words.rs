@@ -23,13 +23,17 @@ pub fn say_on_console(text: fmt::Arguments<'_>) {
                 unsafe { AtomicU32::from_ptr(at(offset) as *mut u32) }
             };
             for byte in s.bytes() {
+                // Ours to write, so nobody else's store has to be seen.
                 let put = index(OUT_PROD).load(Ordering::Relaxed);
+                // Acquire: the byte is stored only after the daemon has read what was there. A
+                // consumer's index that makes no sense looks like a full ring.
                 if put.wrapping_sub(index(OUT_CONS).load(Ordering::Acquire)) >= OUT_SIZE {
                     break;
                 }
                 let place = at(OUT + (put & (OUT_SIZE - 1)) as usize) as *mut u8;
                 // SAFETY: inside the ring's page.
                 unsafe { place.write_volatile(byte) };
+                // Release: the byte is there before the index says so.
                 index(OUT_PROD).store(put.wrapping_add(1), Ordering::Release);
             }
             Ok(())

@@ -49,6 +49,8 @@ fn is_timer(port: HostPort) -> bool {
         ..Status::default()
     };
     op(nr::EVENT_CHANNEL_OP, evtchn::op::STATUS, &mut status).is_ok()
+        // The number alone tells nothing: in a new domain the toolstack's ports have low numbers
+        // too.
         && status.status == evtchn::status::VIRQ
         && status.detail == evtchn::virq::TIMER
 }
@@ -73,6 +75,7 @@ pub struct GrantFrames;
 impl TableFrames for GrantFrames {
     fn map_next(&mut self, index: usize) -> Option<Mfn> {
         let index = index as u64;
+        // The frame numbers beyond are not set aside for it.
         if index >= gfn::GRANT_FRAMES {
             return None;
         }
@@ -112,6 +115,7 @@ impl HostXen {
             hvm::param::CALLBACK_IRQ,
             hvm::callback_via_vector(UPCALL_VECTOR),
         )?;
+        // Asked for each time: both have new numbers after a move.
         let (_, store) = ring(Ring::Store)?;
         let (_, console) = ring(Ring::Console)?;
         Ok(Self {
@@ -133,6 +137,8 @@ impl HostXen {
 
     fn wall_clock(&self) -> u64 {
         loop {
+            // Xen makes the version odd before it writes and even after; the fences keep the loads
+            // between the two looks.
             let version = SHARED.load32(gfn::SHARED_INFO, WC_VERSION);
             fence(Ordering::SeqCst);
             let low = u64::from(SHARED.load32(gfn::SHARED_INFO, WC_SEC));
@@ -196,6 +202,8 @@ impl Host for HostXen {
     fn time(&self) -> HostTime {
         let frame = gfn::SHARED_INFO;
         loop {
+            // As for the wall clock. A copy of all fields from one update: the factor of one with
+            // the time stamp of another would be a jump.
             let version = SHARED.load32(frame, time_field(time_info::VERSION));
             fence(Ordering::SeqCst);
             let time = HostTime {
@@ -231,6 +239,7 @@ impl Host for HostXen {
         };
         let args = [vcpu::op::SET_SINGLESHOT_TIMER, 0, &raw mut set as u64];
         // SAFETY: the structure is the one of the command.
+        // A deadline that has passed raises the event at once, as no flag asks for an error.
         if let Err(errno) = unsafe { hypercall(nr::VCPU_OP, args) } {
             error!("the host refused a timer: {errno}");
         }
@@ -244,6 +253,8 @@ impl Host for HostXen {
     fn take_event(&mut self) -> Option<HostEvent> {
         // Cleared first: whatever is raised from here on announces itself again.
         SHARED.store8(gfn::SHARED_INFO, vcpu_info::UPCALL_PENDING, 0);
+        // A locked operation, and so a barrier between the flag and the words: Xen sets them in the
+        // other order.
         let selected = SHARED.fetch_and64(gfn::SHARED_INFO, vcpu_info::PENDING_SEL, 0);
         if selected == 0 {
             return None;
@@ -255,6 +266,7 @@ impl Host for HostXen {
                 continue;
             }
             let bit = pending.trailing_zeros();
+            // Cleared before it is handled: an event that comes meanwhile sets it again.
             SHARED.fetch_and64(gfn::SHARED_INFO, at, !(1 << bit));
             // Anything left over is looked at by the next call.
             SHARED.fetch_or64(gfn::SHARED_INFO, vcpu_info::PENDING_SEL, selected);
@@ -265,11 +277,14 @@ impl Host for HostXen {
 
     fn wait(&mut self, until_ns: Option<u64>) {
         let mut ports = alloc::vec![self.store.0.0, self.console.0.0, self.timer.0.0];
+        // 128 is what one poll takes. It ends at once if one is pending, so an event between the
+        // last look and here is not slept through.
         ports.extend(self.devices.iter().map(|port| port.0.0).take(125));
         let mut poll = Poll {
             ports: ports.as_ptr() as u64,
             nr_ports: ports.len() as u32,
             pad: 0,
+            // 0 would be no limit, where the deadline is long past.
             timeout: until_ns.map_or(0, |at| at.max(1)),
         };
         // A refused poll is a short wait, nothing worse.
@@ -298,6 +313,7 @@ impl Host for HostXen {
 
     fn shutdown(&mut self, reason: ShutdownReason) -> u64 {
         let mut reason = reason.0;
+        // A host that refuses to suspend leaves everything as it was, like one that cancels.
         op(nr::SCHED_OP, sched::op::SHUTDOWN, &mut reason).unwrap_or(1)
     }
 
@@ -309,6 +325,8 @@ impl Host for HostXen {
             Arrival::NewDomain
         };
         if arrival == Arrival::SameDomain {
+            // The old ports are still bound, and would raise events that nobody knows about. In a
+            // new domain the same numbers may be others' by now.
             for port in core::mem::take(&mut self.devices) {
                 self.close(port);
             }

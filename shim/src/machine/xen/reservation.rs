@@ -25,12 +25,15 @@ pub fn give_back(first: Mfn, count: u64) -> u64 {
     while next < end {
         let is_large = next.is_multiple_of(1 << LARGE) && end - next >= 1 << LARGE;
         let order = if is_large { LARGE } else { 0 };
+        // Single frames only up to the next large one, so that the rest of the range goes in large
+        // extents.
         let behind = match is_large {
             true => end & !((1 << LARGE) - 1),
             false => end.min((next + 1).next_multiple_of(1 << LARGE)),
         };
         let extents = ((behind - next) >> order).min(BATCH as u64);
         taken += decrease(next, extents, order) << order;
+        // On in any case: what the host refuses it would refuse again.
         next += extents << order;
     }
     taken
@@ -54,6 +57,7 @@ fn decrease(first: u64, extents: u64, order: u32) -> u64 {
         memory_op::DECREASE_RESERVATION,
         &mut reservation,
     )
+    // As for one that takes none: the caller tells how many the host keeps.
     .unwrap_or(0)
 }
 
@@ -67,6 +71,7 @@ pub(super) fn change(command: u64, frame: Mfn) -> Result<(), Errno> {
         ..Reservation::default()
     };
     match op(nr::MEMORY_OP, command, &mut reservation)? {
+        // The answer is a count; 0 is the refusal.
         1 => Ok(()),
         _ => Err(Errno::ENOMEM),
     }
