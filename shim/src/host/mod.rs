@@ -74,7 +74,7 @@ pub trait Host: Xen {
     /// writes may know nothing of it, nor of what is written to it, until
     /// [`write_frame`](Self::write_frame).
     fn populate_frame(&mut self, frame: Mfn) -> Result<(), Errno>;
-    /// Has the host itself write something into a frame, which it records if it records writes.
+    /// Makes the host itself write something into a frame, which it records if it records writes.
     fn write_frame(&mut self, frame: Mfn) -> Result<(), Errno>;
     /// Stops the domain.  Returns only from a suspend: 1 when it was cancelled, 0 when the domain
     /// is a new one.

@@ -13,7 +13,7 @@ use crate::host::Host;
 use crate::mm::work::PAGE;
 use crate::points::identity::Identity;
 
-/// Extents that are given back between two looks: one flush does for all of them.
+/// Extents that are given back between two looks: one flush covers all of them.
 const BATCH: u64 = 64;
 /// Units of work that a hypercall to the host is charged, with its exit.
 const HOST_CALL: u32 = 32;
@@ -208,7 +208,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
     /// nothing is missed: either the record has been cleared since the frame came, and later
     /// writes are noticed, or it holds the mark, and the frame is read after the next clearing.
     ///
-    /// Where a move has brought memory along for the frame, Xen would put other behind it and keep both.
+    /// Where a move has already brought memory for the frame, Xen would add another page and keep both.
     fn take_frame(&mut self, frame: Mfn) -> Result<(), Errno> {
         if self.leftovers.leaves(frame, &self.ledger) {
             // Mostly there is none.
@@ -217,7 +217,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
         // An error is the host's *no memory*; the guest sees a short count and asks again later.
         self.host.populate_frame(frame)?;
         self.host.write_frame(frame).inspect_err(|_| {
-            // It may be had again later, as if nothing had been.
+            // The guest can ask for it again later, as if nothing had happened.
             let _ = self.host.release_frame(frame);
         })
     }

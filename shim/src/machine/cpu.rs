@@ -62,8 +62,8 @@ impl Bare {
         bare
     }
 
-    /// Makes ready the page tables that ring 3 goes on with, if they are not the shim's; nothing of
-    /// the guest's may be changed afterwards.
+    /// Prepares the page tables that ring 3 runs on next, if they are not the shim's; nothing of the
+    /// guest's may change afterwards.
     ///
     /// The copy is made each time: an entry that appears in the guest's table need not be announced
     /// by any flush, and what it costs is little beside the loads of CR3.
@@ -100,7 +100,7 @@ impl Bare {
         unsafe { flags.write(change(flags.read())) };
     }
 
-    /// Loads the page table that was switched to, before anything is done through it.
+    /// Loads the page table of a switch that was put off, before anything is done through it.
     #[inline]
     pub(super) fn settle(&self) {
         // SAFETY: the block is this vCPU's, and nothing holds a reference into it.

@@ -309,7 +309,7 @@ fn load_idt(pool: &mut Pool, table: Mfn, base: u64) {
     unsafe { core::arch::asm!("lidt [{}]", in(reg) &raw const pointer, options(nostack)) };
 }
 
-/// Has the entry code wait for each SWAPGS that it may have mispredicted.
+/// Makes the entry code wait for each SWAPGS that it may have mispredicted.
 pub fn fence_swapgs() {
     const LFENCE: [u8; 3] = [0x0f, 0xae, 0xe8];
     let mut at = &raw const fences_start;

@@ -6,8 +6,8 @@ use super::{Flush, M2p, Mm};
 use crate::mem::Frames;
 
 impl<F: Frames + ?Sized> Mm<'_, F> {
-    /// Takes a frame out of the guest's hands, which it may have again later.  The caller flushes
-    /// before it lets anybody else have the memory.
+    /// Takes a frame from the guest, which may ask for it again later.  The caller flushes before
+    /// anybody else gets the memory.
     ///
     /// # Errors
     /// `EINVAL` when it is not the guest's, `EBUSY` while it is mapped, a table, or in use by a device.

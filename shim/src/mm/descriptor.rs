@@ -75,8 +75,8 @@ pub const fn check_ldt(base: GuestVa, entries: u64) -> Result<(), Errno> {
 }
 
 impl<F: Frames + ?Sized> Mm<'_, F> {
-    /// Takes a reference to a frame as a page of descriptors, checking it if it is the first: for
-    /// each page of a GDT, and for each page of an LDT that the CPU is let see.
+    /// Takes a reference to a frame as a page of descriptors, checking it if it is the first.
+    /// Each page of a GDT holds one, and each page of an LDT that the CPU can see.
     ///
     /// # Errors
     /// `EINVAL` when the frame is not the guest's, is in another use, or holds a bad descriptor.
@@ -128,7 +128,7 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
         Ok(())
     }
 
-    /// Drops the references to the pages of a GDT that is loaded no more.
+    /// Drops the references to the pages of a GDT that is no longer loaded.
     pub fn put_gdt(&mut self, pages: &[Mfn]) {
         pages.iter().for_each(|&page| self.put_descriptors(page));
     }

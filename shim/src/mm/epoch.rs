@@ -1,4 +1,4 @@
-//! When the CPUs forgot their translations, as far as a frame's line in the ledger remembers it.
+//! When the CPUs last flushed, as far as a frame's line in the ledger remembers it.
 //!
 //! A frame that lost its last typed reference may still be reached as what it was: written through
 //! a writable translation, or walked as a table through the paging-structure caches.  So the ledger
@@ -10,9 +10,9 @@
 //! There is one CPU and so one epoch.  With more, each keeps the epoch that it read just before its
 //! own last flush, and a stamp is clean for it when it is smaller than that.
 //!
-//! Stamps are compared as they are, never modulo something.  When they have come to their end, the
-//! flush at hand begins them anew; as every CPU has then forgotten everything, a stamp from before
-//! can do no harm by looking old, and costs a needless flush where it looks new.
+//! Stamps are compared as they are, never modulo something.  When they run out, the flush at hand
+//! starts them again.  Every CPU has then forgotten everything, so an earlier stamp does no harm by
+//! looking old, and costs a needless flush where it looks new.
 
 /// Bits of a stamp.
 pub(super) const STAMP_BITS: u32 = 28;
@@ -31,7 +31,7 @@ impl Epoch {
         Self(1)
     }
 
-    /// Begins the next epoch: every CPU has just forgotten every translation.
+    /// Begins the next epoch: every CPU has just flushed every translation.
     #[inline]
     pub(super) const fn advance(&mut self) {
         // Starting over is safe only here: no CPU remembers anything, so no stamp from before can

@@ -1,5 +1,5 @@
-//! What the ledger says about one frame: whose it is and what it is used as, and how that and the counts
-//! lie in one word.
+//! What the ledger says about one frame: its owner, its use and its counts, and how they share one
+//! word.
 
 use xen_abi::mmu::{ENTRIES, Level};
 
@@ -105,7 +105,7 @@ const _: () = assert!(ENTRIES as u64 <= CHECKED && CHECKED_BITS + 3 <= TYPED_BIT
 /// How many typed references a frame can have; it can have at least as many plain ones.
 pub const MAX_REFERENCES: u64 = (1 << TYPED_BITS) - 1;
 
-/// Returns whose the frame is that has this word.
+/// Returns the owner of the frame with this word.
 #[inline]
 pub(super) const fn owner(word: u64) -> Owner {
     match (word & OWNER) >> OWNER_SHIFT {
@@ -118,13 +118,13 @@ pub(super) const fn owner(word: u64) -> Owner {
     }
 }
 
-/// Returns what the frame is used as that has this word.
+/// Returns the use of the frame with this word.
 #[inline]
 pub(super) const fn used_as(word: u64) -> FrameUse {
     frame_use(word >> USE_SHIFT)
 }
 
-/// Returns how many typed references the frame has that has this word.
+/// Returns how many typed references the frame with this word has.
 #[inline]
 pub(super) const fn typed(word: u64) -> u64 {
     // In these two the field holds a stamp or a place, which must not be taken for a count.

@@ -83,7 +83,7 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
         Ok(AddressSpaces { kernel, user })
     }
 
-    /// Drops the tables of a vCPU that runs no more.
+    /// Drops the tables of a vCPU that no longer runs.
     ///
     /// # Errors
     /// `ERESTART` when the caller must ask again.
@@ -99,8 +99,8 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
         Ok(())
     }
 
-    /// Changes the table of a vCPU's kernel mode.  The caller loads it before anything else can
-    /// use memory: the old table may be ordinary memory already.
+    /// Changes the table of a vCPU's kernel mode.  The caller loads it before anything else uses
+    /// memory: the old table may already be ordinary memory.
     ///
     /// # Errors
     /// `EINVAL` when the frame can not be an L4 table; the old one stays.  `ERESTART` when the caller
@@ -147,8 +147,8 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     }
 
     /// Shows the machine-to-physical table in a vCPU's kernel mode, and in its user mode unless it is
-    /// `hidden` there.  Only what is in use is changed, whenever it comes into use; the table's
-    /// translations are not global, so that the switch to user mode forgets them.
+    /// `hidden` there.  An L4 table is changed only while it is in use, and each time that it comes into
+    /// use; the M2P's translations are not global, so the switch to user mode flushes them.
     pub fn show_m2p(&mut self, spaces: &AddressSpaces, hidden: bool) {
         let shown = self.slots.0[0];
         if let Some(user) = spaces.user {

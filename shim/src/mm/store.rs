@@ -21,8 +21,8 @@ pub struct LiveEntry<'m, 'a, F: Frames + ?Sized> {
 }
 
 impl<'a, F: Frames + ?Sized> Mm<'a, F> {
-    /// Returns the entry around byte `offset` of `table`; `None` when the frame is no L1 table (any
-    /// more), so that the fault is not one to emulate.
+    /// Returns the entry around byte `offset` of `table`; `None` when the frame is not, or no longer,
+    /// an L1 table, and the fault is not one to emulate.
     #[inline]
     pub fn live_entry(&mut self, table: Mfn, offset: usize) -> Option<LiveEntry<'_, 'a, F>> {
         // The ledger is asked again, after the walk that found the frame: only a frame that is an

@@ -19,7 +19,7 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     ///
     /// # Errors
     /// `EINVAL` when the frame is not the guest's or may not hold this value, `ENOSYS` for an
-    /// unknown command, `ERESTART` when it is to be asked again.
+    /// unknown command, `ERESTART` when the caller must ask again.
     #[inline]
     pub fn mmu_update(&mut self, request: MmuUpdate, m2p: &dyn M2p) -> Result<Flush, Errno> {
         let preserve = match request.command() {
@@ -166,8 +166,8 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
         })
     }
 
-    /// Stores `new` where `old` was seen, with the accessed and dirty bits that are there at that
-    /// moment if `preserve` is set.
+    /// Stores `new` where `old` was seen; with `preserve`, keeps the accessed and dirty bits that are
+    /// set at that moment.
     #[inline]
     fn replace(&self, table: Mfn, index: usize, old: Pte, new: Pte, preserve: bool) {
         if !preserve {

@@ -7,17 +7,17 @@
 //! reference already taken; entries adjusted so far keep their extra bits, which mean nothing in
 //! ordinary memory.
 //!
-//! Both are interrupted after a [bound](super::work) of entries, and go on when they are called
-//! again.  Where they are stands in the ledger's words: a table above L1 whose entries are not all
-//! checked is *unfinished*, and its word says how many are.  To check is to raise that number, to
-//! release to lower it; so whichever of the two was interrupted, either can go on from there.  At
-//! most one path of tables is unfinished below another: each lies behind the first entry that is not
-//! checked of the one above.  Nothing refers to an unfinished table, and nobody else can use or
-//! change it: its contents are what they were.
+//! Both stop after a [bounded number](super::work) of entries, and continue when they are called
+//! again.  The ledger's words say how far they are: a table above L1 whose entries are not all
+//! checked is *unfinished*, and its word says how many are.  Checking raises that number and
+//! releasing lowers it; so whichever of the two was interrupted, either can continue from there.
+//! Below an unfinished table at most one path of tables is unfinished: each lies behind the first
+//! unchecked entry of the one above.  Nothing refers to an unfinished table, and nobody else can use
+//! or change it: its contents are what they were.
 //!
-//! A table that is half checked waits for who wants it to ask again.  One that is half released
-//! can not, for whoever dropped it thinks that it is gone: the ledger keeps it, and no other
-//! operation on tables begins, nor does the guest go on, before that is settled.
+//! A half-checked table waits until somebody asks for it again.  A half-released one can not, for
+//! whoever dropped it takes it for gone: the ledger keeps it, and it is settled before any other
+//! operation on tables begins and before the guest goes on.
 
 use xen_abi::mmu::{ENTRIES, FIRST_XEN_SLOT, Level, Pte, is_guest_l4_slot};
 use xen_abi::{Errno, Mfn};
@@ -44,8 +44,8 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     /// Takes a reference to `table` as a page table of `level`, checking it if it is the first.
     ///
     /// # Errors
-    /// `EINVAL` when it can not be one, `ENOMEM` at too many references; `ERESTART` when it is only
-    /// checked in part, and the same call goes on with it.
+    /// `EINVAL` when it can not be one, `ENOMEM` at too many references; `ERESTART` when it is
+    /// checked only in part, and the same call continues it.
     pub(super) fn get_table(&mut self, table: Mfn, level: Level) -> Result<(), Errno> {
         // ERESTART leaves the work where it is, for whoever asks next. Any other error undoes it at
         // once: the guest has its answer, and will not come back to clean up.
@@ -56,9 +56,9 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
         checked
     }
 
-    /// Drops a reference that [`get_table`](Self::get_table) took.  If it was the last the table is
-    /// released, as far as one step goes; so an operation that may come to this begins when all
-    /// else is [settled](Self::settle).
+    /// Drops a reference that [`get_table`](Self::get_table) took.  If it was the last, the
+    /// table is released, as far as one step allows; so an operation that may come to this first
+    /// [settles](Self::settle) everything else.
     pub(super) fn put_table(&mut self, table: Mfn, level: Level, dropped: Dropped) {
         if !self.ledger.put_table(table, level.into(), dropped) {
             return;
@@ -71,8 +71,8 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
         }
     }
 
-    /// Drops a reference to an L4 table, all of whose entries stay checked even if it was the last:
-    /// whoever dropped it will ask for it again.
+    /// Drops a reference to an L4 table and keeps its entries checked even if it was the last: whoever
+    /// dropped it will ask for it again.
     pub(super) fn put_off(&mut self, table: Mfn) {
         let _ = self
             .ledger
@@ -99,7 +99,7 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
         // ours to undo.
         if self.unfinished_as(table, level) {
             self.ledger.release_later(table);
-            // Where it takes too long, whoever comes next goes on with it.
+            // If it takes too long, whoever comes next continues it.
             let _ = self.settle();
         }
     }
@@ -109,7 +109,7 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
         found.is_some_and(|(found, _)| found == level)
     }
 
-    /// As [`get_table`](Self::get_table), but leaves an unfinished table behind whatever went wrong.
+    /// As [`get_table`](Self::get_table), but leaves an unfinished table behind on any error.
     fn check(&mut self, table: Mfn, level: Level) -> Result<(), Errno> {
         // The use is set before the first entry is read. So an entry that names this very table, or
         // a table above it, finds it in another use and is refused, and nobody changes what was
@@ -170,7 +170,7 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
         Ok(())
     }
 
-    /// Checks entries of a table above L1 from `checked` on, which says how far it came.
+    /// Checks entries of a table above L1 from `checked` on, and moves `checked` as far as it came.
     fn check_links(&mut self, table: Mfn, level: Level, checked: &mut usize) -> Result<(), Errno> {
         while *checked < ENTRIES {
             // Asked before each entry and charged after it: a step that is shorter than the way
@@ -206,7 +206,7 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     }
 
     /// Drops what the checked entries of an unfinished table stand for, from the last to the first,
-    /// and ends its use.  Does nothing with a frame that is no unfinished table (any more).
+    /// and ends its use.  Does nothing to a frame that is not, or no longer, an unfinished table.
     fn release_table(&mut self, table: Mfn) -> Result<(), Errno> {
         let Some((level, mut checked)) = self.ledger.unfinished(table) else {
             return Ok(());

@@ -1,16 +1,16 @@
-//! How much an operation has done since somebody looked whether the host wants something.
+//! How much an operation has done since somebody last checked whether the host wants something.
 //!
 //! A guest decides how large a table or a list is, and while one operation is at work nothing else
-//! happens, not even a suspend.  So work is counted in *units*, and what is long stops at a bound of
-//! them, to go on later.  A unit is what it takes to check or release one entry of a page table, some
-//! 90 ns, and everything else is charged by what it takes.
+//! happens, not even a suspend.  So work is counted in *units*, and a long operation stops after a
+//! bounded number of them and continues later.  A unit is what it takes to check or release one
+//! entry of a page table, some 90 ns, and everything else is charged by what it takes.
 
 use core::cell::Cell;
 
 use xen_abi::Errno;
 use xen_abi::mmu::ENTRIES;
 
-/// Units between two looks, after which a long operation stops.  What can not be divided comes on top.
+/// Units between two looks, after which a long operation stops.  A part that can not be divided comes on top.
 pub const STEP: u32 = 2048;
 
 /// Units that may pass between two looks in whatever a guest does, about 0.4 ms.
@@ -55,8 +55,8 @@ impl Work {
         self.spent.set(self.spent.get().saturating_add(units));
     }
 
-    /// Asks whether one more unit may be done.  It is charged when it is done: where tables lie
-    /// behind each other, to come down to the last costs nothing, and so each step comes further.
+    /// Asks whether one more unit may be done.  It is charged when it is done: walking down
+    /// through tables costs nothing, so each step gets further.
     ///
     /// # Errors
     /// `ERESTART` when somebody has to look first; never just after a look.
@@ -69,7 +69,7 @@ impl Work {
         Ok(())
     }
 
-    /// Counts anew: somebody looks, or the guest goes on.
+    /// Starts the count again: somebody looks, or the guest goes on.
     #[inline]
     pub fn look(&self) {
         #[cfg(any(test, feature = "testing"))]
@@ -77,7 +77,7 @@ impl Work {
         self.spent.set(0);
     }
 
-    /// Returns how many units passed at most between two looks, and forgets it.
+    /// Returns the most units that passed between two looks, and resets that maximum.
     #[cfg(any(test, feature = "testing"))]
     pub fn take_longest(&self) -> u32 {
         self.look();

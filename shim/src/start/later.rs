@@ -23,7 +23,7 @@ impl Later {
         self.0.frames()
     }
 
-    /// Lists them as given up, the lowest to be had first.
+    /// Lists them as given up, so that the guest gets the lowest first.
     pub(super) fn list(&self, ledger: &mut Ledger) {
         // Each goes to the head of the list, so what is put in last is had first: low frames, in
         // ascending order. `take_last` made the ranges from the top down.
@@ -37,8 +37,8 @@ impl Later {
     }
 }
 
-/// Gives back what has no memory behind it; returns how many frames of RAM there are with it, and
-/// takes it out of what was handed over.
+/// Gives the frames without memory behind them back to the host, and takes them out of what was
+/// handed over.  Returns how many frames of RAM there were with them, and the frames.
 pub(super) fn give_back(handed: &mut Handed) -> (u64, Later) {
     let of_ram = handed.ram.frames();
     let missing = match xen::reserved_frames() {

@@ -1,4 +1,4 @@
-//! The processor: what of it is used, and what the guest is told of it.
+//! The processor: what the shim uses of it, and what the guest is told about it.
 
 use log::warn;
 use unmoved_shim::cpu::Machine;
@@ -9,7 +9,7 @@ use unmoved_shim::points::identity::Identity;
 use super::refuse;
 use crate::machine::{Bare, globals, instructions, tables, xen};
 
-/// What the guest is told of the highest machine address, whatever the host has: a constant, and
+/// Width of machine addresses that the guest is told, whatever the host has: a constant, and
 /// small enough for version 1 of the grant table.
 const MACHINE_ADDRESS_WIDTH: u8 = 40;
 

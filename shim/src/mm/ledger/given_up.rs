@@ -1,8 +1,8 @@
 //! The frames that the guest has given up and may have again: a list in the words of those very
 //! frames, which count nothing meanwhile.
 //!
-//! A guest decides how long the list is, so it takes no memory of its own.  The frame that was
-//! given up last is the first to be had again.
+//! A guest decides how long the list is, so it takes no memory of its own.  The guest gets the
+//! frame that it gave up last back first.
 
 use xen_abi::{Errno, Mfn};
 

@@ -30,9 +30,9 @@ use given_up::GivenUp;
 pub(super) enum Granted {
     /// The frame had this use already.
     Again,
-    /// It is the first: the contents are unchecked yet, and nobody can change them any more.
+    /// It is the first: the contents are not checked yet, and nobody can change them any more.
     First,
-    /// Not yet: so many entries of the table are checked, and the others have to be first.
+    /// Not yet: this many entries of the table are checked, and the rest have to be first.
     Unfinished(usize),
 }
 
@@ -41,7 +41,7 @@ pub(super) enum Granted {
 pub(super) enum Dropped {
     /// An entry that named the table, or a base: a CPU may have walked it on that behalf.
     Link,
-    /// A pin, or the reference of who only looked at the contents.
+    /// A pin, or the reference of somebody who only looked at the contents.
     Hold,
 }
 
@@ -408,14 +408,14 @@ impl Ledger {
         line.set(set_unfinished(line.get(), level, checked));
     }
 
-    /// Makes an unfinished table, all of whose entries are checked now, one with one reference.
+    /// Turns an unfinished table with all entries checked into a table with one reference.
     pub(super) fn finish(&mut self, mfn: Mfn, level: Level) {
         let line = self.granted(mfn);
         let word = line.get() & !(TYPED | USE);
         line.set(word | ONE_TYPED | (FrameUse::from(level) as u64) << USE_SHIFT);
     }
 
-    /// Ends the use of an unfinished table, none of whose entries stands for anything any more.
+    /// Ends the use of an unfinished table whose entries no longer stand for anything.
     pub(super) fn end_unfinished(&mut self, mfn: Mfn, level: Level) {
         let word = self.granted(mfn).get();
         let stamp = self.epoch.newest((word & LINK) >> LINK_SHIFT);
@@ -449,13 +449,13 @@ impl Ledger {
         self.releasing[0].is_some()
     }
 
-    /// Returns how much was done since somebody looked whether others should have their turn.
+    /// Returns the count of work done since somebody last looked whether others want their turn.
     #[inline]
     pub fn work(&self) -> &Work {
         &self.work
     }
 
-    /// Has long operations stop after about so many units of work; until then they are done at once.
+    /// Makes long operations stop after about `units` of work; until this is called, none stops.
     pub fn set_step(&mut self, units: u32) {
         self.work = Work::in_steps_of(units);
     }
