@@ -1,7 +1,7 @@
 //! The shim's real grant table: which frames of ours the host's backends may use.
 //!
 //! The table's frames are shared with the Xen underneath and survive nothing: after a migration
-//! the new domain's table is empty and every reference of before is void
+//! the new domain's table is empty and every earlier reference is void
 //! ([`HostGrantTable::reset`]).  The order of the stores in an entry is the interface's contract
 //! (`xen/include/public/grant_table.h`).
 
@@ -183,7 +183,7 @@ impl HostGrants for HostGrantsVia<'_> {
     }
 
     fn end(&mut self, grant: HostRef) -> bool {
-        // A reference of before the last reset ended with its table.
+        // A reference from before the last reset ended with its table.
         if !self.table.is_taken(grant.0) {
             return true;
         }

@@ -108,8 +108,8 @@ impl<M: Machine, H: Host> Guest<M, H> {
         Ok(())
     }
 
-    /// `set_callbacks(event, failsafe, syscall)`, the older form, which tells of no mistake: an
-    /// address that can not be one leaves the callback as it was.
+    /// `set_callbacks(event, failsafe, syscall)`, the older form, which reports no
+    /// mistake: a bad address leaves the callback as it was.
     pub(super) fn set_callbacks(
         &mut self,
         v: usize,

@@ -8,7 +8,7 @@ use crate::cpu::Machine;
 use crate::guest::Guest;
 use crate::host::Host;
 
-/// Units of work that it takes to close all ports, which are 4,096 and a few stores each.
+/// Units of work to close all ports: there are 4,096, and each takes a few stores.
 const RESET: u32 = 1024;
 
 impl<M: Machine, H: Host> Guest<M, H> {

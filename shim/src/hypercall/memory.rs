@@ -47,8 +47,8 @@ impl<M: Machine, H: Host> Guest<M, H> {
         }
     }
 
-    /// The map that the toolstack gives a PV guest: one range of RAM, as far as the guest may ever
-    /// have pages.  Those beyond the ones that it starts with it has to ask for.
+    /// The map that the toolstack gives a PV guest: one range of RAM, for the most pages that
+    /// the guest may ever have.  It has to ask for those beyond the ones that it starts with.
     fn memory_map(&self, arg: u64) -> Answer {
         let mut map: MemoryMap = read(&self.m, arg)?;
         // In: how many there is room for. Out: how many were written.
@@ -92,7 +92,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
 
     /// Whether the rest is to be done by a continuation, after `done` extents.
     fn continues(&mut self, command: u64, arg: u64, start: u64, done: u64) -> bool {
-        // Never before the first extent: each call gets at least one further.
+        // Never before the first extent: each call does at least one.
         let stops = done > start && self.should_stop();
         if stops {
             self.continuation = Some([command | done << op::EXTENT_SHIFT, arg, 0, 0, 0]);
@@ -100,7 +100,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
         stops
     }
 
-    /// Gives frames back to the host; returns how many extents were.
+    /// Gives frames back to the host; returns how many extents are done.
     fn decrease_reservation(&mut self, arg: u64, start: u64) -> Answer {
         let Some(reservation) = self.reservation(arg, start) else {
             return Ok(start);
@@ -119,8 +119,8 @@ impl<M: Machine, H: Host> Guest<M, H> {
         }
     }
 
-    /// Gives frames of extents back to the host, from `start` on and before `end`; returns how far
-    /// it came.
+    /// Gives the frames of extents `start` to `end` back to the host; returns the first extent that it
+    /// did not do.
     fn release_frames(&mut self, reservation: &Reservation, start: u64, end: u64) -> u64 {
         let mut done = start;
         // Looks within the batch as well, so that the host need not wait for the end of it.
@@ -148,7 +148,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
         // for it may have changed.
         let mut next = self.ledger.last_given_up();
         for _ in 0..released {
-            // There are as many as were put in front just now.
+            // `released` frames were put in front just now, so there is always one.
             let Some(frame) = next else { break };
             next = self.ledger.given_up_before(frame);
             // A frame that the host does not take back stays here, which costs it memory and the
@@ -204,7 +204,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
     /// While Xen 4.17 to 4.21.0 record what a domain writes, a frame that comes into its P2M is
     /// neither marked nor protected from unnoticed writes (`p2m_add_page`), until whoever reads the
     /// domain clears the record; so what the guest had written to it by then would stay behind.
-    /// What Xen itself writes for a hypercall it marks always (`__hvm_copy`).  From the mark on
+    /// Xen always marks what it writes itself for a hypercall (`__hvm_copy`).  From the mark on
     /// nothing is missed: either the record has been cleared since the frame came, and later
     /// writes are noticed, or it holds the mark, and the frame is read after the next clearing.
     ///

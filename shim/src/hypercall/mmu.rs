@@ -10,7 +10,7 @@ use crate::guest::{Guest, mm};
 use crate::host::Host;
 use crate::mm::Flush;
 
-/// In a count: go on where an earlier call was interrupted (`MMU_UPDATE_PREEMPTED`), so that what
+/// In a count: continue where an earlier call was interrupted (`MMU_UPDATE_PREEMPTED`), so that what
 /// was done then counts as well.
 const PREEMPTED: u64 = 1 << 31;
 
@@ -27,7 +27,7 @@ struct List {
 
 impl List {
     /// Returns what is left to do from operation `index` on, as arguments of the same call; `None`
-    /// where no address says so, and then the operation at `index` faults.
+    /// when its address wraps, and then the operation at `index` faults.
     fn rest<T>(&self, index: u64) -> Option<Args> {
         let [_, _, done, domain, last] = self.args;
         // The interface has 31 bits for the count, so the mark above it takes nothing away.
@@ -198,7 +198,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
             ext::TLB_FLUSH_MULTI | ext::INVLPG_MULTI if read::<u64>(&self.m, op.arg2).is_err() => {
                 Err(Errno::EINVAL)
             }
-            // There is one vCPU: whichever set of them is named, to flush here is enough.
+            // There is one vCPU: whichever set is named, flushing here is enough.
             ext::TLB_FLUSH_LOCAL | ext::TLB_FLUSH_MULTI | ext::TLB_FLUSH_ALL => Ok(Flush::Full),
             ext::INVLPG_LOCAL | ext::INVLPG_MULTI | ext::INVLPG_ALL => {
                 // Any address: INVLPG does nothing with a non-canonical one, and dropping one of

@@ -13,16 +13,16 @@ use crate::host::Host;
 const MIN_PERIOD_NS: u64 = 1_000_000;
 /// Longest one (Xen's `STIME_DELTA_MAX`).
 const MAX_PERIOD_NS: u64 = u64::MAX >> 2;
-/// log2 of the nanoseconds, 13 days, that nobody means to wait for.
+/// log2 of a delay in nanoseconds, 13 days, that nobody asks for on purpose.
 const ABSURD_SHIFT: u32 = 50;
-/// When Xen has such a timer fire, nanoseconds from now.
+/// When Xen lets such a timer fire, nanoseconds from now.
 const SOON_NS: u64 = 100_000_000;
 
 impl<M: Machine, H: Host> Guest<M, H> {
     /// `set_timer_op(deadline)`; 0 for none.
     ///
-    /// A deadline that is absurdly far away is a mistake of a kernel that has work to do, or the
-    /// way of an old one to say that it has none: neither may wait for it, so it comes soon.
+    /// An absurdly distant deadline is a mistake of a kernel that has work to do, or an old kernel's
+    /// way to say that it has none.  Neither may wait that long, so it comes soon.
     pub(super) fn set_timer_op(&mut self, v: usize, [deadline, ..]: Args) -> Answer {
         let now = self.now();
         // Saturates for a deadline that has passed, which is no mistake and fires at once. What Xen

@@ -12,7 +12,7 @@ use crate::host::Host;
 impl<M: Machine, H: Host> Guest<M, H> {
     /// `vcpu_op(command, vcpu, argument)`.
     pub(super) fn vcpu_op(&mut self, v: usize, [command, id, arg, ..]: Args) -> Answer {
-        // The first number that is not there says ENOENT, by which kernels count their vCPUs.
+        // Kernels count their vCPUs up to the first number that answers ENOENT.
         let target = usize::try_from(id).map_err(|_| Errno::ENOENT)?;
         if target >= self.vcpus.len() {
             return Err(Errno::ENOENT);

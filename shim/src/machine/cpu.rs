@@ -65,8 +65,8 @@ impl Bare {
     /// Prepares the page tables that ring 3 runs on next, if they are not the shim's; nothing of the
     /// guest's may change afterwards.
     ///
-    /// The copy is made each time: an entry that appears in the guest's table need not be announced
-    /// by any flush, and what it costs is little beside the loads of CR3.
+    /// The copy is made each time: no flush need announce a new entry in the guest's table, and the
+    /// copy costs little beside the loads of CR3.
     #[inline]
     pub fn before_guest(&self) {
         // SAFETY: the block is this vCPU's, and nothing holds a reference into it.

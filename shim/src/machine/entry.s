@@ -12,7 +12,7 @@
    nothing after `exit_special` has loaded the guest's.
 
    A fault in ring 0 is legal in two places: the iretq below (the guest chose what it loads) and
-   the few instructions that FIXUP lists; anything else ends in kernel_fault, which does not
+   the few instructions that kernel_fault lists; anything else ends in kernel_fault, which does not
    return. */
 
 .set R_SIZE, 22 * 8
@@ -507,7 +507,7 @@ fault_wrmsr:
 .size write_msr_safe, . - write_msr_safe
 
 /* fn load_ds, load_es, load_fs, load_gs (selector: u16) -> bool: true on a fault, after which the register is
-   null.  For gs the guest's base is made active around the load. */
+   null.  For gs the caller saves the shim's base, which the load overwrites, and puts it back. */
 .macro LOAD_SEGMENT reg
 .globl load_\reg
 .type load_\reg, @function

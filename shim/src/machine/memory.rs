@@ -42,8 +42,7 @@ impl FramePool for Pool {
     }
 
     fn give_back(&mut self, frame: Mfn) {
-        // Not cleared here: it is when it is taken, and the last one given back is the one in the
-        // caches.
+        // Cleared when it is taken, not here. On top, for its lines may still be in the caches.
         self.0.push(frame);
     }
 }

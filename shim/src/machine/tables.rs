@@ -248,7 +248,7 @@ pub fn start_vcpu(pool: &mut Pool, space: &ShimSpace, id: u32) -> (Windows, *mut
     unsafe {
         percpu.write(PerCpu {
             entry_top,
-            // The boot's stack, which is done with when ring 3 runs.
+            // The boot's stack: nothing of the start is on it any more when ring 3 runs.
             stack_top: (&raw const boot_stack_top) as u64,
             scratch: 0,
             next_table: 0,

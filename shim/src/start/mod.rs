@@ -77,7 +77,7 @@ pub fn start(start_info: u64) -> (&'static mut Hosted, Regs) {
         unsafe { cpu::m2p_entry(m2p, Mfn(mfn)).write(xen_abi::mmu::INVALID_M2P_ENTRY) };
     }
     let (windows, percpu) = tables::start_vcpu(&mut pool, &space, 0);
-    // After the IDT is loaded: what goes wrong from here on is reported.
+    // After the IDT is loaded: a fault from here on is reported.
     let has_xsave = processor::enable_features(percpu);
     let m = Bare::new(windows, percpu, m2p, has_xsave, options.xpti);
 

@@ -67,7 +67,7 @@ pub(super) fn unpack(memory: &mut FreeMemory, module: &ModlistEntry) -> (FrameLi
         }
     };
     let kernel = Kernel::parse(image).unwrap_or_else(|error| refuse("kernel", error));
-    // The packed file is not needed any more, nor what an unpacked image does not cover.
+    // The packed file is no longer needed, nor is the part of a file that its image does not cover.
     let (from, to) = frames_of(module.paddr, module.size);
     // Cleared before they can be anybody's: the guest must not read what a toolstack's file had
     // around its kernel.

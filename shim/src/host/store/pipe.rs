@@ -2,7 +2,7 @@
 //! with two free-running indexes.
 //!
 //! The other side can write anything into the page at any moment.  Both indexes are read once and
-//! checked before use, so that a lie costs the liar its connection and nobody anything else.  The
+//! checked before use, so that a lie costs the liar its connection, and costs nobody else anything.  The
 //! guest's xenstore ring, the real one, and rings of the same kind use this.
 
 use core::sync::atomic::{Ordering, fence};

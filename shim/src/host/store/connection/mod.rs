@@ -41,7 +41,7 @@ const IN_FLIGHT: usize = 12;
 /// Bytes that wait for room in the ring before no more requests are begun.
 const OUTPUT: usize = 4096;
 
-/// Messages taken in one go without one of them being for a client.
+/// Messages taken at once when none of them is for a client.
 const BATCH: usize = 64;
 
 /// The tag of [`StoreConnection::call`]; no client may use it.
@@ -233,7 +233,7 @@ impl StoreConnection {
         }
     }
 
-    /// Sees to it that the answer to a call that was given up is not taken for the next one's.
+    /// Makes sure that the answer to a call that was given up is not taken for the next call's.
     fn drop_call(&mut self) {
         let active = self.active.iter_mut().map(|active| &mut active.tag);
         let waiting = self.waiting.iter_mut().map(|(tag, _)| tag);

@@ -1,4 +1,4 @@
-//! The receiving half of the connection: what comes back is checked, and given to whom it is for.
+//! The receiving half of the connection: checks what comes back, and hands it to its client.
 
 use alloc::format;
 use alloc::vec::Vec;
