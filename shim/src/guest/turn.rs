@@ -177,10 +177,15 @@ impl<M: Machine, H: Host> Guest<M, H> {
     /// Raises the timer interrupts whose time has come.
     pub fn expire(&mut self, v: usize) {
         let now = self.now();
+        let was_blocked = self.vcpus[v].is_blocked;
         if crate::points::time::expire(&mut self.vcpus[v], now) {
             let virq = xen_abi::evtchn::virq::TIMER;
             self.channels
                 .raise_virq(&self.m, &self.vcpus, virq, v as u32);
+        }
+        // A poll is over.  The guest reads in its runstate area that it runs.
+        if was_blocked && !self.vcpus[v].is_blocked {
+            self.unblock(v);
         }
     }
 

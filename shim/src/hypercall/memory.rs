@@ -189,12 +189,12 @@ impl<M: Machine, H: Host> Guest<M, H> {
                 break;
             }
             self.pages += 1;
-            done += 1;
-            // The frame is the guest's and counts, though the guest was not told of it; its M2P
-            // says which it is.
+            // The frame is the guest's, though the guest was not told of it: its M2P says which it
+            // is.  The extent does not count, as in Xen's `populate_physmap`.
             if self.m.write_guest(GuestVa(at), frame.0.as_bytes()).is_err() {
                 break;
             }
+            done += 1;
         }
         Ok(done)
     }

@@ -109,9 +109,14 @@ fn poll_ends_at_its_timeout_without_an_event() {
     assert_eq!(bench.take_events(), [0u32; 0]);
     assert!(bench.guest.vcpus[0].polling.is_empty());
     assert_eq!(bench.guest.vcpus[0].timer.poll, None);
+    let told = &bench.guest.vcpus[0].runstate;
+    assert_eq!(told.state, runstate::RUNNING);
+    assert_eq!(told.time[runstate::BLOCKED as usize], 5 * SECOND);
     // One that is over already does not wait.
     assert_eq!(poll(&mut bench, &[77], timeout - 1), Ok(0));
     assert_eq!(bench.guest.now(), timeout);
+    let told = &bench.guest.vcpus[0].runstate;
+    assert_eq!(told.state, runstate::RUNNING);
 }
 
 #[test]
