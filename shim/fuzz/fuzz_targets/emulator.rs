@@ -8,12 +8,13 @@
 
 use libfuzzer_sys::fuzz_target;
 use unmoved_shim::emulate::address::SegmentBases;
-use unmoved_shim::emulate::fake::{FakeRegs, FakeVcpu, amd, intel};
+use unmoved_shim::emulate::fake::FakeRegs;
 use unmoved_shim::emulate::live::write_fault;
-use unmoved_shim::emulate::privileged::{self, general_protection, invalid_opcode};
+use unmoved_shim::emulate::privileged::{self, GuestCpu, general_protection, invalid_opcode};
 use unmoved_shim::emulate::{CodeSize, RegisterFile, ptstore};
 use unmoved_shim::mem::{BadAddress, FakeFrames, Frames, GuestMemory};
 use unmoved_shim::mm::{Ledger, Mm, ShimSlots, Tlb};
+use unmoved_shim::testing::{Bench, TestGuest, amd, intel, policies};
 use xen_abi::mmu::{ENTRIES, Level, Pte, XEN_SLOTS};
 use xen_abi::{GuestVa, Mfn};
 
@@ -65,21 +66,20 @@ fn step(input: &[u8]) -> (u8, &[u8], FakeRegs) {
 }
 
 /// What a process must not be able to change.
-fn privileged_state(vcpu: &FakeVcpu) -> impl PartialEq + core::fmt::Debug + use<> {
-    let control = (vcpu.ts, vcpu.cr3, vcpu.cr4, vcpu.xcr0, vcpu.debug);
-    (
-        control,
-        vcpu.bases,
-        vcpu.misc_features,
-        vcpu.spec_ctrl,
-        vcpu.pages.len(),
-        vcpu.tsc_aux,
-    )
+fn privileged_state(guest: &TestGuest) -> impl PartialEq + core::fmt::Debug + use<> {
+    let vcpu = &guest.vcpus[0];
+    let control = (vcpu.task_switched, guest.m.root, vcpu.cr4, guest.m.xcr0);
+    let bases = (guest.m.fs_base, guest.m.gs_base, vcpu.other_gs_base);
+    let msrs = (vcpu.misc_features, vcpu.spec_ctrl, vcpu.tsc_aux);
+    (control, vcpu.debug, bases, msrs, vcpu.breakpoint_masks)
 }
 
-fn privileged_instruction(options: u8, code: &[u8], before: &FakeRegs) {
-    let mut vcpu = FakeVcpu::new(if options & 1 == 0 { intel } else { amd });
-    vcpu.cpl = if options & 2 == 0 { 1 } else { 3 };
+fn privileged_instruction(bench: &mut Bench, options: u8, code: &[u8], before: &FakeRegs) {
+    let guest = &mut bench.guest;
+    (guest.cpuid, guest.msrs) = policies(if options & 1 == 0 { intel } else { amd });
+    let is_process = options & 2 != 0;
+    let vcpu = &mut guest.vcpus[0];
+    vcpu.in_kernel = !is_process;
     vcpu.iopl = options >> 2 & 3;
     vcpu.misc_features = u64::from(options >> 4 & 1);
     let size = if options & 0x20 == 0 {
@@ -87,21 +87,24 @@ fn privileged_instruction(options: u8, code: &[u8], before: &FakeRegs) {
     } else {
         CodeSize::Bits32
     };
-    let untouched = privileged_state(&vcpu);
+    let untouched = privileged_state(guest);
     let mut regs = before.clone();
+    let mut cpu = GuestCpu::new(guest, 0);
     let outcome = if options & 0x40 == 0 {
-        general_protection(code, size, &mut regs, &mut vcpu)
+        general_protection(code, size, &mut regs, &mut cpu)
     } else {
-        invalid_opcode(code, size, &mut regs, &mut vcpu)
+        invalid_opcode(code, size, &mut regs, &mut cpu)
     };
     if outcome == privileged::Outcome::NotHandled {
         assert_eq!(&regs, before, "{code:02x?} was given back changed");
     }
     assert!(regs.rip - before.rip <= 15);
     assert!(
-        vcpu.cpl < 3 || privileged_state(&vcpu) == untouched,
+        !is_process || privileged_state(&bench.guest) == untouched,
         "{code:02x?} by a process"
     );
+    bench.guest.vcpus[0].in_kernel = true;
+    bench.check();
 }
 
 struct Machine {
@@ -184,9 +187,10 @@ impl Machine {
 
 fuzz_target!(|input: &[u8]| {
     let mut machine = Machine::new();
+    let mut bench = Bench::new();
     for input in input.chunks_exact(STEP).take(8) {
         let (options, code, regs) = step(input);
-        privileged_instruction(options, code, &regs);
+        privileged_instruction(&mut bench, options, code, &regs);
         machine.store(options, code, &regs);
     }
 });

@@ -5,12 +5,11 @@ use xen_abi::shared_info::vcpu_info;
 use xen_abi::trap::{FLAT_RING3_CS32, vector};
 
 use super::deliver::{self, Bounce, Doomed};
-use super::state::View;
 use super::{Machine, Regs, first};
 use crate::emulate;
 use crate::emulate::address::SegmentBases;
 use crate::emulate::decode::CodeSize;
-use crate::emulate::privileged::{self, Outcome};
+use crate::emulate::privileged::{self, GuestCpu, Outcome};
 use crate::emulate::regs::After;
 use crate::guest::{Guest, mm};
 use crate::host::Host;
@@ -224,8 +223,8 @@ impl<M: Machine, H: Host> Guest<M, H> {
         let mut bytes = [0; MAX_INSTRUCTION];
         let got = self.fetch_bytes(regs, &mut bytes);
         let size = Self::code_size(regs);
-        let mut view = View::new(self, v);
-        let outcome = privileged::general_protection(&bytes[..got], size, regs, &mut view);
+        let mut cpu = GuestCpu::new(self, v);
+        let outcome = privileged::general_protection(&bytes[..got], size, regs, &mut cpu);
         self.emulated(v, regs, outcome)
     }
 
@@ -233,8 +232,8 @@ impl<M: Machine, H: Host> Guest<M, H> {
         let mut bytes = [0; MAX_INSTRUCTION];
         let got = self.fetch_bytes(regs, &mut bytes);
         let size = Self::code_size(regs);
-        let mut view = View::new(self, v);
-        let outcome = privileged::invalid_opcode(&bytes[..got], size, regs, &mut view);
+        let mut cpu = GuestCpu::new(self, v);
+        let outcome = privileged::invalid_opcode(&bytes[..got], size, regs, &mut cpu);
         self.emulated(v, regs, outcome)
     }
 

@@ -10,7 +10,6 @@ mod exception;
 pub mod first;
 mod machine;
 mod regs;
-mod state;
 mod vcpu;
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! The register frame of whatever was interrupted, laid out as the entry stubs push it.
 
+use crate::emulate::RegisterFile;
+
 /// General registers, then what the CPU itself pushes on an exception.
 ///
 /// The entry stubs in the image build this frame on the vCPU's stack and load the registers back
@@ -31,6 +33,27 @@ pub struct Regs {
     pub rflags: u64,
     pub rsp: u64,
     pub ss: u64,
+}
+
+impl RegisterFile for Regs {
+    fn gpr(&self, n: u8) -> u64 {
+        Self::gpr(self, n)
+    }
+    fn set_gpr(&mut self, n: u8, value: u64) {
+        Self::set_gpr(self, n, value);
+    }
+    fn rip(&self) -> u64 {
+        self.rip
+    }
+    fn set_rip(&mut self, value: u64) {
+        self.rip = value;
+    }
+    fn rflags(&self) -> u64 {
+        self.rflags
+    }
+    fn set_rflags(&mut self, value: u64) {
+        self.rflags = value;
+    }
 }
 
 impl Regs {

@@ -5,8 +5,8 @@
 //! a live page table that the guest may only read).  What the guest may know about the machine is
 //! decided once, at first boot, by [`cpuid`] and [`msr`].
 //!
-//! Everything is plain arithmetic on a [`RegisterFile`]; the vCPU and memory are reached through
-//! traits that `cpu/` implements.
+//! Decoding and stores are plain arithmetic on a [`RegisterFile`]; what is privileged acts on the guest's own
+//! vCPU ([`privileged::GuestCpu`]).
 
 pub mod address;
 pub mod cpuid;

@@ -23,6 +23,7 @@ mod heap {
 }
 mod host;
 mod machine;
+mod processor;
 mod translations;
 
 pub use dom0::Dom0;
@@ -31,4 +32,5 @@ pub(crate) use guest::driver::{DiskDriver, NetDriver};
 pub use guest::{Bench, TestGuest};
 pub use host::{Clock, Ended, FakeHost, Journey};
 pub use machine::{FakeMachine, Flushed};
+pub use processor::{amd, intel, policies};
 pub use translations::Translations;

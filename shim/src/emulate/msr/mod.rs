@@ -1,14 +1,16 @@
 //! Model-specific registers as a PV guest finds them.
 //!
 //! What depends on the machine is read once, at first boot, into [`MsrPolicy`]; what belongs to the
-//! vCPU is behind [`MsrState`].  Everything unknown is a general protection fault, except that a
+//! vCPU is in [`Vcpu`], or in the machine while the vCPU runs.  Everything unknown is a general protection fault, except that a
 //! guest that has not registered a handler for it yet reads 0.
 
 mod number;
 
 use super::cpuid::{FrozenCpuid, Vendor};
+use crate::cpu::{Machine, Vcpu};
 use number as nr;
 use xen_abi::Mfn;
+use xen_abi::trap::vector;
 
 /// Xen's PAT: WB WT UC- UC WC WP UC UC.
 pub const PAT: u64 = 0x0000_0501_0007_0406;
@@ -26,46 +28,6 @@ const APIC_BOOT_CPU: u64 = 1 << 8;
 const MCG_CAP: u64 = 2;
 /// `DE_CFG`: LFENCE is serialising.
 const LFENCE_SERIALISE: u64 = 1 << 1;
-
-/// The vCPU's own MSRs.
-pub trait MsrState {
-    /// Returns the number of the vCPU.
-    fn vcpu(&self) -> u32;
-    /// Whether the guest has registered a handler for general protection faults.
-    fn gp_handler_registered(&self) -> bool;
-    /// Returns the base of `fs`.
-    fn fs_base(&self) -> u64;
-    /// Sets the base of `fs`; it is canonical, as are all bases set through this trait.
-    fn set_fs_base(&mut self, base: u64);
-    /// Returns the base of `gs` in the interrupted mode.
-    fn gs_base(&self) -> u64;
-    /// Sets the base of `gs` in the interrupted mode.
-    fn set_gs_base(&mut self, base: u64);
-    /// Returns the base of `gs` in the other mode (`KERNEL_GS_BASE` of an ordinary CPU).
-    fn inactive_gs_base(&self) -> u64;
-    /// Sets the base of `gs` in the other mode.
-    fn set_inactive_gs_base(&mut self, base: u64);
-    /// Returns the time-stamp counter.
-    fn tsc(&self) -> u64;
-    /// Returns `TSC_AUX`.
-    fn tsc_aux(&self) -> u32;
-    /// Sets `TSC_AUX`.
-    fn set_tsc_aux(&mut self, value: u32);
-    /// Returns `MISC_FEATURES_ENABLES`: 0, or [`CPUID_FAULTING`].
-    fn misc_features(&self) -> u64;
-    /// Sets `MISC_FEATURES_ENABLES`.
-    fn set_misc_features(&mut self, value: u64);
-    /// Returns the guest's `SPEC_CTRL`.
-    fn spec_ctrl(&self) -> u64;
-    /// Sets the guest's `SPEC_CTRL` to a value that the policy accepts.
-    fn set_spec_ctrl(&mut self, value: u64);
-    /// Executes a prediction barrier (`PRED_CMD`) that the policy accepts.
-    fn predictor_barrier(&mut self, command: u64);
-    /// Returns the address mask of breakpoint `n` (0 to 3).
-    fn breakpoint_mask(&self, n: u8) -> u32;
-    /// Sets the address mask of breakpoint `n` (0 to 3).
-    fn set_breakpoint_mask(&mut self, n: u8, mask: u32);
-}
 
 /// What the MSRs say about the machine, frozen at first boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,37 +83,38 @@ const fn guest_misc_enable(value: u64) -> u64 {
 }
 
 /// Whether CPUID is to fault for processes.
-pub fn cpuid_faults(state: &impl MsrState) -> bool {
-    state.misc_features() & CPUID_FAULTING != 0
+pub fn cpuid_faults(vcpu: &Vcpu) -> bool {
+    vcpu.misc_features & CPUID_FAULTING != 0
 }
 
-/// Reads an MSR; `None` is a general protection fault.
-pub fn read(msr: u32, state: &impl MsrState, policy: &MsrPolicy) -> Option<u64> {
+/// Reads an MSR of a vCPU that runs on `m`; `None` is a general protection fault.
+pub fn read(msr: u32, vcpu: &Vcpu, m: &impl Machine, policy: &MsrPolicy) -> Option<u64> {
     // Kernels read a few unguarded before they can take a fault.  The hypervisor's own range is
     // excepted, as its presence is something that they probe for.
-    let fake = !state.gp_handler_registered() && msr >> 16 != 0x4000;
-    known(msr, state, policy).or(fake.then_some(0))
+    let can_fault = vcpu.traps[usize::from(vector::GENERAL_PROTECTION)].address != 0;
+    let fake = !can_fault && msr >> 16 != 0x4000;
+    known(msr, vcpu, m, policy).or(fake.then_some(0))
 }
 
-fn known(msr: u32, state: &impl MsrState, policy: &MsrPolicy) -> Option<u64> {
+fn known(msr: u32, vcpu: &Vcpu, m: &impl Machine, policy: &MsrPolicy) -> Option<u64> {
     let intel = policy.vendor == Vendor::Intel;
     let amd = policy.vendor == Vendor::Amd;
     Some(match msr {
-        nr::FS_BASE => state.fs_base(),
-        nr::GS_BASE => state.gs_base(),
-        nr::KERNEL_GS_BASE => state.inactive_gs_base(),
-        nr::TSC => state.tsc(),
-        nr::TSC_AUX if policy.tsc_aux => state.tsc_aux().into(),
+        nr::FS_BASE => m.fs_base(),
+        nr::GS_BASE => m.gs_base(),
+        nr::KERNEL_GS_BASE => vcpu.other_gs_base,
+        nr::TSC => m.tsc(),
+        nr::TSC_AUX if policy.tsc_aux => vcpu.tsc_aux.into(),
         nr::EFER => EFER,
         nr::PAT => PAT,
-        nr::APIC_BASE => APIC_BASE | if state.vcpu() == 0 { APIC_BOOT_CPU } else { 0 },
+        nr::APIC_BASE => APIC_BASE | if vcpu.id == 0 { APIC_BOOT_CPU } else { 0 },
         nr::MISC_ENABLE => policy.misc_enable?,
         nr::PLATFORM_ID if intel => policy.platform_id,
         nr::UCODE_REV if intel || amd => policy.microcode,
         nr::PLATFORM_INFO if intel => u64::from(policy.can_fault_cpuid) * CAN_FAULT_CPUID,
-        nr::MISC_FEATURES_ENABLES => state.misc_features(),
+        nr::MISC_FEATURES_ENABLES => vcpu.misc_features,
         nr::ARCH_CAPABILITIES => policy.arch_capabilities?,
-        nr::SPEC_CTRL if policy.spec_ctrl.is_some() => state.spec_ctrl(),
+        nr::SPEC_CTRL if policy.spec_ctrl.is_some() => vcpu.spec_ctrl,
         nr::PERF_CAPABILITIES | nr::HYPERCALL => 0,
         nr::PERF_STATUS | nr::PERF_CTL | nr::THERM_STATUS if intel => 0,
         nr::MCG_CAP => MCG_CAP,
@@ -161,18 +124,18 @@ fn known(msr: u32, state: &impl MsrState, policy: &MsrPolicy) -> Option<u64> {
         nr::HWCR | nr::FID_VID_CTL | nr::FID_VID_STATUS if amd => 0,
         nr::PSTATE_LIMIT..=nr::PSTATE7 if amd => 0,
         nr::DE_CFG if amd => LFENCE_SERIALISE,
-        _ => state.breakpoint_mask(breakpoint(msr, policy)?).into(),
+        _ => vcpu.breakpoint_masks[breakpoint(msr, policy)?].into(),
     })
 }
 
 /// Returns which breakpoint an MSR holds the mask of.
-fn breakpoint(msr: u32, policy: &MsrPolicy) -> Option<u8> {
+fn breakpoint(msr: u32, policy: &MsrPolicy) -> Option<usize> {
     if !policy.breakpoint_masks {
         return None;
     }
     match msr {
         nr::DR0_MASK => Some(0),
-        nr::DR1_MASK..=nr::DR3_MASK => Some((msr - nr::DR1_MASK + 1) as u8),
+        nr::DR1_MASK..=nr::DR3_MASK => Some((msr - nr::DR1_MASK + 1) as usize),
         _ => None,
     }
 }
@@ -189,26 +152,37 @@ pub enum Written {
     Fault,
 }
 
-/// Writes an MSR.
-pub fn write(msr: u32, value: u64, state: &mut impl MsrState, policy: &MsrPolicy) -> Written {
+/// Writes an MSR of a vCPU that runs on `m`.
+pub fn write(
+    msr: u32,
+    value: u64,
+    vcpu: &mut Vcpu,
+    m: &mut impl Machine,
+    policy: &MsrPolicy,
+) -> Written {
     let intel = policy.vendor == Vendor::Intel;
     let amd = policy.vendor == Vendor::Amd;
     let accepted = match msr {
         nr::FS_BASE if canonical(value) => {
-            state.set_fs_base(value);
+            m.set_fs_base(value);
             true
         }
         nr::GS_BASE if canonical(value) => {
-            state.set_gs_base(value);
+            m.exchange_gs_base(value);
             true
         }
         nr::KERNEL_GS_BASE if canonical(value) => {
-            state.set_inactive_gs_base(value);
+            vcpu.other_gs_base = value;
             true
         }
-        nr::TSC_AUX if policy.tsc_aux => u32::try_from(value)
-            .map(|value| state.set_tsc_aux(value))
-            .is_ok(),
+        nr::TSC_AUX if policy.tsc_aux => match u32::try_from(value) {
+            Ok(short) => {
+                vcpu.tsc_aux = short;
+                m.write_msr(msr, value);
+                true
+            }
+            Err(_) => false,
+        },
         nr::EFER => value == EFER,
         nr::MISC_ENABLE => policy.misc_enable.is_some(),
         // Intel asks for a zero before the revision is read.
@@ -221,21 +195,22 @@ pub fn write(msr: u32, value: u64, state: &mut impl MsrState, policy: &MsrPolicy
             };
             let valid = value & !allowed == 0;
             if valid {
-                state.set_misc_features(value);
+                vcpu.misc_features = value;
             }
             valid
         }
         nr::SPEC_CTRL => {
             let valid = policy.spec_ctrl.is_some_and(|valid| value & !valid == 0);
             if valid {
-                state.set_spec_ctrl(value);
+                vcpu.spec_ctrl = value;
+                m.write_msr(msr, value);
             }
             valid
         }
         nr::PRED_CMD => {
             let valid = policy.pred_cmd != 0 && value & !policy.pred_cmd == 0;
             if valid && value != 0 {
-                state.predictor_barrier(value);
+                m.write_msr(msr, value);
             }
             valid
         }
@@ -251,7 +226,8 @@ pub fn write(msr: u32, value: u64, state: &mut impl MsrState, policy: &MsrPolicy
         }
         _ => match (breakpoint(msr, policy), u32::try_from(value)) {
             (Some(n), Ok(mask)) => {
-                state.set_breakpoint_mask(n, mask);
+                vcpu.breakpoint_masks[n] = mask;
+                m.write_msr(msr, value);
                 true
             }
             _ => false,

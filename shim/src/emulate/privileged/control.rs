@@ -1,7 +1,9 @@
 //! Control registers as a PV guest has them, and the aliases among its debug registers.
 
 use super::super::regs::{RegisterFile, retire};
-use super::{Loaded, Outcome, PrivilegedState};
+use super::{GuestCpu, Loaded, Outcome};
+use crate::cpu::Machine;
+use crate::host::Host;
 
 /// `CR0.TS`, the only bit of CR0 that the guest may change.
 pub const CR0_TS: u64 = 1 << 3;
@@ -19,16 +21,16 @@ pub const CR4_FIXED: u64 = 1 << 5 | 1 << 6 | 1 << 9 | 1 << 10;
 /// `mov` from a control register; there is no CR8.
 pub(super) fn read_cr(
     regs: &mut impl RegisterFile,
-    state: &impl PrivilegedState,
+    cpu: &GuestCpu<'_, impl Machine, impl Host>,
     cr: u8,
     gpr: u8,
     len: u8,
 ) -> Outcome {
     let value = match cr {
-        0 => state.cr0(),
-        2 => state.cr2(),
-        3 => state.cr3(),
-        4 => state.cr4(),
+        0 => cpu.cr0(),
+        2 => cpu.cr2(),
+        3 => cpu.cr3(),
+        4 => cpu.vcpu().cr4,
         _ => return Outcome::NotHandled,
     };
     regs.set_gpr(gpr, value);
@@ -36,20 +38,24 @@ pub(super) fn read_cr(
 }
 
 /// `mov` to a control register.
-pub(super) fn write_cr(state: &mut impl PrivilegedState, cr: u8, value: u64) -> Loaded {
+pub(super) fn write_cr(
+    cpu: &mut GuestCpu<'_, impl Machine, impl Host>,
+    cr: u8,
+    value: u64,
+) -> Loaded {
     let done = match cr {
-        0 if (value ^ state.cr0()) & !CR0_TS == 0 => {
-            state.set_task_switched(value & CR0_TS != 0);
+        0 if (value ^ cpu.cr0()) & !CR0_TS == 0 => {
+            cpu.set_task_switched(value & CR0_TS != 0);
             true
         }
         2 => {
-            state.set_cr2(value);
+            cpu.set_cr2(value);
             true
         }
-        3 => return state.set_cr3(value),
+        3 => return cpu.set_cr3(value),
         4 => {
-            let settable = state.cpuid().cr4_settable();
-            state.set_cr4(value & settable | CR4_FIXED);
+            let settable = cpu.guest.cpuid.cr4_settable();
+            cpu.set_cr4(value & settable | CR4_FIXED);
             true
         }
         _ => false,
@@ -58,9 +64,9 @@ pub(super) fn write_cr(state: &mut impl PrivilegedState, cr: u8, value: u64) -> 
 }
 
 /// Resolves the aliases of the debug registers.
-pub(super) fn debug_number(state: &impl PrivilegedState, n: u8) -> Option<u8> {
+pub(super) fn debug_number(cpu: &GuestCpu<'_, impl Machine, impl Host>, n: u8) -> Option<u8> {
     match n {
-        4 | 5 if state.cr4() & CR4_DE == 0 => Some(n + 2),
+        4 | 5 if cpu.vcpu().cr4 & CR4_DE == 0 => Some(n + 2),
         4 | 5 => None,
         _ => Some(n),
     }

@@ -4,8 +4,10 @@ use super::super::address::{SegmentBases, ins_target, string_source};
 use super::super::insn::{Insn, IoPort};
 use super::super::ptstore::finish_element;
 use super::super::regs::{RDI, RSI};
-use super::{AccessFault, Decoded, Gpr, Outcome, PAGE_FAULT, PrivilegedState, RegisterFile};
+use super::{AccessFault, Decoded, Gpr, GuestCpu, Outcome, PAGE_FAULT, RegisterFile};
 use super::{RAX, RCX, RDX, Strings, Width, read, retire, write};
+use crate::cpu::Machine;
+use crate::host::Host;
 
 /// Where a process's part of the address space ends.
 const USER_END: u64 = 1 << 47;
@@ -17,12 +19,12 @@ const USER: u32 = 1 << 2;
 /// `in`
 pub(super) fn input(
     regs: &mut impl RegisterFile,
-    state: &impl PrivilegedState,
+    cpu: &GuestCpu<'_, impl Machine, impl Host>,
     width: Width,
     port: IoPort,
     len: u8,
 ) -> Outcome {
-    if !permitted(state, number(regs, port), width) {
+    if !permitted(cpu, number(regs, port), width) {
         return Outcome::NotHandled;
     }
     write(
@@ -40,12 +42,12 @@ pub(super) fn input(
 /// `out`
 pub(super) fn output(
     regs: &mut impl RegisterFile,
-    state: &impl PrivilegedState,
+    cpu: &GuestCpu<'_, impl Machine, impl Host>,
     width: Width,
     port: IoPort,
     len: u8,
 ) -> Outcome {
-    if permitted(state, number(regs, port), width) {
+    if permitted(cpu, number(regs, port), width) {
         Outcome::Done(retire(regs, len))
     } else {
         Outcome::NotHandled
@@ -55,11 +57,11 @@ pub(super) fn output(
 /// One element of `ins`
 pub(super) fn input_string(
     regs: &mut impl RegisterFile,
-    state: &mut impl PrivilegedState,
+    cpu: &mut GuestCpu<'_, impl Machine, impl Host>,
     strings: Strings,
     len: u8,
 ) -> Outcome {
-    if !permitted(state, number(regs, IoPort::Dx), strings.width) {
+    if !permitted(cpu, number(regs, IoPort::Dx), strings.width) {
         return Outcome::NotHandled;
     }
     if nothing_left(regs, strings) {
@@ -68,9 +70,9 @@ pub(super) fn input_string(
     let ones = [0xff; 8];
     let bytes = &ones[..strings.width.bytes().into()];
     let address = ins_target(regs, strings.addr32);
-    match reachable(state, address, WRITE).and_then(|()| state.store(address, bytes)) {
+    match reachable(cpu, address, WRITE).and_then(|()| cpu.store(address, bytes)) {
         Ok(()) => Outcome::Done(finish_element(regs, len, strings, &[RDI])),
-        Err(fault) => page_fault(state, fault),
+        Err(fault) => page_fault(cpu, fault),
     }
 }
 
@@ -78,40 +80,40 @@ pub(super) fn input_string(
 pub(super) fn output_string(
     decoded: &Decoded,
     regs: &mut impl RegisterFile,
-    state: &mut impl PrivilegedState,
+    cpu: &mut GuestCpu<'_, impl Machine, impl Host>,
 ) -> Outcome {
     let Insn::Outs(strings) = decoded.insn else {
         return Outcome::NotHandled;
     };
-    if !permitted(state, number(regs, IoPort::Dx), strings.width) {
+    if !permitted(cpu, number(regs, IoPort::Dx), strings.width) {
         return Outcome::NotHandled;
     }
     if nothing_left(regs, strings) {
         return Outcome::Done(retire(regs, decoded.len));
     }
     let bases = SegmentBases {
-        fs: state.fs_base(),
-        gs: state.gs_base(),
+        fs: cpu.guest.m.fs_base(),
+        gs: cpu.guest.m.gs_base(),
     };
     let Some(address) = string_source(decoded, regs, bases) else {
         return Outcome::NotHandled;
     };
     let mut element = [0; 8];
     let element = &mut element[..strings.width.bytes().into()];
-    match reachable(state, address, 0).and_then(|()| state.load(address, element)) {
+    match reachable(cpu, address, 0).and_then(|()| cpu.load(address, element)) {
         Ok(()) => Outcome::Done(finish_element(regs, decoded.len, strings, &[RSI])),
-        Err(fault) => page_fault(state, fault),
+        Err(fault) => page_fault(cpu, fault),
     }
 }
 
 /// Keeps a process with I/O permission out of its kernel's half of the address space, which the
 /// page tables used for the access may map.
 fn reachable(
-    state: &impl PrivilegedState,
+    cpu: &GuestCpu<'_, impl Machine, impl Host>,
     address: u64,
     error_code: u32,
 ) -> Result<(), AccessFault> {
-    if state.cpl() == 3 && address > USER_END - 8 {
+    if cpu.cpl() == 3 && address > USER_END - 8 {
         return Err(AccessFault {
             error_code,
             address,
@@ -128,10 +130,10 @@ fn number(regs: &impl RegisterFile, port: IoPort) -> u16 {
 }
 
 /// Whether IOPL or the bitmap allows all the ports of an access; none lies beyond 65535.
-fn permitted(state: &impl PrivilegedState, port: u16, width: Width) -> bool {
+fn permitted(cpu: &GuestCpu<'_, impl Machine, impl Host>, port: u16, width: Width) -> bool {
     let mut ports = u32::from(port)..u32::from(port) + u32::from(width.bytes());
-    state.cpl() <= state.iopl()
-        || ports.all(|port| u16::try_from(port).is_ok_and(|port| state.port_allowed(port)))
+    cpu.cpl() <= cpu.vcpu().iopl
+        || ports.all(|port| u16::try_from(port).is_ok_and(|port| cpu.port_allowed(port)))
 }
 
 fn nothing_left(regs: &impl RegisterFile, strings: Strings) -> bool {
@@ -151,9 +153,9 @@ fn nothing_left(regs: &impl RegisterFile, strings: Strings) -> bool {
         ) == 0
 }
 
-fn page_fault(state: &mut impl PrivilegedState, fault: AccessFault) -> Outcome {
-    state.set_cr2(fault.address);
-    let user = if state.cpl() == 3 { USER } else { 0 };
+fn page_fault(cpu: &mut GuestCpu<'_, impl Machine, impl Host>, fault: AccessFault) -> Outcome {
+    cpu.set_cr2(fault.address);
+    let user = if cpu.cpl() == 3 { USER } else { 0 };
     Outcome::Inject {
         vector: PAGE_FAULT,
         error_code: Some(fault.error_code | user),

@@ -1,21 +1,24 @@
 //! Privileged instructions of the guest's kernel and, where allowed, of its processes.
 //!
 //! The guest runs in ring 3, so the CPU refuses them with a fault; whatever a PV guest may have is
-//! done here on the vCPU behind [`PrivilegedState`], everything else is
+//! done here on the [`GuestCpu`], everything else is
 //! [`Outcome::NotHandled`] and the fault is delivered to the guest as it came.
 
 mod control;
+mod guest_cpu;
 mod io;
 
-use super::cpuid::{FrozenCpuid, View};
+use super::cpuid::View;
 use super::insn::{Gpr, Insn, Strings, Width};
-use super::msr::{self, MsrPolicy, MsrState, Written};
+use super::msr::{self, Written};
 use super::regs::{After, RAX, RBX, RCX, RDX, RegisterFile, read, retire, write};
 use super::{CodeSize, Decoded, decode};
-use xen_abi::Mfn;
+use crate::cpu::Machine;
+use crate::host::Host;
 
 pub use control::{CR0_TS, CR4_DE, CR4_FIXED, CR4_FSGSBASE, CR4_OSXSAVE, CR4_TSD};
 use control::{debug_number, read_cr, write_cr};
+pub use guest_cpu::GuestCpu;
 
 /// The vector of a general protection fault.
 pub const GENERAL_PROTECTION: u8 = 13;
@@ -48,54 +51,6 @@ pub struct AccessFault {
     pub address: u64,
 }
 
-/// A vCPU as privileged instructions see it.
-pub trait PrivilegedState: MsrState {
-    /// Returns the privilege level the guest believes to run at: 3 for processes, 1 for its
-    /// kernel, or 0 if it chose architectural IOPL handling.
-    fn cpl(&self) -> u8;
-    /// Returns the virtual IOPL (0 to 3).
-    fn iopl(&self) -> u8;
-    /// Whether the guest's I/O permission bitmap allows access to a port.
-    fn port_allowed(&self, port: u16) -> bool;
-    /// Returns the privilege level of a registered trap handler, `None` where there is none.
-    fn gate_dpl(&self, vector: u8) -> Option<u8>;
-    /// Returns CR0 with the guest's TS.
-    fn cr0(&self) -> u64;
-    /// Sets the guest's TS, as the `fpu_taskswitch` hypercall does.
-    fn set_task_switched(&mut self, ts: bool);
-    /// Returns the guest's CR2.
-    fn cr2(&self) -> u64;
-    /// Sets the guest's CR2.
-    fn set_cr2(&mut self, value: u64);
-    /// Returns the machine address of the guest's kernel page table.
-    fn cr3(&self) -> u64;
-    /// Switches the kernel page table, as `MMUEXT_NEW_BASEPTR` does.
-    fn set_cr3(&mut self, value: u64) -> Loaded;
-    /// Returns the guest's CR4.
-    fn cr4(&self) -> u64;
-    /// Sets the guest's CR4; the value is already limited to what the guest may set.
-    fn set_cr4(&mut self, value: u64);
-    /// Returns a debug register (0 to 3, 6, 7).
-    fn debug_register(&self, n: u8) -> u64;
-    /// Sets a debug register, as the `set_debugreg` hypercall does; `false` if that fails.
-    fn set_debug_register(&mut self, n: u8, value: u64) -> bool;
-    /// Returns XCR0.
-    fn xcr0(&self) -> u64;
-    /// Sets XCR0 to a value that [`FrozenCpuid::xcr0_allowed`] accepts.
-    fn set_xcr0(&mut self, value: u64);
-    /// Returns what CPUID says.
-    fn cpuid(&self) -> &FrozenCpuid;
-    /// Returns what MSRs say.
-    fn msr_policy(&self) -> &MsrPolicy;
-    /// Writes a hypercall page into a frame; `false` if the frame is none of the guest's own.
-    fn fill_hypercall_page(&mut self, frame: Mfn) -> bool;
-    /// Reads guest memory with the rights of the interrupted mode.  Only processes that were given
-    /// ports get here with `cpl` 3, and only with addresses of the lower half.
-    fn load(&self, address: u64, buf: &mut [u8]) -> Result<(), AccessFault>;
-    /// Writes guest memory with the rights of the interrupted mode.
-    fn store(&mut self, address: u64, bytes: &[u8]) -> Result<(), AccessFault>;
-}
-
 /// How a trapped instruction ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -117,10 +72,10 @@ pub fn general_protection(
     bytes: &[u8],
     size: CodeSize,
     regs: &mut impl RegisterFile,
-    state: &mut impl PrivilegedState,
+    cpu: &mut GuestCpu<'_, impl Machine, impl Host>,
 ) -> Outcome {
     match decode(bytes, size) {
-        Ok(decoded) => finish(execute(&decoded, regs, state), size, regs),
+        Ok(decoded) => finish(execute(&decoded, regs, cpu), size, regs),
         Err(_) => Outcome::NotHandled,
     }
 }
@@ -130,11 +85,11 @@ pub fn invalid_opcode(
     bytes: &[u8],
     size: CodeSize,
     regs: &mut impl RegisterFile,
-    state: &mut impl PrivilegedState,
+    cpu: &mut GuestCpu<'_, impl Machine, impl Host>,
 ) -> Outcome {
     match decode(bytes, size) {
         Ok(decoded) if decoded.insn == Insn::ForcedCpuid => {
-            finish(forced_cpuid(&decoded, regs, state), size, regs)
+            finish(forced_cpuid(&decoded, regs, cpu), size, regs)
         }
         _ => Outcome::NotHandled,
     }
@@ -152,82 +107,86 @@ fn finish(outcome: Outcome, size: CodeSize, regs: &mut impl RegisterFile) -> Out
 pub fn execute(
     decoded: &Decoded,
     regs: &mut impl RegisterFile,
-    state: &mut impl PrivilegedState,
+    cpu: &mut GuestCpu<'_, impl Machine, impl Host>,
 ) -> Outcome {
     let len = decoded.len;
-    let kernel = state.cpl() < 3;
+    let kernel = cpu.cpl() < 3;
     match decoded.insn {
-        Insn::In(width, port) => io::input(regs, state, width, port, len),
-        Insn::Out(width, port) => io::output(regs, state, width, port, len),
-        Insn::Ins(strings) => io::input_string(regs, state, strings, len),
-        Insn::Outs(_) => io::output_string(decoded, regs, state),
+        Insn::In(width, port) => io::input(regs, cpu, width, port, len),
+        Insn::Out(width, port) => io::output(regs, cpu, width, port, len),
+        Insn::Ins(strings) => io::input_string(regs, cpu, strings, len),
+        Insn::Outs(_) => io::output_string(decoded, regs, cpu),
         // With enough IOPL they are accepted, and ring 3 stays interruptible all the same.
-        Insn::Cli | Insn::Sti if state.cpl() <= state.iopl() => Outcome::Done(retire(regs, len)),
-        Insn::Int(vector) => software_interrupt(regs, state, vector, len),
-        Insn::Cpuid if kernel || !msr::cpuid_faults(state) => {
-            cpuid(regs, state, View::Native);
+        Insn::Cli | Insn::Sti if cpu.cpl() <= cpu.vcpu().iopl => Outcome::Done(retire(regs, len)),
+        Insn::Int(vector) => software_interrupt(regs, cpu, vector, len),
+        Insn::Cpuid if kernel || !msr::cpuid_faults(cpu.vcpu()) => {
+            cpuid(regs, cpu, View::Native);
             Outcome::Done(retire(regs, len))
         }
         _ if !kernel => Outcome::NotHandled,
         Insn::Clts => {
-            state.set_task_switched(false);
+            cpu.set_task_switched(false);
             Outcome::Done(retire(regs, len))
         }
-        Insn::ReadCr { cr, gpr } => read_cr(regs, state, cr, gpr, len),
+        Insn::ReadCr { cr, gpr } => read_cr(regs, cpu, cr, gpr, len),
         Insn::WriteCr { cr, gpr } => {
             let value = regs.gpr(gpr);
-            match write_cr(state, cr, value) {
+            match write_cr(cpu, cr, value) {
                 Loaded::Again => Outcome::Done(After::Continue),
                 loaded => done_if(loaded == Loaded::Done, regs, len),
             }
         }
-        Insn::ReadDr { dr, gpr } => match debug_number(state, dr) {
+        Insn::ReadDr { dr, gpr } => match debug_number(cpu, dr) {
             Some(n) => {
-                regs.set_gpr(gpr, state.debug_register(n));
+                regs.set_gpr(gpr, cpu.vcpu().debug[usize::from(n & 7)]);
                 Outcome::Done(retire(regs, len))
             }
             None => Outcome::NotHandled,
         },
         Insn::WriteDr { dr, gpr } => {
             let value = regs.gpr(gpr);
-            let number = debug_number(state, dr);
+            let number = debug_number(cpu, dr);
             done_if(
-                number.is_some_and(|n| state.set_debug_register(n, value)),
+                number.is_some_and(|n| cpu.set_debug_register(n, value)),
                 regs,
                 len,
             )
         }
-        Insn::Rdmsr => match msr::read(regs.gpr(RCX) as u32, state, state.msr_policy()) {
-            Some(value) => {
-                set_pair(regs, value);
-                Outcome::Done(retire(regs, len))
+        Insn::Rdmsr => {
+            let (number, guest) = (regs.gpr(RCX) as u32, &cpu.guest);
+            match msr::read(number, cpu.vcpu(), &guest.m, &guest.msrs) {
+                Some(value) => {
+                    set_pair(regs, value);
+                    Outcome::Done(retire(regs, len))
+                }
+                None => Outcome::NotHandled,
             }
-            None => Outcome::NotHandled,
-        },
+        }
         Insn::Wrmsr => {
-            let policy = *state.msr_policy();
-            let written = msr::write(regs.gpr(RCX) as u32, pair(regs), state, &policy);
+            let policy = cpu.guest.msrs;
+            let (vcpu, m) = cpu.vcpu_and_machine();
+            let written = msr::write(regs.gpr(RCX) as u32, pair(regs), vcpu, m, &policy);
             let ok = match written {
                 Written::Done => true,
-                Written::FillHypercallPage(frame) => state.fill_hypercall_page(frame),
+                Written::FillHypercallPage(frame) => cpu.fill_hypercall_page(frame),
                 Written::Fault => false,
             };
             done_if(ok, regs, len)
         }
         // These trap only while the guest itself has set TSD, which does not bind its kernel.
         Insn::Rdtsc | Insn::Rdtscp => {
-            set_pair(regs, state.tsc());
+            set_pair(regs, cpu.guest.m.tsc());
             if decoded.insn == Insn::Rdtscp {
-                regs.set_gpr(RCX, u64::from(state.tsc_aux()));
+                regs.set_gpr(RCX, u64::from(cpu.vcpu().tsc_aux));
             }
             Outcome::Done(retire(regs, len))
         }
         Insn::Xsetbv => {
             let (index, value) = (regs.gpr(RCX) as u32, pair(regs));
-            let enabled = state.cr4() & CR4_OSXSAVE != 0;
-            let ok = index == 0 && enabled && state.cpuid().xcr0_allowed(value);
+            let enabled = cpu.vcpu().cr4 & CR4_OSXSAVE != 0;
+            let ok = index == 0 && enabled && cpu.guest.cpuid.xcr0_allowed(value);
             if ok {
-                state.set_xcr0(value);
+                cpu.guest.m.set_xcr0(value);
             }
             done_if(ok, regs, len)
         }
@@ -259,11 +218,11 @@ fn set_pair(regs: &mut impl RegisterFile, value: u64) {
 /// `int n`: the vector comes from the instruction, as some machines report it wrongly.
 fn software_interrupt(
     regs: &mut impl RegisterFile,
-    state: &impl PrivilegedState,
+    cpu: &GuestCpu<'_, impl Machine, impl Host>,
     vector: u8,
     len: u8,
 ) -> Outcome {
-    if state.gate_dpl(vector).is_some_and(|dpl| dpl >= state.cpl()) {
+    if cpu.gate_dpl(vector).is_some_and(|dpl| dpl >= cpu.cpl()) {
         regs.set_rip(regs.rip().wrapping_add(len.into()));
         Outcome::Inject {
             vector,
@@ -278,12 +237,11 @@ fn software_interrupt(
     }
 }
 
-fn cpuid(regs: &mut impl RegisterFile, state: &impl PrivilegedState, view: View) {
+fn cpuid(regs: &mut impl RegisterFile, cpu: &GuestCpu<'_, impl Machine, impl Host>, view: View) {
     let (leaf, subleaf) = (regs.gpr(RAX) as u32, regs.gpr(RCX) as u32);
-    let osxsave = state.cr4() & CR4_OSXSAVE != 0;
-    let answer = state
-        .cpuid()
-        .query(leaf, subleaf, view, osxsave, state.xcr0());
+    let osxsave = cpu.vcpu().cr4 & CR4_OSXSAVE != 0;
+    let xcr0 = cpu.guest.m.xcr0();
+    let answer = cpu.guest.cpuid.query(leaf, subleaf, view, osxsave, xcr0);
     for (n, value) in [RAX, RBX, RCX, RDX].into_iter().zip(answer) {
         regs.set_gpr(n, value.into());
     }
@@ -292,10 +250,10 @@ fn cpuid(regs: &mut impl RegisterFile, state: &impl PrivilegedState, view: View)
 fn forced_cpuid(
     decoded: &Decoded,
     regs: &mut impl RegisterFile,
-    state: &impl PrivilegedState,
+    cpu: &GuestCpu<'_, impl Machine, impl Host>,
 ) -> Outcome {
-    let kernel = state.cpl() < 3;
-    if !kernel && msr::cpuid_faults(state) {
+    let kernel = cpu.cpl() < 3;
+    if !kernel && msr::cpuid_faults(cpu.vcpu()) {
         // As if the prefix had been executed and the instruction behind it had faulted.
         regs.set_rip(regs.rip().wrapping_add(u64::from(decoded.len) - 2));
         return Outcome::Inject {
@@ -305,7 +263,7 @@ fn forced_cpuid(
     }
     cpuid(
         regs,
-        state,
+        cpu,
         if kernel {
             View::ForcedKernel
         } else {

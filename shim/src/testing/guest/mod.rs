@@ -15,10 +15,10 @@ use xen_abi::{Mfn, PAGE_SIZE, Port};
 use super::dom0::TABLE_FRAMES;
 use super::host::{Clock, FakeHost};
 use super::machine::FakeMachine;
+use super::processor::{intel, policies};
 use crate::boot::{FrameList, FrameRun, GuestFrames, HostPages, Kernel, Notes, Segment, build};
 use crate::boot::{Layout, Start};
 use crate::cpu::{Regs, first};
-use crate::emulate::fake::FakeVcpu;
 use crate::guest::{Guest, Parts};
 use crate::host::Xen;
 use crate::mem::FakeFrames;
@@ -143,14 +143,14 @@ impl Bench {
         let mut time = Time::default();
         time.rebase(host.now_ns(), 0);
         time.publish_wall_clock(&m, Self::SHARED_INFO, Self::WALL - Self::UPTIME);
-        let cpu = FakeVcpu::new(crate::emulate::fake::intel);
+        let (cpuid, msrs) = policies(intel);
         let parts = Parts {
             ledger,
             slots,
             shared_info: Self::SHARED_INFO,
             identity,
-            cpuid: cpu.cpuid,
-            msrs: cpu.policy,
+            cpuid,
+            msrs,
             channels,
             time,
             vcpus: vec![vcpu],

@@ -3,12 +3,15 @@
 mod io;
 
 use xen_abi::Mfn;
+use xen_abi::trap::TrapInfo;
 
 use super::super::fake::FakeRegs;
-use super::super::fake::{FakeVcpu, intel};
 use super::super::regs::{After, RF, TF};
-use super::{CR4_FIXED, CR4_OSXSAVE, CodeSize, Outcome, general_protection, invalid_opcode};
+use super::{CR4_FIXED, CR4_OSXSAVE, CodeSize, GuestCpu, Outcome};
+use crate::boot::fill_hypercall_page;
+use crate::cpu::Assist;
 use crate::cpu::first::CR0;
+use crate::testing::Bench;
 
 const DONE: Outcome = Outcome::Done(After::Continue);
 /// `ud2; .ascii "xen"; cpuid`
@@ -24,23 +27,52 @@ fn regs(rax: u64, rcx: u64, rdx: u64) -> FakeRegs {
     regs
 }
 
-fn kernel() -> FakeVcpu {
-    FakeVcpu::new(intel)
+/// A guest whose kernel runs, has I/O privilege, and takes general protection faults.
+fn kernel() -> Bench {
+    let mut bench = Bench::new();
+    let vcpu = &mut bench.guest.vcpus[0];
+    vcpu.iopl = 1;
+    vcpu.traps[13].address = Bench::HANDLER;
+    bench
 }
 
-fn process() -> FakeVcpu {
-    FakeVcpu { cpl: 3, ..kernel() }
+/// The same, while a process runs.
+fn process() -> Bench {
+    let mut bench = kernel();
+    set_cpl(&mut bench, 3);
+    bench
 }
 
-fn run(bytes: &[u8], regs: &mut FakeRegs, vcpu: &mut FakeVcpu) -> Outcome {
-    general_protection(bytes, CodeSize::Bits64, regs, vcpu)
+/// Has the guest run at this privilege level, as it sees it.
+fn set_cpl(bench: &mut Bench, cpl: u8) {
+    bench.guest.vcpus[0].in_kernel = cpl < 3;
+    bench.guest.assist.set(Assist::ARCHITECTURAL_IOPL, cpl == 0);
+}
+
+fn general_protection(
+    bytes: &[u8],
+    size: CodeSize,
+    regs: &mut FakeRegs,
+    bench: &mut Bench,
+) -> Outcome {
+    let mut cpu = GuestCpu::new(&mut bench.guest, 0);
+    super::general_protection(bytes, size, regs, &mut cpu)
+}
+
+fn invalid_opcode(bytes: &[u8], size: CodeSize, regs: &mut FakeRegs, bench: &mut Bench) -> Outcome {
+    let mut cpu = GuestCpu::new(&mut bench.guest, 0);
+    super::invalid_opcode(bytes, size, regs, &mut cpu)
+}
+
+fn run(bytes: &[u8], regs: &mut FakeRegs, bench: &mut Bench) -> Outcome {
+    general_protection(bytes, CodeSize::Bits64, regs, bench)
 }
 
 /// Asserts that an instruction comes back to the guest and changes nothing.
-fn refused(bytes: &[u8], before: &FakeRegs, vcpu: &mut FakeVcpu) {
+fn refused(bytes: &[u8], before: &FakeRegs, bench: &mut Bench) {
     let mut regs = before.clone();
     assert_eq!(
-        run(bytes, &mut regs, vcpu),
+        run(bytes, &mut regs, bench),
         Outcome::NotHandled,
         "{bytes:02x?}"
     );
@@ -70,124 +102,135 @@ fn processes_have_no_privileged_instructions() {
 
 #[test]
 fn the_kernel_changes_only_ts_of_cr0() {
-    let mut vcpu = kernel();
+    let mut bench = kernel();
     let mut regs = regs(CR0 | 8, 0, 0);
-    assert_eq!(run(&[0x0f, 0x22, 0xc0], &mut regs, &mut vcpu), DONE);
-    assert!(vcpu.ts);
+    assert_eq!(run(&[0x0f, 0x22, 0xc0], &mut regs, &mut bench), DONE);
+    assert!(bench.guest.vcpus[0].task_switched && bench.guest.m.task_switched);
     assert_eq!((regs.rip, regs.rflags), (0x1003, 0x202), "RF is gone");
     // mov %cr0, %r9
-    assert_eq!(run(&[0x41, 0x0f, 0x20, 0xc1], &mut regs, &mut vcpu), DONE);
+    assert_eq!(run(&[0x41, 0x0f, 0x20, 0xc1], &mut regs, &mut bench), DONE);
     assert_eq!(regs.gprs[9], CR0 | 8);
-    assert_eq!(run(&[0x0f, 0x06], &mut regs, &mut vcpu), DONE);
-    assert!(!vcpu.ts);
+    assert_eq!(run(&[0x0f, 0x06], &mut regs, &mut bench), DONE);
+    assert!(!bench.guest.vcpus[0].task_switched && !bench.guest.m.task_switched);
     regs.gprs[0] = CR0 ^ 1 << 16;
-    refused(&[0x0f, 0x22, 0xc0], &regs, &mut vcpu);
+    refused(&[0x0f, 0x22, 0xc0], &regs, &mut bench);
 }
 
 #[test]
 fn cr4_is_masked_and_never_faults() {
-    let mut vcpu = kernel();
+    let mut bench = kernel();
     assert_eq!(
-        run(&[0x0f, 0x22, 0xe0], &mut regs(u64::MAX, 0, 0), &mut vcpu),
+        run(&[0x0f, 0x22, 0xe0], &mut regs(u64::MAX, 0, 0), &mut bench),
         DONE
     );
-    assert_eq!(vcpu.cr4, CR4_FIXED | 1 << 2 | 1 << 3 | 1 << 16 | 1 << 18);
+    let all = CR4_FIXED | 1 << 2 | 1 << 3 | 1 << 16 | 1 << 18;
+    assert_eq!((bench.guest.vcpus[0].cr4, bench.guest.m.cr4), (all, all));
     assert_eq!(
-        run(&[0x0f, 0x22, 0xe0], &mut regs(0, 0, 0), &mut vcpu),
+        run(&[0x0f, 0x22, 0xe0], &mut regs(0, 0, 0), &mut bench),
         DONE
     );
-    assert_eq!(vcpu.cr4, CR4_FIXED);
+    let cr4 = (bench.guest.vcpus[0].cr4, bench.guest.m.cr4);
+    assert_eq!(cr4, (CR4_FIXED, CR4_FIXED));
 }
 
 #[test]
 fn cr3_switches_tables_or_faults() {
-    let mut vcpu = kernel();
+    let mut bench = kernel();
+    bench.make_user();
+    let spaces = bench.guest.vcpus[0].spaces.as_ref();
+    let other = spaces.and_then(|spaces| spaces.user()).expect("made");
     assert_eq!(
-        run(&[0x0f, 0x22, 0xd8], &mut regs(0x5000, 0, 0), &mut vcpu),
+        run(
+            &[0x0f, 0x22, 0xd8],
+            &mut regs(other.addr(), 0, 0),
+            &mut bench
+        ),
         DONE
     );
+    assert_eq!(bench.guest.m.root, other);
     let mut after = regs(0, 0, 0);
-    assert_eq!(run(&[0x0f, 0x20, 0xd8], &mut after, &mut vcpu), DONE);
-    assert_eq!(after.gprs[0], 0x5000);
-    refused(&[0x0f, 0x22, 0xd8], &regs(0, 0, 0), &mut vcpu);
+    assert_eq!(run(&[0x0f, 0x20, 0xd8], &mut after, &mut bench), DONE);
+    assert_eq!(after.gprs[0], other.addr());
+    refused(&[0x0f, 0x22, 0xd8], &regs(0, 0, 0), &mut bench);
     // There is no CR8.
-    refused(&[0x44, 0x0f, 0x20, 0xc0], &regs(0, 0, 0), &mut vcpu);
+    refused(&[0x44, 0x0f, 0x20, 0xc0], &regs(0, 0, 0), &mut bench);
 }
 
 #[test]
 fn debug_registers_4_and_5_are_aliases_until_de_is_set() {
-    let mut vcpu = kernel();
+    let mut bench = kernel();
     // mov %rax, %db5; mov %db7, %rcx
     assert_eq!(
-        run(&[0x0f, 0x23, 0xe8], &mut regs(0x400, 0, 0), &mut vcpu),
+        run(&[0x0f, 0x23, 0xe8], &mut regs(0x400, 0, 0), &mut bench),
         DONE
     );
     let mut after = regs(0, 0, 0);
-    assert_eq!(run(&[0x0f, 0x21, 0xf9], &mut after, &mut vcpu), DONE);
+    assert_eq!(run(&[0x0f, 0x21, 0xf9], &mut after, &mut bench), DONE);
     assert_eq!(after.gprs[1], 0x400);
-    refused(&[0x0f, 0x23, 0xf8], &regs(1 << 32, 0, 0), &mut vcpu);
-    vcpu.cr4 |= 1 << 3;
-    refused(&[0x0f, 0x21, 0xe8], &regs(0, 0, 0), &mut vcpu);
+    refused(&[0x0f, 0x23, 0xf8], &regs(1 << 32, 0, 0), &mut bench);
+    bench.guest.vcpus[0].cr4 |= 1 << 3;
+    refused(&[0x0f, 0x21, 0xe8], &regs(0, 0, 0), &mut bench);
 }
 
 #[test]
 fn msrs_come_in_two_halves() {
-    let mut vcpu = kernel();
+    let mut bench = kernel();
     let mut regs = regs(0xdead_beef_8000_0000, 0xc000_0101, 0xffff_8880);
-    assert_eq!(run(&[0x0f, 0x30], &mut regs, &mut vcpu), DONE);
-    assert_eq!(vcpu.bases[1], 0xffff_8880_8000_0000);
+    assert_eq!(run(&[0x0f, 0x30], &mut regs, &mut bench), DONE);
+    assert_eq!(bench.guest.m.gs_base, 0xffff_8880_8000_0000);
     regs.gprs[1] = 0xffff_ffff_c000_0101;
-    assert_eq!(run(&[0x0f, 0x32], &mut regs, &mut vcpu), DONE);
+    assert_eq!(run(&[0x0f, 0x32], &mut regs, &mut bench), DONE);
     assert_eq!((regs.gprs[0], regs.gprs[2]), (0x8000_0000, 0xffff_8880));
     regs.gprs[1] = 0x1234;
-    refused(&[0x0f, 0x32], &regs, &mut vcpu);
+    refused(&[0x0f, 0x32], &regs, &mut bench);
 }
 
 #[test]
 fn the_hypercall_page_needs_a_frame_of_the_guest() {
-    let mut vcpu = kernel();
-    assert_eq!(
-        run(&[0x0f, 0x30], &mut regs(0x5000, 0x4000_0000, 0), &mut vcpu),
-        DONE
-    );
-    refused(&[0x0f, 0x30], &regs(0, 0x4000_0000, 0), &mut vcpu);
-    assert_eq!(vcpu.pages, [Mfn(5), Mfn(0)]);
+    let mut bench = kernel();
+    let page = bench.page(5);
+    let frame = bench.frame(page);
+    let mut before = regs(frame.addr(), 0x4000_0000, 0);
+    assert_eq!(run(&[0x0f, 0x30], &mut before, &mut bench), DONE);
+    let mut filled = [0; 4096];
+    fill_hypercall_page(&mut filled);
+    assert_eq!(bench.get::<[u8; 4096]>(page), filled);
+    for frame in [Mfn(0), Bench::SHIM, bench.guest.m.root] {
+        let before = regs(frame.addr(), 0x4000_0000, 0);
+        refused(&[0x0f, 0x30], &before, &mut bench);
+    }
 }
 
 #[test]
 fn osxsave_leaks_only_to_a_kernel_that_forces_emulation() {
     const OSXSAVE: u64 = 1 << 27;
-    let forced = |vcpu: &mut FakeVcpu| {
+    let forced = |bench: &mut Bench| {
         let mut regs = regs(1, 0, 0);
-        let outcome = invalid_opcode(&FORCED_CPUID, CodeSize::Bits64, &mut regs, vcpu);
+        let outcome = invalid_opcode(&FORCED_CPUID, CodeSize::Bits64, &mut regs, bench);
         assert_eq!((outcome, regs.rip), (DONE, 0x1007));
         regs.gprs[1] & OSXSAVE
     };
-    let native = |vcpu: &mut FakeVcpu| {
+    let native = |bench: &mut Bench| {
         let mut regs = regs(1, 0, 0);
-        assert_eq!(run(&[0x0f, 0xa2], &mut regs, vcpu), DONE);
+        assert_eq!(run(&[0x0f, 0xa2], &mut regs, bench), DONE);
         regs.gprs[1] & OSXSAVE
     };
     assert_ne!(forced(&mut kernel()), 0);
     assert_eq!(forced(&mut process()), 0);
     assert_eq!(native(&mut kernel()), 0);
     assert_eq!(native(&mut process()), 0);
-    let mut enabled = FakeVcpu {
-        cr4: CR4_OSXSAVE,
-        ..process()
-    };
+    let mut enabled = process();
+    enabled.guest.vcpus[0].cr4 = CR4_OSXSAVE;
     assert_ne!(native(&mut enabled), 0);
 }
 
 #[test]
 fn a_guest_can_make_cpuid_fault_for_its_processes() {
-    let mut vcpu = FakeVcpu {
-        misc_features: 1,
-        ..process()
-    };
-    refused(&[0x0f, 0xa2], &regs(0, 0, 0), &mut vcpu);
+    let mut bench = process();
+    bench.guest.vcpus[0].misc_features = 1;
+    refused(&[0x0f, 0xa2], &regs(0, 0, 0), &mut bench);
     let mut after = regs(0, 0, 0);
-    let outcome = invalid_opcode(&FORCED_CPUID, CodeSize::Bits64, &mut after, &mut vcpu);
+    let outcome = invalid_opcode(&FORCED_CPUID, CodeSize::Bits64, &mut after, &mut bench);
     assert_eq!(
         outcome,
         Outcome::Inject {
@@ -196,8 +239,8 @@ fn a_guest_can_make_cpuid_fault_for_its_processes() {
         }
     );
     assert_eq!(after.rip, 0x1005, "at the instruction behind the prefix");
-    vcpu.cpl = 1;
-    assert_eq!(run(&[0x0f, 0xa2], &mut regs(0, 0, 0), &mut vcpu), DONE);
+    set_cpl(&mut bench, 1);
+    assert_eq!(run(&[0x0f, 0xa2], &mut regs(0, 0, 0), &mut bench), DONE);
 }
 
 #[test]
@@ -232,12 +275,19 @@ fn thirty_two_bit_code_stays_below_4_gib() {
 
 #[test]
 fn software_interrupts_depend_on_the_gate() {
-    let mut vcpu = kernel();
-    vcpu.gates = [(0x20, 0), (0x21, 1), (0x82, 3)].to_vec();
+    let mut bench = kernel();
+    for (vector, flags) in [(0x20, 0), (0x21, 1), (0x82, 3)] {
+        bench.guest.vcpus[0].traps[usize::from(vector)] = TrapInfo {
+            vector,
+            flags,
+            address: Bench::HANDLER,
+            ..TrapInfo::default()
+        };
+    }
     let mut int = |vector: u8, cpl: u8| {
-        vcpu.cpl = cpl;
+        set_cpl(&mut bench, cpl);
         let mut regs = regs(0, 0, 0);
-        let outcome = run(&[0xcd, vector], &mut regs, &mut vcpu);
+        let outcome = run(&[0xcd, vector], &mut regs, &mut bench);
         (outcome, regs.rip)
     };
     let hit = |vector| {
@@ -268,22 +318,25 @@ fn software_interrupts_depend_on_the_gate() {
 
 #[test]
 fn xsetbv_needs_osxsave_and_a_valid_combination() {
-    let mut vcpu = kernel();
+    let mut bench = kernel();
     let bytes = [0x0f, 0x01, 0xd1];
-    refused(&bytes, &regs(7, 0, 0), &mut vcpu);
-    vcpu.cr4 |= CR4_OSXSAVE;
-    assert_eq!(run(&bytes, &mut regs(7, 0, 0), &mut vcpu), DONE);
-    assert_eq!(vcpu.xcr0, 7);
-    refused(&bytes, &regs(5, 0, 0), &mut vcpu);
-    refused(&bytes, &regs(7, 1, 0), &mut vcpu);
-    refused(&bytes, &regs(7, 0, 1), &mut vcpu);
+    refused(&bytes, &regs(7, 0, 0), &mut bench);
+    bench.guest.vcpus[0].cr4 |= CR4_OSXSAVE;
+    assert_eq!(run(&bytes, &mut regs(7, 0, 0), &mut bench), DONE);
+    assert_eq!(bench.guest.m.xcr0, 7);
+    refused(&bytes, &regs(5, 0, 0), &mut bench);
+    refused(&bytes, &regs(7, 1, 0), &mut bench);
+    refused(&bytes, &regs(7, 0, 1), &mut bench);
 }
 
 #[test]
 fn the_kernel_reads_the_tsc_even_when_processes_may_not() {
     let mut after = regs(0, 0, 0);
-    assert_eq!(run(&[0x0f, 0x01, 0xf9], &mut after, &mut kernel()), DONE);
-    assert_eq!(after.gprs[..3], [0x2345_6789, 7, 1]);
+    let mut bench = kernel();
+    bench.guest.vcpus[0].tsc_aux = 7;
+    let tsc = bench.guest.m.clock.tsc();
+    assert_eq!(run(&[0x0f, 0x01, 0xf9], &mut after, &mut bench), DONE);
+    assert_eq!(after.gprs[..3], [tsc & 0xffff_ffff, 7, tsc >> 32]);
 }
 
 #[test]
