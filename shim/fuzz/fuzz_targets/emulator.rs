@@ -7,11 +7,11 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use unmoved_shim::cpu::Regs;
 use unmoved_shim::emulate::address::SegmentBases;
-use unmoved_shim::emulate::fake::FakeRegs;
 use unmoved_shim::emulate::live::write_fault;
 use unmoved_shim::emulate::privileged::{self, GuestCpu, general_protection, invalid_opcode};
-use unmoved_shim::emulate::{CodeSize, RegisterFile, ptstore};
+use unmoved_shim::emulate::{CodeSize, ptstore};
 use unmoved_shim::mem::{BadAddress, FakeFrames, Frames, GuestMemory};
 use unmoved_shim::mm::{Ledger, Mm, ShimSlots, Tlb};
 use unmoved_shim::testing::{Bench, TestGuest, amd, intel, policies};
@@ -50,17 +50,17 @@ impl GuestMemory for Source {
 }
 
 /// Takes options, code and registers from a step of the input.
-fn step(input: &[u8]) -> (u8, &[u8], FakeRegs) {
+fn step(input: &[u8]) -> (u8, &[u8], Regs) {
     let (code, values) = input[1..].split_at(15);
-    let mut regs = FakeRegs {
+    let mut regs = Regs {
         rip: 0x40_0000,
         rflags: 0x202,
         ..Default::default()
     };
     for (n, value) in values.chunks_exact(8).enumerate() {
         let value = u64::from_le_bytes(value.try_into().expect("eight bytes"));
-        regs.gprs[n] = value;
-        regs.gprs[n + 8] = !value;
+        regs.set_gpr(n, value);
+        regs.set_gpr(n + 8, !value);
     }
     (input[0], code, regs)
 }
@@ -74,7 +74,7 @@ fn privileged_state(guest: &TestGuest) -> impl PartialEq + core::fmt::Debug + us
     (control, vcpu.debug, bases, msrs, vcpu.breakpoint_masks)
 }
 
-fn privileged_instruction(bench: &mut Bench, options: u8, code: &[u8], before: &FakeRegs) {
+fn privileged_instruction(bench: &mut Bench, options: u8, code: &[u8], before: &Regs) {
     let guest = &mut bench.guest;
     (guest.cpuid, guest.msrs) = policies(if options & 1 == 0 { intel } else { amd });
     let is_process = options & 2 != 0;
@@ -88,7 +88,7 @@ fn privileged_instruction(bench: &mut Bench, options: u8, code: &[u8], before: &
         CodeSize::Bits32
     };
     let untouched = privileged_state(guest);
-    let mut regs = before.clone();
+    let mut regs = *before;
     let mut cpu = GuestCpu::new(guest, 0);
     let outcome = if options & 0x40 == 0 {
         general_protection(code, size, &mut regs, &mut cpu)
@@ -145,14 +145,14 @@ impl Machine {
     }
 
     /// Tries one store to the entry that `fault` falls into.
-    fn store(&mut self, options: u8, code: &[u8], before: &FakeRegs) {
-        let mut regs = before.clone();
+    fn store(&mut self, options: u8, code: &[u8], before: &Regs) {
+        let mut regs = *before;
         // Register operands are usually aimed at the table, as a random address never hits it.
         let fault = TABLE_AT + (before.gpr(7) & 0xfff);
         if options & 0x80 == 0 {
             regs.set_gpr(7, fault);
         }
-        let aimed = regs.clone();
+        let aimed = regs;
         let bases = SegmentBases::default();
         let outcome = write_fault(
             code,

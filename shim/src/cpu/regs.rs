@@ -1,7 +1,5 @@
 //! The register frame of whatever was interrupted, laid out as the entry stubs push it.
 
-use crate::emulate::RegisterFile;
-
 /// General registers, then what the CPU itself pushes on an exception.
 ///
 /// The entry stubs in the image build this frame on the vCPU's stack and load the registers back
@@ -33,27 +31,6 @@ pub struct Regs {
     pub rflags: u64,
     pub rsp: u64,
     pub ss: u64,
-}
-
-impl RegisterFile for Regs {
-    fn gpr(&self, n: u8) -> u64 {
-        Self::gpr(self, n)
-    }
-    fn set_gpr(&mut self, n: u8, value: u64) {
-        Self::set_gpr(self, n, value);
-    }
-    fn rip(&self) -> u64 {
-        self.rip
-    }
-    fn set_rip(&mut self, value: u64) {
-        self.rip = value;
-    }
-    fn rflags(&self) -> u64 {
-        self.rflags
-    }
-    fn set_rflags(&mut self, value: u64) {
-        self.rflags = value;
-    }
 }
 
 impl Regs {
@@ -111,5 +88,22 @@ impl Regs {
             14 => &mut self.r14,
             _ => &mut self.r15,
         } = value;
+    }
+}
+
+#[cfg(any(test, feature = "testing"))]
+impl Regs {
+    /// Returns the general registers by their numbers.
+    pub fn gprs(&self) -> [u64; 16] {
+        [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15].map(|n| self.gpr(n))
+    }
+
+    /// The same with these general registers.
+    #[must_use]
+    pub fn with_gprs(mut self, gprs: [u64; 16]) -> Self {
+        (0..)
+            .zip(gprs)
+            .for_each(|(n, value)| self.set_gpr(n, value));
+        self
     }
 }

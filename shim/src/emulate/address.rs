@@ -1,8 +1,9 @@
 //! Effective addresses of decoded operands.
 
 use super::insn::{Base, BitOp, Insn, Mem, Segment, Source, Store, StoreOp};
-use super::regs::{RDI, RSI, RegisterFile, read};
+use super::regs::{RDI, RSI, read};
 use super::{Decoded, Width};
+use crate::cpu::Regs;
 
 /// The segment bases that an address may be relative to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,11 +26,11 @@ impl SegmentBases {
 }
 
 /// Computes the linear address of an operand of an instruction of `len` bytes at `rip`.
-pub fn effective(mem: &Mem, len: u8, regs: &impl RegisterFile, bases: SegmentBases) -> u64 {
+pub fn effective(mem: &Mem, len: u8, regs: &Regs, bases: SegmentBases) -> u64 {
     let base = match mem.base {
         Base::None => 0,
         Base::Gpr(n) => regs.gpr(n),
-        Base::NextRip => regs.rip().wrapping_add(len.into()),
+        Base::NextRip => regs.rip.wrapping_add(len.into()),
     };
     let index = mem.index.map_or(0, |(n, scale)| regs.gpr(n) << scale);
     let offset = base.wrapping_add(index).wrapping_add(mem.disp);
@@ -43,11 +44,7 @@ pub fn effective(mem: &Mem, len: u8, regs: &impl RegisterFile, bases: SegmentBas
 /// Returns the linear address that a store writes to, or `None` if it is no store.
 ///
 /// A bit instruction with its index in a register may write far from its operand.
-pub fn store_target(
-    decoded: &Decoded,
-    regs: &impl RegisterFile,
-    bases: SegmentBases,
-) -> Option<u64> {
+pub fn store_target(decoded: &Decoded, regs: &Regs, bases: SegmentBases) -> Option<u64> {
     let Insn::Store(store) = decoded.insn else {
         return None;
     };
@@ -74,11 +71,7 @@ fn bit_displacement(store: &Store, index: u64) -> u64 {
 }
 
 /// Returns the linear address that `movs` and `outs` read from, or `None` for all others.
-pub fn string_source(
-    decoded: &Decoded,
-    regs: &impl RegisterFile,
-    bases: SegmentBases,
-) -> Option<u64> {
+pub fn string_source(decoded: &Decoded, regs: &Regs, bases: SegmentBases) -> Option<u64> {
     let strings = match decoded.insn {
         Insn::Outs(strings) => strings,
         Insn::Store(Store {
@@ -95,11 +88,11 @@ pub fn string_source(
 }
 
 /// Returns the linear address that `ins` writes to.
-pub fn ins_target(regs: &impl RegisterFile, addr32: bool) -> u64 {
+pub fn ins_target(regs: &Regs, addr32: bool) -> u64 {
     string_offset(regs, RDI, addr32)
 }
 
-fn string_offset(regs: &impl RegisterFile, n: u8, addr32: bool) -> u64 {
+fn string_offset(regs: &Regs, n: u8, addr32: bool) -> u64 {
     if addr32 {
         regs.gpr(n) & 0xffff_ffff
     } else {
@@ -109,11 +102,11 @@ fn string_offset(regs: &impl RegisterFile, n: u8, addr32: bool) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fake::FakeRegs;
     use super::super::{CodeSize, decode};
     use super::{SegmentBases, store_target, string_source};
+    use crate::cpu::Regs;
 
-    fn target(bytes: &[u8], regs: &FakeRegs) -> u64 {
+    fn target(bytes: &[u8], regs: &Regs) -> u64 {
         let bases = SegmentBases {
             fs: 0x1_0000_0000,
             gs: 0x2_0000_0000,
@@ -124,11 +117,11 @@ mod tests {
 
     #[test]
     fn operands_resolve_to_linear_addresses() {
-        let regs = FakeRegs {
-            gprs: core::array::from_fn(|n| 0x1000 * (n as u64 + 1)),
+        let regs = Regs {
             rip: 0x40_0000,
-            ..Default::default()
+            ..Regs::default()
         };
+        let regs = regs.with_gprs(core::array::from_fn(|n| 0x1000 * (n as u64 + 1)));
         // mov %rax, 0x10(%rip): relative to the end of the instruction.
         assert_eq!(target(&[0x48, 0x89, 0x05, 0x10, 0, 0, 0], &regs), 0x40_0017);
         // movl $1, 0x10(%rip): the immediate counts as well.
@@ -155,20 +148,20 @@ mod tests {
 
     #[test]
     fn a_register_bit_index_selects_a_distant_word() {
-        let mut regs = FakeRegs::default();
-        regs.gprs[7] = 0x1000;
+        let mut regs = Regs::default();
+        regs.set_gpr(7, 0x1000);
         for (index, address) in [(3, 0x1000), (64, 0x1008), (u64::MAX, 0xff8)] {
-            regs.gprs[0] = index;
+            regs.set_gpr(0, index);
             assert_eq!(target(&[0xf0, 0x48, 0x0f, 0xab, 0x07], &regs), address);
         }
-        regs.gprs[0] = 0xffff_ffe0; // -32 in 32 bits
+        regs.set_gpr(0, 0xffff_ffe0); // -32 in 32 bits
         assert_eq!(target(&[0x0f, 0xb3, 0x07], &regs), 0xffc);
     }
 
     #[test]
     fn movs_reads_from_rsi() {
-        let mut regs = FakeRegs::default();
-        regs.gprs[6] = 0xffff_ffff_0000_0040;
+        let mut regs = Regs::default();
+        regs.set_gpr(6, 0xffff_ffff_0000_0040);
         let decoded = decode(&[0x48, 0xa5], CodeSize::Bits64).expect("movsq");
         let at = string_source(&decoded, &regs, SegmentBases::default());
         assert_eq!(at, Some(0xffff_ffff_0000_0040));

@@ -8,7 +8,8 @@ use xen_abi::{Errno, GuestVa, Mfn};
 
 use super::address::{SegmentBases, string_source};
 use super::ptstore::{Outcome, execute};
-use super::{CodeSize, Insn, RegisterFile, decode};
+use super::{CodeSize, Insn, decode};
+use crate::cpu::Regs;
 use crate::mem::{Frames, GuestMemory};
 use crate::mm::{FrameUse, Mm};
 
@@ -19,7 +20,7 @@ use crate::mm::{FrameUse, Mm};
 /// [`Outcome::NotHandled`].
 pub fn write_fault<F: Frames + ?Sized>(
     bytes: &[u8],
-    regs: &mut impl RegisterFile,
+    regs: &mut Regs,
     bases: SegmentBases,
     fault: u64,
     root: Mfn,
@@ -63,10 +64,10 @@ mod tests {
     use xen_abi::{Errno, GuestVa, Mfn};
 
     use super::super::address::SegmentBases;
-    use super::super::fake::FakeRegs;
     use super::super::ptstore::Outcome;
     use super::super::regs::After;
     use super::write_fault;
+    use crate::cpu::Regs;
     use crate::mem::{BadAddress, FakeFrames, Frames, GuestMemory};
     use crate::mm::{Ledger, Mm, ShimSlots, Tlb};
 
@@ -107,7 +108,7 @@ mod tests {
     }
 
     /// Runs an instruction that stores to `[rdi]`; returns the outcome, registers and the table.
-    fn run(bytes: &[u8], target: u64, mut regs: FakeRegs) -> (Outcome<Errno>, FakeRegs, [u64; 4]) {
+    fn run(bytes: &[u8], target: u64, mut regs: Regs) -> (Outcome<Errno>, Regs, [u64; 4]) {
         let frames = FakeFrames::new(16);
         let mut ledger = Ledger::new(Mfn(16), &[(Mfn(0), 16)]).expect("small");
         for mfn in 4..16 {
@@ -130,7 +131,7 @@ mod tests {
             tlb: &NoFlush,
         };
         assert!(mm.pin(Level::L4, ROOT).is_ok());
-        regs.gprs[7] = target;
+        regs.set_gpr(7, target);
         let source = Source(pte(Mfn(9), KERNEL));
         let bases = SegmentBases::default();
         let outcome = write_fault(bytes, &mut regs, bases, target, ROOT, &mut mm, &source);
@@ -143,14 +144,14 @@ mod tests {
 
     #[test]
     fn linux_takes_an_entry_by_xchg_and_puts_one_by_mov() {
-        let regs = FakeRegs::default();
+        let regs = Regs::default();
         let before = pte(DATA, KERNEL | Pte::USER | Pte::GUEST_KERNEL);
         let (outcome, regs, table) = run(&[0x48, 0x87, 0x07], TABLE_AT + 16, regs);
         assert_eq!(outcome, Outcome::Done(After::Continue));
-        assert_eq!((regs.gprs[0], regs.rip, table[2]), (before, 3, 0));
+        assert_eq!((regs.gpr(0), regs.rip, table[2]), (before, 3, 0));
 
-        let mut regs = FakeRegs::default();
-        regs.gprs[0] = pte(Mfn(9), KERNEL);
+        let mut regs = Regs::default();
+        regs.set_gpr(0, pte(Mfn(9), KERNEL));
         let (outcome, _, table) = run(&[0x48, 0x89, 0x07], TABLE_AT, regs);
         assert_eq!(outcome, Outcome::Done(After::Continue));
         assert_eq!(
@@ -161,28 +162,28 @@ mod tests {
 
     #[test]
     fn an_entry_can_be_copied_from_guest_memory() {
-        let mut regs = FakeRegs::default();
-        regs.gprs[6] = 0x5000;
+        let mut regs = Regs::default();
+        regs.set_gpr(6, 0x5000);
         let (outcome, regs, table) = run(&[0x48, 0xa5], TABLE_AT + 24, regs);
         assert_eq!(outcome, Outcome::Done(After::Continue));
         assert_eq!(
             table[3],
             pte(Mfn(9), KERNEL | Pte::USER | Pte::GUEST_KERNEL)
         );
-        assert_eq!((regs.gprs[6], regs.gprs[7]), (0x5008, TABLE_AT + 32));
+        assert_eq!((regs.gpr(6), regs.gpr(7)), (0x5008, TABLE_AT + 32));
 
-        let (outcome, ..) = run(&[0x48, 0xa5], TABLE_AT + 24, FakeRegs::default());
+        let (outcome, ..) = run(&[0x48, 0xa5], TABLE_AT + 24, Regs::default());
         assert_eq!(outcome, Outcome::NotHandled);
     }
 
     #[test]
     fn a_frame_of_the_shim_can_not_be_smuggled_in() {
-        let mut regs = FakeRegs::default();
-        regs.gprs[0] = pte(SHIM, KERNEL);
-        let before = regs.clone();
+        let mut regs = Regs::default();
+        regs.set_gpr(0, pte(SHIM, KERNEL));
+        let before = regs;
         let (outcome, mut after, table) = run(&[0x48, 0x87, 0x07], TABLE_AT, regs);
         assert!(matches!(outcome, Outcome::Refused(_)), "{outcome:?}");
-        after.gprs[7] = 0;
+        after.set_gpr(7, 0);
         assert_eq!((after, table[0]), (before, 0));
     }
 
@@ -190,16 +191,16 @@ mod tests {
     fn a_table_can_not_make_itself_writable_bit_by_bit() {
         // lock btsq $1, (%rdi): the RW bit of the table's own mapping.
         let bts = [0xf0, 0x48, 0x0f, 0xba, 0x2f, 0x01];
-        let (outcome, _, table) = run(&bts, TABLE_AT + 8, FakeRegs::default());
+        let (outcome, _, table) = run(&bts, TABLE_AT + 8, Regs::default());
         assert!(matches!(outcome, Outcome::Refused(_)), "{outcome:?}");
         assert_eq!(table[1] & Pte::RW, 0);
     }
 
     #[test]
     fn read_only_data_is_the_guests_own_affair() {
-        let (outcome, ..) = run(&[0x48, 0x89, 0x07], DATA_AT, FakeRegs::default());
+        let (outcome, ..) = run(&[0x48, 0x89, 0x07], DATA_AT, Regs::default());
         assert_eq!(outcome, Outcome::NotHandled);
-        let (outcome, ..) = run(&[0x48, 0x89, 0x07], 0x3000, FakeRegs::default());
+        let (outcome, ..) = run(&[0x48, 0x89, 0x07], 0x3000, Regs::default());
         assert_eq!(outcome, Outcome::NotHandled);
     }
 }

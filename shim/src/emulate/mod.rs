@@ -5,14 +5,12 @@
 //! a live page table that the guest may only read).  What the guest may know about the machine is
 //! decided once, at first boot, by [`cpuid`] and [`msr`].
 //!
-//! Decoding and stores are plain arithmetic on a [`RegisterFile`]; what is privileged acts on the guest's own
+//! Decoding and stores are plain arithmetic on [`Regs`](crate::cpu::Regs); what is privileged acts on the guest's own
 //! vCPU ([`privileged::GuestCpu`]).
 
 pub mod address;
 pub mod cpuid;
 pub mod decode;
-#[cfg(any(test, feature = "testing"))]
-pub mod fake;
 pub mod flags;
 pub mod insn;
 pub mod live;
@@ -23,4 +21,4 @@ pub mod regs;
 
 pub use decode::{CodeSize, DecodeError, Decoded, decode};
 pub use insn::{Insn, Store, Width};
-pub use regs::{After, RegisterFile};
+pub use regs::After;

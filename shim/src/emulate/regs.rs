@@ -1,9 +1,7 @@
-//! How the emulator sees a vCPU's general registers, and the partial-register rules of x86.
-//!
-//! `cpu/` owns the real register file; anything that can number its registers as instructions do
-//! fits behind [`RegisterFile`].
+//! Operand registers, and the partial-register rules of x86.
 
 use super::insn::{Gpr, Width};
+use crate::cpu::Regs;
 
 /// Carry.
 pub const CF: u64 = 1 << 0;
@@ -39,27 +37,6 @@ pub const RSI: u8 = 6;
 /// The number of `rdi`.
 pub const RDI: u8 = 7;
 
-/// The registers of an interrupted guest.
-pub trait RegisterFile {
-    /// Returns register `n` in the order of instruction encodings: `rax rcx rdx rbx rsp rbp rsi
-    /// rdi r8 … r15`.  Only 0 to 15 are ever asked for.
-    fn gpr(&self, n: u8) -> u64;
-    /// Sets register `n`.
-    fn set_gpr(&mut self, n: u8, value: u64);
-    /// Returns the address of the interrupted instruction.
-    fn rip(&self) -> u64;
-    /// Sets the address of the next instruction.
-    fn set_rip(&mut self, value: u64);
-    /// Returns the flags.
-    fn rflags(&self) -> u64;
-    /// Sets the flags.
-    fn set_rflags(&mut self, value: u64);
-    /// Returns the stack pointer.
-    fn rsp(&self) -> u64 {
-        self.gpr(RSP)
-    }
-}
-
 /// What follows an emulated instruction.
 #[must_use = "a single-stepped instruction owes the guest a debug trap"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +48,7 @@ pub enum After {
 }
 
 /// Reads an operand register, zero-extended.
-pub fn read(regs: &impl RegisterFile, reg: Gpr, width: Width) -> u64 {
+pub fn read(regs: &Regs, reg: Gpr, width: Width) -> u64 {
     let value = regs.gpr(reg.n);
     if reg.high {
         (value >> 8) & 0xff
@@ -81,7 +58,7 @@ pub fn read(regs: &impl RegisterFile, reg: Gpr, width: Width) -> u64 {
 }
 
 /// Writes an operand register: 32 bits clear the upper half, 8 and 16 bits leave the rest alone.
-pub fn write(regs: &mut impl RegisterFile, reg: Gpr, width: Width, value: u64) {
+pub fn write(regs: &mut Regs, reg: Gpr, width: Width, value: u64) {
     let old = regs.gpr(reg.n);
     let new = match width {
         Width::W64 => value,
@@ -93,23 +70,23 @@ pub fn write(regs: &mut impl RegisterFile, reg: Gpr, width: Width, value: u64) {
 }
 
 /// Replaces the flags in `mask`.
-pub fn set_flags(regs: &mut impl RegisterFile, mask: u64, value: u64) {
-    regs.set_rflags((regs.rflags() & !mask) | (value & mask));
+pub fn set_flags(regs: &mut Regs, mask: u64, value: u64) {
+    regs.rflags = (regs.rflags & !mask) | (value & mask);
 }
 
 /// Completes an instruction: steps over its `len` bytes.
 ///
 /// The CPU pushes RF with every fault so that the instruction can be restarted; as it has been
 /// executed after all, RF is cleared and a single-step trap becomes due.
-pub fn retire(regs: &mut impl RegisterFile, len: u8) -> After {
-    regs.set_rip(regs.rip().wrapping_add(len.into()));
+pub fn retire(regs: &mut Regs, len: u8) -> After {
+    regs.rip = regs.rip.wrapping_add(len.into());
     complete(regs)
 }
 
 /// Ends one iteration of a repeated instruction, which stays where it is.
-pub fn complete(regs: &mut impl RegisterFile) -> After {
-    let flags = regs.rflags();
-    regs.set_rflags(flags & !RF);
+pub fn complete(regs: &mut Regs) -> After {
+    let flags = regs.rflags;
+    regs.rflags = flags & !RF;
     if flags & TF == 0 {
         After::Continue
     } else {
@@ -119,12 +96,11 @@ pub fn complete(regs: &mut impl RegisterFile) -> After {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fake::FakeRegs;
-    use super::{After, Gpr, RF, RegisterFile, TF, Width, read, retire, write};
+    use super::{After, Gpr, RF, Regs, TF, Width, read, retire, write};
 
     #[test]
     fn partial_writes_follow_the_architecture() {
-        let mut regs = FakeRegs::default();
+        let mut regs = Regs::default();
         regs.set_gpr(3, 0x1122_3344_5566_7788);
         let bh = Gpr { n: 3, high: true };
         let bx = Gpr { n: 3, high: false };
@@ -139,7 +115,7 @@ mod tests {
 
     #[test]
     fn retiring_clears_rf_and_owes_a_single_step_trap() {
-        let mut regs = FakeRegs {
+        let mut regs = Regs {
             rip: u64::MAX,
             rflags: RF | TF | 2,
             ..Default::default()

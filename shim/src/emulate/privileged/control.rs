@@ -1,8 +1,8 @@
 //! Control registers as a PV guest has them, and the aliases among its debug registers.
 
-use super::super::regs::{RegisterFile, retire};
+use super::super::regs::retire;
 use super::{GuestCpu, Loaded, Outcome};
-use crate::cpu::Machine;
+use crate::cpu::{Machine, Regs};
 use crate::host::Host;
 
 /// `CR0.TS`, the only bit of CR0 that the guest may change.
@@ -20,7 +20,7 @@ pub const CR4_FIXED: u64 = 1 << 5 | 1 << 6 | 1 << 9 | 1 << 10;
 
 /// `mov` from a control register; there is no CR8.
 pub(super) fn read_cr(
-    regs: &mut impl RegisterFile,
+    regs: &mut Regs,
     cpu: &GuestCpu<'_, impl Machine, impl Host>,
     cr: u8,
     gpr: u8,

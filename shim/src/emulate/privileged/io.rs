@@ -4,9 +4,9 @@ use super::super::address::{SegmentBases, ins_target, string_source};
 use super::super::insn::{Insn, IoPort};
 use super::super::ptstore::finish_element;
 use super::super::regs::{RDI, RSI};
-use super::{AccessFault, Decoded, Gpr, GuestCpu, Outcome, PAGE_FAULT, RegisterFile};
+use super::{AccessFault, Decoded, Gpr, GuestCpu, Outcome, PAGE_FAULT};
 use super::{RAX, RCX, RDX, Strings, Width, read, retire, write};
-use crate::cpu::Machine;
+use crate::cpu::{Machine, Regs};
 use crate::host::Host;
 
 /// Where a process's part of the address space ends.
@@ -18,7 +18,7 @@ const USER: u32 = 1 << 2;
 
 /// `in`
 pub(super) fn input(
-    regs: &mut impl RegisterFile,
+    regs: &mut Regs,
     cpu: &GuestCpu<'_, impl Machine, impl Host>,
     width: Width,
     port: IoPort,
@@ -41,7 +41,7 @@ pub(super) fn input(
 
 /// `out`
 pub(super) fn output(
-    regs: &mut impl RegisterFile,
+    regs: &mut Regs,
     cpu: &GuestCpu<'_, impl Machine, impl Host>,
     width: Width,
     port: IoPort,
@@ -56,7 +56,7 @@ pub(super) fn output(
 
 /// One element of `ins`
 pub(super) fn input_string(
-    regs: &mut impl RegisterFile,
+    regs: &mut Regs,
     cpu: &mut GuestCpu<'_, impl Machine, impl Host>,
     strings: Strings,
     len: u8,
@@ -79,7 +79,7 @@ pub(super) fn input_string(
 /// One element of `outs`
 pub(super) fn output_string(
     decoded: &Decoded,
-    regs: &mut impl RegisterFile,
+    regs: &mut Regs,
     cpu: &mut GuestCpu<'_, impl Machine, impl Host>,
 ) -> Outcome {
     let Insn::Outs(strings) = decoded.insn else {
@@ -122,7 +122,7 @@ fn reachable(
     Ok(())
 }
 
-fn number(regs: &impl RegisterFile, port: IoPort) -> u16 {
+fn number(regs: &Regs, port: IoPort) -> u16 {
     match port {
         IoPort::Imm(port) => port.into(),
         IoPort::Dx => regs.gpr(RDX) as u16,
@@ -136,7 +136,7 @@ fn permitted(cpu: &GuestCpu<'_, impl Machine, impl Host>, port: u16, width: Widt
         || ports.all(|port| u16::try_from(port).is_ok_and(|port| cpu.port_allowed(port)))
 }
 
-fn nothing_left(regs: &impl RegisterFile, strings: Strings) -> bool {
+fn nothing_left(regs: &Regs, strings: Strings) -> bool {
     let width = if strings.addr32 {
         Width::W32
     } else {

@@ -11,9 +11,9 @@ mod io;
 use super::cpuid::View;
 use super::insn::{Gpr, Insn, Strings, Width};
 use super::msr::{self, Written};
-use super::regs::{After, RAX, RBX, RCX, RDX, RegisterFile, read, retire, write};
+use super::regs::{After, RAX, RBX, RCX, RDX, read, retire, write};
 use super::{CodeSize, Decoded, decode};
-use crate::cpu::Machine;
+use crate::cpu::{Machine, Regs};
 use crate::host::Host;
 
 pub use control::{CR0_TS, CR4_DE, CR4_FIXED, CR4_FSGSBASE, CR4_OSXSAVE, CR4_TSD};
@@ -71,7 +71,7 @@ pub enum Outcome {
 pub fn general_protection(
     bytes: &[u8],
     size: CodeSize,
-    regs: &mut impl RegisterFile,
+    regs: &mut Regs,
     cpu: &mut GuestCpu<'_, impl Machine, impl Host>,
 ) -> Outcome {
     match decode(bytes, size) {
@@ -84,7 +84,7 @@ pub fn general_protection(
 pub fn invalid_opcode(
     bytes: &[u8],
     size: CodeSize,
-    regs: &mut impl RegisterFile,
+    regs: &mut Regs,
     cpu: &mut GuestCpu<'_, impl Machine, impl Host>,
 ) -> Outcome {
     match decode(bytes, size) {
@@ -96,9 +96,9 @@ pub fn invalid_opcode(
 }
 
 /// Instruction pointers of 32-bit code wrap at 4 GiB.
-fn finish(outcome: Outcome, size: CodeSize, regs: &mut impl RegisterFile) -> Outcome {
+fn finish(outcome: Outcome, size: CodeSize, regs: &mut Regs) -> Outcome {
     if size == CodeSize::Bits32 {
-        regs.set_rip(regs.rip() & 0xffff_ffff);
+        regs.rip &= 0xffff_ffff;
     }
     outcome
 }
@@ -106,7 +106,7 @@ fn finish(outcome: Outcome, size: CodeSize, regs: &mut impl RegisterFile) -> Out
 /// Executes a decoded instruction that raised a general protection fault.
 pub fn execute(
     decoded: &Decoded,
-    regs: &mut impl RegisterFile,
+    regs: &mut Regs,
     cpu: &mut GuestCpu<'_, impl Machine, impl Host>,
 ) -> Outcome {
     let len = decoded.len;
@@ -196,7 +196,7 @@ pub fn execute(
     }
 }
 
-fn done_if(ok: bool, regs: &mut impl RegisterFile, len: u8) -> Outcome {
+fn done_if(ok: bool, regs: &mut Regs, len: u8) -> Outcome {
     if ok {
         Outcome::Done(retire(regs, len))
     } else {
@@ -205,25 +205,25 @@ fn done_if(ok: bool, regs: &mut impl RegisterFile, len: u8) -> Outcome {
 }
 
 /// Returns `edx:eax`.
-fn pair(regs: &impl RegisterFile) -> u64 {
+fn pair(regs: &Regs) -> u64 {
     regs.gpr(RDX) << 32 | regs.gpr(RAX) & 0xffff_ffff
 }
 
 /// Sets `edx:eax`.
-fn set_pair(regs: &mut impl RegisterFile, value: u64) {
+fn set_pair(regs: &mut Regs, value: u64) {
     regs.set_gpr(RAX, value & 0xffff_ffff);
     regs.set_gpr(RDX, value >> 32);
 }
 
 /// `int n`: the vector comes from the instruction, as some machines report it wrongly.
 fn software_interrupt(
-    regs: &mut impl RegisterFile,
+    regs: &mut Regs,
     cpu: &GuestCpu<'_, impl Machine, impl Host>,
     vector: u8,
     len: u8,
 ) -> Outcome {
     if cpu.gate_dpl(vector).is_some_and(|dpl| dpl >= cpu.cpl()) {
-        regs.set_rip(regs.rip().wrapping_add(len.into()));
+        regs.rip = regs.rip.wrapping_add(len.into());
         Outcome::Inject {
             vector,
             error_code: None,
@@ -237,7 +237,7 @@ fn software_interrupt(
     }
 }
 
-fn cpuid(regs: &mut impl RegisterFile, cpu: &GuestCpu<'_, impl Machine, impl Host>, view: View) {
+fn cpuid(regs: &mut Regs, cpu: &GuestCpu<'_, impl Machine, impl Host>, view: View) {
     let (leaf, subleaf) = (regs.gpr(RAX) as u32, regs.gpr(RCX) as u32);
     let osxsave = cpu.vcpu().cr4 & CR4_OSXSAVE != 0;
     let xcr0 = cpu.guest.m.xcr0();
@@ -249,13 +249,13 @@ fn cpuid(regs: &mut impl RegisterFile, cpu: &GuestCpu<'_, impl Machine, impl Hos
 
 fn forced_cpuid(
     decoded: &Decoded,
-    regs: &mut impl RegisterFile,
+    regs: &mut Regs,
     cpu: &GuestCpu<'_, impl Machine, impl Host>,
 ) -> Outcome {
     let kernel = cpu.cpl() < 3;
     if !kernel && msr::cpuid_faults(cpu.vcpu()) {
         // As if the prefix had been executed and the instruction behind it had faulted.
-        regs.set_rip(regs.rip().wrapping_add(u64::from(decoded.len) - 2));
+        regs.rip = regs.rip.wrapping_add(u64::from(decoded.len) - 2);
         return Outcome::Inject {
             vector: GENERAL_PROTECTION,
             error_code: Some(0),

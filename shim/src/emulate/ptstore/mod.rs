@@ -9,9 +9,10 @@
 
 use super::flags::{self, Computed};
 use super::insn::{BitOp, Gpr, Insn, Source, Store, StoreOp, Strings, Width};
-use super::regs::{After, CF, DF, RAX, RCX, RDI, RSI, RegisterFile};
+use super::regs::{After, CF, DF, RAX, RCX, RDI, RSI};
 use super::regs::{complete, read, retire, set_flags, write};
 use super::{Decoded, address::SegmentBases, address::store_target};
+use crate::cpu::Regs;
 
 /// How the entry is to be changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +63,7 @@ pub struct NotAnEntry;
 /// `source` is the element that `movs` has to store, in its low bytes; other stores ignore it.
 pub fn plan(
     decoded: &Decoded,
-    regs: &impl RegisterFile,
+    regs: &Regs,
     target: u64,
     current: u64,
     source: u64,
@@ -123,7 +124,7 @@ pub fn plan(
             register = Some((reg, old));
         }
         StoreOp::Alu(op, source) => {
-            computed = flags::alu(op, width, old, operand(source), regs.rflags());
+            computed = flags::alu(op, width, old, operand(source), regs.rflags);
         }
         StoreOp::Unary(op) => computed = flags::unary(op, width, old),
         StoreOp::Bit(op, source) => computed = bit(op, width, old, operand(source)),
@@ -181,7 +182,7 @@ fn bit(op: BitOp, width: Width, old: u64, index: u64) -> Computed {
 }
 
 /// The register that counts repetitions, in the width of addresses.
-fn count(regs: &impl RegisterFile, strings: Strings) -> u64 {
+fn count(regs: &Regs, strings: Strings) -> u64 {
     read(
         regs,
         Gpr {
@@ -201,15 +202,10 @@ const fn address_width(strings: Strings) -> Width {
 }
 
 /// Advances the registers of a string instruction past one element; it retires with the last.
-pub(super) fn finish_element(
-    regs: &mut impl RegisterFile,
-    len: u8,
-    strings: Strings,
-    moved: &[u8],
-) -> After {
+pub(super) fn finish_element(regs: &mut Regs, len: u8, strings: Strings, moved: &[u8]) -> After {
     let width = address_width(strings);
     let size = u64::from(strings.width.bytes());
-    let delta = if regs.rflags() & DF == 0 {
+    let delta = if regs.rflags & DF == 0 {
         size
     } else {
         size.wrapping_neg()
@@ -239,7 +235,7 @@ pub(super) fn finish_element(
 
 impl Plan {
     /// Applies the instruction's effect on the registers, once the entry has been changed.
-    pub fn commit(self, regs: &mut impl RegisterFile) -> After {
+    pub fn commit(self, regs: &mut Regs) -> After {
         if let Some((reg, value)) = self.register {
             write(regs, reg, self.width, value);
         }
@@ -292,7 +288,7 @@ const ATTEMPTS: u32 = 16;
 /// The decoded operand must be exactly there; `source` is as for [`plan`].
 pub fn execute<E: Entry>(
     decoded: &Decoded,
-    regs: &mut impl RegisterFile,
+    regs: &mut Regs,
     bases: SegmentBases,
     fault: u64,
     source: u64,

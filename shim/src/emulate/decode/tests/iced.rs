@@ -3,11 +3,11 @@
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 
 use super::super::super::address::SegmentBases;
-use super::super::super::fake::FakeRegs;
 use super::super::super::insn::{
     Alu, BitOp, Gpr, Insn, IoPort, Refused, Source, StoreOp, Strings, Unary, Width,
 };
 use super::super::CodeSize;
+use crate::cpu::Regs;
 
 pub(super) const RIP: u64 = 0xffff_ffff_8123_4560;
 pub(super) const BASES: SegmentBases = SegmentBases {
@@ -15,13 +15,14 @@ pub(super) const BASES: SegmentBases = SegmentBases {
     gs: 0xffff_8880_0000_0000,
 };
 
-pub(super) fn registers() -> FakeRegs {
+pub(super) fn registers() -> Regs {
     let gprs = core::array::from_fn(|n| (n as u64 + 1).wrapping_mul(0x0123_4567_89ab_cdef));
-    FakeRegs {
-        gprs,
+    let regs = Regs {
         rip: RIP,
         rflags: 2,
-    }
+        ..Regs::default()
+    };
+    regs.with_gprs(gprs)
 }
 
 pub(super) fn iced(bytes: &[u8], size: CodeSize) -> Instruction {
@@ -37,8 +38,8 @@ pub(super) fn address(of: &Instruction, operand: u32) -> u64 {
             Register::FS => BASES.fs,
             Register::GS => BASES.gs,
             _ if register.is_segment_register() => 0,
-            _ if register.size() == 4 => regs.gprs[register.number()] & 0xffff_ffff,
-            _ => regs.gprs[register.number()],
+            _ if register.size() == 4 => regs.gprs()[register.number()] & 0xffff_ffff,
+            _ => regs.gprs()[register.number()],
         })
     })
     .expect("a memory operand")

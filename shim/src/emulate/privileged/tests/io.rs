@@ -33,11 +33,11 @@ fn permitted_ports_read_as_ones() {
     let mut after = regs(0x1122_3344_5566_7788, 0, 0x60);
     let mut bench = kernel();
     assert_eq!(run(&[0xec], &mut after, &mut bench), DONE);
-    assert_eq!(after.gprs[0], 0x1122_3344_5566_77ff);
+    assert_eq!(after.gpr(0), 0x1122_3344_5566_77ff);
     assert_eq!(run(&[0x66, 0xed], &mut after, &mut bench), DONE);
-    assert_eq!(after.gprs[0], 0x1122_3344_5566_ffff);
+    assert_eq!(after.gpr(0), 0x1122_3344_5566_ffff);
     assert_eq!(run(&[0xe5, 0x80], &mut after, &mut bench), DONE);
-    assert_eq!(after.gprs[0], 0xffff_ffff);
+    assert_eq!(after.gpr(0), 0xffff_ffff);
     assert_eq!(run(&[0xe6, 0x80], &mut after, &mut bench), DONE);
 }
 
@@ -71,29 +71,29 @@ fn string_io_moves_one_element_at_a_time() {
     let mut bench = kernel();
     let mut after = regs(0, 2, 0x60);
     let memory = bench.page(3);
-    after.gprs[7] = memory + 4;
+    after.set_gpr(7, memory + 4);
     // rep insw
     assert_eq!(run(&[0xf3, 0x66, 0x6d], &mut after, &mut bench), DONE);
-    let left = (after.rip, after.gprs[1], after.gprs[7]);
+    let left = (after.rip, after.gpr(1), after.gpr(7));
     assert_eq!(left, (0x1000, 1, memory + 6));
     assert_eq!(run(&[0xf3, 0x66, 0x6d], &mut after, &mut bench), DONE);
-    let left = (after.rip, after.gprs[1], after.gprs[7]);
+    let left = (after.rip, after.gpr(1), after.gpr(7));
     assert_eq!(left, (0x1003, 0, memory + 8));
     let written: [u8; 6] = bench.get(memory + 3);
     assert_eq!(written, [0, 0xff, 0xff, 0xff, 0xff, 0]);
     // outsb backwards
     let mut after = regs(0, 0, 0x60);
     after.rflags |= 1 << 10;
-    after.gprs[6] = memory + 5;
+    after.set_gpr(6, memory + 5);
     assert_eq!(run(&[0x6e], &mut after, &mut bench), DONE);
-    assert_eq!((after.rip, after.gprs[6]), (0x1001, memory + 4));
+    assert_eq!((after.rip, after.gpr(6)), (0x1001, memory + 4));
 }
 
 #[test]
 fn string_io_faults_like_any_access_to_memory() {
     let mut bench = kernel();
     let mut after = regs(0, 3, 0x60);
-    after.gprs[7] = 0xffff_8000_0000_0000;
+    after.set_gpr(7, 0xffff_8000_0000_0000);
     let outcome = run(&[0xf3, 0x6c], &mut after, &mut bench);
     assert_eq!(
         outcome,
@@ -103,10 +103,10 @@ fn string_io_faults_like_any_access_to_memory() {
         }
     );
     assert_eq!(
-        (cr2(&mut bench), after.rip, after.gprs[1]),
+        (cr2(&mut bench), after.rip, after.gpr(1)),
         (0xffff_8000_0000_0000, 0x1000, 3)
     );
-    after.gprs[1] = 0;
+    after.set_gpr(1, 0);
     assert_eq!(run(&[0xf3, 0x6c], &mut after, &mut bench), DONE);
 }
 
@@ -118,7 +118,7 @@ fn a_process_with_ports_does_not_reach_its_kernels_memory() {
     bench.enter_user();
     for (address, error_code) in [(0xffff_8880_0000_0000, 6), (1 << 47, 6), ((1 << 47) - 1, 6)] {
         let mut after = regs(0, 0, 0x60);
-        after.gprs[7] = address;
+        after.set_gpr(7, address);
         let outcome = run(&[0x6d], &mut after, &mut bench);
         assert_eq!(
             outcome,
@@ -130,7 +130,7 @@ fn a_process_with_ports_does_not_reach_its_kernels_memory() {
         assert_eq!((cr2(&mut bench), after.rip), (address, 0x1000));
     }
     let mut after = regs(0, 0, 0x60);
-    after.gprs[6] = 0xffff_ffff_8000_0000;
+    after.set_gpr(6, 0xffff_ffff_8000_0000);
     let outcome = run(&[0x6f], &mut after, &mut bench);
     assert_eq!(
         outcome,
@@ -139,6 +139,6 @@ fn a_process_with_ports_does_not_reach_its_kernels_memory() {
             error_code: Some(4)
         }
     );
-    after.gprs[6] = Bench::USER;
+    after.set_gpr(6, Bench::USER);
     assert_eq!(run(&[0x6f], &mut after, &mut bench), DONE);
 }

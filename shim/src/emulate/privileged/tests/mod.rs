@@ -5,25 +5,24 @@ mod io;
 use xen_abi::Mfn;
 use xen_abi::trap::TrapInfo;
 
-use super::super::fake::FakeRegs;
 use super::super::regs::{After, RF, TF};
 use super::{CR4_FIXED, CR4_OSXSAVE, CodeSize, GuestCpu, Outcome};
 use crate::boot::fill_hypercall_page;
-use crate::cpu::Assist;
 use crate::cpu::first::CR0;
+use crate::cpu::{Assist, Regs};
 use crate::testing::Bench;
 
 const DONE: Outcome = Outcome::Done(After::Continue);
 /// `ud2; .ascii "xen"; cpuid`
 const FORCED_CPUID: [u8; 7] = [0x0f, 0x0b, 0x78, 0x65, 0x6e, 0x0f, 0xa2];
 
-fn regs(rax: u64, rcx: u64, rdx: u64) -> FakeRegs {
-    let mut regs = FakeRegs {
+fn regs(rax: u64, rcx: u64, rdx: u64) -> Regs {
+    let mut regs = Regs {
         rip: 0x1000,
         rflags: RF | 0x202,
         ..Default::default()
     };
-    regs.gprs[..3].copy_from_slice(&[rax, rcx, rdx]);
+    (regs.rax, regs.rcx, regs.rdx) = (rax, rcx, rdx);
     regs
 }
 
@@ -49,28 +48,23 @@ fn set_cpl(bench: &mut Bench, cpl: u8) {
     bench.guest.assist.set(Assist::ARCHITECTURAL_IOPL, cpl == 0);
 }
 
-fn general_protection(
-    bytes: &[u8],
-    size: CodeSize,
-    regs: &mut FakeRegs,
-    bench: &mut Bench,
-) -> Outcome {
+fn general_protection(bytes: &[u8], size: CodeSize, regs: &mut Regs, bench: &mut Bench) -> Outcome {
     let mut cpu = GuestCpu::new(&mut bench.guest, 0);
     super::general_protection(bytes, size, regs, &mut cpu)
 }
 
-fn invalid_opcode(bytes: &[u8], size: CodeSize, regs: &mut FakeRegs, bench: &mut Bench) -> Outcome {
+fn invalid_opcode(bytes: &[u8], size: CodeSize, regs: &mut Regs, bench: &mut Bench) -> Outcome {
     let mut cpu = GuestCpu::new(&mut bench.guest, 0);
     super::invalid_opcode(bytes, size, regs, &mut cpu)
 }
 
-fn run(bytes: &[u8], regs: &mut FakeRegs, bench: &mut Bench) -> Outcome {
+fn run(bytes: &[u8], regs: &mut Regs, bench: &mut Bench) -> Outcome {
     general_protection(bytes, CodeSize::Bits64, regs, bench)
 }
 
 /// Asserts that an instruction comes back to the guest and changes nothing.
-fn refused(bytes: &[u8], before: &FakeRegs, bench: &mut Bench) {
-    let mut regs = before.clone();
+fn refused(bytes: &[u8], before: &Regs, bench: &mut Bench) {
+    let mut regs = *before;
     assert_eq!(
         run(bytes, &mut regs, bench),
         Outcome::NotHandled,
@@ -109,10 +103,10 @@ fn the_kernel_changes_only_ts_of_cr0() {
     assert_eq!((regs.rip, regs.rflags), (0x1003, 0x202), "RF is gone");
     // mov %cr0, %r9
     assert_eq!(run(&[0x41, 0x0f, 0x20, 0xc1], &mut regs, &mut bench), DONE);
-    assert_eq!(regs.gprs[9], CR0 | 8);
+    assert_eq!(regs.gpr(9), CR0 | 8);
     assert_eq!(run(&[0x0f, 0x06], &mut regs, &mut bench), DONE);
     assert!(!bench.guest.vcpus[0].task_switched && !bench.guest.m.task_switched);
-    regs.gprs[0] = CR0 ^ 1 << 16;
+    regs.set_gpr(0, CR0 ^ 1 << 16);
     refused(&[0x0f, 0x22, 0xc0], &regs, &mut bench);
 }
 
@@ -150,7 +144,7 @@ fn cr3_switches_tables_or_faults() {
     assert_eq!(bench.guest.m.root, other);
     let mut after = regs(0, 0, 0);
     assert_eq!(run(&[0x0f, 0x20, 0xd8], &mut after, &mut bench), DONE);
-    assert_eq!(after.gprs[0], other.addr());
+    assert_eq!(after.gpr(0), other.addr());
     refused(&[0x0f, 0x22, 0xd8], &regs(0, 0, 0), &mut bench);
     // There is no CR8.
     refused(&[0x44, 0x0f, 0x20, 0xc0], &regs(0, 0, 0), &mut bench);
@@ -166,7 +160,7 @@ fn debug_registers_4_and_5_are_aliases_until_de_is_set() {
     );
     let mut after = regs(0, 0, 0);
     assert_eq!(run(&[0x0f, 0x21, 0xf9], &mut after, &mut bench), DONE);
-    assert_eq!(after.gprs[1], 0x400);
+    assert_eq!(after.gpr(1), 0x400);
     refused(&[0x0f, 0x23, 0xf8], &regs(1 << 32, 0, 0), &mut bench);
     bench.guest.vcpus[0].cr4 |= 1 << 3;
     refused(&[0x0f, 0x21, 0xe8], &regs(0, 0, 0), &mut bench);
@@ -178,10 +172,10 @@ fn msrs_come_in_two_halves() {
     let mut regs = regs(0xdead_beef_8000_0000, 0xc000_0101, 0xffff_8880);
     assert_eq!(run(&[0x0f, 0x30], &mut regs, &mut bench), DONE);
     assert_eq!(bench.guest.m.gs_base, 0xffff_8880_8000_0000);
-    regs.gprs[1] = 0xffff_ffff_c000_0101;
+    regs.set_gpr(1, 0xffff_ffff_c000_0101);
     assert_eq!(run(&[0x0f, 0x32], &mut regs, &mut bench), DONE);
-    assert_eq!((regs.gprs[0], regs.gprs[2]), (0x8000_0000, 0xffff_8880));
-    regs.gprs[1] = 0x1234;
+    assert_eq!((regs.gpr(0), regs.gpr(2)), (0x8000_0000, 0xffff_8880));
+    regs.set_gpr(1, 0x1234);
     refused(&[0x0f, 0x32], &regs, &mut bench);
 }
 
@@ -208,12 +202,12 @@ fn osxsave_leaks_only_to_a_kernel_that_forces_emulation() {
         let mut regs = regs(1, 0, 0);
         let outcome = invalid_opcode(&FORCED_CPUID, CodeSize::Bits64, &mut regs, bench);
         assert_eq!((outcome, regs.rip), (DONE, 0x1007));
-        regs.gprs[1] & OSXSAVE
+        regs.gpr(1) & OSXSAVE
     };
     let native = |bench: &mut Bench| {
         let mut regs = regs(1, 0, 0);
         assert_eq!(run(&[0x0f, 0xa2], &mut regs, bench), DONE);
-        regs.gprs[1] & OSXSAVE
+        regs.gpr(1) & OSXSAVE
     };
     assert_ne!(forced(&mut kernel()), 0);
     assert_eq!(forced(&mut process()), 0);
@@ -254,7 +248,7 @@ fn an_invalid_opcode_is_nothing_but_forced_cpuid() {
 
 #[test]
 fn a_single_stepped_cpuid_owes_a_debug_trap() {
-    let mut after = FakeRegs {
+    let mut after = Regs {
         rflags: TF,
         ..regs(0, 0, 0)
     };
@@ -264,13 +258,13 @@ fn a_single_stepped_cpuid_owes_a_debug_trap() {
 
 #[test]
 fn thirty_two_bit_code_stays_below_4_gib() {
-    let mut after = FakeRegs {
+    let mut after = Regs {
         rip: 0xffff_ffff,
         ..regs(0x4000_0000, 0, 0)
     };
     let bytes = [0x0f, 0xa2];
     let outcome = general_protection(&bytes, CodeSize::Bits32, &mut after, &mut process());
-    assert_eq!((outcome, after.rip, after.gprs[0]), (DONE, 1, 0x4000_0005));
+    assert_eq!((outcome, after.rip, after.gpr(0)), (DONE, 1, 0x4000_0005));
 }
 
 #[test]
@@ -336,7 +330,7 @@ fn the_kernel_reads_the_tsc_even_when_processes_may_not() {
     bench.guest.vcpus[0].tsc_aux = 7;
     let tsc = bench.guest.m.clock.tsc();
     assert_eq!(run(&[0x0f, 0x01, 0xf9], &mut after, &mut bench), DONE);
-    assert_eq!(after.gprs[..3], [tsc & 0xffff_ffff, 7, tsc >> 32]);
+    assert_eq!(after.gprs()[..3], [tsc & 0xffff_ffff, 7, tsc >> 32]);
 }
 
 #[test]

@@ -13,12 +13,12 @@ use proptest::prelude::{ProptestConfig, Strategy, any, prop_oneof};
 use proptest::{prop_assert, prop_assert_eq, proptest, sample::select};
 
 use super::super::address::{SegmentBases, store_target, string_source};
-use super::super::fake::FakeRegs;
 use super::super::flags::ARITHMETIC;
 use super::super::insn::Gpr;
-use super::super::regs::{After, DF, RAX, RCX, RDI, RDX, RSI, RegisterFile};
+use super::super::regs::{After, DF, RAX, RCX, RDI, RDX, RSI};
 use super::super::{CodeSize, Decoded, decode};
 use super::{Entry, Insn, NotAnEntry, Outcome, Source, StoreOp, execute, plan};
+use crate::cpu::Regs;
 
 /// Registers that the machine code under test may use; the compiler keeps the others.
 const USABLE: [u8; 7] = [RAX, RCX, RDX, RSI, RDI, 8, 9];
@@ -46,8 +46,8 @@ impl Code {
     }
 
     /// Runs the instruction with these registers and arithmetic flags.
-    fn run(&self, regs: &mut FakeRegs) {
-        let g = &mut regs.gprs;
+    fn run(&self, regs: &mut Regs) {
+        let mut g = regs.gprs();
         let mut flags = regs.rflags;
         // SAFETY: the code is one decoded store that only uses registers listed here; its address
         // is within the test's own buffers.  The direction flag is cleared again, and the call
@@ -61,6 +61,7 @@ impl Code {
                 inout("rdi") g[7], inout("r8") g[8], inout("r9") g[9],
             );
         }
+        *regs = regs.with_gprs(g);
         regs.rflags = flags;
     }
 }
@@ -106,7 +107,7 @@ fn read_bytes(memory: &[u64], base: u64, address: u64, len: u8) -> u64 {
 }
 
 /// Emulates until the instruction is over, as the fault handler would.
-fn emulate(decoded: &Decoded, regs: &mut FakeRegs, memory: &mut [u64], base: u64) {
+fn emulate(decoded: &Decoded, regs: &mut Regs, memory: &mut [u64], base: u64) {
     let start = regs.rip;
     while regs.rip == start {
         let bases = SegmentBases::default();
@@ -216,7 +217,7 @@ proptest! {
         prop_assert_eq!(usize::from(decoded.len), bytes.len());
         let mut memory: Vec<u64> = (0..WORDS).map(|n| contents[n % 4].rotate_left(n as u32)).collect();
         let base = memory.as_mut_ptr() as u64;
-        let mut regs = FakeRegs { rip: 0x1000, ..Default::default() };
+        let mut regs = Regs { rip: 0x1000, ..Default::default() };
         for (n, value) in USABLE.into_iter().zip(values) {
             regs.set_gpr(n, value);
         }
@@ -246,7 +247,7 @@ proptest! {
         }
         regs.rflags = flags & wanted | interrupts;
 
-        let (mut ours, before) = (regs.clone(), memory.clone());
+        let (mut ours, before) = (regs, memory.clone());
         let mut emulated = before.clone();
         emulate(&decoded, &mut ours, &mut emulated, base);
         Code::new(&bytes).run(&mut regs);
@@ -254,7 +255,7 @@ proptest! {
         regs.rip = ours.rip;
         let visible = ARITHMETIC | DF;
         prop_assert_eq!(ours.rflags & visible, regs.rflags & visible, "{:x?}", decoded);
-        prop_assert_eq!(ours.gprs, regs.gprs, "{:x?}", decoded);
+        prop_assert_eq!(ours.gprs(), regs.gprs(), "{:x?}", decoded);
         prop_assert!(emulated == memory, "{decoded:x?}: {before:x?} {emulated:x?} {memory:x?}");
     }
 
@@ -267,7 +268,7 @@ proptest! {
     ) {
         let Ok(decoded) = decode(&bytes, CodeSize::Bits64) else { return Ok(()) };
         let Insn::Store(store) = decoded.insn else { return Ok(()) };
-        let regs = FakeRegs { gprs: [value; 16], ..Default::default() };
+        let regs = Regs::default().with_gprs([value; 16]);
         let field = store.width.mask().checked_shl(8 * (target as u32 & 7)).unwrap_or(0);
         match plan(&decoded, &regs, target, current, value) {
             Ok(plan) => prop_assert_eq!((plan.new ^ current) & !field, 0),

@@ -5,28 +5,28 @@ use std::vec::Vec;
 
 use super::super::{Outcome, execute};
 use super::Word;
+use crate::cpu::Regs;
 use crate::emulate::address::SegmentBases;
-use crate::emulate::fake::FakeRegs;
 use crate::emulate::regs::{After, CF, RF, TF, ZF};
 use crate::emulate::{CodeSize, decode};
 
 /// `lock cmpxchg %rdx, (%rdi)`
 const CMPXCHG: [u8; 5] = [0xf0, 0x48, 0x0f, 0xb1, 0x17];
 
-fn run(bytes: &[u8], regs: &mut FakeRegs, entry: &mut Word<'_>) -> Outcome<()> {
+fn run(bytes: &[u8], regs: &mut Regs, entry: &mut Word<'_>) -> Outcome<()> {
     let decoded = decode(bytes, CodeSize::Bits64).expect("a store");
-    let fault = regs.gprs[7];
+    let fault = regs.gpr(7);
     execute(&decoded, regs, SegmentBases::default(), fault, 0, entry)
 }
 
 #[test]
 fn a_changing_entry_is_read_again() {
     let mut entry = 5;
-    let mut regs = FakeRegs {
+    let mut regs = Regs {
         rflags: RF | 2,
         ..Default::default()
     };
-    regs.gprs[7] = 0x8000;
+    regs.set_gpr(7, 0x8000);
     let mut word = Word {
         at: &mut entry,
         interference: Vec::from([0x67]),
@@ -40,12 +40,12 @@ fn a_changing_entry_is_read_again() {
 #[test]
 fn a_failed_comparison_loads_the_accumulator_and_stores_nothing() {
     let mut entry = 0x77;
-    let mut regs = FakeRegs {
+    let mut regs = Regs {
         rflags: TF | ZF | 2,
         ..Default::default()
     };
-    regs.gprs[7] = 0x8000;
-    regs.gprs[2] = 1;
+    regs.set_gpr(7, 0x8000);
+    regs.set_gpr(2, 1);
     let mut word = Word {
         at: &mut entry,
         interference: Vec::new(),
@@ -54,18 +54,18 @@ fn a_failed_comparison_loads_the_accumulator_and_stores_nothing() {
         run(&CMPXCHG, &mut regs, &mut word),
         Outcome::Done(After::DebugTrap)
     );
-    assert_eq!((entry, regs.gprs[0], regs.rflags & ZF), (0x77, 0x77, 0));
+    assert_eq!((entry, regs.gpr(0), regs.rflags & ZF), (0x77, 0x77, 0));
 }
 
 #[test]
 fn an_entry_that_never_rests_gives_up_without_effect() {
     let mut entry = 0;
-    let mut regs = FakeRegs {
+    let mut regs = Regs {
         rflags: RF | 2,
         ..Default::default()
     };
-    regs.gprs[7] = 0x8000;
-    let before = regs.clone();
+    regs.set_gpr(7, 0x8000);
+    let before = regs;
     let mut word = Word {
         at: &mut entry,
         interference: (1..100).collect(),
@@ -81,7 +81,7 @@ fn an_entry_that_never_rests_gives_up_without_effect() {
 #[test]
 fn a_store_elsewhere_is_not_ours() {
     let mut entry = 0;
-    let mut regs = FakeRegs::default();
+    let mut regs = Regs::default();
     let decoded = decode(&CMPXCHG, CodeSize::Bits64).expect("a store");
     let mut word = Word {
         at: &mut entry,
