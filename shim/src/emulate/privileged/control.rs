@@ -1,12 +1,11 @@
 //! Control registers as a PV guest has them, and the aliases among its debug registers.
 
 use super::super::regs::retire;
-use super::{GuestCpu, Loaded, Outcome};
+use super::Outcome;
+use super::guest_cpu::{CR0_TS, GuestCpu, Loaded};
 use crate::cpu::{Machine, Regs};
 use crate::host::Host;
 
-/// `CR0.TS`, the only bit of CR0 that the guest may change.
-pub const CR0_TS: u64 = 1 << 3;
 /// `CR4.TSD`: processes may not read the time-stamp counter.
 pub const CR4_TSD: u64 = 1 << 2;
 /// `CR4.DE`: DR4 and DR5 are no aliases of DR6 and DR7.

@@ -3,14 +3,41 @@
 use xen_abi::shared_info::vcpu_info;
 use xen_abi::{Errno, GuestVa, Mfn, PAGE_SIZE};
 
-use super::{AccessFault, CR0_TS, Loaded};
 use crate::boot::fill_hypercall_page;
 use crate::cpu::{Machine, Vcpu, first};
 use crate::guest::{Guest, mm};
 use crate::host::Host;
 
+/// `CR0.TS`, the only bit of CR0 that the guest may change.
+pub const CR0_TS: u64 = 1 << 3;
 /// Page-fault error code of a failed data access by the emulator.
 const PF_WRITE: u32 = 1 << 1;
+
+/// How a change of a control register ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loaded {
+    /// It happened.
+    Done,
+    /// It did not: a general protection fault.
+    Refused,
+    /// It takes longer: the guest runs the instruction again.
+    Again,
+}
+
+impl From<bool> for Loaded {
+    fn from(done: bool) -> Self {
+        if done { Self::Done } else { Self::Refused }
+    }
+}
+
+/// Guest memory could not be accessed: the error code of the page fault that this is to the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AccessFault {
+    /// As the CPU pushes it, but for the user bit, which the emulator adds for processes.
+    pub error_code: u32,
+    /// The linear address that faulted.
+    pub address: u64,
+}
 
 /// One vCPU with the guest that it belongs to, for the length of one instruction.
 pub struct GuestCpu<'a, M: Machine, H: Host> {

@@ -16,40 +16,14 @@ use super::{CodeSize, Decoded, decode};
 use crate::cpu::{Machine, Regs};
 use crate::host::Host;
 
-pub use control::{CR0_TS, CR4_DE, CR4_FIXED, CR4_FSGSBASE, CR4_OSXSAVE, CR4_TSD};
+pub use control::{CR4_DE, CR4_FIXED, CR4_FSGSBASE, CR4_OSXSAVE, CR4_TSD};
 use control::{debug_number, read_cr, write_cr};
-pub use guest_cpu::GuestCpu;
+pub use guest_cpu::{AccessFault, CR0_TS, GuestCpu, Loaded};
 
 /// The vector of a general protection fault.
 pub const GENERAL_PROTECTION: u8 = 13;
 /// The vector of a page fault.
 pub const PAGE_FAULT: u8 = 14;
-
-/// How a change of a control register ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Loaded {
-    /// It happened.
-    Done,
-    /// It did not: a general protection fault.
-    Refused,
-    /// It takes longer: the guest runs the instruction again.
-    Again,
-}
-
-impl From<bool> for Loaded {
-    fn from(done: bool) -> Self {
-        if done { Self::Done } else { Self::Refused }
-    }
-}
-
-/// Guest memory could not be accessed: the error code of the page fault that this is to the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AccessFault {
-    /// As the CPU pushes it, but for the user bit, which the emulator adds for processes.
-    pub error_code: u32,
-    /// The linear address that faulted.
-    pub address: u64,
-}
 
 /// How a trapped instruction ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
