@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use crate::capabilities::STREAM;
-use crate::job::{Destination, DomainEntry, Error, Host, HostFacts, Lone, Needs, Result, Source};
-use crate::receive::{Receiver, Reservations};
+use crate::job::{
+    Destination, DomainEntry, Error, Host, HostFacts, Lone, Needs, Reservations, Result, Source,
+};
+use crate::receive::Receiver;
 use crate::save::LiveSource;
 use crate::storage::Storage;
 use crate::xen::abi::DomainInfo;
@@ -142,6 +144,10 @@ impl Host for XenHost {
             state: state(info.state()).to_owned(),
         };
         Ok(self.all()?.into_iter().map(entry).collect())
+    }
+
+    fn reservations(&self) -> &Reservations {
+        &self.reservations
     }
 
     fn source(&self, domain: &str) -> Result<Box<dyn Source>> {

@@ -58,8 +58,7 @@ use crate::config::Config;
 use crate::job::{Control, Error, Host, JobOptions, Needs, Result};
 use crate::journal::{self, Journal};
 use crate::predict::Prediction;
-use crate::save::is_coming;
-use crate::session::{Locks, SessionId, SourceRecord};
+use crate::session::{SessionId, SourceRecord};
 use crate::storage::Storage;
 use crate::transport::tls::Identity;
 use crate::xen::config::arrived as configuration;
@@ -91,7 +90,6 @@ pub struct Daemon {
     host: Arc<dyn Host>,
     audit: Audit,
     history: History,
-    locks: Mutex<Locks>,
     jobs: Mutex<Vec<Arc<Job>>>,
     incoming: Mutex<BTreeMap<SessionId, Arc<Incoming>>>,
     /// UUIDs of guests that a job reads.
@@ -150,7 +148,6 @@ impl Daemon {
             host,
             audit,
             history,
-            locks: Mutex::default(),
             jobs: Mutex::default(),
             incoming: Mutex::default(),
             leaving: Mutex::default(),
@@ -329,21 +326,6 @@ impl Daemon {
             daemon: self.clone(),
             uuid: uuid.to_owned(),
         })
-    }
-
-    /// How much memory is free; the locks know then what the domains that are on their way have already.
-    fn reckon(&self) -> Result<u64> {
-        // In this order, lest what one gets meanwhile is promised to somebody else.
-        let domains = self.host.domains()?;
-        let free = self.host.facts()?.free_memory_bytes;
-        self.locks.lock().reckon(|uuid| {
-            let mut coming = domains.iter().filter(|domain| {
-                // Not its source, if that is on this host, too.
-                domain.uuid == uuid && is_coming(&domain.name)
-            });
-            coming.next().map_or(0, |domain| domain.memory_bytes)
-        });
-        Ok(free)
     }
 
     /// Whether a guest of this peer may come: it has nothing of this host but what is allowed, and its

@@ -312,13 +312,6 @@ fn check(daemon: &Daemon, host: &str, needs: &Needs) -> Result<()> {
     check_name(&needs.destination_name).map_err(Error::Refused)?;
     daemon.admits(host, needs)?;
     let session = SessionId::new(random()?);
-    let free = daemon.reckon()?;
-    let mut locks = daemon.locks.lock();
-    locks
-        .take(session, needs.into(), free)
-        .map_err(Error::Refused)?;
-    locks.give_up(session);
-    drop(locks);
     let mut destination = daemon.host.destination()?;
     let reserved = destination.reserve(&session.to_string(), needs);
     destination.discard()?;

@@ -28,6 +28,7 @@ mod control;
 mod digest;
 mod error;
 mod options;
+mod reservations;
 mod statistics;
 
 use std::sync::Arc;
@@ -39,6 +40,7 @@ pub use control::{Control, Event, Phase, Stop};
 pub use digest::{Chunk, Digest, Digests, StateDigests, digest};
 pub use error::{Error, Result};
 pub use options::{Compression, JobOptions, OnTimeout};
+pub use reservations::{FreeMemory, Reservations};
 pub use statistics::Statistics;
 
 use crate::storage::Storage;
@@ -194,6 +196,9 @@ pub trait Host: Send + Sync {
     /// If Xen or the toolstack does not answer.
     fn domains(&self) -> Result<Vec<DomainEntry>>;
 
+    /// What domains on their way to this host hold of it, whoever brings them.
+    fn reservations(&self) -> &Reservations;
+
     /// Opens the running domain of this name (or number) as a source.  Has no effect on it.
     ///
     /// # Errors
@@ -224,7 +229,8 @@ pub trait Host: Send + Sync {
     fn find_source(&self, needs: &Needs) -> Result<Box<dyn Source>>;
 
     /// Takes up the destination of a job that another run of the agent began; `job` and `needs` are
-    /// those that [`Destination::reserve`] got.  An absent domain is no error.
+    /// those that [`Destination::reserve`] got.  An absent domain is no error.  The caller has restored
+    /// the job's [reservation](Reservations::restore) and releases it.
     ///
     /// # Errors
     /// If Xen or the toolstack does not answer.
@@ -282,11 +288,12 @@ pub trait Source: Send {
 
 /// A guest at its destination.
 pub trait Destination: Send {
-    /// Locks name, memory and disks for `job` (a name of letters, digits and hyphens, unique for ever),
-    /// and checks that the domain could be built here.
+    /// [Reserves](Reservations) name, UUID, disks and memory for `job` (a name of letters, digits and
+    /// hyphens, unique for ever), and checks that the domain could be built here.  The reservation ends with
+    /// this destination at the latest.
     ///
     /// # Errors
-    /// [`Error::Refused`] with the reason; then nothing is locked.
+    /// [`Error::Refused`] with the reason; then nothing is reserved.
     fn reserve(&mut self, job: &str, needs: &Needs) -> Result<()>;
 
     /// Starts the toolstack and returns where the stream goes: from its image header on, the `xl` save
@@ -305,7 +312,7 @@ pub trait Destination: Send {
     fn finish(&mut self, limits: Option<MemoryLimits>) -> Result<()>;
 
     /// Makes the domain the guest: it gets its own name and runs, or stays paused if that was asked for.
-    /// Does nothing if this was done already.  The lock is given up.
+    /// Does nothing if this was done already.  Releases the reservation.
     ///
     /// # Errors
     /// If the domain is not there, or does not run afterwards.
@@ -315,7 +322,7 @@ pub trait Destination: Send {
     /// and can be waited for; to be followed by [`Destination::discard`].
     fn cancel(&self);
 
-    /// Throws away whatever there is of the domain, and the lock.  Does nothing if there is nothing.
+    /// Throws away whatever there is of the domain, and the reservation.  Does nothing if there is nothing.
     /// Never touches a copy that runs.
     ///
     /// # Errors

@@ -9,7 +9,6 @@
 //! | `mark` | which domain is whose copy |
 //! | `names` | the guest's own name for a copy that was handed over |
 //! | `handshake` | the words that `xl` says before and after a stream |
-//! | `reservations` | what other jobs on this host may not touch |
 
 pub(crate) mod canonical;
 mod complaints;
@@ -19,7 +18,6 @@ pub(crate) mod handshake;
 mod incoming;
 mod mark;
 mod names;
-mod reservations;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -27,8 +25,10 @@ use std::sync::Arc;
 
 pub(crate) use self::fill::records;
 use self::incoming::Incoming;
-pub(crate) use self::reservations::Reservations;
-use crate::job::{Control, Destination, Error, MemoryLimits, Needs, Presence, Result, Sink};
+use crate::job::{
+    Control, Destination, Error, FreeMemory, MemoryLimits, Needs, Presence, Reservations, Result,
+    Sink,
+};
 use crate::save::{ARRIVED, INCOMING, is_coming, marker, names_of, presence};
 use crate::verify::Told;
 use crate::xen::abi::DomainInfo;
@@ -49,8 +49,8 @@ pub(crate) struct Receiver {
     priority: Arc<Priority>,
     /// Whose copy it is.
     job: String,
-    /// A place is promised to it.
-    is_promised: bool,
+    /// It has reserved what it needs.
+    has_reserved: bool,
     /// It has been unpaused: if it is paused still, then by somebody else.
     is_unpaused: bool,
     needs: Needs,
@@ -77,7 +77,7 @@ impl Receiver {
             room,
             priority,
             job: String::new(),
-            is_promised: false,
+            has_reserved: false,
             is_unpaused: false,
             needs: Needs::default(),
             limits: None,
@@ -86,20 +86,21 @@ impl Receiver {
         }
     }
 
-    /// Takes up the place of a job that another run of the agent began.  What another job has been promised
-    /// since stays promised: this one only ends what it has begun.
+    /// Takes up the place of a job that another run of the agent began.
     pub(crate) fn again(mut self, job: &str, needs: &Needs) -> Self {
         self.needs = needs.clone();
         job.clone_into(&mut self.job);
-        let none = BTreeMap::new();
-        match self.reservations.take(job, needs, u64::MAX, &none) {
-            Ok(()) => self.is_promised = true,
-            Err(error) => log::warn!("job {job}: {error}"),
-        }
-        if matches!(self.presence(), Ok(Presence::Paused | Presence::Running)) {
-            self.reservations.built(job);
-        }
         self
+    }
+
+    /// The host's free memory.
+    fn free_memory(&self) -> Result<FreeMemory> {
+        // In this order: what a domain gets in between must not be given away a second time.
+        let being_built = self.being_built()?;
+        Ok(FreeMemory {
+            bytes: self.room.bytes()?,
+            being_built,
+        })
     }
 
     /// What the domains have that are being built now, by UUID.
@@ -219,12 +220,9 @@ impl Destination for Receiver {
             )));
         }
         Self::check_disks(needs)?;
-        // Before what is free, lest what a domain gets meanwhile is promised to this one.
-        let has = self.being_built()?;
-        self.reservations
-            .take(job, needs, self.room.bytes()?, &has)?;
+        self.reservations.take(job, needs, &self.free_memory()?)?;
         job.clone_into(&mut self.job);
-        self.is_promised = true;
+        self.has_reserved = true;
         self.needs = needs.clone();
         Ok(())
     }
@@ -282,7 +280,8 @@ impl Destination for Receiver {
             }
         }
         self.name(domid);
-        self.release();
+        self.turn = None;
+        self.reservations.release(&self.job);
         Ok(())
     }
 
@@ -308,7 +307,7 @@ impl Destination for Receiver {
             }
             toolstack::destroy(domid)?;
         }
-        self.release();
+        self.reservations.release(&self.job);
         Ok(())
     }
 
@@ -323,17 +322,11 @@ impl Destination for Receiver {
     }
 }
 
-impl Receiver {
-    fn release(&mut self) {
-        self.turn = None;
-        if std::mem::take(&mut self.is_promised) {
-            self.reservations.release(&self.job);
-        }
-    }
-}
-
 impl Drop for Receiver {
     fn drop(&mut self) {
-        self.release();
+        // What another run of the agent had reserved is released by whoever has restored it.
+        if self.has_reserved {
+            self.reservations.release(&self.job);
+        }
     }
 }

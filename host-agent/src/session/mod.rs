@@ -27,7 +27,6 @@
 //! * Every decision is on the disk before anything follows from it.
 
 mod destination;
-mod locks;
 mod message;
 mod record;
 mod source;
@@ -35,7 +34,6 @@ mod standing;
 mod token;
 
 pub use destination::{Choice, DestinationEffect, DestinationEvent, DestinationSession};
-pub use locks::{Locks, Resources};
 pub use message::{Answer, Order, Request, Sent, Status, Trouble};
 pub use record::{DestinationRecord, SourceRecord};
 pub use source::{Operator, SourceEffect, SourceEvent, SourceSession};

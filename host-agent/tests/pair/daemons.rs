@@ -125,7 +125,7 @@ impl Stopped {
     }
 
     fn daemon(&self, host: &str, fake: &Arc<Fake>, listen: SocketAddr) -> Arc<Daemon> {
-        let handle = Arc::new(Handle(fake.clone()));
+        let handle = Handle::new(fake);
         let daemon = Daemon::new(self.config(host, listen), handle).unwrap();
         daemon.start().unwrap();
         daemon
@@ -143,7 +143,7 @@ impl Stopped {
 
     /// Starts the destination's daemon only; the disk does not give this folder any more.
     pub fn go_right_without(&self, folder: &str) -> Arc<Daemon> {
-        let handle = Arc::new(Handle(self.b.clone()));
+        let handle = Handle::new(&self.b);
         let daemon = Daemon::new(self.config("b", self.addresses[1]), handle).unwrap();
         std::fs::remove_dir(self.folder.path().join("b").join(folder)).unwrap();
         daemon.start().unwrap();

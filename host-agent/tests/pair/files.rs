@@ -6,10 +6,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use unmoved::daemon::{Direction, local};
-use unmoved::job::Presence;
+use unmoved::job::{JobOptions, Presence};
 
 use crate::daemons::{ALLOWED, Pair};
-use crate::ended;
+use crate::{ended, until};
 
 #[test]
 fn a_save_is_a_job_that_ends_with_a_file() {
@@ -69,6 +69,22 @@ fn a_file_that_is_no_guest_is_refused() {
     fs::remove_file(&file).unwrap();
     let job = pair.left.restore("test", &file, false).unwrap();
     assert!(ended(&job).unwrap_err().contains("cannot read"));
+}
+
+#[test]
+fn a_restore_cannot_have_what_a_migration_has_reserved() {
+    let pair = Pair::start();
+    pair.a.add("guest", "u-1");
+    let file = pair.folder.path().join("file");
+    ended(&pair.left.save("test", "guest", &file, true).unwrap()).unwrap();
+    pair.a.hold_live(true);
+    let options = JobOptions::default();
+    let job = pair.left.migrate("test", "guest", "b", options).unwrap();
+    until(&job, || pair.b.presence("u-1") == Presence::Partial);
+    let why = ended(&pair.right.restore("test", &file, false).unwrap()).unwrap_err();
+    assert!(why.contains("the name guest is reserved"), "{why}");
+    pair.a.hold_live(false);
+    ended(&job).unwrap();
 }
 
 #[test]

@@ -79,7 +79,7 @@ fn a_source_leaves_alone_who_has_too_little_in_common_with_it() {
     for peer in &mut config.peers {
         peer.address = address.to_string();
     }
-    let daemon = Daemon::new(config, Arc::new(Handle(pair.a.clone()))).unwrap();
+    let daemon = Daemon::new(config, Handle::new(&pair.a)).unwrap();
     for (_, why) in cases {
         let options = JobOptions {
             verify: Some(true),

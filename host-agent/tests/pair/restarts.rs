@@ -126,7 +126,7 @@ fn a_second_daemon_is_refused_before_it_touches_what_the_first_does() {
     until(&job, || pair.b.presence("u-1") == Presence::Partial);
     let config = pair.right.config().clone();
     let folder = config.state.display().to_string();
-    let second = Daemon::new(config, Arc::new(Handle(pair.b.clone())));
+    let second = Daemon::new(config, Handle::new(&pair.b));
     let why = second.err().unwrap().to_string();
     assert!(why.contains(&folder), "{why}");
     assert_eq!(pair.b.presence("u-1"), Presence::Partial);
@@ -380,4 +380,36 @@ fn what_cannot_be_found_out_yet_keeps_nobody_waiting() {
     pair.b.hide(false);
     ended(&job).unwrap();
     assert_eq!(pair.b.presence("u-1"), Presence::Running);
+}
+
+/// Before it is known how its domain stands.
+#[test]
+fn what_a_dead_daemon_reserved_no_restore_can_have_after_a_restart() {
+    let stopped = Pair::prepare();
+    stopped.a.add("guest", "u-1");
+    let (_, destination) = begun(&stopped.a);
+    left_behind(&stopped, &[], &[destination]);
+    stopped.b.shrink(1);
+    stopped.b.hide(true);
+    let right = stopped.go_right();
+    let [same, other] = ["same", "other"].map(|name| stopped.folder.path().join(name));
+    let saved = stopped.go_left().save("test", "guest", &same, true);
+    ended(&saved.unwrap()).unwrap();
+    let bytes = std::fs::read(&same).unwrap();
+    let text: String = bytes.into_iter().map(char::from).collect();
+    let text = text
+        .replace(r#""guest""#, r#""other""#)
+        .replace("u-1", "u-2");
+    let bytes: Vec<_> = text.chars().map(|byte| byte as u8).collect();
+    std::fs::write(&other, bytes).unwrap();
+    let restore = |file| ended(&right.restore("test", file, false).unwrap()).unwrap_err();
+    let why = restore(&same);
+    assert!(why.contains("the name guest is reserved"), "{why}");
+    let why = restore(&other);
+    assert!(why.contains("not enough memory"), "{why}");
+    // When it is known that there is no domain, the session is over.
+    stopped.b.hide(false);
+    ended(&only_job(&right)).unwrap_err();
+    let why = restore(&other);
+    assert!(why.contains("cannot be read"), "{why}");
 }

@@ -43,12 +43,6 @@ impl Incoming {
         let daemon = inner.daemon.clone();
         self.job.rename(&request.needs.destination_name);
         daemon.admits(inner.machine.peer(), &request.needs)?;
-        let free = daemon.reckon()?;
-        daemon
-            .locks
-            .lock()
-            .take(self.session, (&request.needs).into(), free)
-            .map_err(Error::Refused)?;
         let mut destination = daemon.host.destination()?;
         destination.reserve(&self.session.to_string(), &request.needs)?;
         inner.is_refused = false;
@@ -80,7 +74,7 @@ impl Incoming {
         });
         daemon.add(&self.job);
         let message = format!(
-            "{} comes from {}: its name, memory and disks are locked",
+            "{} comes from {}: its name, memory and disks are reserved",
             request.needs.destination_name,
             inner.machine.peer()
         );
@@ -132,9 +126,7 @@ impl Incoming {
                 sent.bytes, received.taken
             )));
         }
-        self.destination(inner)?.finish(sent.limits)?;
-        inner.daemon.locks.lock().built(self.session);
-        Ok(())
+        self.destination(inner)?.finish(sent.limits)
     }
 
     pub(super) fn unpause(
@@ -152,7 +144,6 @@ impl Incoming {
             })
         });
         let Err(error) = unpaused else {
-            inner.daemon.locks.lock().give_up(self.session);
             return Ok(());
         };
         let presence = inner.destination.as_mut().map(|there| there.presence());
@@ -177,7 +168,6 @@ impl Incoming {
             // Not reserved for, perhaps, but a run of the daemon before this one may have.
             self.destination(inner)?.discard()?;
         }
-        inner.daemon.locks.lock().give_up(self.session);
         Ok(())
     }
 

@@ -64,14 +64,8 @@ impl Incoming {
         if let Some(request) = &sought {
             daemon.add(&incoming.job);
             incoming.is_sought.store(true, Ordering::Release);
-            // Whether there is memory for it is not asked: the domain may have it already.
-            let held = daemon
-                .locks
-                .lock()
-                .take(session, (&request.needs).into(), u64::MAX);
-            if let Err(why) = held {
-                log::warn!("session {session}: {why}");
-            }
+            let reservations = daemon.host.reservations();
+            reservations.restore(&session.to_string(), &request.needs);
         }
         daemon.incoming.lock().insert(session, incoming.clone());
         Ok(sought.map(|_| incoming))
@@ -103,10 +97,11 @@ impl Incoming {
         let presence = destination.presence()?;
         inner.destination = Some(destination);
         if presence == Presence::Absent {
-            daemon.locks.lock().give_up(session);
+            self.release(&inner);
         } else {
             // The domain that stands there has its memory already.
-            daemon.locks.lock().built(session);
+            let reservations = daemon.host.reservations();
+            reservations.built(&session.to_string());
         }
         log::info!("session {session}: the domain is {presence:?} after a restart");
         self.job.go_on();

@@ -273,9 +273,15 @@ impl Incoming {
         {
             inner.destination = None;
             inner.journal.close();
-            inner.daemon.locks.lock().give_up(self.session);
+            self.release(inner);
         }
         answer
+    }
+
+    /// Gives up the reservation, if there is one.
+    fn release(&self, inner: &Inner) {
+        let reservations = inner.daemon.host.reservations();
+        reservations.release(&self.session.to_string());
     }
 
     /// What the record means to who looks at the job.

@@ -3,14 +3,17 @@
 use std::sync::Arc;
 
 use unmoved::job::{
-    Batch, Control, Destination, Digests, Error, MemoryLimits, Needs, PAGE_SIZE, Presence, Result,
-    Sink, Stop,
+    Batch, Control, Destination, Digests, Error, MemoryLimits, Needs, PAGE_SIZE, Presence,
+    Reservations, Result, Sink, Stop,
 };
 
 use super::{Fake, LIMITS, chunks};
 
 pub(super) struct FakeDestination {
     pub(super) host: Arc<Fake>,
+    pub(super) reservations: Arc<Reservations>,
+    pub(super) job: String,
+    pub(super) has_reserved: bool,
     pub(super) needs: Option<Needs>,
     /// Of the job that receives.
     pub(super) stop: Option<Stop>,
@@ -48,13 +51,16 @@ impl FakeDestination {
 }
 
 impl Destination for FakeDestination {
-    fn reserve(&mut self, _: &str, needs: &Needs) -> Result<()> {
+    fn reserve(&mut self, job: &str, needs: &Needs) -> Result<()> {
         let name = &needs.destination_name;
         let state = self.host.state.lock();
         if state.domains.values().any(|domain| domain.name == *name) {
             return Err(Error::Refused(format!("there is a {name} already")));
         }
+        self.reservations.take(job, needs, &state.free_memory())?;
         drop(state);
+        job.clone_into(&mut self.job);
+        self.has_reserved = true;
         self.needs = Some(needs.clone());
         Ok(())
     }
@@ -85,7 +91,9 @@ impl Destination for FakeDestination {
         }
         let uuid = &self.needs()?.uuid;
         self.host.set(uuid, Presence::Paused);
-        self.host.compare(uuid)
+        self.host.compare(uuid)?;
+        self.reservations.built(&self.job);
+        Ok(())
     }
 
     fn unpause(&mut self, leave_paused: bool) -> Result<()> {
@@ -100,6 +108,7 @@ impl Destination for FakeDestination {
             domain.presence = Presence::Running;
         }
         domain.name.clone_from(&needs.destination_name);
+        self.reservations.release(&self.job);
         Ok(())
     }
 
@@ -121,6 +130,7 @@ impl Destination for FakeDestination {
         );
         state.domains.remove(&needs.uuid);
         state.told.remove(&needs.uuid);
+        self.reservations.release(&self.job);
         Ok(())
     }
 
@@ -129,6 +139,14 @@ impl Destination for FakeDestination {
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
         Ok(self.host.presence(&self.needs()?.uuid))
+    }
+}
+
+impl Drop for FakeDestination {
+    fn drop(&mut self) {
+        if self.has_reserved {
+            self.reservations.release(&self.job);
+        }
     }
 }
 

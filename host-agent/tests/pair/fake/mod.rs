@@ -9,8 +9,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use serde_json::json;
 use unmoved::job::{
-    Chunk, Destination, DomainEntry, Error, Host, HostFacts, MemoryLimits, Needs, PAGE_SIZE,
-    Presence, Result, Source, digest,
+    Chunk, Destination, DomainEntry, Error, FreeMemory, Host, HostFacts, MemoryLimits, Needs,
+    PAGE_SIZE, Presence, Reservations, Result, Source, digest,
 };
 
 use unmoved::storage::Storage;
@@ -19,8 +19,10 @@ use destination::FakeDestination;
 use source::FakeSource;
 
 const PAGES: u64 = 300;
-/// Memory of one guest, as the locks count it.
+/// Memory of one guest.
 const MEMORY: u64 = PAGES * PAGE_SIZE as u64;
+/// Guests for which a host has memory, unless a test says otherwise.
+const GUESTS: u64 = 10;
 
 type Memory = BTreeMap<u64, Vec<u8>>;
 
@@ -50,6 +52,8 @@ struct State {
     storage: BTreeMap<String, String>,
     /// A guest's disks, and its kernel.
     disks: BTreeMap<String, Vec<String>>,
+    /// The host has memory for so many guests.
+    guests: Option<u64>,
     kernels: BTreeMap<String, String>,
     /// Bytes that get into frames as they arrive.
     garbled: BTreeMap<u64, u8>,
@@ -102,6 +106,18 @@ pub fn config(uuid: &str, disks: &[String], kernel: Option<&str>) -> Vec<u8> {
 }
 
 impl State {
+    /// What the guests here leave of the host's memory; one that is being built has all of its own already.
+    fn free_memory(&self) -> FreeMemory {
+        let guests = self.guests.unwrap_or(GUESTS);
+        let here = self.domains.len() as u64;
+        let coming = self.domains.iter();
+        let coming = coming.filter(|(_, domain)| domain.presence == Presence::Partial);
+        FreeMemory {
+            bytes: guests.saturating_sub(here) * MEMORY,
+            being_built: coming.map(|(uuid, _)| (uuid.clone(), MEMORY)).collect(),
+        }
+    }
+
     /// Whether this time it works.
     fn works(&mut self) -> Result<()> {
         match self.stumbles.checked_sub(1) {
@@ -224,6 +240,11 @@ impl Fake {
         state.storage.insert(disk.to_owned(), identity.to_owned());
     }
 
+    /// The host has memory for so many guests.
+    pub fn shrink(&self, guests: u64) {
+        self.state.lock().guests = Some(guests);
+    }
+
     /// A guest has this disk.
     pub fn give(&self, uuid: &str, disk: &str) {
         let mut state = self.state.lock();
@@ -257,14 +278,26 @@ impl Fake {
     }
 }
 
-/// The test keeps one handle, the daemon another.
-pub struct Handle(pub Arc<Fake>);
+/// The test keeps the host, and each run of a daemon a handle with reservations of its own.
+pub struct Handle {
+    host: Arc<Fake>,
+    reservations: Arc<Reservations>,
+}
+
+impl Handle {
+    pub fn new(host: &Arc<Fake>) -> Arc<Self> {
+        Arc::new(Self {
+            host: host.clone(),
+            reservations: Arc::default(),
+        })
+    }
+}
 
 impl Host for Handle {
     fn facts(&self) -> Result<HostFacts> {
         Ok(HostFacts {
             xen_version: "4.17.0".to_owned(),
-            free_memory_bytes: 10 * MEMORY,
+            free_memory_bytes: self.host.state.lock().free_memory().bytes,
             cpus: 1,
             stream_version: 3,
         })
@@ -273,7 +306,7 @@ impl Host for Handle {
     fn storage(&self, disk: &str) -> Storage {
         Storage {
             disk: disk.to_owned(),
-            identity: self.0.state.lock().storage.get(disk).cloned(),
+            identity: self.host.state.lock().storage.get(disk).cloned(),
             bytes: Some(1 << 30),
             is_vouched: false,
         }
@@ -284,7 +317,7 @@ impl Host for Handle {
     }
 
     fn domains(&self) -> Result<Vec<DomainEntry>> {
-        let state = self.0.state.lock();
+        let state = self.host.state.lock();
         let entry = |(uuid, domain): (&String, &Domain)| DomainEntry {
             name: domain.name.clone(),
             domid: 1,
@@ -300,13 +333,20 @@ impl Host for Handle {
         Ok(state.domains.iter().map(entry).collect())
     }
 
+    fn reservations(&self) -> &Reservations {
+        &self.reservations
+    }
+
     fn source(&self, domain: &str) -> Result<Box<dyn Source>> {
-        self.0.source(domain)
+        self.host.source(domain)
     }
 
     fn destination(&self) -> Result<Box<dyn Destination>> {
         Ok(Box::new(FakeDestination {
-            host: self.0.clone(),
+            host: self.host.clone(),
+            reservations: self.reservations.clone(),
+            job: String::new(),
+            has_reserved: false,
             needs: None,
             stop: None,
         }))
@@ -314,14 +354,17 @@ impl Host for Handle {
 
     fn find_source(&self, needs: &Needs) -> Result<Box<dyn Source>> {
         Ok(Box::new(FakeSource {
-            host: self.0.clone(),
+            host: self.host.clone(),
             needs: needs.clone(),
         }))
     }
 
-    fn find_destination(&self, _: &str, needs: &Needs) -> Result<Box<dyn Destination>> {
+    fn find_destination(&self, job: &str, needs: &Needs) -> Result<Box<dyn Destination>> {
         Ok(Box::new(FakeDestination {
-            host: self.0.clone(),
+            host: self.host.clone(),
+            reservations: self.reservations.clone(),
+            job: job.to_owned(),
+            has_reserved: false,
             needs: Some(needs.clone()),
             stop: None,
         }))
