@@ -27,6 +27,7 @@ pub mod capabilities;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+mod file_lock;
 mod host;
 pub mod job;
 pub mod journal;

@@ -14,7 +14,6 @@
 //! | `stop` | finishes or undoes what is under way before the daemon ends |
 //! | `refusals` | keeps strangers and peers from filling the audit log |
 //! | `strangers` | bounds the connections that have not said who they are |
-//! | `alone` | keeps a second daemon from the same state |
 //! | [`local`] | takes orders from the command on this host |
 //! | `metrics` | tells Prometheus |
 //!
@@ -22,7 +21,6 @@
 //! or a network.  Killing the daemon is safe at any moment; but a guest that stands still then does so until it
 //! runs again, and so an orderly end lets none stand.
 
-mod alone;
 mod decide;
 mod doubt;
 mod files;
@@ -55,6 +53,7 @@ use serde_json::json;
 
 use crate::audit::Audit;
 use crate::config::Config;
+use crate::file_lock::FileLock;
 use crate::job::{Control, Error, Host, JobOptions, Needs, Result};
 use crate::journal::{self, Journal};
 use crate::predict::Prediction;
@@ -66,11 +65,13 @@ use crate::xen::config::arrived as configuration;
 pub use job::{Direction, Job, JobStatus, Report};
 pub use stop::LONGEST;
 
-use alone::Alone;
 use history::History;
 use incoming::Incoming;
 use refusals::{Refusals, unaccepted};
 use stop::Stop;
+
+/// The file in the state folder that its daemon locks.
+const LOCK: &str = "lock";
 
 /// Jobs that are over are remembered so long as there are not more than this.
 const REMEMBERED: usize = 100;
@@ -85,8 +86,8 @@ const A_MOMENT: Duration = Duration::from_secs(10);
 pub struct Daemon {
     config: Config,
     identity: Identity,
-    /// Until it dies.
-    _alone: Alone,
+    /// On the state folder.
+    _lock: FileLock,
     host: Arc<dyn Host>,
     audit: Audit,
     history: History,
@@ -138,13 +139,21 @@ impl Daemon {
             journal::folder(&folder)
                 .map_err(Error::io(format!("cannot make {}", folder.display())))?;
         }
-        let alone = Alone::with(&config.state)?;
+        // Another daemon's records say what it is doing now.  This one would take them for those of a dead one,
+        // and discard a guest that is being received.
+        let lock = FileLock::take(&config.state.join(LOCK), || {
+            format!(
+                "another unmovedd works with the state folder {}: stop that one first, or give this one a \
+                 folder of its own (`state` in the configuration)",
+                config.state.display()
+            )
+        })?;
         let audit = Audit::open(&config.state);
         let history = History::open(&config.state);
         Ok(Arc::new(Self {
             config,
             identity,
-            _alone: alone,
+            _lock: lock,
             host,
             audit,
             history,

@@ -1,5 +1,7 @@
 //! A live domain's steps as a source, and what undoes them.
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -7,7 +9,6 @@ use std::time::Instant;
 
 use super::estimate;
 use super::guest::{Bitmap, Memory, XenGuest};
-use super::hold::{self, Hold};
 use super::marker::Asker;
 use super::reading::{Reading, announce, skeleton};
 use super::records::Records;
@@ -15,6 +16,7 @@ use super::rounds::Frames;
 use super::suspend::{Suspendable, suspend};
 use super::undo::Found;
 use super::{fit, marker, presence, rounds};
+use crate::file_lock::FileLock;
 use crate::job::{
     Control, Copied, Digests, Error, Estimate, JobOptions, MemoryLimits, Needs, PAGE_SIZE, Phase,
     Prepared, Presence, Result, Sink, Source,
@@ -31,6 +33,9 @@ use crate::xen::toolstack;
 /// What the toolstack puts behind the name of a domain that has moved on.
 pub(super) const AWAY: &str = "--migratedaway";
 
+/// Where the lock files of domains are, named by their numbers.  A restart of the host clears it.
+const LOCKS: &str = "/run/unmoved/domains";
+
 /// A domain of this host that is to move.
 pub(crate) struct LiveSource {
     pub(super) xen: Xen,
@@ -43,8 +48,8 @@ pub(crate) struct LiveSource {
     pub(super) by: Asker,
     /// Made by the first step that reads the domain.
     reading: Option<Reading>,
-    /// From the first step that has an effect.
-    hold: Option<Hold>,
+    /// Held from the first step that has an effect.
+    lock: Option<FileLock>,
     /// It was this run that marked it as a source, and nothing was sent yet.
     is_only_marked: bool,
 }
@@ -68,7 +73,7 @@ impl LiveSource {
             uuid,
             by: Asker::Job,
             reading: None,
-            hold: None,
+            lock: None,
             is_only_marked: false,
         }
     }
@@ -85,10 +90,23 @@ impl LiveSource {
             .ok_or_else(|| Error::Refused(format!("there is no domain {} any more", self.name)))
     }
 
-    /// Keeps other processes of the agent away.
-    pub(super) fn hold(&mut self) -> Result<()> {
-        if self.hold.is_none() {
-            self.hold = Some(Hold::take(Path::new(hold::FOLDER), self.domid)?);
+    /// Keeps other processes of the agent away: the daemon's claims end at its process, and `unmoved direct` is
+    /// another one.  Two would take each other's records of what the guest has written, and lose pages.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if another process works on the domain.
+    pub(super) fn lock(&mut self) -> Result<()> {
+        if self.lock.is_none() {
+            let folder = Path::new(LOCKS);
+            let mut builder = DirBuilder::new();
+            builder.recursive(true).mode(0o700);
+            let failed = Error::io(format!("cannot make {LOCKS}"));
+            builder.create(folder).map_err(failed)?;
+            let domid = self.domid;
+            let lock = FileLock::take(&folder.join(domid.to_string()), || {
+                format!("another process of the agent works on domain {domid}")
+            })?;
+            self.lock = Some(lock);
         }
         Ok(())
     }
@@ -96,7 +114,7 @@ impl LiveSource {
     /// Marks it as a source and starts recording writes, if that has not been done.
     fn reading(&mut self) -> Result<&mut Reading> {
         self.is_here()?;
-        self.hold()?;
+        self.lock()?;
         if self.reading.is_none() {
             let mut guest = XenGuest::new(self.xen.clone(), self.domid)?;
             let end = guest.end_of_frames()?;
@@ -127,7 +145,7 @@ impl LiveSource {
 
     /// Watches the domain.
     fn watch(&mut self, control: &Control) -> Result<Estimate> {
-        self.hold()?;
+        self.lock()?;
         if marker::is_asked(&*self.store, self.domid, &self.uuid)? {
             // By a run that died before anything came of it, for the guest runs.  With its mark left, a
             // suspend of somebody else's would be taken for ours.
@@ -295,7 +313,7 @@ impl Source for LiveSource {
     }
 
     fn resume_here(&mut self) -> Result<()> {
-        self.hold()?;
+        self.lock()?;
         if let Some(reading) = &mut self.reading {
             // What comes next may be a long wait for the guest.
             reading.turn = None;
@@ -337,7 +355,7 @@ impl Source for LiveSource {
         marker::clear(&*self.store, domid)?;
         // From here on the mark may be another process's.
         self.is_only_marked = false;
-        self.hold = None;
+        self.lock = None;
         Ok(())
     }
 

@@ -96,7 +96,7 @@ impl LiveSource {
         // Who is still at work on it holds it.
         if !matches!(asker, Some(Asker::Lone(_)))
             || !self.is_suspended_now()?
-            || self.hold().is_err()
+            || self.lock().is_err()
         {
             return Ok(None);
         }
@@ -131,7 +131,7 @@ impl LiveSource {
     /// [`Error::Refused`] if it may not, or another process of the agent is at work on it.
     pub(crate) fn resume_left(&mut self, has_twin: bool, is_vouched: bool) -> Result<Lone> {
         // Whoever is at work on it decides; from here on nobody else changes the mark.
-        self.hold()?;
+        self.lock()?;
         let info = self.settled()?;
         let left = Left {
             asker: marker::asker(&*self.store, self.domid, &self.uuid)?,

@@ -14,7 +14,6 @@
 //! | `suspend` | asks a domain to suspend itself, and takes that back |
 //! | `records` | what is not memory |
 //! | `marker` | says of a domain that it is a source, for whoever looks after a crash |
-//! | `hold` | keeps other processes of the agent away |
 //! | `undo` | what an agent did to a domain, and so may undo |
 //! | `lone` | lets a guest go on that a killed save or send has left suspended |
 //!
@@ -25,7 +24,6 @@ mod bitmap;
 mod estimate;
 mod fit;
 pub(crate) mod guest;
-mod hold;
 mod live;
 mod lone;
 pub(crate) mod marker;
