@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
@@ -62,7 +63,7 @@ macro_rules! hexadecimal {
     ($type:ident, $bytes:literal) => {
         impl $type {
             fn hex(&self) -> String {
-                self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+                HEXLOWER.encode(&self.0)
             }
         }
 
@@ -70,16 +71,10 @@ macro_rules! hexadecimal {
             type Err = String;
 
             fn from_str(text: &str) -> Result<Self, String> {
-                let wrong = || format!("not {} hexadecimal digits", 2 * $bytes);
-                let digits = text.as_bytes();
-                if digits.len() != 2 * $bytes || !digits.iter().all(u8::is_ascii_hexdigit) {
-                    return Err(wrong());
-                }
-                let mut bytes = [0; $bytes];
-                for (byte, pair) in bytes.iter_mut().zip(digits.chunks(2)) {
-                    let pair = std::str::from_utf8(pair).map_err(|_| wrong())?;
-                    *byte = u8::from_str_radix(pair, 16).map_err(|_| wrong())?;
-                }
+                let bytes = HEXLOWER_PERMISSIVE.decode(text.as_bytes()).ok();
+                let bytes = bytes.and_then(|bytes| bytes.try_into().ok());
+                let bytes: [u8; $bytes] =
+                    bytes.ok_or_else(|| format!("not {} hexadecimal digits", 2 * $bytes))?;
                 Ok(Self(bytes))
             }
         }

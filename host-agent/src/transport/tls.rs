@@ -5,13 +5,13 @@
 //! of a connection can be used in another.
 
 use std::fmt;
-use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use data_encoding::HEXLOWER;
 use rustls::client::{Resumption, verify_server_name};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -198,11 +198,7 @@ pub fn is_name(name: &str) -> bool {
 /// A certificate's SHA-256, as hexadecimal digits.
 #[must_use]
 pub fn fingerprint(certificate: &CertificateDer<'_>) -> String {
-    let mut text = String::with_capacity(64);
-    for byte in Sha256::digest(certificate) {
-        let _ = write!(text, "{byte:02x}");
-    }
-    text
+    HEXLOWER.encode(&Sha256::digest(certificate))
 }
 
 impl fmt::Debug for Identity {
