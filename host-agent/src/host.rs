@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use crate::capabilities::STREAM;
 use crate::job::{
-    Destination, DomainEntry, Error, Host, HostFacts, Lone, Needs, Reservations, Result, Source,
+    Destination, DomainEntry, Error, Host, HostFacts, Needs, Reservations, Result, Source,
+    Standalone,
 };
 use crate::receive::Receiver;
 use crate::save::LiveSource;
@@ -12,8 +13,8 @@ use crate::storage::Storage;
 use crate::xen::abi::DomainInfo;
 use crate::xen::config;
 use crate::xen::domain::{PAGE, Xen};
+use crate::xen::memory::HostMemory;
 use crate::xen::priority::Priority;
-use crate::xen::room::Room;
 use crate::xen::state::{DomainFlags, SHUTDOWN_CRASH};
 use crate::xen::store::{Store, XenStore};
 use crate::xen::toolstack;
@@ -23,7 +24,7 @@ pub struct XenHost {
     xen: Xen,
     store: Arc<dyn Store>,
     reservations: Arc<Reservations>,
-    room: Arc<Room>,
+    memory: Arc<HostMemory>,
     priority: Arc<Priority>,
 }
 
@@ -36,7 +37,7 @@ impl XenHost {
     pub fn open(copying_weight: u16) -> Result<Self> {
         let xen = Xen::open()?;
         Ok(Self {
-            room: Arc::new(Room::new(xen.clone())),
+            memory: Arc::new(HostMemory::new(xen.clone())),
             priority: Priority::new(xen.clone(), copying_weight),
             xen,
             store: Arc::new(XenStore::open()?),
@@ -94,15 +95,15 @@ impl XenHost {
     /// # Errors
     /// [`Error::Refused`] if that is not what has suspended it, another process is at work on it, or a copy
     /// of it runs or may run.
-    pub fn resume(&self, domain: &str, is_vouched: bool) -> Result<Lone> {
+    pub fn resume(&self, domain: &str, is_vouched: bool) -> Result<Standalone> {
         let (mut live, same) = self.find(domain)?;
         live.resume_left(same > 1, is_vouched)
     }
 
     fn receiver(&self) -> Receiver {
-        let (reservations, room) = (self.reservations.clone(), self.room.clone());
+        let (reservations, memory) = (self.reservations.clone(), self.memory.clone());
         let (store, priority) = (self.store.clone(), self.priority.clone());
-        Receiver::new(self.xen.clone(), store, reservations, room, priority)
+        Receiver::new(self.xen.clone(), store, reservations, memory, priority)
     }
 }
 
@@ -114,7 +115,7 @@ impl Host for XenHost {
             .map_err(|error| Error::Xen(format!("Xen does not tell of the host: {error}")))?;
         Ok(HostFacts {
             xen_version: self.xen.version(),
-            free_memory_bytes: self.room.bytes()?,
+            free_memory_bytes: self.memory.free_bytes()?,
             cpus: info.nr_cpus,
             stream_version: STREAM,
         })
@@ -154,8 +155,8 @@ impl Host for XenHost {
         Ok(Box::new(self.find(domain)?.0))
     }
 
-    fn lone_source(&self, domain: &str, lone: Lone) -> Result<Box<dyn Source>> {
-        Ok(Box::new(self.find(domain)?.0.alone(lone)))
+    fn standalone_source(&self, domain: &str, operation: Standalone) -> Result<Box<dyn Source>> {
+        Ok(Box::new(self.find(domain)?.0.standalone(operation)))
     }
 
     fn destination(&self) -> Result<Box<dyn Destination>> {
@@ -170,7 +171,7 @@ impl Host for XenHost {
     }
 
     fn find_destination(&self, job: &str, needs: &Needs) -> Result<Box<dyn Destination>> {
-        Ok(Box::new(self.receiver().again(job, needs)))
+        Ok(Box::new(self.receiver().recover(job, needs)))
     }
 }
 

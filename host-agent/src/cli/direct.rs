@@ -11,7 +11,7 @@ use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::job::{Compression, Control, JobOptions, Lone, OnTimeout, Statistics};
+use crate::job::{Compression, Control, JobOptions, OnTimeout, Standalone, Statistics};
 use crate::{XenHost, stock};
 
 /// What is at the other end.
@@ -138,14 +138,14 @@ impl Command {
 
 impl Resume {
     fn run(&self, json: bool) -> Result<()> {
-        let lone = XenHost::open(0)?.resume(&self.domain, self.vouch)?;
-        let (what, warning) = match lone {
+        let operation = XenHost::open(0)?.resume(&self.domain, self.vouch)?;
+        let (what, warning) = match operation {
             // What is in it is older than the guest's disks from now on.
-            Lone::Save => (
+            Standalone::Save => (
                 "save",
                 Some("do not restore the file of the save that was killed"),
             ),
-            Lone::Send => ("send", None),
+            Standalone::Send => ("send", None),
         };
         if json {
             let more = json!({ "domain": self.domain, "interrupted": what, "warning": warning });

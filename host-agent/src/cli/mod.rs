@@ -7,7 +7,7 @@
 mod agent;
 mod direct;
 mod doctor;
-mod papers;
+mod generate;
 mod show;
 mod stream;
 mod watch;
@@ -44,7 +44,7 @@ enum Command {
     Agent(agent::Command),
     /// Make certificates for agents
     #[command(subcommand)]
-    Pki(papers::Pki),
+    Pki(generate::Pki),
     /// Print a script that completes commands, for a shell
     Completions {
         /// The shell
@@ -81,10 +81,10 @@ pub fn main() -> ExitCode {
         Command::Agent(command) => command.run(&arguments.socket, arguments.json),
         Command::Pki(command) => command.run(arguments.json),
         Command::Completions { shell } => {
-            papers::completions::<Arguments>(shell);
+            generate::completions::<Arguments>(shell);
             Ok(())
         }
-        Command::Man { folder } => papers::man::<Arguments>(&folder),
+        Command::Man { folder } => generate::man::<Arguments>(&folder),
         Command::Stream(command) => command.run(arguments.json),
         Command::Direct(command) => command.run(arguments.json),
     };

@@ -13,7 +13,7 @@
 //! | `recover` | takes up what another run of the daemon left |
 //! | `stop` | finishes or undoes what is under way before the daemon ends |
 //! | `refusals` | keeps strangers and peers from filling the audit log |
-//! | `strangers` | bounds the connections that have not said who they are |
+//! | `handshakes` | bounds the connections that have not said who they are |
 //! | [`local`] | takes orders from the command on this host |
 //! | `metrics` | tells Prometheus |
 //!
@@ -24,6 +24,7 @@
 mod decide;
 mod doubt;
 mod files;
+mod handshakes;
 mod history;
 mod incoming;
 mod inquiry;
@@ -37,7 +38,6 @@ mod peers;
 mod recover;
 mod refusals;
 mod stop;
-mod strangers;
 mod wire;
 
 use std::collections::BTreeMap;

@@ -1,7 +1,7 @@
 //! Takes connections from other agents.
 //!
 //! Whoever connects has ten seconds to say who it is and what it wants; only so many may be at
-//! [that](super::strangers) at a time.  Everything refused is logged with where it came from, and has no effect on anything else.
+//! [that](super::handshakes) at a time.  Everything refused is logged with where it came from, and has no effect on anything else.
 
 use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use super::handshakes::Handshakes;
 use super::incoming::Incoming;
-use super::strangers::Strangers;
 use super::wire::{
     FromPeer, Hello, PROBE_MOST, Parameters, Ticket, ToPeer, VERSION, check_name, read,
 };
@@ -37,8 +37,8 @@ const AGAIN: Duration = Duration::from_secs(5);
 
 /// Serves until the program ends.
 pub(super) fn serve(daemon: &Arc<Daemon>, listener: &TcpListener) {
-    let strangers = Strangers::new(literal(daemon));
-    look_up(daemon, &strangers);
+    let handshakes = Handshakes::new(literal(daemon));
+    look_up(daemon, &handshakes);
     for stream in listener.incoming() {
         let Ok(stream) = stream.inspect_err(unaccepted) else {
             continue;
@@ -47,14 +47,14 @@ pub(super) fn serve(daemon: &Arc<Daemon>, listener: &TcpListener) {
             continue;
         };
         let stream = Arc::new(stream);
-        let (daemon, strangers) = (daemon.clone(), strangers.clone());
-        let admitted = strangers.admit(&stream, from);
+        let (daemon, handshakes) = (daemon.clone(), handshakes.clone());
+        let admitted = handshakes.admit(&stream, from);
         let served = spawn("peer", move || {
             let greeted = greet(&daemon, stream);
             drop(admitted);
             match greeted {
                 Ok((stream, host, hello)) => {
-                    strangers.know(from.ip());
+                    handshakes.know(from.ip());
                     talk(&daemon, from, stream, &host, hello);
                 }
                 Err(error) => refused(&daemon, from, &error.to_string()),
@@ -74,12 +74,12 @@ fn literal(daemon: &Daemon) -> impl Iterator<Item = IpAddr> {
 
 /// Finds out the addresses of those that have names, which may take a while.  One that is not found now is
 /// known when it has shown its certificate.
-fn look_up(daemon: &Arc<Daemon>, strangers: &Arc<Strangers>) {
-    let (daemon, strangers) = (daemon.clone(), strangers.clone());
+fn look_up(daemon: &Arc<Daemon>, handshakes: &Arc<Handshakes>) {
+    let (daemon, handshakes) = (daemon.clone(), handshakes.clone());
     let looking = spawn("names", move || {
         for peer in &daemon.config.peers {
             for address in peer.address.to_socket_addrs().into_iter().flatten() {
-                strangers.know(address.ip());
+                handshakes.know(address.ip());
             }
         }
     });

@@ -169,7 +169,7 @@ pub enum Presence {
 
 /// A move that no journal tells of: after the death of its process, only a mark on its domain does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lone {
+pub enum Standalone {
     /// To a file.
     Save,
     /// To another host, which has only Xen's own tools.
@@ -210,7 +210,7 @@ pub trait Host: Send + Sync {
     ///
     /// # Errors
     /// As [`Host::source`].
-    fn lone_source(&self, domain: &str, _lone: Lone) -> Result<Box<dyn Source>> {
+    fn standalone_source(&self, domain: &str, _operation: Standalone) -> Result<Box<dyn Source>> {
         self.source(domain)
     }
 

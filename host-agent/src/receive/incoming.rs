@@ -21,10 +21,10 @@ use unmoved_stream::libxc::{DomainHeader, ImageHeader, RecordType};
 
 use super::canonical::Canonical;
 use super::complaints::Complaints;
+use super::copy_marker;
 use super::feed::{Feed, GiveUp};
 use super::fill::{Record, State, fill, records};
 use super::handshake::{Answers, BANNER, GO, READY, REPORT};
-use super::mark;
 use crate::job::{Batch, Digests, Error, Result, Sink, StateDigests, Stop};
 use crate::save::{INCOMING, Memory, XenGuest};
 use crate::verify::Told;
@@ -42,7 +42,7 @@ const PIPE: libc::c_int = 1 << 20;
 
 /// Where the stream stands.
 #[derive(Debug)]
-enum Stage {
+enum StreamPhase {
     /// The image header has not come.
     Headers,
     /// The toolstack gets everything.
@@ -69,7 +69,7 @@ pub(super) struct Incoming {
     answers: Mutex<Answers>,
     canonical: Canonical<Feed>,
     give_up: GiveUp,
-    stage: RwLock<Stage>,
+    phase: RwLock<StreamPhase>,
     domid: OnceLock<u16>,
     /// The number of the domain that the toolstack has built.
     ready: OnceLock<u16>,
@@ -122,7 +122,7 @@ impl Incoming {
             answers: Mutex::new(answers),
             canonical,
             give_up,
-            stage: RwLock::new(Stage::Headers),
+            phase: RwLock::new(StreamPhase::Headers),
             domid: OnceLock::new(),
             ready: OnceLock::new(),
             told: Mutex::new(told),
@@ -132,7 +132,7 @@ impl Incoming {
     /// Waits until the toolstack has built the domain, makes it end its work, and compares the domain with what
     /// the source has told of it; gives its number.
     pub(super) fn finish(&self) -> Result<u16> {
-        let Stage::Done(state) = *self.stage.read() else {
+        let StreamPhase::Done(state) = *self.phase.read() else {
             return Err(Error::Peer("the stream has not ended".to_owned()));
         };
         let domid = self.wait_until_ready()?;
@@ -190,7 +190,7 @@ impl Incoming {
         log::debug!("the toolstack has built {}", self.name);
         let missing = || Error::Xen(format!("xl has built no {}", self.name));
         let domid = self.find()?.ok_or_else(missing)?;
-        mark::set(&*self.store, domid, &self.uuid, &self.job)?;
+        copy_marker::set(&*self.store, domid, &self.uuid, &self.job)?;
         Ok(*self.ready.get_or_init(|| domid))
     }
 
@@ -248,36 +248,36 @@ impl Incoming {
     }
 
     /// One record, in its place.
-    fn record(&self, stage: &mut Stage, record: Record<'_>) -> Result<()> {
-        match stage {
-            Stage::Headers | Stage::Done(_) => Err(Error::Peer(
+    fn record(&self, phase: &mut StreamPhase, record: Record<'_>) -> Result<()> {
+        match phase {
+            StreamPhase::Headers | StreamPhase::Done(_) => Err(Error::Peer(
                 "a record of the stream stands where none can be".to_owned(),
             )),
-            Stage::Toolstack(state) => {
+            StreamPhase::Toolstack(state) => {
                 self.canonical.bytes(record.whole)?;
                 match record.kind {
                     RecordType::END => {
                         self.canonical.end()?;
-                        *stage = Stage::Done(state.digests);
+                        *phase = StreamPhase::Done(state.digests);
                     }
                     RecordType::X86_TSC_INFO | RecordType::HVM_CONTEXT | RecordType::HVM_PARAMS => {
                         state.note(record)?;
                         let is_skeleton = !self.has_contents.load(Ordering::Relaxed);
                         if self.is_early && is_skeleton && state.is_complete() {
                             self.end_early()?;
-                            *stage = Stage::Filling(std::mem::take(state));
+                            *phase = StreamPhase::Filling(std::mem::take(state));
                         }
                     }
                     _ => {}
                 }
                 Ok(())
             }
-            Stage::Filling(state) if record.kind == RecordType::END => {
+            StreamPhase::Filling(state) if record.kind == RecordType::END => {
                 state.apply(self.xen.domain(self.domid()?))?;
-                *stage = Stage::Done(state.digests);
+                *phase = StreamPhase::Done(state.digests);
                 Ok(())
             }
-            Stage::Filling(state) => state.note(record),
+            StreamPhase::Filling(state) => state.note(record),
         }
     }
 
@@ -295,31 +295,31 @@ impl Incoming {
 
 impl Sink for Incoming {
     fn bytes(&self, bytes: &[u8]) -> Result<()> {
-        let mut stage = self.stage.write();
+        let mut phase = self.phase.write();
         let mut rest = bytes;
-        if matches!(*stage, Stage::Headers) {
+        if matches!(*phase, StreamPhase::Headers) {
             let headers = bytes.split_at_checked(ImageHeader::SIZE + DomainHeader::SIZE);
             let (headers, records) = headers
                 .ok_or_else(|| Error::Peer("the stream does not begin with headers".to_owned()))?;
             self.canonical.bytes(headers)?;
-            *stage = Stage::Toolstack(State::default());
+            *phase = StreamPhase::Toolstack(State::default());
             rest = records;
         }
         let taken = records(rest)?
             .into_iter()
-            .try_for_each(|record| self.record(&mut stage, record));
+            .try_for_each(|record| self.record(&mut phase, record));
         taken.map_err(|error| self.complaints.explain(error))
     }
 
     fn pages(&self, batch: &mut Batch) -> Result<()> {
-        let stage = self.stage.read();
+        let phase = self.phase.read();
         if !batch.data.is_empty() {
             self.has_contents.store(true, Ordering::Relaxed);
         }
-        let taken = match &*stage {
-            Stage::Toolstack(_) => self.canonical.pages(batch),
-            Stage::Filling(state) => fill(self.xen.domain(self.domid()?), batch, &state.ours),
-            Stage::Headers | Stage::Done(_) => Err(Error::Peer(
+        let taken = match &*phase {
+            StreamPhase::Toolstack(_) => self.canonical.pages(batch),
+            StreamPhase::Filling(state) => fill(self.xen.domain(self.domid()?), batch, &state.ours),
+            StreamPhase::Headers | StreamPhase::Done(_) => Err(Error::Peer(
                 "pages of the stream stand where none can be".to_owned(),
             )),
         };
@@ -327,7 +327,7 @@ impl Sink for Incoming {
     }
 
     fn barrier(&self) -> Result<()> {
-        if !matches!(*self.stage.read(), Stage::Filling(_)) {
+        if !matches!(*self.phase.read(), StreamPhase::Filling(_)) {
             return self.canonical.barrier();
         }
         // With its devices still being made, the domain is not one to stop the guest for.  That is for the
@@ -339,7 +339,7 @@ impl Sink for Incoming {
     }
 
     fn digests(&self, digests: Digests<'_>) -> Result<()> {
-        if !matches!(*self.stage.read(), Stage::Done(_)) {
+        if !matches!(*self.phase.read(), StreamPhase::Done(_)) {
             return Err(Error::Peer(
                 "digests of the guest come before all of it".to_owned(),
             ));

@@ -6,17 +6,17 @@
 //! | `feed` | the pipe into it, which can be given up |
 //! | `canonical` | the stream as Xen's own tools write it |
 //! | `fill` | memory and state straight into the domain |
-//! | `mark` | which domain is whose copy |
+//! | `copy_marker` | which domain is whose copy |
 //! | `names` | the guest's own name for a copy that was handed over |
 //! | `handshake` | the words that `xl` says before and after a stream |
 
 pub(crate) mod canonical;
 mod complaints;
+mod copy_marker;
 pub(crate) mod feed;
 mod fill;
 pub(crate) mod handshake;
 mod incoming;
-mod mark;
 mod names;
 
 use std::collections::BTreeMap;
@@ -29,13 +29,13 @@ use crate::job::{
     Control, Destination, Error, FreeMemory, MemoryLimits, Needs, Presence, Reservations, Result,
     Sink,
 };
-use crate::save::{ARRIVED, INCOMING, is_coming, marker, names_of, presence};
+use crate::save::{ARRIVED, INCOMING, is_coming, names_of, presence, source_marker};
 use crate::verify::Told;
 use crate::xen::abi::DomainInfo;
 use crate::xen::config;
 use crate::xen::domain::{PAGE, Xen};
+use crate::xen::memory::HostMemory;
 use crate::xen::priority::{Priority, Turn};
-use crate::xen::room::Room;
 use crate::xen::state::DomainFlags;
 use crate::xen::store::Store;
 use crate::xen::toolstack;
@@ -45,7 +45,7 @@ pub(crate) struct Receiver {
     xen: Xen,
     store: Arc<dyn Store>,
     reservations: Arc<Reservations>,
-    room: Arc<Room>,
+    memory: Arc<HostMemory>,
     priority: Arc<Priority>,
     /// Whose copy it is.
     job: String,
@@ -67,14 +67,14 @@ impl Receiver {
         xen: Xen,
         store: Arc<dyn Store>,
         reservations: Arc<Reservations>,
-        room: Arc<Room>,
+        memory: Arc<HostMemory>,
         priority: Arc<Priority>,
     ) -> Self {
         Self {
             xen,
             store,
             reservations,
-            room,
+            memory,
             priority,
             job: String::new(),
             has_reserved: false,
@@ -87,7 +87,7 @@ impl Receiver {
     }
 
     /// Takes up the place of a job that another run of the agent began.
-    pub(crate) fn again(mut self, job: &str, needs: &Needs) -> Self {
+    pub(crate) fn recover(mut self, job: &str, needs: &Needs) -> Self {
         self.needs = needs.clone();
         job.clone_into(&mut self.job);
         self
@@ -98,7 +98,7 @@ impl Receiver {
         // In this order: what a domain gets in between must not be given away a second time.
         let being_built = self.being_built()?;
         Ok(FreeMemory {
-            bytes: self.room.bytes()?,
+            bytes: self.memory.free_bytes()?,
             being_built,
         })
     }
@@ -122,7 +122,8 @@ impl Receiver {
     fn find(&self) -> Result<Option<(u16, DomainInfo)>> {
         let uuid = &self.needs.uuid;
         for (domid, info) in self.of_uuid(uuid)? {
-            if self.is_coming(domid)? || mark::is_set(&*self.store, domid, uuid, &self.job)? {
+            if self.is_coming(domid)? || copy_marker::is_set(&*self.store, domid, uuid, &self.job)?
+            {
                 return Ok(Some((domid, info)));
             }
         }
@@ -136,7 +137,7 @@ impl Receiver {
             let Ok(domid @ 1..) = domid.parse() else {
                 continue;
             };
-            if marker::is_source(&*self.store, domid, uuid)? {
+            if source_marker::is_source(&*self.store, domid, uuid)? {
                 continue;
             }
             let info = self.xen.domain(domid).info()?;
@@ -182,7 +183,7 @@ impl Receiver {
             let name = self.store.read(&format!("/local/domain/{domid}/name"))?;
             let name = name.unwrap_or_default();
             let is_source = match domid.parse() {
-                Ok(domid) => marker::is_source(&*self.store, domid, &needs.uuid)?,
+                Ok(domid) => source_marker::is_source(&*self.store, domid, &needs.uuid)?,
                 Err(_) => false,
             };
             if !is_source && names.contains(&name) {

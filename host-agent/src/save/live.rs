@@ -9,13 +9,13 @@ use std::time::Instant;
 
 use super::estimate;
 use super::guest::{Bitmap, Memory, XenGuest};
-use super::marker::Asker;
 use super::reading::{Reading, announce, skeleton};
 use super::records::Records;
 use super::rounds::Frames;
+use super::source_marker::Asker;
 use super::suspend::{Suspendable, suspend};
 use super::undo::Found;
-use super::{fit, marker, presence, rounds};
+use super::{precheck, presence, rounds, source_marker};
 use crate::file_lock::FileLock;
 use crate::job::{
     Control, Copied, Digests, Error, Estimate, JobOptions, MemoryLimits, Needs, PAGE_SIZE, Phase,
@@ -123,8 +123,8 @@ impl LiveSource {
             let most = self.store.read(&most)?.and_then(|kib| kib.parse().ok());
             guest.set_most_memory(most.unwrap_or(0));
             // The run that left a mark is dead, for nobody held the domain; its job may not be.
-            if !marker::is_source(&*self.store, self.domid, &self.uuid)? {
-                marker::set(&*self.store, self.domid, &self.uuid)?;
+            if !source_marker::is_source(&*self.store, self.domid, &self.uuid)? {
+                source_marker::set(&*self.store, self.domid, &self.uuid)?;
                 self.is_only_marked = true;
             }
             guest.record_writes(end)?;
@@ -146,7 +146,7 @@ impl LiveSource {
     /// Watches the domain.
     fn watch(&mut self, control: &Control) -> Result<Estimate> {
         self.lock()?;
-        if marker::is_asked(&*self.store, self.domid, &self.uuid)? {
+        if source_marker::is_asked(&*self.store, self.domid, &self.uuid)? {
             // By a run that died before anything came of it, for the guest runs.  With its mark left, a
             // suspend of somebody else's would be taken for ours.
             self.resume_here()?;
@@ -178,7 +178,7 @@ impl Source for LiveSource {
 
     fn prepare(&mut self, options: &JobOptions, control: &Control) -> Result<Prepared> {
         let info = self.is_here()?;
-        fit::check(&info).map_err(|why| Error::Refused(format!("{} {why}", self.name)))?;
+        precheck::check(&info).map_err(|why| Error::Refused(format!("{} {why}", self.name)))?;
         let (name, domid, uuid) = (self.name.clone(), self.domid, self.uuid.clone());
         let version = self.xen.version();
         // The toolstack takes its time to tell what it knows.
@@ -250,19 +250,19 @@ impl Source for LiveSource {
     fn copy_rest(&mut self, sink: &dyn Sink, control: &Control) -> Result<Copied> {
         let (domid, store, name) = (self.domid, self.store.clone(), self.name.clone());
         let (uuid, by) = (self.uuid.clone(), self.by);
-        let is_here = || marker::is_destination_too(&*store, domid, &name);
+        let is_here = || source_marker::is_destination_too(&*store, domid, &name);
         let reading = self.reading()?;
         let Some(records) = &mut reading.records else {
             return Err(Error::Xen("the stream has not been begun".to_owned()));
         };
         control.enter(Phase::StopAndCopy, "suspending the guest");
-        if reading.guest.is_suspended()? && !marker::is_asked(&*store, domid, &uuid)? {
+        if reading.guest.is_suspended()? && !source_marker::is_asked(&*store, domid, &uuid)? {
             // With our mark on it we would resume it, while the other has a copy that is to run.
             return Err(Error::Refused(format!(
                 "{name} was suspended by somebody else"
             )));
         }
-        marker::set_asked(&*store, domid, &uuid, by)?;
+        source_marker::set_asked(&*store, domid, &uuid, by)?;
         let asked = Instant::now();
         suspend(domid, &reading.guest, &*store, control)?;
         let time = asked.elapsed();
@@ -324,8 +324,8 @@ impl Source for LiveSource {
         let (domid, store) = (self.domid, &*self.store);
         let found = Found {
             is_recorded: self.reading.is_some(),
-            is_source: marker::is_source(store, domid, &self.uuid)?,
-            is_asked: marker::is_asked(store, domid, &self.uuid)?,
+            is_source: source_marker::is_source(store, domid, &self.uuid)?,
+            is_asked: source_marker::is_asked(store, domid, &self.uuid)?,
             is_suspended: info.state().contains(DomainFlags::SHUTDOWN) && guest.is_suspended()?,
         };
         if let Some(mut reading) = self.reading.take() {
@@ -352,7 +352,7 @@ impl Source for LiveSource {
             let why = "does not run after it was resumed: it is paused, or has ended";
             return Err(Error::Xen(format!("{} {why}", self.name)));
         }
-        marker::clear(&*self.store, domid)?;
+        source_marker::clear(&*self.store, domid)?;
         // From here on the mark may be another process's.
         self.is_only_marked = false;
         self.lock = None;
@@ -378,7 +378,7 @@ impl Source for LiveSource {
         {
             return Err(Error::Xen(format!("{} is still here", self.name)));
         }
-        marker::clear(&*self.store, self.domid)
+        source_marker::clear(&*self.store, self.domid)
     }
 
     fn presence(&mut self) -> Result<Presence> {
@@ -393,7 +393,7 @@ impl Drop for LiveSource {
         self.reading = None;
         // Only looked at: nobody will have to tell it from a copy.
         if self.is_only_marked
-            && let Err(error) = marker::clear(&*self.store, self.domid)
+            && let Err(error) = source_marker::clear(&*self.store, self.domid)
         {
             log::debug!("{error}");
         }

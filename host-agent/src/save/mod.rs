@@ -4,7 +4,7 @@
 //! | file | is |
 //! |---|---|
 //! | `live` | the source: its steps, in the order in which a job takes them |
-//! | `fit` | whether a domain can be moved at all |
+//! | `precheck` | whether a domain can be migrated at all |
 //! | `guest` | a domain's memory and which of it was written, through Xen |
 //! | `reading` | what is under way with one: round after round |
 //! | `bitmap` | a set of frames |
@@ -13,24 +13,24 @@
 //! | `estimate` | how a guest behaves, for predictions |
 //! | `suspend` | asks a domain to suspend itself, and takes that back |
 //! | `records` | what is not memory |
-//! | `marker` | says of a domain that it is a source, for whoever looks after a crash |
+//! | `source_marker` | says of a domain that it is a source, for whoever looks after a crash |
 //! | `undo` | what an agent did to a domain, and so may undo |
-//! | `lone` | lets a guest go on that a killed save or send has left suspended |
+//! | `resume` | resumes a guest that a killed save or send left suspended |
 //!
 //! All of it is for domains of type `pvh`: shims, whatever runs inside them.  Their frames are the guest's
 //! machine frames, so nothing is rewritten, and no emulator has a state of its own.
 
 mod bitmap;
 mod estimate;
-mod fit;
 pub(crate) mod guest;
 mod live;
-mod lone;
-pub(crate) mod marker;
 pub(crate) mod policy;
+mod precheck;
 mod reading;
 mod records;
+mod resume;
 mod rounds;
+pub(crate) mod source_marker;
 mod suspend;
 mod undo;
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use unmoved_stream::{Format, Input, Reader, Reserved};
 
 use super::feed::{feed, needs, unreadable};
-use crate::job::{Control, Copied, Error, Host, Lone, PAGE_SIZE, Phase, Result, Source};
+use crate::job::{Control, Copied, Error, Host, PAGE_SIZE, Phase, Result, Source, Standalone};
 use crate::receive::canonical::Canonical;
 
 /// Restores that this process has begun.
@@ -29,7 +29,7 @@ pub fn save(
     keep: bool,
     control: &Control,
 ) -> Result<Copied> {
-    let mut source = host.lone_source(domain, Lone::Save)?;
+    let mut source = host.standalone_source(domain, Standalone::Save)?;
     let prepared = source.prepare(control.options(), control)?;
     // Not over another file: that one may be all that is left of a domain.
     // It is a guest's memory: for nobody else to read.

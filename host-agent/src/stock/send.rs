@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::{Child, Command, Stdio};
 
 use super::receive::PATIENCE;
-use crate::job::{Batch, Control, Copied, Error, Host, Lone, Phase, Result, Sink, Source};
+use crate::job::{Batch, Control, Copied, Error, Host, Phase, Result, Sink, Source, Standalone};
 use crate::receive::canonical::Canonical;
 use crate::receive::feed::{Feed, GiveUp};
 use crate::receive::handshake::{Answers, BANNER, GO, READY, REPORT};
@@ -16,7 +16,7 @@ use crate::receive::handshake::{Answers, BANNER, GO, READY, REPORT};
 /// What went wrong.  The domain runs on here, unless the receiver had got the permission to start its
 /// copy and did not report: then the domain stays suspended here, and the error says so.
 pub fn send(host: &dyn Host, domain: &str, via: &str, control: &Control) -> Result<Copied> {
-    let mut source = host.lone_source(domain, Lone::Send)?;
+    let mut source = host.standalone_source(domain, Standalone::Send)?;
     let prepared = source.prepare(control.options(), control)?;
     let mut child = Command::new("sh")
         .args(["-c", via])

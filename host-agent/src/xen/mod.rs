@@ -3,8 +3,8 @@
 pub(crate) mod abi;
 pub(crate) mod config;
 pub(crate) mod domain;
+pub(crate) mod memory;
 pub(crate) mod priority;
-pub(crate) mod room;
 pub(crate) mod saver;
 pub(crate) mod state;
 pub(crate) mod store;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::MutexGuard;
 
-use super::{Incoming, Inner, again};
+use super::{Incoming, Inner, recovery};
 use crate::job::{Error, Presence, Result};
 use crate::session::{Choice, DestinationEvent, DestinationRecord, Standing};
 
@@ -73,7 +73,7 @@ impl Incoming {
         let until = Instant::now() + BUSY;
         while self.is_sought() {
             if Instant::now() >= until {
-                return Err(Error::Refused(again::SOUGHT.to_owned()));
+                return Err(Error::Refused(recovery::SOUGHT.to_owned()));
             }
             thread::sleep(LOOK);
         }

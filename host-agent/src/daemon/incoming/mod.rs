@@ -5,8 +5,8 @@
 //! again when it wants the domain finished.
 
 mod act;
-mod again;
 mod end;
+mod recovery;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -132,7 +132,7 @@ impl Incoming {
             ));
         }
         if self.is_sought() {
-            return Ok((Answer::NotYet(again::SOUGHT.to_owned()), None));
+            return Ok((Answer::NotYet(recovery::SOUGHT.to_owned()), None));
         }
         let mut inner = self.inner.lock();
         // Another connection may have ended it since it was looked up.

@@ -4,11 +4,11 @@
 //! |---|---|
 //! | `meet` | step 0: everything up to where it would have an effect |
 //! | `copy` | the stream, and the report of it |
-//! | `again` | a job that another run of the daemon began |
+//! | `recovery` | a job that another run of the daemon began |
 
-mod again;
 mod copy;
 mod meet;
+mod recovery;
 
 use std::sync::Arc;
 use std::thread;
@@ -30,8 +30,8 @@ use crate::session::{
 };
 use crate::transport::{Sender, Watch};
 
-pub(super) use self::again::recover;
 pub(super) use self::meet::check;
+pub(super) use self::recovery::recover;
 
 /// How long to wait before the destination is asked again: at first, and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));

@@ -1,9 +1,9 @@
 //! The destination's end of a session.
 
-mod again;
 mod decision;
 mod doubt;
 mod event;
+mod recovery;
 
 use self::doubt::Doubt;
 use self::event::is_result;

@@ -1,9 +1,9 @@
 //! The source's end of a session.
 
 mod abort;
-mod again;
 mod doubt;
 mod event;
+mod recovery;
 
 use self::abort::refusal;
 use self::event::is_result;

@@ -6,7 +6,7 @@
 //! host is restarted.
 
 use super::names_of;
-use crate::job::{Lone, Result};
+use crate::job::{Result, Standalone};
 use crate::xen::store::Store;
 
 /// Who has asked a domain to suspend itself.
@@ -15,7 +15,7 @@ pub(crate) enum Asker {
     /// A job of the daemon, which has a journal.
     Job,
     /// A move without a journal.
-    Lone(Lone),
+    Standalone(Standalone),
 }
 
 impl Asker {
@@ -23,8 +23,8 @@ impl Asker {
     const fn word(self) -> &'static str {
         match self {
             Self::Job => "",
-            Self::Lone(Lone::Save) => " save",
-            Self::Lone(Lone::Send) => " send",
+            Self::Standalone(Standalone::Save) => " save",
+            Self::Standalone(Standalone::Send) => " send",
         }
     }
 }
@@ -50,7 +50,11 @@ pub(crate) fn is_asked(store: &dyn Store, domid: u16, uuid: &str) -> Result<bool
 /// Who has asked it, if anybody has and it is not known what came of it.
 pub(crate) fn asker(store: &dyn Store, domid: u16, uuid: &str) -> Result<Option<Asker>> {
     let mark = store.read(&asked(domid))?.unwrap_or_default();
-    let all = [Asker::Job, Asker::Lone(Lone::Save), Asker::Lone(Lone::Send)];
+    let all = [
+        Asker::Job,
+        Asker::Standalone(Standalone::Save),
+        Asker::Standalone(Standalone::Send),
+    ];
     let is_it = |by: &Asker| mark.strip_prefix(uuid) == Some(by.word());
     Ok(all.into_iter().find(is_it))
 }
@@ -87,7 +91,7 @@ pub(crate) fn is_destination_too(store: &dyn Store, domid: u16, name: &str) -> R
 #[cfg(test)]
 mod tests {
     use super::{Asker, asker, clear, is_asked, is_source, set, set_asked};
-    use crate::job::Lone;
+    use crate::job::Standalone;
     use crate::xen::store::fake::FakeStore;
 
     #[test]
@@ -110,7 +114,11 @@ mod tests {
     fn a_mark_says_who_has_set_it() {
         let store = FakeStore::default();
         assert_eq!(asker(&store, 3, "uuid").unwrap(), None);
-        for by in [Asker::Lone(Lone::Save), Asker::Job, Asker::Lone(Lone::Send)] {
+        for by in [
+            Asker::Standalone(Standalone::Save),
+            Asker::Job,
+            Asker::Standalone(Standalone::Send),
+        ] {
             set_asked(&store, 3, "uuid", by).unwrap();
             assert_eq!(asker(&store, 3, "uuid").unwrap(), Some(by));
             assert!(is_asked(&store, 3, "uuid").unwrap());

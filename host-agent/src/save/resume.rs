@@ -8,9 +8,9 @@
 
 use super::guest::XenGuest;
 use super::live::{AWAY, LiveSource};
-use super::marker::{self, Asker};
+use super::source_marker::{self, Asker};
 use super::suspend::settle;
-use crate::job::{Error, Lone, Result, Source};
+use crate::job::{Error, Result, Source, Standalone};
 use crate::xen::abi::DomainInfo;
 use crate::xen::state::DomainFlags;
 
@@ -29,9 +29,9 @@ struct Left {
 
 impl Left {
     /// What had been begun, if the domain may go on.
-    fn may_go_on(self, name: &str) -> Result<Lone> {
+    fn may_go_on(self, name: &str) -> Result<Standalone> {
         let refuse = |why: &str| Err(Error::Refused(format!("{name} {why}")));
-        let lone = match self.asker {
+        let operation = match self.asker {
             None if self.is_suspended => {
                 return refuse(
                     "was not suspended by an agent: whoever did it (such as xl save or xl migrate) has to resume it",
@@ -44,27 +44,27 @@ impl Left {
                      where the guest is to run",
                 );
             }
-            Some(Asker::Lone(lone)) => lone,
+            Some(Asker::Standalone(operation)) => operation,
         };
         if !self.is_suspended {
-            return Ok(lone);
+            return Ok(operation);
         }
         if self.has_twin {
             return refuse("has a copy on this host: one of them has to be destroyed first");
         }
-        if lone == Lone::Send && !self.is_vouched {
+        if operation == Standalone::Send && !self.is_vouched {
             return refuse(
                 "may run where it was sent to: look there, and say --vouch if it does not run there, and will not",
             );
         }
-        Ok(lone)
+        Ok(operation)
     }
 }
 
 impl LiveSource {
     /// No journal tells of its move.
-    pub(crate) fn alone(mut self, lone: Lone) -> Self {
-        self.by = Asker::Lone(lone);
+    pub(crate) fn standalone(mut self, operation: Standalone) -> Self {
+        self.by = Asker::Standalone(operation);
         self
     }
 
@@ -74,15 +74,17 @@ impl LiveSource {
     /// # Errors
     /// [`Error::Refused`] if it does.
     pub(super) fn is_no_others(&self) -> Result<()> {
-        let asker = marker::asker(&*self.store, self.domid, &self.uuid)?;
+        let asker = source_marker::asker(&*self.store, self.domid, &self.uuid)?;
         match asker {
-            Some(Asker::Lone(lone)) if asker != Some(self.by) && self.is_suspended_now()? => {
+            Some(Asker::Standalone(operation))
+                if asker != Some(self.by) && self.is_suspended_now()? =>
+            {
                 Err(Error::Refused(format!(
                     "{} was suspended by a {} of which nobody knows how it ended: `unmoved direct resume` decides",
                     self.name,
-                    match lone {
-                        Lone::Save => "save",
-                        Lone::Send => "send",
+                    match operation {
+                        Standalone::Save => "save",
+                        Standalone::Send => "send",
                     }
                 )))
             }
@@ -92,9 +94,9 @@ impl LiveSource {
 
     /// What there is to say of it, if a save or send that is dead has left it suspended.
     pub(crate) fn is_left(&mut self) -> Result<Option<String>> {
-        let asker = marker::asker(&*self.store, self.domid, &self.uuid)?;
+        let asker = source_marker::asker(&*self.store, self.domid, &self.uuid)?;
         // Who is still at work on it holds it.
-        if !matches!(asker, Some(Asker::Lone(_)))
+        if !matches!(asker, Some(Asker::Standalone(_)))
             || !self.is_suspended_now()?
             || self.lock().is_err()
         {
@@ -111,7 +113,7 @@ impl LiveSource {
     pub(super) fn settled(&self) -> Result<DomainInfo> {
         let info = self.is_here()?;
         if !info.state().contains(DomainFlags::SHUTDOWN)
-            && marker::is_asked(&*self.store, self.domid, &self.uuid)?
+            && source_marker::is_asked(&*self.store, self.domid, &self.uuid)?
         {
             let guest = XenGuest::new(self.xen.clone(), self.domid)?;
             settle(self.domid, &guest, &*self.store)?;
@@ -129,31 +131,31 @@ impl LiveSource {
     ///
     /// # Errors
     /// [`Error::Refused`] if it may not, or another process of the agent is at work on it.
-    pub(crate) fn resume_left(&mut self, has_twin: bool, is_vouched: bool) -> Result<Lone> {
+    pub(crate) fn resume_left(&mut self, has_twin: bool, is_vouched: bool) -> Result<Standalone> {
         // Whoever is at work on it decides; from here on nobody else changes the mark.
         self.lock()?;
         let info = self.settled()?;
         let left = Left {
-            asker: marker::asker(&*self.store, self.domid, &self.uuid)?,
+            asker: source_marker::asker(&*self.store, self.domid, &self.uuid)?,
             is_suspended: info.state().contains(DomainFlags::SHUTDOWN),
             has_twin,
             is_vouched,
         };
-        let lone = left.may_go_on(&self.name)?;
-        self.by = Asker::Lone(lone);
+        let operation = left.may_go_on(&self.name)?;
+        self.by = Asker::Standalone(operation);
         if let Some(own) = self.name.strip_suffix(AWAY) {
             self.name = own.to_owned();
         }
         self.resume_here()?;
-        Ok(lone)
+        Ok(operation)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::Left;
-    use crate::job::Lone;
-    use crate::save::marker::Asker;
+    use crate::job::Standalone;
+    use crate::save::source_marker::Asker;
 
     const SUSPENDED: Left = Left {
         asker: None,
@@ -168,9 +170,9 @@ mod tests {
 
     #[test]
     fn what_a_killed_save_has_left_goes_on() {
-        let asker = Some(Asker::Lone(Lone::Save));
+        let asker = Some(Asker::Standalone(Standalone::Save));
         let left = Left { asker, ..SUSPENDED };
-        assert_eq!(left.may_go_on("web").unwrap(), Lone::Save);
+        assert_eq!(left.may_go_on("web").unwrap(), Standalone::Save);
         let restored = Left {
             has_twin: true,
             is_vouched: true,
@@ -181,20 +183,20 @@ mod tests {
 
     #[test]
     fn what_was_sent_goes_on_only_if_somebody_vouches() {
-        let asker = Some(Asker::Lone(Lone::Send));
+        let asker = Some(Asker::Standalone(Standalone::Send));
         let left = Left { asker, ..SUSPENDED };
         assert!(refused(left).contains("--vouch"));
         let vouched = Left {
             is_vouched: true,
             ..left
         };
-        assert_eq!(vouched.may_go_on("web").unwrap(), Lone::Send);
+        assert_eq!(vouched.may_go_on("web").unwrap(), Standalone::Send);
         // It had only been asked, so nobody has got all of it.
         let asked = Left {
             is_suspended: false,
             ..left
         };
-        assert_eq!(asked.may_go_on("web").unwrap(), Lone::Send);
+        assert_eq!(asked.may_go_on("web").unwrap(), Standalone::Send);
     }
 
     #[test]

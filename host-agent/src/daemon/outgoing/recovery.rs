@@ -16,7 +16,7 @@ use crate::journal::Journal;
 use crate::session::{SessionId, SourceEvent, SourceRecord, SourceSession};
 
 /// A guest that cannot be looked for is looked for again after this.
-const AGAIN: Duration = Duration::from_secs(1);
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// A job that another run of the daemon has left.
 pub(in crate::daemon) struct Left {
@@ -210,7 +210,7 @@ fn find(daemon: &Daemon, job: &Job, needs: &Needs) -> (Box<dyn Source>, Presence
             }
             Err(error) => {
                 job.wait(&format!("the guest cannot be looked for: {error}"), false);
-                thread::sleep(AGAIN);
+                thread::sleep(RETRY_AFTER);
             }
         }
     }

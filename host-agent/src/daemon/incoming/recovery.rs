@@ -20,7 +20,7 @@ use crate::session::{DestinationEvent, DestinationRecord, DestinationSession, Se
 pub(super) const SOUGHT: &str =
     "the destination's agent was restarted, and still looks for what there is of the guest";
 /// A toolstack that does not answer is asked again after this.
-const AGAIN: Duration = Duration::from_secs(5);
+const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 impl Incoming {
     /// Reads a session's journal; it is known from here on.  Gives it if its domain is to be
@@ -77,7 +77,7 @@ impl Incoming {
             while let Err(error) = self.look() {
                 let reason = format!("what there is of the guest cannot be looked for: {error}");
                 self.job.wait(&reason, false);
-                thread::sleep(AGAIN);
+                thread::sleep(RETRY_AFTER);
             }
             self.is_sought.store(false, Ordering::Release);
         })?;

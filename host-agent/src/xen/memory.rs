@@ -19,13 +19,13 @@ const LEAST: u64 = 128 << 20;
 
 /// The host's memory.
 #[derive(Debug)]
-pub(crate) struct Room {
+pub(crate) struct HostMemory {
     xen: Xen,
     /// Found out once: it holds until the host is started again, or its owner changes the file.
     shrinks: OnceLock<bool>,
 }
 
-impl Room {
+impl HostMemory {
     /// Of this host.
     pub(crate) const fn new(xen: Xen) -> Self {
         Self {
@@ -38,7 +38,7 @@ impl Room {
     ///
     /// # Errors
     /// If Xen does not tell.
-    pub(crate) fn bytes(&self) -> Result<u64> {
+    pub(crate) fn free_bytes(&self) -> Result<u64> {
         let info = self
             .xen
             .physinfo()
