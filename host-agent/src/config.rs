@@ -105,7 +105,7 @@ impl Config {
         for peer in &config.peers {
             // The host itself may be a peer: a guest can be moved on one host.
             if !names.insert(&peer.name) && peer.name != config.name {
-                return Err(format!("the peer {} is there twice", peer.name));
+                return Err(format!("the peer {} is configured twice", peer.name));
             }
             check_name(&peer.name)?;
             check_address(&peer.address)
@@ -157,7 +157,7 @@ impl Config {
                 &names.join(", ")
             };
             Error::Refused(format!(
-                "there is no peer {name} in the configuration; there are: {known}"
+                "there is no peer {name} in the configuration; the peers are: {known}"
             ))
         })
     }
@@ -169,7 +169,7 @@ fn check_name(name: &str) -> std::result::Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "no host can be called {name:?}: certificates have names as the DNS has them, or addresses"
+        "{name:?} is not a host name: certificates hold DNS names or IP addresses"
     ))
 }
 
@@ -186,10 +186,10 @@ fn check_address(address: &str) -> std::result::Result<(), String> {
         };
         return match host {
             Some(host) if is_fit(host, 253) && !host.is_empty() && !host.contains(' ') => Ok(()),
-            _ => Err("names no host: it is NAME:PORT, or [ADDRESS]:PORT for IPv6".to_owned()),
+            _ => Err("has no host: write NAME:PORT, or [ADDRESS]:PORT for IPv6".to_owned()),
         };
     }
-    Err(format!("has no port, for {port:?} is none"))
+    Err(format!("has no valid port: {port:?}"))
 }
 
 fn listen() -> SocketAddr {
@@ -234,7 +234,7 @@ mod tests {
                 .peer("c")
                 .unwrap_err()
                 .to_string()
-                .contains("there are: b")
+                .contains("the peers are: b")
         );
     }
 
@@ -271,7 +271,7 @@ mod tests {
         Config::parse(&GOOD.replace("192.0.2.2", "[2001:db8::2]")).unwrap();
         for name in ["", "b c", "b\\u001b[2J", "-"] {
             let why = wrong(&GOOD.replace("name = 'b'", &format!("name = \"{name}\"")));
-            assert!(why.contains("no host can be called"), "{why}");
+            assert!(why.contains("is not a host name"), "{why}");
         }
         let twice = format!("{GOOD}\n[[peer]]\nname = 'b'\naddress = 'x:1'");
         assert!(wrong(&twice).contains("twice"));

@@ -109,10 +109,11 @@ impl XenHost {
 
 impl Host for XenHost {
     fn facts(&self) -> Result<HostFacts> {
-        let info = self
-            .xen
-            .physinfo()
-            .map_err(|error| Error::Xen(format!("Xen does not tell of the host: {error}")))?;
+        let info = self.xen.physinfo().map_err(|error| {
+            Error::Xen(format!(
+                "cannot get information about the host from Xen: {error}"
+            ))
+        })?;
         Ok(HostFacts {
             xen_version: self.xen.version(),
             free_memory_bytes: self.memory.free_bytes()?,

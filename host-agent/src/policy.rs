@@ -129,7 +129,7 @@ impl Allow {
                     _ => true,
                 };
                 if !is_known {
-                    return Err(refused(section, key, "that is never taken from a peer"));
+                    return Err(refused(section, key, "this is never accepted from a peer"));
                 }
                 list.iter()
                     .try_for_each(|item| self.walk(section, key, item))
@@ -137,7 +137,7 @@ impl Allow {
             Value::Array(_) => Ok(()),
             Value::Object(object) => {
                 if matches!(key, "xsdata" | "platformdata") && !object.is_empty() {
-                    return Err(refused(section, key, "that is never taken from a peer"));
+                    return Err(refused(section, key, "this is never accepted from a peer"));
                 }
                 // What is below these has names of its own, none of which is the host's.
                 let inside = match section {
@@ -157,7 +157,7 @@ impl Allow {
             return no_other_domain(key, text == "True");
         }
         let kind = Kind::of(section, key)
-            .ok_or_else(|| refused(section, key, "that is not taken from a peer"))?;
+            .ok_or_else(|| refused(section, key, "this is not accepted from a peer"))?;
         let allowed = match kind {
             // Names of files are made of these.
             Kind::Text if matches!(key, "ifname" | "keymap") && text.contains('/') => &[],
@@ -176,10 +176,10 @@ impl Allow {
         }
         let text = clean(text, 200);
         Err(match kind {
-            Kind::Text => refused(section, key, &format!("it cannot be {text:?}")),
+            Kind::Text => refused(section, key, &format!("the value {text:?} is not valid")),
             _ => format!(
-                "the destination does not allow its peer's guests {text} ({key}): an operator there can, in \
-                 `{}` of [allow] in unmoved.toml",
+                "the destination does not allow {text} ({key}) to guests of its peer: an operator there can \
+                 add it to `{}` of [allow] in unmoved.toml",
                 kind.list()
             ),
         })
@@ -195,7 +195,7 @@ fn refused(section: &str, key: &str, why: &str) -> String {
 fn no_other_domain(key: &str, is_set: bool) -> Result<(), String> {
     let never = key == "backend_domid" || key == "driver_domain" || key.ends_with("ssidref");
     if never && is_set {
-        return Err(refused("", key, "that is never taken from a peer"));
+        return Err(refused("", key, "this is never accepted from a peer"));
     }
     Ok(())
 }

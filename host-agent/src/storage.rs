@@ -67,8 +67,9 @@ impl Storage {
         let disk = &self.disk;
         let (Some(there), Some(own)) = (&self.identity, &here.identity) else {
             return Err(format!(
-                "nothing proves that the disk {disk} is the same storage at both ends: if it is, say so with \
-                 --shared-storage={disk}, or name it in shared_storage of the peer in the source's unmoved.toml"
+                "cannot prove that the disk {disk} is the same storage on both hosts: if it is, use \
+                 --shared-storage={disk}, or add it to shared_storage of the peer in the source's \
+                 unmoved.toml"
             ));
         };
         if there == own && self.bytes == here.bytes {
@@ -77,8 +78,8 @@ impl Storage {
         let size =
             |bytes: Option<u64>| bytes.map_or("unknown size".into(), |n| format!("{n} bytes"));
         Err(format!(
-            "the disk {disk} is not the same storage at both ends: the source has {there} ({}), the \
-             destination {own} ({}). The guest would go on over other data",
+            "the disk {disk} is not the same storage on both hosts: the source has {there} ({}), the \
+             destination {own} ({}). The guest would continue on other data",
             size(self.bytes),
             size(here.bytes)
         ))

@@ -46,7 +46,7 @@ fn certificates_names_and_ports_are_looked_at() {
         ("ca.pem", "none.pem", "none.pem"),
         ("a.key", "b.key", "a.pem"),
         ("name = 'a'", "name = 'c'", "this host's certificate"),
-        ("name = 'b'", "name = 'b two'", "no host can be called"),
+        ("name = 'b'", "name = 'b two'", "is not a host name"),
         ("7711", "notaport", "notaport"),
         (
             "[[peer]]",

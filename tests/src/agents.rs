@@ -172,7 +172,7 @@ pub fn begin(guest: &str, from: &Host, to: &Host, options: &[&str]) -> Result<St
     let words = [&["migrate", "--detach", guest, to.name()], options].concat();
     let begun = ask(from, &words)?;
     let job = begun["job"].as_str();
-    Ok(job.context("the daemon gave no job")?.to_owned())
+    Ok(job.context("the daemon returned no job")?.to_owned())
 }
 
 /// Follows a job on its host; each line is an event.

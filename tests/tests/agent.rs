@@ -92,7 +92,7 @@ const IS_MARKED: &str = "xenstore-ls /tool/unmoved/source 2>/dev/null | grep -q 
 fn others_are_left_alone(guest: &str, from: &Host, to: &Host) -> Result<()> {
     from.ok(&["sh", "-c", HANGING, "sh", guest])?;
     let refused = agents::refused(from, &["check", guest, to.name()])?;
-    ensure!(refused.contains("saves or migrates"), "{refused}");
+    ensure!(refused.contains("is saving or migrating"), "{refused}");
     let end = from.sh(GO_ON)?;
     // It was not us who made it fail.
     ensure!(
@@ -112,7 +112,7 @@ fn overtaken(guest: &str, from: &Host, to: &Host, save: &str, end: &str) -> Resu
     let saved = from.ok(&["sh", "-c", save, "sh", guest])?;
     ensure!(saved.contains(end), "{saved}");
     let end = watch.wait(MOMENT)?;
-    let is_told = end.stderr.contains("saves or migrates");
+    let is_told = end.stderr.contains("is saving or migrating");
     ensure!(end.code != 0 && is_told, "{end:?}");
     ensure!(
         names(from)? == [guest] && names(to)?.is_empty(),
@@ -168,7 +168,10 @@ fn aborted(guest: &str, from: &Host, to: &Host) -> Result<()> {
     watch.stderr.wait_for("round 1", MOMENT)?;
     for again in ["migrate", "check"] {
         let refused = agents::refused(from, &[again, guest, to.name()])?;
-        ensure!(refused.contains("leaving already"), "{refused}");
+        ensure!(
+            refused.contains("migrating or saving this guest"),
+            "{refused}"
+        );
     }
     let there = agents::ask(to, &["status"])?;
     ensure!(
@@ -179,7 +182,7 @@ fn aborted(guest: &str, from: &Host, to: &Host) -> Result<()> {
         ensure!(weight(host)? == RAISED, "{} has no priority", host.name());
     }
     let refused = agents::refused(to, &["abort", &job])?;
-    ensure!(refused.contains("aborted at its source"), "{refused}");
+    ensure!(refused.contains("abort the job at its source"), "{refused}");
     agents::ask(from, &["abort", &job])?;
     let end = watch.wait(MOMENT)?;
     ensure!(end.code != 0 && end.stderr.contains("aborted"), "{end:?}");

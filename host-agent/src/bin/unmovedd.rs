@@ -44,8 +44,8 @@ fn run(arguments: &Arguments) -> Result<()> {
         return Ok(config.identity().map(drop)?);
     }
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot handle signals")?;
-    let host = XenHost::open(config.copying_weight)
-        .context("this is no control domain that can be used")?;
+    let host =
+        XenHost::open(config.copying_weight).context("this host is not a usable control domain")?;
     let host = Arc::new(host);
     let daemon = Daemon::new(config, host.clone())?;
     // Only now: no other daemon is at work.
@@ -67,7 +67,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     // It may be killed at any moment; but who stops it in order leaves no guest standing.
     let signal = signals.forever().next();
-    log::info!("ends by signal {}", signal.unwrap_or_default());
+    log::info!("stopping on signal {}", signal.unwrap_or_default());
     daemon.stop(LONGEST);
     host.tidy();
     Ok(())

@@ -76,7 +76,10 @@ impl Capabilities {
     /// If it is too long, too deep, no XML, or has no migration features.
     pub fn from_xml(xml: &str) -> Result<Self, String> {
         if xml.len() > MOST {
-            return Err(format!("capabilities of {} bytes are too long", xml.len()));
+            return Err(format!(
+                "the capabilities are too long: {} bytes",
+                xml.len()
+            ));
         }
         let root = Element::parse(xml)?;
         let found = root.find("migration_features");
@@ -102,18 +105,18 @@ impl Capabilities {
     pub fn suffice(&self) -> Result<(), String> {
         if let Some(missing) = NEEDED.into_iter().find(|feature| !self.has(feature)) {
             return Err(format!(
-                "cannot take part in a live migration that is safe at every step: it does not offer \"{missing}\""
+                "cannot take part in a crash-safe live migration: it does not offer \"{missing}\""
             ));
         }
         if !self.transports().contains(TRANSPORT) {
             return Err(format!(
-                "has no way for the stream in common with this host: here it is {TRANSPORT}"
+                "has no stream transport in common with this host, which uses {TRANSPORT}"
             ));
         }
         // Of two numbers it is the smaller.
         if self.number("libxc_stream") != Some(STREAM.into()) {
             return Err(format!(
-                "does not know version {STREAM} of the libxc stream"
+                "does not support version {STREAM} of the libxc stream"
             ));
         }
         Ok(())
@@ -219,13 +222,15 @@ impl Element {
                     open.last_mut().ok_or("no root")?.text += &text;
                 }
                 Event::Eof => break,
-                Event::DocType(_) => return Err("capabilities need no document type".to_owned()),
+                Event::DocType(_) => {
+                    return Err("capabilities must not have a document type".to_owned());
+                }
                 _ => {}
             }
         }
         open.pop()
             .filter(|_| open.is_empty())
-            .ok_or_else(|| "elements are left open".to_owned())
+            .ok_or_else(|| "an element is not closed".to_owned())
     }
 
     fn started(start: &BytesStart<'_>) -> Result<Self, String> {

@@ -74,11 +74,11 @@ fn what_both_can_do_must_suffice() {
                 .contains(feature)
         );
     }
-    assert!(but("unmoved+tls", "tcp").unwrap_err().contains("way"));
+    assert!(but("unmoved+tls", "tcp").unwrap_err().contains("transport"));
     assert!(
         but("uri_transports", "no_transports")
             .unwrap_err()
-            .contains("way")
+            .contains("transport")
     );
     assert!(
         but("stream>3<", "stream>2<")

@@ -282,7 +282,9 @@ impl Follow {
     /// Has a job begun, and shows it.
     fn job(self, socket: &Socket, ask: &Ask, json: bool) -> Result<()> {
         let begun = one(socket, ask)?;
-        let job = begun["job"].as_str().context("the daemon gave no job")?;
+        let job = begun["job"]
+            .as_str()
+            .context("the daemon returned no job")?;
         if !self.detach {
             return watch::one(socket, job, json);
         }
@@ -313,9 +315,7 @@ pub(super) fn send(stream: &mut UnixStream, ask: &Ask) {
 }
 
 pub(super) fn answer(told: io::Result<Told>) -> Result<Value> {
-    match told
-        .context("the daemon has gone away; `unmoved status` tells more once it runs again")?
-    {
+    match told.context("the daemon closed the connection; run `unmoved status` when it is back")? {
         Told::Answer(value) => Ok(value),
         Told::Error(why) => bail!(why),
     }
@@ -340,8 +340,12 @@ fn fit(answer: Value) -> Value {
 
 pub(super) fn connect(socket: &Socket) -> Result<UnixStream> {
     let path = &socket.socket;
-    UnixStream::connect(path)
-        .with_context(|| format!("cannot reach unmovedd at {} (does it run?)", path.display()))
+    UnixStream::connect(path).with_context(|| {
+        format!(
+            "cannot reach unmovedd at {} (is it running?)",
+            path.display()
+        )
+    })
 }
 
 /// The daemon has another working directory.
@@ -357,7 +361,7 @@ fn bytes(text: &str) -> Result<u64, String> {
         "k" | "K" => 1 << 10,
         "M" => 1 << 20,
         "G" => 1 << 30,
-        _ => return Err("only one of k, M and G".to_owned()),
+        _ => return Err("the unit is k, M or G".to_owned()),
     };
     let number: u64 = digits
         .parse()

@@ -143,7 +143,7 @@ impl Resume {
             // What is in it is older than the guest's disks from now on.
             Standalone::Save => (
                 "save",
-                Some("do not restore the file of the save that was killed"),
+                Some("do not restore the file that the killed save wrote"),
             ),
             Standalone::Send => ("send", None),
         };
@@ -152,7 +152,7 @@ impl Resume {
             println!("{more}");
             return Ok(());
         }
-        println!("{} goes on", self.domain);
+        println!("{} resumed", self.domain);
         if let Some(warning) = warning {
             println!("{warning}");
         }
@@ -168,7 +168,7 @@ fn abort_on_signals(control: &Arc<Control>) -> Result<()> {
     let wait = move || {
         for _ in signals.forever() {
             if control.abort() {
-                eprintln!("aborting; what was begun is undone");
+                eprintln!("aborting, and undoing what was started");
             } else {
                 eprintln!("it is too late to abort");
             }

@@ -14,7 +14,12 @@ pub(super) fn without_daemon(socket: &Path, why: &anyhow::Error) -> Value {
     let mut checks = vec![check("unmovedd", Some(why))];
     match Config::load(Path::new(config::PATH)) {
         Ok(config) => {
-            let elsewhere = || format!("it has the daemon listen at {}", config.socket.display());
+            let elsewhere = || {
+                format!(
+                    "the configuration has the daemon listen at {}",
+                    config.socket.display()
+                )
+            };
             checks.push(check(
                 "configuration",
                 (config.socket != socket).then(elsewhere),

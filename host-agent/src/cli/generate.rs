@@ -62,7 +62,8 @@ pub(super) fn completions<C: CommandFactory>(shell: Shell) {
 
 /// Writes a manual page for each command, and those of the daemon.
 pub(super) fn man<C: CommandFactory>(folder: &PathBuf) -> Result<()> {
-    std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    std::fs::create_dir_all(folder)
+        .with_context(|| format!("cannot create {}", folder.display()))?;
     let failed = || format!("cannot write to {}", folder.display());
     clap_mangen::generate_to(C::command(), folder).with_context(failed)?;
     for (name, page) in PAGES {

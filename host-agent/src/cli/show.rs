@@ -54,7 +54,7 @@ impl Progress {
         );
         if status.direction == Direction::Incoming {
             // Only the source knows how much there is.
-            message = format!("{} have arrived", HumanBytes(now.wire_bytes));
+            message = format!("{} received", HumanBytes(now.wire_bytes));
         }
         if let Some(left) = left(status) {
             message += &format!(", ETA {left:.0} s");
@@ -205,7 +205,7 @@ fn job(status: &JobStatus) {
         (Some(true), _) => "done".to_owned(),
         (Some(false), _) => {
             let why = status.statistics.errmsg.as_deref();
-            format!("failed: {}", why.unwrap_or("no reason is known"))
+            format!("failed: {}", why.unwrap_or("unknown reason"))
         }
         (None, Some(waiting)) if status.is_held => {
             format!(
@@ -227,15 +227,15 @@ fn job(status: &JobStatus) {
 
 fn checked(found: &Checked) {
     let estimate = &found.estimate;
-    println!("{} can be moved to {}", found.domain, found.host);
+    println!("{} can be migrated to {}", found.domain, found.host);
     println!(
-        "  memory     {} in use, {:.0} % of it zero, {} dirtied per second",
+        "  memory     {} in use, {:.0} % zero, {} dirtied per second",
         HumanBytes(estimate.pages * PAGE_SIZE as u64),
         estimate.zero_share * 100.0,
         HumanBytes((estimate.dirty_pages_per_second * PAGE_SIZE as f64) as u64),
     );
     println!(
-        "  way        {}/s",
+        "  network    {}/s",
         HumanBytes(found.prediction.bytes_per_second as u64)
     );
     println!(

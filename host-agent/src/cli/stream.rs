@@ -207,7 +207,7 @@ fn destination(path: &Path) -> Result<Destination> {
     if path == Path::new("-") {
         let stdout = io::stdout();
         if stdout.is_terminal() {
-            bail!("a stream is nothing for a terminal: name a file");
+            bail!("refusing to write a stream to a terminal: name a file");
         }
         let file = File::from(stdout.as_fd().try_clone_to_owned()?);
         // Whoever reads then sleeps less often.  What is no pipe has no such size.

@@ -61,7 +61,8 @@ impl Daemon {
         } = &request.needs;
         if !job.has_guest() && self.leaving.lock().contains(uuid) {
             return Err(Error::Refused(
-                "another job has this guest: see to that one first (`unmoved status`)".to_owned(),
+                "another job holds this guest: resolve that one first (`unmoved status`)"
+                    .to_owned(),
             ));
         }
         let here = self.copy(uuid, End::Source, peer, Some(*source_domid))?;
@@ -87,9 +88,7 @@ impl Daemon {
         let session: SessionId = job.id.parse().map_err(Error::Refused)?;
         let found = self.incoming.lock().get(&session).cloned();
         let incoming = found.ok_or_else(|| {
-            Error::Refused(
-                "nothing can be decided about this job: see what it waits for".to_owned(),
-            )
+            Error::Refused("this job cannot be decided now: see what it waits for".to_owned())
         })?;
         if choice == Choice::Forget {
             // Whoever builds it is not waited for.
@@ -98,8 +97,8 @@ impl Daemon {
         if !incoming.may(choice)? {
             if choice == Choice::RunHere && incoming.may(Choice::Forget)? {
                 return Err(Error::Refused(
-                    "the copy here is not whole, not there any more, or is being discarded: it can only be \
-                     forgotten (`--discard`)"
+                    "the copy here is incomplete, gone or being discarded: it can only be forgotten \
+                     (`--discard`)"
                         .to_owned(),
                 ));
             }
@@ -122,5 +121,5 @@ impl Daemon {
 }
 
 fn not_asked() -> Error {
-    Error::Refused("the job does not ask for a decision".to_owned())
+    Error::Refused("the job does not wait for a decision".to_owned())
 }

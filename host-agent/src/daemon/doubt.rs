@@ -30,7 +30,7 @@ where
     };
     let damage = reading.damage.clone().or_else(|| settle(journal))?;
     Some(format!(
-        "{damage}; or see at both ends where the guest is, then decide by `unmoved recover`"
+        "{damage}; or find out on both hosts where the guest is, then run `unmoved recover`"
     ))
 }
 
@@ -73,8 +73,8 @@ impl Daemon {
         why: &str,
     ) {
         let what = format!(
-            "{why}. Its guest is not known: see at both ends that each guest runs once, and \
-             `unmoved recover --discard` puts the journal aside"
+            "{why}. Its guest is unknown: check on both hosts that each guest runs exactly once; `unmoved \
+             recover --discard` then sets the journal aside"
         );
         self.add_held(session.to_string(), Direction::Outgoing, &what);
         self.unknown.lock().insert(session, journal);
@@ -91,12 +91,12 @@ impl Daemon {
         };
         journal
             .put_aside()
-            .map_err(Error::io("the journal cannot be put aside"))?;
+            .map_err(Error::io("cannot set the journal aside"))?;
         unknown.remove(&session);
         drop(unknown);
         let more = json!({ "job": session, "decision": "put-aside" });
         self.audit.write("operator", "recover", &more);
-        let why = "its journal was damaged, and was put aside by an operator";
+        let why = "its journal was damaged, and an operator set it aside";
         self.over(job, Err(why.to_owned()));
         Ok(true)
     }
@@ -120,8 +120,8 @@ const fn end(direction: Direction) -> &'static str {
 
 fn unlisted(folder: &Path, error: &std::io::Error) -> String {
     format!(
-        "the folder of journals {} cannot be read ({error}): no guest is moved this way until it can, and \
-         unmovedd is restarted",
+        "cannot read the journal folder {} ({error}): no guest migrates in this direction until it is \
+         readable and unmovedd is restarted",
         folder.display()
     )
 }

@@ -32,7 +32,7 @@ impl History {
         let path = folder.join("history.json");
         let mut peers = match fs::read(&path) {
             Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|error| {
-                log::warn!("{}: {error}; it is begun anew", path.display());
+                log::warn!("{}: {error}; starting a new one", path.display());
                 Peers::new()
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Peers::new(),

@@ -45,12 +45,12 @@ impl Lanes {
         lane: u8,
     ) -> Result<Arc<Watch>, &'static str> {
         if self.ticket != ticket || self.peer != peer {
-            return Err("that is not this session's ticket");
+            return Err("the ticket is not this session's");
         }
         match self.taken.get_mut(usize::from(lane)) {
             Some(taken) if !*taken => *taken = true,
-            Some(_) => return Err("this connection was made already"),
-            None => return Err("there are not so many connections"),
+            Some(_) => return Err("this connection exists already"),
+            None => return Err("there is no connection with this number"),
         }
         Ok(self.watch.clone())
     }

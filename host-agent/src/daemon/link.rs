@@ -77,7 +77,7 @@ impl Link {
         self.stream.sock.set_deadline_within(LIMIT);
         let (theirs, _) = self.meet(&JobOptions::default())?;
         if !theirs.has(FEATURE) {
-            let why = "it is of a version that does not know the question".to_owned();
+            let why = "its version does not support this request".to_owned();
             return Ok(Other::Mute(why));
         }
         match self.ask(&ToPeer::Inquire(inquiry))? {
@@ -266,10 +266,10 @@ fn unreachable(peer: &Peer, error: &io::Error) -> Error {
 }
 
 fn lost(error: io::Error) -> Error {
-    Error::Peer(format!("the connection is lost: {error}"))
+    Error::Peer(format!("the connection was lost: {error}"))
 }
 
 fn senseless(answer: &FromPeer) -> Error {
     let answer = clean(&format!("{answer:?}"), REASON_MOST);
-    Error::Peer(format!("the destination's answer makes no sense: {answer}"))
+    Error::Peer(format!("unexpected answer from the destination: {answer}"))
 }

@@ -38,7 +38,7 @@ fn answer(daemon: &Daemon, stream: TcpStream) -> io::Result<()> {
     let (status, body) = if request.starts_with(b"GET /metrics ") {
         ("200 OK", text(daemon))
     } else {
-        ("404 Not Found", "only /metrics is here\n".to_owned())
+        ("404 Not Found", "only /metrics exists here\n".to_owned())
     };
     let head = format!(
         "HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {}\r\n\
@@ -91,7 +91,7 @@ fn text(daemon: &Daemon) -> String {
             jobs.push(count(direction, state));
         }
     }
-    family("jobs", "gauge", "Jobs that are remembered.", &jobs);
+    family("jobs", "gauge", "Jobs that the daemon remembers.", &jobs);
     let of = |value: fn(&super::JobStatus) -> Option<f64>| {
         let label = |job: &super::JobStatus| format!("{{job=\"{}\"}}", job.id);
         let sample = |job| value(job).map(|value| (label(job), value));
@@ -106,31 +106,31 @@ fn text(daemon: &Daemon) -> String {
     family(
         "job_elapsed_seconds",
         "gauge",
-        "Since the job began.",
+        "Time since the job began.",
         &of(|job| Some(job.statistics.time_elapsed as f64 / 1000.0)),
     );
     family(
         "job_remaining_bytes",
         "gauge",
-        "Memory that is still to be sent in this round.",
+        "Memory left to send in this round.",
         &of(|job| Some(job.statistics.memory_remaining as f64)),
     );
     family(
         "job_dirty_pages_per_second",
         "gauge",
-        "Pages that the guest writes.",
+        "Pages that the guest dirties.",
         &of(|job| Some(job.statistics.memory_dirty_rate as f64)),
     );
     family(
         "job_iteration",
         "gauge",
-        "The round over the memory.",
+        "The pre-copy round.",
         &of(|job| Some(f64::from(job.statistics.memory_iteration))),
     );
     family(
         "job_blackout_seconds",
         "gauge",
-        "From when the guest was suspended until it ran again.",
+        "Time from the guest's suspend until it ran again.",
         &of(|job| {
             job.report
                 .as_ref()
@@ -140,7 +140,7 @@ fn text(daemon: &Daemon) -> String {
     family(
         "job_predicted_blackout_seconds",
         "gauge",
-        "What was expected before the job began.",
+        "The blackout predicted before the job began.",
         &of(|job| job.prediction.map(|expected| expected.blackout_ms / 1000.0)),
     );
     text

@@ -137,7 +137,7 @@ impl Daemon {
         for folder in ["source", "destination"] {
             let folder = config.state.join(folder);
             journal::folder(&folder)
-                .map_err(Error::io(format!("cannot make {}", folder.display())))?;
+                .map_err(Error::io(format!("cannot create {}", folder.display())))?;
         }
         // Another daemon's records say what it is doing now.  This one would take them for those of a dead one,
         // and discard a guest that is being received.
@@ -326,7 +326,7 @@ impl Daemon {
         let mut leaving = self.leaving.lock();
         if leaving.iter().any(|other| other == uuid) {
             return Err(Error::Refused(
-                "this guest is leaving already, or another job reads it".to_owned(),
+                "another job is migrating or saving this guest".to_owned(),
             ));
         }
         leaving.push(uuid.to_owned());
@@ -394,11 +394,9 @@ impl Drop for Claim {
 fn random<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0; N];
     let read = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
-        .map_err(|error| Error::Refused(format!("the system gives no random numbers: {error}")))?;
+        .map_err(|error| Error::Refused(format!("cannot get random numbers: {error}")))?;
     if read < N {
-        return Err(Error::Refused(
-            "the system gives too few random numbers".to_owned(),
-        ));
+        return Err(Error::Refused("got too few random numbers".to_owned()));
     }
     Ok(bytes)
 }

@@ -105,7 +105,7 @@ fn talk(daemon: &Arc<Daemon>, from: SocketAddr, stream: Accepted, host: &str, he
     let result = match hello {
         Hello::Control { version: VERSION } => control(daemon, stream, host),
         Hello::Control { version } => {
-            let why = format!("version {version} of the protocol is not known here");
+            let why = format!("protocol version {version} is not supported");
             refuse(stream, why)
         }
         Hello::Data {
@@ -161,7 +161,7 @@ fn control(daemon: &Arc<Daemon>, mut stream: Accepted, host: &str) -> io::Result
         all.entry(host.to_owned()).or_default().clone()
     };
     if Arc::strong_count(&counted) > CONTROLS_MOST + 1 {
-        let why = format!("{CONTROLS_MOST} connections of {host} are there already");
+        let why = format!("{host} has {CONTROLS_MOST} control connections already");
         return refuse(stream, why);
     }
     write_message(&mut stream, &FromPeer::Welcome)?;
@@ -225,7 +225,7 @@ fn calls(
                 }
                 FromPeer::Probed
             }
-            ToPeer::Probe { .. } => return Err(wrong("a probe that is too long")),
+            ToPeer::Probe { .. } => return Err(wrong("the probe is too long")),
             // A call that was made before, on this connection: somebody plays it again.
             ToPeer::Call { call, .. } if call <= last_call => {
                 return Err(wrong(format!("call {call} came again after {last_call}")));

@@ -27,7 +27,7 @@ impl Daemon {
         // What is over and old has been put away just now.
         for end in ["source", "destination"] {
             if let Err(error) = journal::prune(&self.folder(end), KEPT) {
-                log::warn!("old journals of the {end} stay: {error}");
+                log::warn!("cannot remove old journals of the {end}: {error}");
             }
         }
         let daemon = self.clone();
@@ -38,7 +38,7 @@ impl Daemon {
     fn unwatch_all(self: &Arc<Self>) {
         // What this does not find costs a guest time, and no more.
         let domains = self.host.domains().unwrap_or_else(|error| {
-            log::warn!("nobody looks for guests that are still watched: {error}");
+            log::warn!("cannot look for guests with log-dirty mode left on: {error}");
             Vec::new()
         });
         for domain in domains {

@@ -86,7 +86,7 @@ impl Refusals {
                 true
             }
             Telling::Enough => {
-                let why = "too many in a minute: they are only counted";
+                let why = "too many in a minute: only counted from here on";
                 log::warn!("{what}: {why}");
                 audit.write("agent", &format!("{what} more"), &json!({ "why": why }));
                 false
@@ -122,7 +122,7 @@ impl Minute {
 
 /// A connection could not be taken: what is wanting (files, memory) may be there again in a moment.
 pub(super) fn unaccepted(error: &io::Error) {
-    log::error!("a connection could not be taken: {error}");
+    log::error!("cannot accept a connection: {error}");
     thread::sleep(Duration::from_millis(100));
 }
 

@@ -90,7 +90,7 @@ impl Daemon {
             thread::sleep(LOOK);
         }
         for job in jobs.iter().filter(|job| !is_settled(job)) {
-            log::warn!("job {} is left as it is: {:?}", job.id, job.control.phase());
+            log::warn!("job {} stays as it is: {:?}", job.id, job.control.phase());
         }
     }
 
@@ -111,7 +111,7 @@ impl Daemon {
     pub(super) fn goes_on(&self) -> Result<()> {
         if self.stop.is_asked() {
             return Err(Error::Refused(format!(
-                "the agent of {} is being stopped: it begins nothing new",
+                "the agent of {} is stopping: it starts nothing new",
                 self.config.name
             )));
         }

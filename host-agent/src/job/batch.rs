@@ -94,7 +94,7 @@ pub trait Sink: Send + Sync {
     /// If the far end compares nothing: whoever was asked to have it compared must not be told that it was.
     fn digests(&self, _: Digests<'_>) -> Result<()> {
         Err(Error::Refused(
-            "what takes the guest there cannot compare it with the one here".to_owned(),
+            "the receiver cannot verify the copy".to_owned(),
         ))
     }
 

@@ -18,14 +18,14 @@ pub enum Damage {
 impl fmt::Display for Damage {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unreadable(why) => write!(to, "the journal cannot be read ({why})"),
+            Self::Unreadable(why) => write!(to, "cannot read the journal ({why})"),
             Self::Spoilt(what) => write!(to, "the journal is damaged ({what})"),
             Self::Newer => to.write_str(
-                "the journal was written by a newer unmovedd: start that one again to go on as if nothing had been",
+                "the journal was written by a newer unmovedd: start that version again to continue",
             ),
             Self::Unwritable(why) => write!(
                 to,
-                "the journal cannot be written ({why}): make room and restart unmovedd to go on as if nothing had been"
+                "cannot write the journal ({why}): free some disk space and restart unmovedd to continue"
             ),
         }
     }

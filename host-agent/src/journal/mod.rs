@@ -91,7 +91,10 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
         journal.is_damaged = reading.damage.is_some();
         journal.is_known = true;
         if !journal.is_damaged && !journal.is_settled && !journal.words.is_empty() {
-            log::warn!("{}: not as it was written", journal.paths[0].display());
+            log::warn!(
+                "{}: does not read back as it was written",
+                journal.paths[0].display()
+            );
         }
         (journal, reading)
     }
@@ -395,7 +398,7 @@ pub fn sessions(folder: &Path) -> io::Result<Vec<SessionId>> {
             (true, Some(Ok(session))) => {
                 sessions.insert(session);
             }
-            (true, _) => log::warn!("{}: no session has this name", path.display()),
+            (true, _) => log::warn!("{}: not the name of a session", path.display()),
             _ => {}
         }
     }

@@ -201,7 +201,7 @@ pub(super) fn merge(first: &Side, second: &Side) -> Merged {
         Some(Damage::Unreadable(why(first, second)))
     } else if !is_ended || merged.generation == 0 && !is_missing {
         let number = records.len() + 1;
-        spoilt(format!("record {number} is spoilt, if there was one"))
+        spoilt(format!("record {number} is unreadable, if there was one"))
     } else {
         None
     };
@@ -213,6 +213,6 @@ pub(super) fn merge(first: &Side, second: &Side) -> Merged {
 fn why(first: &Side, second: &Side) -> String {
     match (first, second) {
         (Side::Unreadable(why), _) | (_, Side::Unreadable(why)) => why.clone(),
-        _ => "its files are gone".to_owned(),
+        _ => "its files are missing".to_owned(),
     }
 }

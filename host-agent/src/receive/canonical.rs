@@ -26,7 +26,7 @@ impl<W: Write + Send> Canonical<W> {
     pub(crate) fn begin(mut out: W, config: &[u8]) -> Result<Self> {
         let config = config.strip_suffix(&[0]).unwrap_or(config);
         let config = std::str::from_utf8(config)
-            .map_err(|_| Error::Refused("the domain's configuration is no text".to_owned()))?;
+            .map_err(|_| Error::Refused("the domain's configuration is not text".to_owned()))?;
         let context = RecordHeader {
             kind: libxl::RecordType::LIBXC_CONTEXT.0,
             length: 0,
@@ -93,7 +93,7 @@ impl<W: Write + Send> Sink for Canonical<W> {
             return Ok(());
         }
         if !batch.is_sound() {
-            return Err(Error::Peer("a batch of pages is not sound".to_owned()));
+            return Err(Error::Peer("a batch of pages is inconsistent".to_owned()));
         }
         let words: &[u8] = zerocopy::IntoBytes::as_bytes(batch.words.as_slice());
         let length = 8 + words.len() + batch.data.len();

@@ -76,7 +76,7 @@ impl Feed {
         };
         loop {
             if self.is_given_up.is_asked() {
-                let why = "the toolstack's work was given up";
+                let why = "the toolstack's work was cancelled";
                 return Err(io::Error::new(io::ErrorKind::BrokenPipe, why));
             }
             match write(&mut self.pipe) {

@@ -50,7 +50,7 @@ pub(crate) struct Record<'a> {
 pub(crate) fn records(mut bytes: &[u8]) -> Result<Vec<Record<'_>>> {
     let mut found = Vec::new();
     while !bytes.is_empty() {
-        let torn = || Error::Peer("a record of the stream is not whole".to_owned());
+        let torn = || Error::Peer("a record of the stream is incomplete".to_owned());
         let (head, rest) = bytes.split_first_chunk().ok_or_else(torn)?;
         let header = RecordHeader::decode(*head);
         let len = header.length as usize;
@@ -87,7 +87,7 @@ impl State {
             }
             other => {
                 return Err(Error::Peer(format!(
-                    "a record of type {other} stands where only memory and state can be"
+                    "a record of type {other} is out of place: only memory and state can follow here"
                 )));
             }
         }
@@ -105,9 +105,7 @@ impl State {
     /// If some of it has never come, or Xen refuses.
     pub(super) fn apply(&self, domain: Domain<'_>) -> Result<()> {
         let (Some(tsc), Some(context)) = (self.tsc, &self.context) else {
-            return Err(Error::Peer(
-                "the stream has no state of the domain".to_owned(),
-            ));
+            return Err(Error::Peer("the stream has no domain state".to_owned()));
         };
         for (index, value) in self.changed_params()? {
             domain.set_param(index, value)?;
@@ -121,7 +119,7 @@ impl State {
     fn changed_params(&self) -> Result<Vec<(u32, u64)>> {
         if our_frames(&self.params) != self.ours {
             return Err(Error::Peer(
-                "the rings of the domain have moved since it was built".to_owned(),
+                "the domain's rings have moved since it was built".to_owned(),
             ));
         }
         let gone = self
@@ -142,7 +140,7 @@ impl State {
 /// If the batch is not sound, or Xen refuses.
 pub(super) fn fill(domain: Domain<'_>, batch: &Batch, ours: &BTreeSet<u64>) -> Result<()> {
     if !batch.is_sound() {
-        return Err(Error::Peer("a batch of pages is not sound".to_owned()));
+        return Err(Error::Peer("a batch of pages is inconsistent".to_owned()));
     }
     let with_content = batch.words.iter().filter(|word| has_content(**word));
     let frames: Vec<u64> = with_content.map(|word| word & PFN).collect();
@@ -180,7 +178,7 @@ fn add(domain: Domain<'_>, missing: &[(u64, &[u8])]) -> Result<()> {
     let mapping: Mapping = domain.map(&frames, &mut errors, true)?;
     if given != frames.len() || errors.iter().any(|error| *error != 0) {
         return Err(Error::Xen(format!(
-            "Xen gives {} frames to domain {} that the source has, but not all",
+            "Xen gives domain {1} only part of the {0} frames that the source has",
             frames.len(),
             domain.domid()
         )));
@@ -218,7 +216,7 @@ fn our_frames(params: &BTreeMap<u32, u64>) -> BTreeSet<u64> {
 /// The content of an HVM_PARAMS record.  Of one that is there twice the last word counts, as it does for the
 /// toolstack.
 fn params(body: &[u8]) -> Result<BTreeMap<u32, u64>> {
-    let torn = || Error::Peer("an HVM_PARAMS record is not whole".to_owned());
+    let torn = || Error::Peer("an HVM_PARAMS record is incomplete".to_owned());
     let pairs = body.get(8..).ok_or_else(torn)?;
     if !pairs.len().is_multiple_of(16) {
         return Err(torn());
@@ -234,7 +232,7 @@ fn params(body: &[u8]) -> Result<BTreeMap<u32, u64>> {
         };
         let index = number(index);
         let index = u32::try_from(index)
-            .map_err(|_| Error::Peer(format!("no domain has a parameter {index:#x}")))?;
+            .map_err(|_| Error::Peer(format!("unknown HVM parameter {index:#x}")))?;
         params.insert(index, number(value));
     }
     Ok(params)

@@ -164,7 +164,7 @@ impl Incoming {
         let mut child = self.child.lock();
         while let Ok(None) = child.try_wait() {
             if Instant::now() > until {
-                log::warn!("xl migrate-receive does not end: killed");
+                log::warn!("xl migrate-receive did not exit: killed");
                 let _ = child.kill();
                 let _ = child.wait();
                 return;
@@ -218,9 +218,9 @@ impl Incoming {
                 log::debug!("{} is domain {domid}, and can be filled", self.name);
                 Ok(*self.domid.get_or_init(|| domid))
             }
-            _ => Err(self.complaints.explain(Error::TimedOut(
-                "the toolstack's building of the domain".to_owned(),
-            ))),
+            _ => Err(self
+                .complaints
+                .explain(Error::TimedOut("building the domain".to_owned()))),
         }
     }
 
@@ -251,7 +251,7 @@ impl Incoming {
     fn record(&self, phase: &mut StreamPhase, record: Record<'_>) -> Result<()> {
         match phase {
             StreamPhase::Headers | StreamPhase::Done(_) => Err(Error::Peer(
-                "a record of the stream stands where none can be".to_owned(),
+                "a record of the stream is out of place".to_owned(),
             )),
             StreamPhase::Toolstack(state) => {
                 self.canonical.bytes(record.whole)?;
@@ -288,7 +288,7 @@ impl Incoming {
         };
         self.canonical.bytes(&end.encode())?;
         self.canonical.end()?;
-        log::debug!("the toolstack has got all that it needs of {}", self.name);
+        log::debug!("the toolstack has all that it needs of {}", self.name);
         Ok(())
     }
 }
@@ -320,7 +320,7 @@ impl Sink for Incoming {
             StreamPhase::Toolstack(_) => self.canonical.pages(batch),
             StreamPhase::Filling(state) => fill(self.xen.domain(self.domid()?), batch, &state.ours),
             StreamPhase::Headers | StreamPhase::Done(_) => Err(Error::Peer(
-                "pages of the stream stand where none can be".to_owned(),
+                "pages of the stream are out of place".to_owned(),
             )),
         };
         taken.map_err(|error| self.complaints.explain(error))
@@ -341,7 +341,7 @@ impl Sink for Incoming {
     fn digests(&self, digests: Digests<'_>) -> Result<()> {
         if !matches!(*self.phase.read(), StreamPhase::Done(_)) {
             return Err(Error::Peer(
-                "digests of the guest come before all of it".to_owned(),
+                "digests arrived before the end of the guest's stream".to_owned(),
             ));
         }
         self.told.lock().take(digests)
@@ -365,6 +365,6 @@ fn enlarge(pipe: &ChildStdin) {
     // What cannot be enlarged is merely slower.
     let result = crate::xen::sys::set_pipe_size(pipe.as_fd(), PIPE);
     if let Err(error) = result {
-        log::debug!("the pipe to xl stays small: {error}");
+        log::debug!("cannot enlarge the pipe to xl: {error}");
     }
 }

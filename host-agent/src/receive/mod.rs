@@ -173,7 +173,7 @@ impl Receiver {
     fn name(&self, domid: u16) {
         let (name, uuid) = (&self.needs.destination_name, &self.needs.uuid);
         if let Err(error) = names::rename(&*self.store, domid, uuid, &self.arrived(), name) {
-            log::error!("domain {domid} is not called {name} yet (`xl rename` may help): {error}");
+            log::error!("cannot rename domain {domid} to {name} (try `xl rename`): {error}");
         }
     }
 
@@ -275,7 +275,7 @@ impl Destination for Receiver {
             let info = self.xen.domain(domid).live_info()?;
             if info.state().contains(DomainFlags::PAUSED) {
                 return Err(Error::Xen(format!(
-                    "{} is paused by somebody else too",
+                    "{} is also paused by someone else",
                     self.needs.destination_name
                 )));
             }
@@ -302,7 +302,7 @@ impl Destination for Receiver {
         {
             if presence(info.state()) == Presence::Running {
                 return Err(Error::Xen(format!(
-                    "{} runs here (domain {domid}): it is not thrown away",
+                    "{} runs here (domain {domid}): not discarded",
                     self.needs.destination_name
                 )));
             }

@@ -100,11 +100,11 @@ impl LiveSource {
             let folder = Path::new(LOCKS);
             let mut builder = DirBuilder::new();
             builder.recursive(true).mode(0o700);
-            let failed = Error::io(format!("cannot make {LOCKS}"));
+            let failed = Error::io(format!("cannot create {LOCKS}"));
             builder.create(folder).map_err(failed)?;
             let domid = self.domid;
             let lock = FileLock::take(&folder.join(domid.to_string()), || {
-                format!("another process of the agent works on domain {domid}")
+                format!("another unmoved process is working on domain {domid}")
             })?;
             self.lock = Some(lock);
         }
@@ -140,7 +140,7 @@ impl LiveSource {
         }
         self.reading
             .as_mut()
-            .ok_or_else(|| Error::Xen("nothing is read".to_owned()))
+            .ok_or_else(|| Error::Xen("no reading is in progress".to_owned()))
     }
 
     /// Watches the domain.
@@ -259,7 +259,7 @@ impl Source for LiveSource {
         if reading.guest.is_suspended()? && !source_marker::is_asked(&*store, domid, &uuid)? {
             // With our mark on it we would resume it, while the other has a copy that is to run.
             return Err(Error::Refused(format!(
-                "{name} was suspended by somebody else"
+                "{name} was suspended by someone else"
             )));
         }
         source_marker::set_asked(&*store, domid, &uuid, by)?;
@@ -267,10 +267,7 @@ impl Source for LiveSource {
         suspend(domid, &reading.guest, &*store, control)?;
         let time = asked.elapsed();
         reading.copied.suspend_ms = time.as_secs_f64() * 1000.0;
-        control.tell(format!(
-            "the guest is suspended, after {} ms",
-            time.as_millis()
-        ));
+        control.tell(format!("the guest suspended after {} ms", time.as_millis()));
         // Both ends may be on this host; then the destination wants the name.
         if is_here()? {
             toolstack::rename(domid, &format!("{name}{AWAY}"))?;
@@ -279,7 +276,7 @@ impl Source for LiveSource {
         let end = reading.guest.end_of_frames()?;
         if end > reading.end {
             return Err(Error::Xen(format!(
-                "{name} got memory beyond its last frame while it was copied, whose writes nobody recorded: \
+                "{name} got memory beyond its last frame during the copy, and writes there were not tracked: \
                  try again"
             )));
         }
@@ -299,7 +296,7 @@ impl Source for LiveSource {
             drop((dirty, std::mem::take(&mut reading.dirty)));
             control.enter(
                 Phase::Verifying,
-                "verifying: digests are made of all memory",
+                "verifying: computing digests of all memory",
             );
             let chunks = verify::memory(&mut reading.guest, control)?;
             sink.digests(Digests::Memory(&chunks))?;
@@ -349,7 +346,7 @@ impl Source for LiveSource {
             store.resume(domid)?;
         }
         if undo.suspend && self.presence()? != Presence::Running {
-            let why = "does not run after it was resumed: it is paused, or has ended";
+            let why = "is not running after the resume: it is paused or has ended";
             return Err(Error::Xen(format!("{} {why}", self.name)));
         }
         source_marker::clear(&*self.store, domid)?;
@@ -367,7 +364,7 @@ impl Source for LiveSource {
         if presence(info.state()) == Presence::Running {
             // Not what was copied: it has been started again since.
             return Err(Error::Xen(format!(
-                "{} runs here: it is not destroyed",
+                "{} runs here: not destroyed",
                 self.name
             )));
         }

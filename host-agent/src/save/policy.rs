@@ -72,11 +72,11 @@ impl Reason {
     /// For the operator.
     pub(crate) fn text(self) -> &'static str {
         match self {
-            Self::ShortEnough => "the rest is sent fast enough",
-            Self::DoesNotPay => "another round would leave as much to send",
-            Self::Rounds => "there were as many rounds as are allowed",
-            Self::Time => "the time for copying is over",
-            Self::TooLong => "the rest would take longer than a blackout may",
+            Self::ShortEnough => "the rest fits into the blackout",
+            Self::DoesNotPay => "another round would not reduce what is left",
+            Self::Rounds => "the limit on rounds is reached",
+            Self::Time => "the limit on copying time is reached",
+            Self::TooLong => "the rest would exceed the largest blackout allowed",
         }
     }
 }

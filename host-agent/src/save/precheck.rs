@@ -4,7 +4,7 @@ use crate::xen::abi::{DomainInfo, EMULATED_LAPIC};
 use crate::xen::state::DomainFlags;
 
 /// What a domain must be.
-const SHIM: &str = "only one that runs in a shim (type=\"pvh\" pvshim=1) can be moved";
+const SHIM: &str = "only a guest in a shim (type=\"pvh\" pvshim=1) can be migrated";
 
 /// # Errors
 /// Why it cannot: what stands behind its name in a sentence.
@@ -14,15 +14,15 @@ pub(super) fn check(info: &DomainInfo) -> Result<(), String> {
         return Err(format!("is a plain PV domain: {SHIM}"));
     }
     if info.emulation_flags & !EMULATED_LAPIC != 0 {
-        return Err(format!("has an emulated machine (type=\"hvm\"): {SHIM}"));
+        return Err(format!("is an HVM domain (type=\"hvm\"): {SHIM}"));
     }
     if state.contains(DomainFlags::SHUTDOWN) {
-        let why = "has shut down, or was suspended: if a killed save or send has left it so, \
-                   `unmoved direct resume` lets it go on";
+        let why = "has shut down or is suspended: if a killed save or send left it suspended, run `unmoved \
+         direct resume`";
         return Err(why.to_owned());
     }
     if state.contains(DomainFlags::PAUSED) {
-        return Err("is paused: it cannot suspend itself".to_owned());
+        return Err("is paused, so it cannot suspend".to_owned());
     }
     Ok(())
 }
@@ -46,7 +46,7 @@ mod tests {
         assert_eq!(check(&domain(pvh, EMULATED_LAPIC)), Ok(()));
         for (wrong, why) in [
             (domain(Flags::empty(), 0), "plain PV"),
-            (domain(pvh, 0x1ff), "emulated machine"),
+            (domain(pvh, 0x1ff), "HVM domain"),
             (domain(pvh | Flags::SHUTDOWN, 1), "shut down"),
             (domain(pvh | Flags::PAUSED, 1), "paused"),
         ] {

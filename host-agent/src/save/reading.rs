@@ -97,12 +97,12 @@ impl Reading {
 
 fn given_up(reason: Reason) -> Error {
     match reason {
-        Reason::Rounds => Error::Refused(
-            "after all rounds that are allowed the blackout would still be too long".to_owned(),
-        ),
-        Reason::TooLong => Error::Refused(
-            "the guest would have to stand still for longer than --max-blackout allows".to_owned(),
-        ),
+        Reason::Rounds => {
+            Error::Refused("the blackout would still be too long after the last round".to_owned())
+        }
+        Reason::TooLong => {
+            Error::Refused("the blackout would be longer than --max-blackout allows".to_owned())
+        }
         _ => Error::TimedOut("copying the memory".to_owned()),
     }
 }

@@ -72,7 +72,5 @@ impl Records {
 }
 
 fn failed(error: unmoved_stream::Error) -> Error {
-    Error::Xen(format!(
-        "what Xen says of the domain makes no stream: {error}"
-    ))
+    Error::Xen(format!("cannot encode the domain's state: {error}"))
 }

@@ -34,14 +34,15 @@ impl Left {
         let operation = match self.asker {
             None if self.is_suspended => {
                 return refuse(
-                    "was not suspended by an agent: whoever did it (such as xl save or xl migrate) has to resume it",
+                    "was not suspended by an agent: the tool that did it (such as xl save or xl migrate) has \
+                     to resume it",
                 );
             }
             None => return refuse("is not suspended"),
             Some(Asker::Job) => {
                 return refuse(
-                    "was suspended by a job of the daemon: `unmoved status` shows it, and `unmoved recover` decides \
-                     where the guest is to run",
+                    "was suspended by a job of the daemon: see `unmoved status`, and use `unmoved recover` to \
+                     decide where the guest runs",
                 );
             }
             Some(Asker::Standalone(operation)) => operation,
@@ -50,11 +51,12 @@ impl Left {
             return Ok(operation);
         }
         if self.has_twin {
-            return refuse("has a copy on this host: one of them has to be destroyed first");
+            return refuse("has a second copy on this host: destroy one of them first");
         }
         if operation == Standalone::Send && !self.is_vouched {
             return refuse(
-                "may run where it was sent to: look there, and say --vouch if it does not run there, and will not",
+                "may run on the host it was sent to: look there, and use --vouch if it does not run there and \
+                 never will",
             );
         }
         Ok(operation)
@@ -80,7 +82,7 @@ impl LiveSource {
                 if asker != Some(self.by) && self.is_suspended_now()? =>
             {
                 Err(Error::Refused(format!(
-                    "{} was suspended by a {} of which nobody knows how it ended: `unmoved direct resume` decides",
+                    "{} was suspended by a {} whose outcome is unknown: use `unmoved direct resume`",
                     self.name,
                     match operation {
                         Standalone::Save => "save",
@@ -103,7 +105,7 @@ impl LiveSource {
             return Ok(None);
         }
         Ok(Some(format!(
-            "a save or send that was killed has left {} suspended: `unmoved direct resume {}` decides",
+            "a killed save or send left {} suspended: use `unmoved direct resume {}`",
             self.name, self.domid
         )))
     }
@@ -178,7 +180,7 @@ mod tests {
             is_vouched: true,
             ..left
         };
-        assert!(refused(restored).contains("web has a copy on this host"));
+        assert!(refused(restored).contains("web has a second copy on this host"));
     }
 
     #[test]

@@ -92,7 +92,7 @@ fn plain(word: u64) -> Result<u64> {
         return Ok(frame(word));
     }
     Err(Error::Xen(format!(
-        "frame {:#x} is of type {:#x}, which no frame of a PVH domain is",
+        "frame {:#x} has type {:#x}, which a PVH domain cannot have",
         frame(word),
         word >> 60
     )))

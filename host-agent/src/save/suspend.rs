@@ -102,7 +102,7 @@ fn request(
         Ok(true) => Ok(()),
         Ok(false) if !store.replace(node, "suspend", "")? => Ok(()),
         Ok(false) => Err(Error::TimedOut(
-            "the guest's answer to the request to suspend itself".to_owned(),
+            "the guest's answer to the suspend request".to_owned(),
         )),
         Err(error) => {
             store.replace(node, "suspend", "")?;

@@ -39,8 +39,8 @@ impl Found {
     pub(super) fn undo(self, name: &str) -> Result<Undo> {
         if self.is_suspended && !self.is_asked {
             return Err(Error::Refused(format!(
-                "{name} is suspended, but not by an agent: whoever did it (such as xl save or xl migrate) has to \
-                 resume it"
+                "{name} is suspended, but not by an agent: the tool that did it (such as xl save or xl \
+                 migrate) has to resume it"
             )));
         }
         Ok(Undo {

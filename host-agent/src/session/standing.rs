@@ -3,7 +3,7 @@
 //!
 //! An operator vouches for what nobody can see: a host that does not answer.  What can be seen is looked at.
 //! He may be at the wrong end, or mistaken, and each of his decisions can make a guest run twice or throw
-//! its last whole copy away; so a decision that what is seen speaks against is refused, with what was seen.
+//! its last complete copy away; so a decision that what is seen speaks against is refused, with what was seen.
 //!
 //! A copy is thrown away only if it is known that the guest runs elsewhere, or can.
 
@@ -107,7 +107,7 @@ impl Standing {
             match self.copy {
                 Presence::Absent => "not there",
                 Presence::Partial => "not whole",
-                Presence::Paused => "whole and paused",
+                Presence::Paused => "complete and paused",
                 Presence::Running => "running",
             }
         )
@@ -115,7 +115,7 @@ impl Standing {
 }
 
 const STILL_LOOKS: &str =
-    "the other host's agent has been restarted and still looks for the guest: ask again";
+    "the other host's agent was restarted and is still looking for the guest: try again";
 
 impl Operator {
     /// Whether the source follows this, whose own copy is `here`.  `is_vouched`: he vouches for what the
@@ -132,7 +132,7 @@ impl Operator {
         }
         match (self, there) {
             (Self::RunHere, _) if !is_here => Err(
-                "the guest is not on this host any more: it can be handed over (`--run there`) or given up \
+                "the guest is no longer on this host: hand it over (`--run there`) or give it up \
                  (`--discard`)"
                     .to_owned(),
             ),
@@ -149,11 +149,12 @@ impl Operator {
                 Err(decide_there_first(there))
             }
             (Self::HandOver, _) if here == Presence::Running => Err(
-                "the guest runs on this host: handed over, it would run twice (`--run here` leaves it as it is)"
+                "the guest runs on this host: it would run twice after a hand-over (`--run here` leaves it as \
+                 it is)"
                     .to_owned(),
             ),
             (Self::HandOver, Other::Silent) => Err(
-                "the destination's agent does not answer: nothing can be handed over to it now"
+                "the destination's agent does not answer: the guest cannot be handed over now"
                     .to_owned(),
             ),
             (Self::HandOver, Other::Said(there)) if there.is(IN_DOUBT) => {
@@ -163,7 +164,7 @@ impl Operator {
                 if !there.has_whole() && !there.has_run() && (is_here || !there.is("discarded")) =>
             {
                 Err(format!(
-                    "the destination's agent answers: {}. There is nothing that could run there",
+                    "the destination's agent answers: {}. It has no copy that could run",
                     there.told()
                 ))
             }
@@ -175,7 +176,7 @@ impl Operator {
                 there.told()
             )),
             (Self::GiveUp, Other::Silent | Other::Mute(_)) if !is_vouched => Err(format!(
-                "{}: the destination may have the last whole copy (`--vouch` says that you know better)",
+                "{}: the destination may have the last complete copy (override with `--vouch`)",
                 there.unsaid()
             )),
             _ => Ok(()),
@@ -211,12 +212,12 @@ impl Choice {
         match (self, there) {
             (Self::RunHere, _) if is_decided && !runs_there => Ok(()),
             (Self::Forget, _) if here == Presence::Running => {
-                Err("the guest runs on this host: it is not thrown away".to_owned())
+                Err("the guest runs on this host: not discarded".to_owned())
             }
             (Self::Forget, _) if matches!(here, Presence::Absent | Presence::Partial) => Ok(()),
             (_, Other::Said(there)) if there.is(NOT_YET) => Err(STILL_LOOKS.to_owned()),
             (Self::RunHere, _) if matches!(here, Presence::Absent | Presence::Partial) => Err(
-                "the copy here is not whole, or not there any more: it can only be forgotten (`--discard`)"
+                "the copy here is incomplete or gone: it can only be forgotten (`--discard`)"
                     .to_owned(),
             ),
             (Self::RunHere, Other::Silent) => Ok(()),
@@ -228,10 +229,9 @@ impl Choice {
             (Self::RunHere, Other::Said(there)) if last.is_none() && there.is_stuck_without() => {
                 Ok(())
             }
-            (Self::RunHere, Other::Mute(_)) => Err(format!(
-                "{}: abort or decide the job there",
-                there.unsaid()
-            )),
+            (Self::RunHere, Other::Mute(_)) => {
+                Err(format!("{}: abort or decide the job there", there.unsaid()))
+            }
             (Self::RunHere, Other::Said(there))
                 if there.state.is_none() && there.copy == Presence::Absent =>
             {
@@ -240,19 +240,22 @@ impl Choice {
             (Self::RunHere, Other::Said(there)) => {
                 let what = match there.state {
                     Some(_) => "Abort or decide the job there",
-                    None => "See to that copy first: what is here may be older",
+                    None => "Resolve that copy first: the one here may be older",
                 };
-                Err(format!("the source's agent answers: {}. {what}", there.told()))
+                Err(format!(
+                    "the source's agent answers: {}. {what}",
+                    there.told()
+                ))
             }
             (Self::Forget, Other::Said(there)) if there.has_whole() && !there.is_rid() => Ok(()),
             (Self::Forget, _) if is_vouched => Ok(()),
             (Self::Forget, Other::Said(there)) => Err(format!(
-                "the source's agent answers: {}. This may be the last whole copy (`--vouch` says that the \
+                "the source's agent answers: {}. This may be the last complete copy (use `--vouch` if the \
                  guest runs or can run elsewhere)",
                 there.told()
             )),
             (Self::Forget, _) => Err(format!(
-                "{}: this may be the last whole copy (`--vouch` says that the guest runs or can run \
+                "{}: this may be the last complete copy (use `--vouch` if the guest runs or can run \
                  elsewhere)",
                 there.unsaid()
             )),
@@ -263,9 +266,9 @@ impl Choice {
 impl Other {
     fn unsaid(&self) -> String {
         match self {
-            Self::Mute(why) => format!(
-                "the other host's agent answers, but does not say how it stands there ({why})"
-            ),
+            Self::Mute(why) => {
+                format!("the other host's agent answers, but does not report its state ({why})")
+            }
             _ => "the other host's agent does not answer".to_owned(),
         }
     }
@@ -365,7 +368,7 @@ mod tests {
         may(Paused, said(Some("handed over"), Paused), false).unwrap();
         may(Paused, said(None, Running), false).unwrap();
         let last = may(Paused, said(Some("held"), Absent), false).unwrap_err();
-        assert!(last.contains("last whole copy"), "{last}");
+        assert!(last.contains("last complete copy"), "{last}");
         may(Paused, Other::Silent, false).unwrap_err();
         may(Paused, Other::Silent, true).unwrap();
         // What never was whole is nobody's last.

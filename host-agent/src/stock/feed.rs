@@ -14,7 +14,7 @@ use crate::xen::config;
 pub(super) fn needs<R: Read>(reader: &mut Reader<R>, name: Option<&str>) -> Result<Needs> {
     let Some(Event::Save(header)) = reader.next_event().map_err(unreadable)? else {
         return Err(Error::Refused(
-            "the stream does not begin with a header of xl, which has the domain's configuration"
+            "the stream does not begin with an xl header, which holds the domain's configuration"
                 .to_owned(),
         ));
     };

@@ -36,7 +36,7 @@ pub fn save(
     let mut options = File::options();
     let file = options.write(true).create_new(true).mode(0o600).open(path);
     let file = file.map_err(Error::io(format!(
-        "cannot make the file {}",
+        "cannot create the file {}",
         path.display()
     )))?;
     let saved = write(&mut *source, path, file, &prepared.needs.config, control);
@@ -56,7 +56,10 @@ pub fn save(
         }
         Err(error) => {
             if let Err(error) = fs::remove_file(path) {
-                log::warn!("{} is of no use, but stays: {error}", path.display());
+                log::warn!(
+                    "cannot remove the incomplete file {}: {error}",
+                    path.display()
+                );
             }
             Err(super::back(&mut *source, error))
         }

@@ -31,9 +31,9 @@ fn back(source: &mut dyn Source, error: Error) -> Error {
         match source.resume_here() {
             Ok(()) => break,
             Err(other) if left == 0 => {
-                return Error::Xen(format!("{error}; and the guest does not go on: {other}"));
+                return Error::Xen(format!("{error}; and the guest does not resume: {other}"));
             }
-            Err(other) => log::warn!("the guest does not go on yet: {other}"),
+            Err(other) => log::warn!("the guest has not resumed yet: {other}"),
         }
         thread::sleep(PAUSE);
     }

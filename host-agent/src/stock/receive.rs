@@ -43,7 +43,7 @@ pub fn receive(
             .as_slice()
             .chain(input)
             .read_exact(&mut words)
-            .map_err(Error::io("waiting for the permission to start the domain"))?;
+            .map_err(Error::io("waiting for permission to start the domain"))?;
         if words != GO {
             return Err(Error::Peer(
                 "the sender did not give permission to start the domain".to_owned(),

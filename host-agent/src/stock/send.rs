@@ -57,7 +57,7 @@ fn transfer(
     source.copy_live(&out, control)?;
     let copied = source.copy_rest(&out, control)?;
     out.0.end()?;
-    control.enter(Phase::Building, "the receiver builds the domain");
+    control.enter(Phase::Building, "the receiver is building the domain");
     answers.expect(READY, PATIENCE, || control.check())?;
     control.close()?;
     Ok((answers, out, copied))
@@ -82,15 +82,15 @@ fn hand_over(
     answers.expect(GO, PATIENCE, || Ok(())).map_err(unknown)?;
     source.resume_here()?;
     Err(Error::Peer(format!(
-        "the receiver could not start the domain (status {status}); it goes on here"
+        "the receiver could not start the domain (status {status}); it resumes here"
     )))
 }
 
 /// Nothing can be said of the other copy any more.
 fn unknown(error: Error) -> Error {
     Error::Peer(format!(
-        "{error}; the receiver had permission to start the domain, so it may run there: it stays suspended \
-         here.  Look there first; only if it does not run, and will not, may this copy go on, by \
+        "{error}; the receiver had permission to start the domain, so it may run there, and it stays \
+         suspended here. Look there first; if it does not run there and never will, resume this copy with \
          `unmoved direct resume`"
     ))
 }

@@ -191,7 +191,7 @@ pub fn check_words(words: &[u64]) -> Result<usize, String> {
     let mut pages = 0;
     for word in words {
         if word & RESERVED != 0 || (word & ZERO != 0 && !has_content(*word)) {
-            return Err(format!("a page's word cannot be {word:#x}"));
+            return Err(format!("invalid page word {word:#x}"));
         }
         pages += usize::from(has_content(*word) && word & ZERO == 0);
     }
@@ -237,7 +237,7 @@ pub fn read_message<T: DeserializeOwned>(
     let bytes = read_growing(from, length)?;
     // The parser repeats what it does not know.
     serde_json::from_slice(&bytes)
-        .map_err(|error| wrong(clean(&format!("not a message: {error}"), COMPLAINT_MOST)))
+        .map_err(|error| wrong(clean(&format!("invalid message: {error}"), COMPLAINT_MOST)))
 }
 
 /// Reads so many bytes; memory is taken as they arrive.

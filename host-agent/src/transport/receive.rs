@@ -17,7 +17,7 @@ const PIECE: usize = 128;
 
 /// So often a connection at a barrier looks whether all are to stop.
 const LOOK: Duration = Duration::from_millis(200);
-const PARTED: &str = "a connection has ended, and others are at a barrier";
+const PARTED: &str = "one connection ended while others are at a barrier";
 
 /// What has arrived.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -147,7 +147,7 @@ impl Lane {
             chunks = decode(&bytes);
             Digests::Memory(&chunks)
         } else {
-            state = decode_state(&bytes).ok_or_else(|| wrong("digests that are not whole"))?;
+            state = decode_state(&bytes).ok_or_else(|| wrong("incomplete digests"))?;
             Digests::State(state)
         };
         shared.sink.digests(digests).map_err(io::Error::other)?;
@@ -162,7 +162,7 @@ impl Lane {
         let words: Vec<u64> = self.coded.chunks_exact(8).map(little).collect();
         if check_words(&words).map_err(wrong)? != header.raw as usize {
             return Err(wrong(
-                "the pages' content is not as long as their words say",
+                "the pages' content does not have the length that their words give",
             ));
         }
         let raw = words.iter().filter(|word| has_content(**word)).count() * PAGE_SIZE;
@@ -195,7 +195,7 @@ impl Lane {
         };
         let mut content = decompressor.decompress(&self.coded, header.raw as usize)?;
         if content.len() != header.raw as usize {
-            return Err(wrong("compressed pages are not as long as announced"));
+            return Err(wrong("compressed pages do not have the announced length"));
         }
         let data = room(&mut self.batch, words);
         if content.len() == data.len() {
@@ -289,7 +289,7 @@ impl Shared<'_> {
         let number = meeting.number;
         while meeting.number == number && meeting.failure.is_none() {
             if self.watch.is_over() {
-                return Err(wrong("the stream was given up"));
+                return Err(wrong("the stream was cancelled"));
             }
             self.met.wait_for(&mut meeting, LOOK);
         }

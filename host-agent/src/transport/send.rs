@@ -154,7 +154,7 @@ impl Sink for Sender {
             return Ok(());
         }
         if !batch.is_sound() {
-            return Err(Error::Peer("a batch is not what its words say".to_owned()));
+            return Err(Error::Peer("a batch does not match its words".to_owned()));
         }
         self.shared.follow(Given::Pages)?;
         let mut full = {
@@ -320,5 +320,5 @@ fn lost(error: io::Error) -> Error {
         io::ErrorKind::UnexpectedEof => "the other end closed it".to_owned(),
         _ => error.to_string(),
     };
-    Error::Peer(format!("the connection to the destination is lost: {why}"))
+    Error::Peer(format!("the connection to the destination was lost: {why}"))
 }

@@ -150,7 +150,7 @@ impl Socket {
             {
                 return Err(io::Error::new(
                     io::ErrorKind::TimedOut,
-                    "the peer did not do its part in time",
+                    "the peer did not answer in time",
                 ));
             }
             match attempt(&mut &*self.stream) {

@@ -61,7 +61,7 @@ impl Identity {
         let own = chain
             .first()
             .cloned()
-            .ok_or_else(|| bad(certificate, "there is no certificate in it"))?;
+            .ok_or_else(|| bad(certificate, "the file holds no certificate"))?;
         let private = PrivateKeyDer::from_pem_file(key).map_err(|error| bad(key, error))?;
         let provider = Arc::new(cipher::provider());
         let roots = Arc::new(roots);
@@ -129,7 +129,7 @@ impl Identity {
             }
             let entry = entry.replace(':', "").to_ascii_lowercase();
             if entry.len() != own.len() || !entry.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-                return Err(bad(path, "a line is no SHA-256 fingerprint"));
+                return Err(bad(path, "a line is not a SHA-256 fingerprint"));
             }
             if entry == own {
                 return Err(refused(format!("the certificate {own} is revoked here")));
@@ -166,7 +166,7 @@ impl Identity {
         let host = hosts
             .into_iter()
             .find(is_of)
-            .ok_or_else(|| refused("the certificate is of no host that is a peer here"))?
+            .ok_or_else(|| refused("the certificate does not belong to a configured peer"))?
             .to_owned();
         Ok((StreamOwned::new(connection, socket), host))
     }

@@ -79,7 +79,7 @@ fn without_written(memory: &mut dyn Memory, chunks: &mut [Chunk], check: Check<'
         if again.is_empty() {
             return Ok(());
         }
-        log::debug!("verify: {} MiB were written meanwhile", again.len());
+        log::debug!("verify: {} MiB were written in the meantime", again.len());
         let wanted: Vec<Chunk> = again.iter().map(|index| chunks[*index]).collect();
         let mut places = again.into_iter();
         each(memory, &mut wanted.into_iter(), check, &mut |chunk| {
@@ -214,7 +214,7 @@ impl Told {
     pub(crate) fn take(&mut self, digests: Digests<'_>) -> Result<()> {
         let wrong = |why: &str| Err(Error::Peer(format!("digests of the guest {why}")));
         if self.state.is_some() {
-            return wrong("come after their end");
+            return wrong("arrived after their end");
         }
         let chunks = match digests {
             Digests::State(state) => {
@@ -224,13 +224,13 @@ impl Told {
             Digests::Memory(chunks) => chunks,
         };
         if self.chunks.len() + chunks.len() > self.most {
-            return wrong("are of more memory than it may have");
+            return wrong("cover more memory than it may have");
         }
         let mut least = self.chunks.last().map_or(0, |last| last.first + 1);
         for chunk in chunks {
             let is_one = chunk.first.is_multiple_of(Chunk::FRAMES) && chunk.first < 1 << 52;
             if !is_one || chunk.first < least || chunk.is_empty() {
-                return wrong("are of frames that cannot be, or in a wrong order");
+                return wrong("cover invalid frames, or are out of order");
             }
             least = chunk.first + 1;
         }
@@ -252,9 +252,7 @@ impl Told {
             if self.chunks.is_empty() {
                 return Ok(());
             }
-            return Err(Error::Peer(
-                "digests of the guest have not come to their end".to_owned(),
-            ));
+            return Err(Error::Peer("the guest's digests are incomplete".to_owned()));
         };
         same_state(state, arrived)?;
         let mut differences = Differences::default();
@@ -275,7 +273,7 @@ fn same_state(source: &StateDigests, here: &StateDigests) -> Result<()> {
     match records.iter().find(|(_, source, here)| source != here) {
         None => Ok(()),
         Some((record, ..)) => Err(Error::Xen(format!(
-            "the copy is not the guest: the record {record} has not arrived as it was sent"
+            "verification failed: the record {record} did not arrive as it was sent"
         ))),
     }
 }
@@ -315,7 +313,7 @@ impl Differences {
             missing => format!(", {missing} frames of which are missing"),
         };
         Err(Error::Xen(format!(
-            "the copy is not the guest: {} of {} MiB of memory differ{missing}, the first at frame {first:#x}",
+            "verification failed: {} of {} MiB of memory differ{missing}, the first at frame {first:#x}",
             self.differ, self.chunks
         )))
     }

@@ -29,7 +29,8 @@ impl Interface {
             (4, 17) => Ok(Self::V4_17),
             (4, 20) => Ok(Self::V4_20),
             _ => Err(Error::Refused(format!(
-                "this host runs Xen {major}.{minor}: its toolstack interface is not known; 4.17 and 4.20 are"
+                "this host runs Xen {major}.{minor}, whose toolstack interface is not supported; 4.17 and \
+                 4.20 are"
             ))),
         }
     }

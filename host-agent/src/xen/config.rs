@@ -36,7 +36,7 @@ pub(crate) fn can_move(config: &Value) -> std::result::Result<(), String> {
         Some("pvh") => {}
         Some(other) => {
             return Err(format!(
-                "is of type {other}: only a guest in a shim (type=\"pvh\" pvshim=1) can be moved"
+                "is of type {other}: only a guest in a shim (type=\"pvh\" pvshim=1) can be migrated"
             ));
         }
         None => return Err("has a configuration without a type".to_owned()),
@@ -47,7 +47,7 @@ pub(crate) fn can_move(config: &Value) -> std::result::Result<(), String> {
         }
     }
     if !list(&config["b_info"], "vnuma_nodes").is_empty() {
-        return Err("has virtual NUMA nodes, which no stream carries".to_owned());
+        return Err("has virtual NUMA nodes, which a stream cannot carry".to_owned());
     }
     Ok(())
 }
@@ -109,7 +109,7 @@ pub(crate) fn agrees(
     disks: &[String],
 ) -> std::result::Result<(), String> {
     if !is_uuid(uuid) {
-        return Err(format!("{uuid:?} is no UUID in the usual form"));
+        return Err(format!("{uuid:?} is not a UUID in the usual form"));
     }
     let own = config["c_info"]["uuid"].as_str().unwrap_or_default();
     if !own.eq_ignore_ascii_case(uuid) {
@@ -120,7 +120,7 @@ pub(crate) fn agrees(
     let missing = |disk: &&String| !disks.contains(disk);
     if let Some(disk) = writable_disks(config).iter().find(missing) {
         return Err(format!(
-            "the domain's configuration has a disk that was not told: {disk}"
+            "the domain's configuration has a disk that was not announced: {disk}"
         ));
     }
     Ok(())

@@ -42,7 +42,7 @@ impl HostMemory {
         let info = self
             .xen
             .physinfo()
-            .map_err(|error| Error::Xen(format!("Xen does not tell its free memory: {error}")))?;
+            .map_err(|error| Error::Xen(format!("cannot get Xen's free memory: {error}")))?;
         let free = info.free_pages.saturating_sub(info.outstanding_pages) * PAGE;
         if !*self.shrinks.get_or_init(control_domain_shrinks) {
             return Ok(free);

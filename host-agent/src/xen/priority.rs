@@ -84,7 +84,9 @@ impl Priority {
         if state.turns == 1 && self.weight != 0 {
             state.before = self
                 .raise()
-                .inspect_err(|error| log::warn!("the control domain has no priority: {error}"))
+                .inspect_err(|error| {
+                    log::warn!("cannot raise the control domain's weight: {error}")
+                })
                 .unwrap_or_default();
         }
         drop(state);
@@ -131,7 +133,7 @@ impl Priority {
         });
         match lowered {
             Ok(()) => self.forget(),
-            Err(error) => log::warn!("the control domain keeps its priority: {error}"),
+            Err(error) => log::warn!("cannot restore the control domain's weight: {error}"),
         }
     }
 

@@ -30,12 +30,8 @@ pub(crate) fn xl(words: &[&str]) -> Result<String> {
         .stderr(Stdio::piped())
         .spawn()
         .map_err(cannot_run)?;
-    let output = output(child, LIMIT).map_err(|error| {
-        Error::Xen(format!(
-            "`xl {}` did not end well: {error}",
-            words.join(" ")
-        ))
-    })?;
+    let output = output(child, LIMIT)
+        .map_err(|error| Error::Xen(format!("`xl {}` failed: {error}", words.join(" "))))?;
     outcome(words, &output)
 }
 
@@ -77,7 +73,7 @@ fn reader(from: Option<impl Read + Send + 'static>) -> Receiver<io::Result<Vec<u
 /// What was read when the process had ended.  A script that it left behind may have the pipe still.
 fn read(reader: &Receiver<io::Result<Vec<u8>>>) -> io::Result<Vec<u8>> {
     reader.recv_timeout(LEFT).unwrap_or_else(|error| {
-        log::warn!("what xl wrote cannot be read to its end: {error}");
+        log::warn!("cannot read xl's output to its end: {error}");
         Ok(Vec::new())
     })
 }
@@ -112,7 +108,7 @@ pub(crate) fn complaint(said: &str) -> &str {
     said.lines()
         .find(|line| line.contains("error") || line.contains("fail") || line.contains("rror:"))
         .or_else(|| said.lines().rfind(|line| !line.trim().is_empty()))
-        .map_or("it gave no reason", str::trim)
+        .map_or("no reason given", str::trim)
 }
 
 /// The configuration of a running domain as the toolstack keeps it.
@@ -180,7 +176,7 @@ mod tests {
         let said = "Parsing config\nlibxl: error: no such device\nlibxl: error: cannot create\n";
         assert_eq!(complaint(said), "libxl: error: no such device");
         assert_eq!(complaint("first\nlast\n\n"), "last");
-        assert_eq!(complaint(""), "it gave no reason");
+        assert_eq!(complaint(""), "no reason given");
     }
 
     #[test]

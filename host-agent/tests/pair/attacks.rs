@@ -42,7 +42,7 @@ fn a_host_that_is_no_peer_is_refused() {
     let (mut stream, below) = secure(&attacked.pair, "pki", "c").unwrap();
     let who = below.local_addr().unwrap().to_string();
     ask(&mut stream, &hello()).unwrap_err();
-    attacked.is_audited("b", &who, "no host that is a peer");
+    attacked.is_audited("b", &who, "belong to a configured peer");
     attacked.goes_on();
 }
 
@@ -106,7 +106,7 @@ fn who_drips_is_dropped_at_the_limit() {
     });
     for (who, time) in who.iter().zip(times) {
         assert!(time >= HANDSHAKE, "{time:?}");
-        attacked.is_audited("b", who, "did not do its part in time");
+        attacked.is_audited("b", who, "did not answer in time");
     }
     attacked.goes_on();
 }
@@ -130,7 +130,7 @@ fn messages_that_are_too_long_or_none_end_their_connection() {
             b"\xff\xff\xff\xff",
             "a message of 4294967295 bytes is too long",
         ),
-        (b"\0\0\0\x03abc", "not a message"),
+        (b"\0\0\0\x03abc", "invalid message"),
     ] {
         let (mut stream, who) = controlled(pair);
         stream.write_all(bytes).unwrap();
@@ -162,14 +162,14 @@ fn a_peer_has_no_say_in_what_is_not_its_own() {
     let (mut other, ..) = connect(pair, "b", &hello()).unwrap();
     let answer = ask(&mut other, &call(session, 1, &json!({ "failed": "x" }))).unwrap();
     assert_eq!(answer["reply"]["cookie"]["answer"], "refused", "{answer}");
-    attacked.is_audited("b", "peer b", "belongs to somebody else");
+    attacked.is_audited("b", "peer b", "belongs to another peer");
 
     // A hand-over with a token that was guessed.
     let (mut again, who) = controlled(pair);
     let guessed = json!({ "take-over": "0".repeat(64) });
     let answer = ask(&mut again, &call(session, 7, &guessed)).unwrap();
     assert_eq!(answer["reply"]["cookie"]["answer"], "refused", "{answer}");
-    attacked.is_audited("b", "peer a", "does not belong here");
+    attacked.is_audited("b", "peer a", "is not valid now");
 
     // A call that comes twice ends the connection.
     ask(&mut again, &call(session, 7, &json!("retire"))).unwrap_err();
@@ -242,7 +242,7 @@ fn what_an_earlier_session_said_is_of_no_use_on_a_new_connection() {
         answer(attacked.session(), 1, &take_over)["answer"],
         "refused"
     );
-    attacked.is_audited("b", "peer a", "this order does not belong here now");
+    attacked.is_audited("b", "peer a", "this order is not valid now");
     // Its own session is not begun again, nor is its guest let run again: that it was once is all it says.
     assert_eq!(answer(&first.id, 2, &reserve)["answer"], "refused");
     attacked.is_audited("b", "peer a", "this session was begun already");

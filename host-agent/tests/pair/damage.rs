@@ -222,7 +222,7 @@ fn an_operator_decides_about_a_copy_in_doubt() {
     let right = stopped.go_right();
     let job = only_job(&right);
     let why = right.decide(&job, false).unwrap_err().to_string();
-    assert!(why.contains("last whole copy"), "{why}");
+    assert!(why.contains("last complete copy"), "{why}");
     right.discard(&job, true).unwrap();
     ended(&job).unwrap_err();
     assert_eq!(stopped.b.presence("u-1"), Presence::Absent);
@@ -259,7 +259,7 @@ fn a_session_in_doubt_does_not_touch_what_another_has() {
     waiting(&job);
     for run_here in [true, false] {
         let why = left.decide(&job, run_here).unwrap_err().to_string();
-        assert!(why.contains("another job has this guest"), "{why}");
+        assert!(why.contains("another job holds this guest"), "{why}");
     }
     assert_eq!(stopped.a.presence("u-1"), Presence::Paused);
 }
@@ -310,6 +310,6 @@ fn where_journals_cannot_be_looked_for_no_session_begins() {
     let options = JobOptions::default();
     let job = left.migrate("me", "web", "b", options).unwrap();
     let why = ended(&job).unwrap_err();
-    assert!(why.contains("the folder of journals"), "{why}");
+    assert!(why.contains("the journal folder"), "{why}");
     assert_eq!(stopped.a.presence("u-web"), Presence::Running);
 }

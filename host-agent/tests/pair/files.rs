@@ -29,7 +29,7 @@ fn a_save_is_a_job_that_ends_with_a_file() {
     assert_eq!(status.peer, file.display().to_string());
     // Never over another file, which may be all that is left of a guest.
     let job = pair.left.save("test", "guest", &file, false).unwrap();
-    assert!(ended(&job).unwrap_err().contains("cannot make the file"));
+    assert!(ended(&job).unwrap_err().contains("cannot create the file"));
     assert_eq!(pair.a.presence("u-1"), Presence::Running);
     let last = pair.folder.path().join("last");
     ended(&pair.left.save("test", "guest", &last, false).unwrap()).unwrap();
@@ -46,7 +46,12 @@ fn an_aborted_save_leaves_the_guest_running_and_no_file() {
     let job = pair.left.save("test", "guest", &file, false).unwrap();
     // The guest is this job's.
     let other = pair.left.migrate("test", "guest", "b", Default::default());
-    assert!(other.unwrap_err().to_string().contains("leaving already"));
+    assert!(
+        other
+            .unwrap_err()
+            .to_string()
+            .contains("migrating or saving this guest")
+    );
     assert!(job.control.abort());
     assert!(ended(&job).unwrap_err().contains("aborted"));
     assert_eq!(pair.a.presence("u-1"), Presence::Running);

@@ -129,7 +129,7 @@ fn a_guest_of_which_nothing_is_left_is_given_up() {
     }
     until(&job, || pair.left.discard(&job, false).is_ok());
     let why = ended(&job).unwrap_err();
-    assert!(why.contains("given the guest up"), "{why}");
+    assert!(why.contains("gave the guest up"), "{why}");
     let there = only_job(&pair.right);
     ended(&there).unwrap_err();
 }
@@ -143,7 +143,7 @@ fn a_guest_that_is_whole_at_the_destination_is_not_given_up() {
     );
     let why = pair.left.discard(&job, true).unwrap_err().to_string();
     assert!(
-        why.contains("--run there") || why.contains("ask again"),
+        why.contains("--run there") || why.contains("try again"),
         "{why}"
     );
     until(&job, || pair.left.decide(&job, false).is_ok());

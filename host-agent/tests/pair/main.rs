@@ -209,7 +209,7 @@ fn a_second_migration_of_the_same_guest_is_refused_at_once() {
     let check = pair.left.check("guest", "b", JobOptions::default());
     for why in [second.map(drop), check.map(drop)] {
         let why = why.unwrap_err().to_string();
-        assert!(why.contains("leaving already"), "{why}");
+        assert!(why.contains("migrating or saving this guest"), "{why}");
     }
     pair.a.hold_live(false);
     ended(&first).unwrap();

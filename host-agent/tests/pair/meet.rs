@@ -64,7 +64,10 @@ fn a_source_leaves_alone_who_has_too_little_in_common_with_it() {
     pair.a.add("guest", "u-1");
     let ours = Capabilities::ours().to_xml();
     let cases = [
-        (met(&ours.replace("<verify/>", ""), 3), "b cannot compare"),
+        (
+            met(&ours.replace("<verify/>", ""), 3),
+            "b does not support --verify",
+        ),
         (met(&ours.replace("unmoved+tls", "tcp"), 3), "in common"),
         (met(&ours.replace("stream>3<", "stream>2<"), 3), "version 3"),
         (met(&ours.replace("<live/>", ""), 3), "\"live\""),
@@ -117,20 +120,20 @@ fn a_destination_refuses_what_cannot_be_had() {
         ..Needs::default()
     };
     let cases = [
-        (but("flags", json!(5)), "the flags 0x4"),
-        (but("dname", json!("../guest")), "no domain can be called"),
-        (but("resource", json!(0)), "bandwidth of 0"),
-        (but("uri", json!("ssh://192.0.2.2")), "by that URI"),
+        (but("flags", json!(5)), "unknown flags 0x4"),
+        (but("dname", json!("../guest")), "is not a domain name"),
+        (but("resource", json!(0)), "bandwidth must not be 0"),
+        (but("uri", json!("ssh://192.0.2.2")), "unsupported URI"),
         (meet("<host/>", &same), "without migration_features"),
         (
             meet(&ours.replace("unmoved+tls", "tcp"), &same),
-            "a has no way",
+            "a has no stream transport",
         ),
         (
             meet(&ours.replace("stream>3<", "stream>2<"), &same),
-            "a does not know version 3",
+            "a does not support version 3",
         ),
-        (json!({ "check": needs }), "no domain can be called"),
+        (json!({ "check": needs }), "is not a domain name"),
     ];
     let mut stream = control(&pair);
     for (question, why) in &cases {

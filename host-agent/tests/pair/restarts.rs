@@ -283,7 +283,7 @@ fn an_operator_forgets_a_whole_copy_and_the_source_runs_its_own() {
     let (stopped, right, job) = received(DestinationRecord::Received, Presence::Paused);
     // For all that can be seen it is the last.
     let why = right.decide(&job, false).unwrap_err().to_string();
-    assert!(why.contains("last whole copy"), "{why}");
+    assert!(why.contains("last complete copy"), "{why}");
     assert_eq!(stopped.b.presence("u-1"), Presence::Paused);
     right.discard(&job, true).unwrap();
     ended(&job).unwrap_err();
@@ -375,7 +375,7 @@ fn what_cannot_be_found_out_yet_keeps_nobody_waiting() {
     until(&job, || pair.b.presence("u-2") == Presence::Running);
     // It is not unknown: that would have the source ask its operator.
     let waits = || job.status(0).waiting.unwrap_or_default();
-    until(&job, || waits().contains("still looks"));
+    until(&job, || waits().contains("still looking"));
     assert!(!job.status(0).is_held);
     pair.b.hide(false);
     ended(&job).unwrap();

@@ -124,7 +124,7 @@ fn a_guest_stays_where_it_is_when_the_agent_it_goes_to_is_stopped() {
     stop(&pair.right);
     assert_eq!(pair.b.presence("u-1"), Presence::Absent);
     pair.a.hold_live(false);
-    stays(&pair, &job, "being stopped");
+    stays(&pair, &job, "is stopping");
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn a_guest_that_stands_still_goes_on_when_the_agent_it_goes_to_is_stopped() {
     stop(&pair.right);
     assert_eq!(pair.b.presence("u-1"), Presence::Absent);
     pair.a.hold_rest(false);
-    stays(&pair, &job, "being stopped");
+    stays(&pair, &job, "is stopping");
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn a_guest_that_is_being_built_goes_on_when_the_agent_it_goes_to_is_stopped() {
     let job = begin(&pair);
     until(&job, || job.status(0).phase == Phase::Building);
     stop(&pair.right);
-    stays(&pair, &job, "being stopped");
+    stays(&pair, &job, "is stopping");
 }
 
 /// The toolstack was too far to give up: what it has built is not taken over all the same.
@@ -161,7 +161,7 @@ fn what_was_built_though_it_was_given_up_is_not_taken_over() {
     thread::sleep(Duration::from_millis(100));
     pair.b.hold_build(false);
     stopping.join().unwrap();
-    stays(&pair, &job, "being stopped");
+    stays(&pair, &job, "is stopping");
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn nothing_is_begun_by_an_agent_that_is_being_stopped() {
     pair.a.add("guest", "u-1");
     pair.b.add("other", "u-2");
     stop(&pair.left);
-    let sentence = "the agent of a is being stopped: it begins nothing new";
+    let sentence = "the agent of a is stopping: it starts nothing new";
     let file = pair.folder.path().join("file");
     let options = JobOptions::default;
     for error in [

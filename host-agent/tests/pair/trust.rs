@@ -78,7 +78,7 @@ fn where_nothing_proves_that_a_disk_is_shared_the_operator_has_to_say_so() {
     // A word for a disk that there is not is a mistake, not a word for all.
     let check = pair.left.check("guest", "b", said("/dev/vg/web2"));
     let why = check.unwrap_err().to_string();
-    assert!(why.contains("has no disk /dev/vg/web2"), "{why}");
+    assert!(why.contains("has no writable disk /dev/vg/web2"), "{why}");
     moves(&pair, said(DISK));
 }
 

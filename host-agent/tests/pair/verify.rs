@@ -84,7 +84,7 @@ fn a_guest_that_would_stand_still_for_too_long_is_not_begun_with() {
     let check = pair.left.check("guest", "b", options.clone());
     let job = pair.left.migrate("test", "guest", "b", options).unwrap();
     for why in [check.unwrap_err().to_string(), ended(&job).unwrap_err()] {
-        assert!(why.contains("while it is verified"), "{why}");
+        assert!(why.contains("verifying would stop the guest"), "{why}");
     }
     let found = pair.left.check("guest", "b", verified()).unwrap();
     assert!(found.prediction.verifying_ms > 0.0);

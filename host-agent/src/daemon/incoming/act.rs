@@ -37,7 +37,7 @@ impl Incoming {
         // Until it is accepted: whatever has this UUID here is not this session's to throw away.
         inner.is_refused = true;
         if !(1..=Request::CONNECTIONS_MOST).contains(&request.parallel) {
-            let why = format!("{} connections cannot be", request.parallel);
+            let why = format!("{} connections are not possible", request.parallel);
             return Err(Error::Refused(why));
         }
         let daemon = inner.daemon.clone();
@@ -58,10 +58,10 @@ impl Incoming {
         let receiving = thread.spawn(move || {
             let connections: Vec<Box<dyn Duplex>> = connections
                 .recv()
-                .map_err(|_| Error::Peer("the stream never began".to_owned()))?;
+                .map_err(|_| Error::Peer("the stream did not start".to_owned()))?;
             let tell = |so_far| this.show_arrived(so_far);
             receive(connections, &*sink, &watch, &tell).inspect_err(|error| {
-                log::debug!("session {}: the stream ends: {error}", this.session);
+                log::debug!("session {}: the stream ended: {error}", this.session);
                 if let Error::Xen(why) = error {
                     *this.failure.lock() = Some(why.clone());
                 }
@@ -74,7 +74,7 @@ impl Incoming {
         });
         daemon.add(&self.job);
         let message = format!(
-            "{} comes from {}: its name, memory and disks are reserved",
+            "{} is arriving from {}: its name, memory and disks are reserved",
             request.needs.destination_name,
             inner.machine.peer()
         );
@@ -116,13 +116,13 @@ impl Incoming {
         *self.lanes.lock() = None;
         self.job
             .control
-            .enter(Phase::Building, "the domain is being built");
+            .enter(Phase::Building, "building the domain");
         let received = received(inner)?
             .join()
-            .map_err(|_| Error::Peer("the receiving thread failed".to_owned()))??;
+            .map_err(|_| Error::Peer("the receiver thread panicked".to_owned()))??;
         if received.taken != sent.bytes {
             return Err(Error::Peer(format!(
-                "{} bytes were sent, but {} have arrived",
+                "{} bytes were sent, but {} arrived",
                 sent.bytes, received.taken
             )));
         }
@@ -136,7 +136,7 @@ impl Incoming {
     ) -> std::result::Result<(), Trouble> {
         self.job
             .control
-            .enter(Phase::HandedOver, "the guest is taken over");
+            .enter(Phase::HandedOver, "taking over the guest");
         let destination = self.destination(inner);
         let unpaused = destination.and_then(|destination| {
             destination.unpause(leave_paused).inspect_err(|error| {
@@ -177,7 +177,7 @@ impl Incoming {
         inner: &'a mut Inner,
     ) -> Result<&'a mut Box<dyn Destination>> {
         let Some(request) = inner.machine.request() else {
-            return Err(Error::Refused("nothing was ever reserved".to_owned()));
+            return Err(Error::Refused("nothing was reserved".to_owned()));
         };
         match &mut inner.destination {
             Some(destination) => Ok(destination),

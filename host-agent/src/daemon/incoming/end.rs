@@ -24,14 +24,14 @@ impl Incoming {
         if self.is_sought() || self.is_over() {
             return false;
         }
-        self.give_up("the destination's agent is being stopped");
+        self.give_up("the destination's agent is stopping");
         true
     }
 
     /// An operator has decided so.
     pub(in crate::daemon) fn stop_building(&self) {
         if !self.is_sought() {
-            self.give_up("an operator at the destination has given it up");
+            self.give_up("an operator at the destination gave it up");
         }
     }
 
@@ -78,9 +78,7 @@ impl Incoming {
             thread::sleep(LOOK);
         }
         let inner = self.inner.try_lock_until(until);
-        inner.ok_or_else(|| {
-            Error::Refused("the job is just being worked on: see `unmoved status`".to_owned())
-        })
+        inner.ok_or_else(|| Error::Refused("the job is busy: see `unmoved status`".to_owned()))
     }
 
     /// Whether an operator may choose this now.

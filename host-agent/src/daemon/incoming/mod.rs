@@ -128,7 +128,7 @@ impl Incoming {
         }
         if self.peer() != peer {
             return Err(Error::Refused(
-                "this session belongs to somebody else".to_owned(),
+                "this session belongs to another peer".to_owned(),
             ));
         }
         if self.is_sought() {
@@ -178,8 +178,8 @@ impl Incoming {
     fn ask_operator(&self, inner: &Inner) {
         if let Some(DestinationRecord::Received) = inner.machine.record() {
             let reason = format!(
-                "whole and paused; waits for {}'s word. If that host is gone for good, `unmoved recover {}` \
-                 decides: see first that it is off, or its copy destroyed",
+                "complete and paused; waiting for {} to hand over. If that host is gone for good, make sure \
+                 that it is off or that its copy is destroyed, then run `unmoved recover {}`",
                 self.job.peer, self.job.id
             );
             self.job.wait(&reason, false);
@@ -205,7 +205,7 @@ impl Incoming {
             return Ok(());
         }
         let waiting = self.job.status(u64::MAX).waiting.unwrap_or_default();
-        Err(Error::Refused(format!("it is not done: {waiting}")))
+        Err(Error::Refused(format!("not done: {waiting}")))
     }
 
     /// A connection of the stream wants in: each is let in once.
@@ -292,8 +292,10 @@ impl Incoming {
         }
         match inner.machine.record() {
             Some(DestinationRecord::Received) => {
-                self.job
-                    .wait("whole and paused; waits for the source's word", false);
+                self.job.wait(
+                    "complete and paused; waiting for the source to hand over",
+                    false,
+                );
             }
             Some(DestinationRecord::Running | DestinationRecord::Retired { taken: true }) => {
                 self.job.end(Ok(()));
@@ -337,7 +339,7 @@ fn make_way(all: &mut BTreeMap<SessionId, Arc<Incoming>>, peer: &str) -> Result<
         .collect();
     if over.is_empty() {
         return Err(Error::Refused(format!(
-            "{SESSIONS_MOST} sessions of {peer} are under way here: there is no room for more"
+            "{SESSIONS_MOST} sessions of {peer} are active here, which is the limit"
         )));
     }
     over.sort_unstable();
@@ -361,7 +363,10 @@ impl Incoming {
         if let Some(mut inner) = self.inner.try_lock()
             && let Err(error) = inner.journal.retire()
         {
-            log::warn!("session {}: the journal stays: {error}", self.session);
+            log::warn!(
+                "session {}: cannot remove the journal: {error}",
+                self.session
+            );
         }
     }
 }

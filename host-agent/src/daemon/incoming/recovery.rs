@@ -18,7 +18,7 @@ use crate::session::{DestinationEvent, DestinationRecord, DestinationSession, Se
 
 /// What a caller is told meanwhile.
 pub(super) const SOUGHT: &str =
-    "the destination's agent was restarted, and still looks for what there is of the guest";
+    "the destination's agent was restarted and is still looking for the guest";
 /// A toolstack that does not answer is asked again after this.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
@@ -75,7 +75,7 @@ impl Incoming {
     pub(in crate::daemon) fn find(self: Arc<Self>) -> Result<()> {
         spawn("recover", move || {
             while let Err(error) = self.look() {
-                let reason = format!("what there is of the guest cannot be looked for: {error}");
+                let reason = format!("cannot look for the guest: {error}");
                 self.job.wait(&reason, false);
                 thread::sleep(RETRY_AFTER);
             }
@@ -119,7 +119,7 @@ impl Incoming {
 /// Puts a journal away; if it stays, it is found again at the next start.
 fn retired(session: SessionId, journal: &mut Journal<DestinationRecord>) -> Option<Arc<Incoming>> {
     if let Err(error) = journal.retire() {
-        log::warn!("session {session}: the journal stays: {error}");
+        log::warn!("session {session}: cannot remove the journal: {error}");
     }
     None
 }

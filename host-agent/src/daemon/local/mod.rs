@@ -174,7 +174,7 @@ fn client(daemon: &Arc<Daemon>, mut stream: UnixStream) -> io::Result<()> {
     let ask: Ask = read_message(&mut stream, REQUEST_MOST)?;
     if uid != 0 && matches!(ask, Ask::Save { .. } | Ask::Restore { .. }) {
         // Any file could be made, and a file's configuration names scripts that root runs.
-        let why = "only root may have files written and read";
+        let why = "only root may save and restore";
         daemon.refusals_here.tell(&daemon.audit, &who, why);
         return write_message(&mut stream, &Told::Error(why.to_owned()));
     }
@@ -236,15 +236,15 @@ fn answer(daemon: &Arc<Daemon>, who: &str, ask: Ask) -> Result<Value> {
                 return Err(Error::Refused("the job is over".to_owned()));
             }
             if job.direction == Direction::Incoming {
-                return Err(Error::Refused(
-                    "a job is aborted at its source, or by the loss of the source".to_owned(),
-                ));
+                return Err(Error::Refused("abort the job at its source".to_owned()));
             }
             if !job.control.abort() {
                 return Err(Error::Refused(
                     match job.direction {
-                        Direction::Save | Direction::Restore => "all is copied: too late for that",
-                        _ => "the guest has been handed over: too late for that",
+                        Direction::Save | Direction::Restore => {
+                            "too late: everything has been copied"
+                        }
+                        _ => "too late: the guest has been handed over",
                     }
                     .to_owned(),
                 ));

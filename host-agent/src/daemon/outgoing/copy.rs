@@ -53,7 +53,7 @@ impl Outgoing<'_> {
         control.update(|statistics| {
             statistics.setup_time = u64::try_from(setup.as_millis()).unwrap_or(u64::MAX);
         });
-        control.enter(Phase::Live, "memory is copied while the guest runs");
+        control.enter(Phase::Live, "copying memory while the guest runs");
         let sink: &dyn Sink = stream(self.sender.as_ref())?;
         guest(&mut self.source)?.copy_live(sink, control)?;
         // The source says when its first round began.
@@ -66,7 +66,7 @@ impl Outgoing<'_> {
         let control = &self.job.control;
         control.enter(
             Phase::StopAndCopy,
-            "the guest is suspended and the rest is copied",
+            "suspending the guest and copying the rest",
         );
         let sender = stream(self.sender.as_ref())?;
         control.limit_blackout();
@@ -81,7 +81,7 @@ impl Outgoing<'_> {
         let bytes = sender.finish()?;
         control.enter(
             Phase::Building,
-            "everything is sent; the destination builds the domain",
+            "everything is sent; the destination is building the domain",
         );
         Ok(Sent {
             bytes,
@@ -112,7 +112,7 @@ impl Outgoing<'_> {
                 shown.blackout_ms = past.blackout_ms;
             }
             log::debug!(
-                "session {}: {past:?} was expected, {shown:?} it was",
+                "session {}: expected {past:?}, measured {shown:?}",
                 self.session
             );
             self.daemon.history.add(&self.peer.name, shown);

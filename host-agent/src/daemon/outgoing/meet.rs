@@ -57,13 +57,14 @@ pub(super) fn meet(
         .map_err(|why| Error::Refused(format!("{} {why}", peer.name)))?;
     if there.stream_version < STREAM {
         return Err(Error::Refused(format!(
-            "the toolstack at {} reads version {} of the libxc stream, but version {STREAM} is sent",
+            "the toolstack at {} reads version {} of the libxc stream, but this host sends version {STREAM}",
             peer.name, there.stream_version
         )));
     }
     if options.verifies() && !both.has("verify") {
         return Err(Error::Refused(format!(
-            "{} cannot compare the guest with the one here, as --verify (or `verify` in the configuration) asks for;              --no-verify moves it without",
+            "{} does not support --verify (or `verify` in the configuration); use --no-verify to migrate \
+             without it",
             peer.name
         )));
     }
@@ -72,7 +73,7 @@ pub(super) fn meet(
     let here = daemon.host.facts()?;
     if release(&there.xen_version) < release(&here.xen_version) {
         return Err(Error::Refused(format!(
-            "Xen {} at {} is older than Xen {} here",
+            "Xen {} at {} is older than this host's Xen {}",
             there.xen_version, peer.name, here.xen_version
         )));
     }
@@ -123,7 +124,7 @@ fn storage(
     let missing = |disk: &&String| !disks.contains(disk);
     if let Some(disk) = options.shared_storage.iter().find(missing) {
         return Err(Error::Refused(format!(
-            "the guest has no disk {disk} that it may write; it has: {}",
+            "the guest has no writable disk {disk}; it has: {}",
             disks.join(", ")
         )));
     }
@@ -148,7 +149,8 @@ fn may_stand_still(prediction: &Prediction, control: &Control) -> Result<()> {
         return Ok(());
     }
     Err(Error::Refused(format!(
-        "the guest would stand still for about {seconds:.0} s while it is verified, and --max-blackout allows {most} s:          --no-verify moves it without, or a larger --max-blackout with it"
+        "verifying would stop the guest for about {seconds:.0} s, and --max-blackout allows {most} s: use \
+         --no-verify, or a larger --max-blackout"
     )))
 }
 

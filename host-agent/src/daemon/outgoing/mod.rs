@@ -162,7 +162,10 @@ impl Outgoing<'_> {
                     if self.machine.record().is_some()
                         && let Err(error) = self.journal.retire()
                     {
-                        log::warn!("session {}: the journal stays: {error}", self.session);
+                        log::warn!(
+                            "session {}: cannot remove the journal: {error}",
+                            self.session
+                        );
                     }
                     return self.daemon.over(self.job, result);
                 }
@@ -179,7 +182,7 @@ impl Outgoing<'_> {
             .map_err(|error| error.to_string())?;
         match record {
             SourceRecord::HandedOver => {
-                let message = "handed over: from here on the destination decides";
+                let message = "handed over: the destination decides from here on";
                 self.job.control.enter(Phase::HandedOver, message);
             }
             SourceRecord::Aborting { reason } => {
@@ -197,7 +200,7 @@ impl Outgoing<'_> {
                 self.job.let_go();
                 self.job
                     .control
-                    .tell("the guest goes on here, and can be moved again");
+                    .tell("the guest runs here again, and can be migrated");
             }
             _ => {}
         }
@@ -259,7 +262,7 @@ impl Outgoing<'_> {
             let resumed = guest(&mut self.source).and_then(Source::resume_here);
             match self.troubled(resumed) {
                 Err(trouble) if !trouble.is_gone => {
-                    log::warn!("session {}: {}: again", self.session, trouble.reason);
+                    log::warn!("session {}: {}: retrying", self.session, trouble.reason);
                     thread::sleep(PAUSE);
                 }
                 done => return done,
@@ -313,7 +316,7 @@ impl Outgoing<'_> {
 
 /// The guest, as long as it is the session's.
 fn guest(source: &mut Option<Box<dyn Source>>) -> Result<&mut (dyn Source + 'static)> {
-    let gone = || Error::Refused("the guest is not this session's any more".to_owned());
+    let gone = || Error::Refused("the guest no longer belongs to this session".to_owned());
     source.as_deref_mut().ok_or_else(gone)
 }
 

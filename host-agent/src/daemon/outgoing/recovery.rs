@@ -73,7 +73,7 @@ fn known(daemon: &Arc<Daemon>, found: Found) -> Result<Option<Left>> {
     } = found;
     if doubt.is_none() && records.last().is_none_or(SourceRecord::is_final) {
         if let Err(error) = journal.retire() {
-            log::warn!("session {session}: the journal stays: {error}");
+            log::warn!("session {session}: cannot remove the journal: {error}");
         }
         return Ok(None);
     }
@@ -209,7 +209,7 @@ fn find(daemon: &Daemon, job: &Job, needs: &Needs) -> (Box<dyn Source>, Presence
                 return (source, presence);
             }
             Err(error) => {
-                job.wait(&format!("the guest cannot be looked for: {error}"), false);
+                job.wait(&format!("cannot look for the guest: {error}"), false);
                 thread::sleep(RETRY_AFTER);
             }
         }

@@ -53,7 +53,7 @@ fn fit(what: &str, text: &str, most: usize) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "{what} is longer than {most} bytes, or has letters that nobody sees: {}",
+        "{what} is longer than {most} bytes, or contains invisible characters: {}",
         clean(text, 100)
     ))
 }
@@ -62,7 +62,7 @@ fn short(what: &str, length: usize, most: usize) -> Result<(), String> {
     if length <= most {
         return Ok(());
     }
-    Err(format!("{what} is {length} long, more than {most}"))
+    Err(format!("{what} has {length} entries, more than {most}"))
 }
 
 fn reason(text: &str) -> String {

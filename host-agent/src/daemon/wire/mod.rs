@@ -103,19 +103,17 @@ impl Parameters {
             parts.is_some_and(|(scheme, host)| scheme == TRANSPORT && !host.is_empty())
         };
         if !self.uri.as_ref().is_none_or(is_ours) {
-            return Err(format!(
-                "no stream comes here by that URI: it must be {TRANSPORT}://HOST"
-            ));
+            return Err(format!("unsupported URI: it must be {TRANSPORT}://HOST"));
         }
         if let Some(name) = &self.dname {
             check_name(name)?;
         }
         if self.resource == Some(0) {
-            return Err("with a bandwidth of 0 nothing can be moved".to_owned());
+            return Err("the bandwidth must not be 0".to_owned());
         }
         match self.flags & !Flags::all().bits() {
             0 => Ok(()),
-            unknown => Err(format!("the flags {unknown:#x} are not known here")),
+            unknown => Err(format!("unknown flags {unknown:#x}")),
         }
     }
 }
@@ -133,7 +131,7 @@ pub(super) fn check_name(name: &str) -> Result<(), String> {
     }
     if name.starts_with('-') || name.contains(|c: char| c == '/' || c.is_control()) {
         return Err(format!(
-            "no domain can be called {name:?}: a name has no slash or control character, and no hyphen in front"
+            "{name:?} is not a domain name: slashes, control characters and a leading hyphen are not allowed"
         ));
     }
     Ok(())

@@ -147,7 +147,7 @@ impl XenGuest {
 
     fn is_read(&self, who: &str) -> Error {
         Error::Refused(format!(
-            "{who} saves or migrates domain {} already",
+            "{who} is saving or migrating domain {} already",
             self.domid
         ))
     }
@@ -161,7 +161,7 @@ impl XenGuest {
         match frames.iter().find(|word| is_present(**word)) {
             None => Ok(()),
             Some(word) => Err(Error::Xen(format!(
-                "Xen gives no access to frame {:#x} of domain {}, which is there",
+                "Xen gives no access to frame {:#x} of domain {}, although the frame exists",
                 word & PFN,
                 self.domid
             ))),
@@ -248,7 +248,9 @@ impl Memory for XenGuest {
         let buffer = self.xen.buffer(bytes).map_err(no_buffer)?;
         // Before it is recorded: who has begun already is found, and who begins from here on is told of.
         self.watch = saver::Watch::begin(self.domid)
-            .inspect_err(|error| log::warn!("it is looked for others who read domains: {error}"))
+            .inspect_err(|error| {
+                log::warn!("cannot look for other processes that read domains: {error}")
+            })
             .ok();
         self.nobody_else_reads()?;
         if !self.domain().enable_log_dirty()? {
@@ -274,7 +276,7 @@ impl Memory for XenGuest {
 
     fn take_dirty(&mut self, last: bool) -> Result<Bitmap> {
         let Some((frames, buffer)) = &mut self.dirty else {
-            return Err(Error::Xen("writes are not recorded".to_owned()));
+            return Err(Error::Xen("log-dirty mode is off".to_owned()));
         };
         let domain = self.xen.domain(self.domid);
         domain.take_dirty(*frames, buffer, last)?;
@@ -290,7 +292,7 @@ impl Memory for XenGuest {
         // may not be sent as whole.  One that has ended properly has switched it off, and Xen tells of no
         // writes then; one that is under way is found, and one that was killed was told of when it began.
         if self.domain().enable_log_dirty()? {
-            return Err(self.is_read("something that has ended again"));
+            return Err(self.is_read("a process that has exited since"));
         }
         self.nobody_has_begun()?;
         self.nobody_else_reads()?;
@@ -314,7 +316,7 @@ impl Suspendable for XenGuest {
             None => Ok(false),
             Some(SHUTDOWN_SUSPEND) => Ok(true),
             Some(reason) => Err(Error::Xen(format!(
-                "domain {} has shut down for reason {reason} instead of suspending itself",
+                "domain {} shut down with reason {reason} instead of suspending",
                 self.domid
             ))),
         }

@@ -50,7 +50,7 @@ impl DestinationSession {
             }
             (_, Choice::Forget) if self.is_gone => self.journal_discarded(),
             (_, Choice::Forget) => {
-                self.discard("an operator decided that it is not to run here".to_owned())
+                self.discard("an operator decided that it does not run here".to_owned())
             }
         }
     }

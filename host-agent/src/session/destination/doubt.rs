@@ -66,7 +66,7 @@ impl DestinationSession {
             Choice::Forget => {
                 let doubt = self.doubt().unwrap_or_default();
                 self.discard(format!(
-                    "{doubt}; an operator decided that it is not to run here"
+                    "{doubt}; an operator decided that it does not run here"
                 ))
             }
         }
@@ -157,7 +157,7 @@ mod tests {
         assert_eq!(decided, Some(DestinationEffect::Discard));
         let record = session.step(DestinationEvent::Discarded(Ok(())));
         let forgotten = Record::Forgotten {
-            reason: "rot; an operator decided that it is not to run here".to_owned(),
+            reason: "rot; an operator decided that it does not run here".to_owned(),
         };
         assert_eq!(record, Some(DestinationEffect::Journal(forgotten)));
         session.step(DestinationEvent::Journaled(Ok(())));

@@ -112,10 +112,10 @@ impl DestinationSession {
             }
             (Pending::Nothing, DestinationEvent::Restarted(presence)) => self.restarted(presence),
             (Pending::Nothing, DestinationEvent::LeaseExpired) if self.has_lease() => {
-                self.discard("the source has gone silent".to_owned())
+                self.discard("the source no longer answers".to_owned())
             }
             (Pending::Nothing, DestinationEvent::Stopped) if self.has_lease() => {
-                self.discard("the destination's agent is being stopped".to_owned())
+                self.discard("the destination's agent is stopping".to_owned())
             }
             (Pending::Nothing, DestinationEvent::Decided(choice)) => self.decided(choice),
             (Pending::Record(record), DestinationEvent::Journaled(Ok(()))) => {
@@ -170,7 +170,7 @@ impl DestinationSession {
                 if self.is_right(&token) {
                     return self.journal(Record::Taken { token });
                 }
-                self.refuse("that is not this session's token")
+                self.refuse("the token is not this session's")
             }
             // An operator at the source has decided so, while it could not be written down that all is here.
             (Order::TakeOver(token), Some(Record::Reserved { .. }))
@@ -182,7 +182,7 @@ impl DestinationSession {
                 if token == known {
                     return self.unpause();
                 }
-                self.refuse("that is not this session's token")
+                self.refuse("the token is not this session's")
             }
             // An operator was quicker than the source.
             (Order::TakeOver(token), Some(Record::Adopted)) if self.is_right(&token) => {
@@ -215,7 +215,7 @@ impl DestinationSession {
                 self.answer(Answer::Lost(reason))
             }
             (_, None) => self.answer(Answer::Unknown),
-            (_, Some(_)) => self.refuse("this order does not belong here now"),
+            (_, Some(_)) => self.refuse("this order is not valid now"),
         }
     }
 
@@ -243,7 +243,7 @@ impl DestinationSession {
 
     fn not_journaled(&mut self, record: &DestinationRecord, error: &str) -> DestinationEffect {
         use DestinationRecord as Record;
-        let why = format!("the journal cannot be written: {error}");
+        let why = format!("cannot write the journal: {error}");
         match record {
             // Nothing is locked yet.  If a restart finds the record, there is nothing to discard.
             Record::Reserved { .. } => {
@@ -290,7 +290,7 @@ impl DestinationSession {
                 self.journal(DestinationRecord::Lost { reason })
             }
             DestinationEvent::Unpaused(Err(trouble)) => self.answer(Answer::NotYet(format!(
-                "the guest cannot be unpaused: {}",
+                "cannot unpause the guest: {}",
                 trouble.reason
             ))),
             DestinationEvent::Discarded(Ok(())) => {
@@ -298,7 +298,7 @@ impl DestinationSession {
                 self.journal_discarded()
             }
             DestinationEvent::Discarded(Err(why)) => self.answer(Answer::NotYet(format!(
-                "the copy here cannot be discarded: {why}"
+                "cannot discard the copy here: {why}"
             ))),
             _ => self.idle(),
         }
@@ -367,21 +367,21 @@ impl DestinationSession {
         let reason = match &self.record {
             _ if self.doubt.is_some() => self.doubt().map(str::to_owned),
             Some(DestinationRecord::Received) => {
-                Some("whole and paused; waits for the source's word".to_owned())
+                Some("complete and paused; waiting for the source to hand over".to_owned())
             }
             Some(DestinationRecord::Taken { .. }) => {
-                Some("handed over, but it could not be unpaused yet".to_owned())
+                Some("handed over, but not unpaused yet".to_owned())
             }
             Some(DestinationRecord::Adopted) => Some(
-                "it is to run here, but could not be unpaused yet; `unmoved recover` tries again"
+                "it is to run here, but is not unpaused yet; `unmoved recover` tries again"
                     .to_owned(),
             ),
             Some(DestinationRecord::Lost { reason }) => Some(reason.clone()),
             Some(DestinationRecord::Reserved { .. }) if self.failure.is_some() => {
-                Some("what is left of the copy here could not be thrown away yet".to_owned())
+                Some("the rest of the copy here is not discarded yet".to_owned())
             }
             Some(DestinationRecord::Reserved { .. }) if self.is_whole => Some(
-                "whole and paused, which could not be written down yet; waits for the source's word"
+                "complete and paused, but not journaled yet; waiting for the source to hand over"
                     .to_owned(),
             ),
             _ => None,

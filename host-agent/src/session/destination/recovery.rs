@@ -12,7 +12,7 @@ impl DestinationSession {
         }
         match (self.record.clone(), presence) {
             (Some(DestinationRecord::Reserved { .. }), Presence::Absent | Presence::Partial) => {
-                self.discard("the agent was restarted while it received".to_owned())
+                self.discard("the agent was restarted while receiving".to_owned())
             }
             // The toolstack had built it to its end, and only the record of that is missing.  The source
             // may have been lost in the same moment; if it was not, it says what becomes of this copy.
@@ -20,7 +20,7 @@ impl DestinationSession {
                 self.whole()
             }
             (Some(DestinationRecord::Received), Presence::Absent | Presence::Partial) => {
-                self.discard("the domain is gone since the agent was restarted".to_owned())
+                self.discard("the domain was gone after a restart of the agent".to_owned())
             }
             (
                 Some(DestinationRecord::Taken { .. } | DestinationRecord::Adopted),
@@ -34,7 +34,7 @@ impl DestinationSession {
                 Some(DestinationRecord::Taken { .. } | DestinationRecord::Adopted),
                 Presence::Absent | Presence::Partial,
             ) => {
-                let reason = "the domain is gone since the agent was restarted; it may have run";
+                let reason = "the domain was gone after a restart of the agent; it may have run";
                 self.journal(DestinationRecord::Lost {
                     reason: reason.to_owned(),
                 })

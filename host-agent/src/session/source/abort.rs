@@ -24,7 +24,7 @@ impl SourceSession {
             {
                 return self.journal(SourceRecord::Held {
                     reason: format!(
-                        "{reason}; and the guest is gone here: {}; the destination may have a whole copy",
+                        "{reason}; and the guest is gone here: {}; the destination may have a complete copy",
                         trouble.reason
                     ),
                 });
@@ -49,7 +49,7 @@ impl SourceSession {
             return self.call(Order::Failed(reason));
         }
         let trouble = self.trouble.clone().unwrap_or_default();
-        self.wait(format!("the guest cannot be resumed: {trouble}"))
+        self.wait(format!("cannot resume the guest: {trouble}"))
     }
 
     /// Again, whatever of it is not done yet; the guest comes first.
@@ -134,8 +134,8 @@ pub(super) fn refusal(answer: Answer) -> String {
             format!("the destination: {why}")
         }
         Answer::NotYet(why) => format!("the destination is not ready: {why}"),
-        Answer::Unknown => "the destination knows nothing of this session".to_owned(),
-        Answer::Complete | Answer::Continue => "the destination's answer makes no sense".to_owned(),
+        Answer::Unknown => "the destination does not know this session".to_owned(),
+        Answer::Complete | Answer::Continue => "unexpected answer from the destination".to_owned(),
     }
 }
 

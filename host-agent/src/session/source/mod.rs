@@ -149,7 +149,7 @@ impl SourceSession {
     /// What follows from the state, and can be done again after any interruption.
     fn go_on(&mut self) -> SourceEffect {
         let record = match &self.state {
-            State::New => return SourceEffect::End(Err("it was never begun".to_owned())),
+            State::New => return SourceEffect::End(Err("it never started".to_owned())),
             // Only a record after it makes sure that a restart does not ask the destination to go on.
             State::InDoubt { reason } => {
                 let reason = reason.clone();
@@ -230,7 +230,7 @@ impl SourceSession {
             SourceEvent::Answered(Answer::Complete) => self.journal(SourceRecord::Released),
             // Its word is final: it will never run there.
             SourceEvent::Answered(Answer::Discarded(why)) => {
-                let reason = format!("the destination has discarded its copy: {why}");
+                let reason = format!("the destination discarded its copy: {why}");
                 self.is_told = true;
                 self.journal(SourceRecord::Aborting { reason })
             }
@@ -239,7 +239,7 @@ impl SourceSession {
                 self.journal(SourceRecord::Held { reason })
             }
             SourceEvent::Answered(Answer::Unknown) => {
-                let reason = "the destination knows nothing of this session any more";
+                let reason = "the destination no longer knows this session";
                 self.journal(SourceRecord::Held {
                     reason: reason.to_owned(),
                 })
@@ -257,7 +257,7 @@ impl SourceSession {
     }
 
     fn not_journaled(&mut self, record: SourceRecord, error: String) -> SourceEffect {
-        let why = format!("the journal cannot be written: {error}");
+        let why = format!("cannot write the journal: {error}");
         match (&self.state, record) {
             (State::New, _) => SourceEffect::End(Err(why)),
             // A restart may find it or not.  The guest must stand still until that is settled.
@@ -293,7 +293,7 @@ impl SourceSession {
             }
             Operator::HandOver => self.journal(SourceRecord::HandedOver),
             Operator::GiveUp => {
-                let reason = format!("an operator has given the guest up ({reason})");
+                let reason = format!("an operator gave the guest up ({reason})");
                 self.journal(SourceRecord::Resumed { reason })
             }
         }

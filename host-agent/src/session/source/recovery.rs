@@ -11,14 +11,14 @@ impl SourceSession {
         };
         match (record, presence) {
             (SourceRecord::Begun { .. }, _) => {
-                self.abort("the agent was restarted while it copied".to_owned())
+                self.abort("the agent was restarted while copying".to_owned())
             }
             // Whether the destination has a whole copy is not known, and neither is what became of
             // the one here: for all that we know somebody has resumed it, and it has written to its
             // disks.
             (SourceRecord::Suspending, Presence::Absent | Presence::Partial) => {
-                let reason = "the agent was restarted and the suspended guest is not here any more; \
-                              the destination may have a whole copy";
+                let reason = "the suspended guest was gone after a restart of the agent; the destination may \
+                 have a complete copy";
                 self.journal(SourceRecord::Held {
                     reason: reason.to_owned(),
                 })
@@ -27,7 +27,7 @@ impl SourceSession {
                 self.abort("the agent was restarted while the guest was suspended".to_owned())
             }
             (SourceRecord::HandedOver, Presence::Running) => {
-                let reason = "the guest runs here though it was handed over";
+                let reason = "the guest runs here although it was handed over";
                 self.journal(SourceRecord::Held {
                     reason: reason.to_owned(),
                 })

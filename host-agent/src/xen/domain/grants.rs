@@ -22,7 +22,7 @@ impl Domain<'_> {
     /// # Errors
     /// If Xen or the kernel does not show the table.
     pub(crate) fn granted_for_writing(&self) -> Result<Vec<u64>> {
-        let failed = |error| self.failed("show the grant table of", &error);
+        let failed = |error| self.failed("map the grant table of", &error);
         let mut size = QuerySize {
             dom: self.domid,
             ..QuerySize::default()
@@ -30,7 +30,7 @@ impl Domain<'_> {
         self.grant_op(op::QUERY_SIZE, &mut size).map_err(failed)?;
         if size.status != status::OKAY {
             return Err(Error::Xen(format!(
-                "Xen does not tell the size of the grant table of domain {}: status {}",
+                "cannot get the size of the grant table of domain {}: status {}",
                 self.domid, size.status
             )));
         }

@@ -56,11 +56,11 @@ impl Xen {
     pub(crate) fn open() -> Result<Self> {
         let privcmd = Privcmd::open().map_err(|error| {
             Error::Refused(format!(
-                "cannot open /dev/xen/privcmd and /dev/xen/hypercall ({error}): the agent runs as root in the \
+                "cannot open /dev/xen/privcmd and /dev/xen/hypercall ({error}): run the agent as root in the \
                  control domain of a Xen host"
             ))
         })?;
-        let failed = |error| Error::Xen(format!("Xen does not tell its version: {error}"));
+        let failed = |error| Error::Xen(format!("cannot get Xen's version: {error}"));
         let mut arguments = privcmd.buffer(PAGE_SIZE).map_err(failed)?;
         let ask = |op, buffer: &mut Buffer| {
             let arguments = [Argument::Value(op), Argument::Structure(buffer, &mut [])];
@@ -187,7 +187,7 @@ impl Domain<'_> {
         let last = self
             .xen
             .memory_op(memory::op::MAXIMUM_GPFN, &u64::from(self.domid))
-            .map_err(|error| self.failed("tell the last frame of", &error))?;
+            .map_err(|error| self.failed("get the last frame of", &error))?;
         Ok(last + 1)
     }
 
@@ -207,7 +207,7 @@ impl Domain<'_> {
             &mut *buffer,
         )];
         self.domctl(domctl::GETPAGEFRAMEINFO3, &mut info, nested)
-            .map_err(|error| self.failed("tell the types of frames of", &error))?;
+            .map_err(|error| self.failed("get the frame types of", &error))?;
         buffer.read(0, words.as_mut_bytes());
         Ok(())
     }
@@ -217,7 +217,7 @@ impl Domain<'_> {
         match self.shadow(shadow::ENABLE_LOGDIRTY, 0, 0, None) {
             Ok(_) => Ok(true),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
-            Err(error) => Err(self.failed("record the writes of", &error)),
+            Err(error) => Err(self.failed("switch on log-dirty mode of", &error)),
         }
     }
 
@@ -225,7 +225,7 @@ impl Domain<'_> {
     pub(crate) fn disable_log_dirty(&self) -> Result<()> {
         self.shadow(shadow::OFF, 0, 0, None)
             .map(drop)
-            .map_err(|error| self.failed("stop recording the writes of", &error))
+            .map_err(|error| self.failed("switch off log-dirty mode of", &error))
     }
 
     /// Takes the bitmap of the frames below `frames` that were written since the last call, and how many
@@ -234,10 +234,10 @@ impl Domain<'_> {
         let mode = if last { shadow::LOGDIRTY_FINAL } else { 0 };
         let op = self
             .shadow(shadow::CLEAN, mode, frames, Some(bitmap))
-            .map_err(|error| self.failed("tell what was written in", &error))?;
+            .map_err(|error| self.failed("read the dirty bitmap of", &error))?;
         if op.pages != frames {
             return Err(Error::Xen(format!(
-                "Xen told of {} instead of {frames} frames of domain {}",
+                "Xen reported {} instead of {frames} frames of domain {}",
                 op.pages, self.domid
             )));
         }
@@ -332,10 +332,10 @@ impl Domain<'_> {
     fn failed(&self, what: &str, error: &io::Error) -> Error {
         let why = match error.raw_os_error() {
             Some(libc::ESRCH) => "there is no such domain".to_owned(),
-            Some(libc::EACCES) => "its toolstack interface is of another version".to_owned(),
-            Some(libc::EPERM) => "the agent may not".to_owned(),
+            Some(libc::EACCES) => "its toolstack interface has another version".to_owned(),
+            Some(libc::EPERM) => "permission denied".to_owned(),
             _ => error.to_string(),
         };
-        Error::Xen(format!("Xen does not {what} domain {}: {why}", self.domid))
+        Error::Xen(format!("Xen cannot {what} domain {}: {why}", self.domid))
     }
 }

@@ -16,7 +16,7 @@ impl Domain<'_> {
     pub(crate) fn tsc_info(&self) -> Result<TscInfo> {
         let mut info = TscInfo::new_zeroed();
         self.domctl(domctl::GETTSCINFO, &mut info, &mut [])
-            .map_err(|error| self.failed("tell the clock of", &error))?;
+            .map_err(|error| self.failed("get the clock of", &error))?;
         Ok(info)
     }
 
@@ -27,7 +27,7 @@ impl Domain<'_> {
         };
         self.domctl(domctl::MAX_MEM, &mut most, &mut [])
             .map(drop)
-            .map_err(|error| self.failed("set the most memory of", &error))
+            .map_err(|error| self.failed("set the memory limit of", &error))
     }
 
     /// Sets how the domain keeps time.
@@ -39,7 +39,7 @@ impl Domain<'_> {
 
     /// The state of its vCPUs and emulated devices, as Xen keeps it.
     pub(crate) fn hvm_context(&self) -> Result<Vec<u8>> {
-        let failed = |error| self.failed("give the state of", &error);
+        let failed = |error| self.failed("get the state of", &error);
         let mut body = abi::HvmContext::new_zeroed();
         self.domctl(domctl::GETHVMCONTEXT, &mut body, &mut [])
             .map_err(failed)?;
@@ -55,7 +55,7 @@ impl Domain<'_> {
 
     /// Puts the vCPUs and emulated devices into a state.
     pub(crate) fn set_hvm_context(&self, context: &[u8]) -> Result<()> {
-        let failed = |error| self.failed("take the state of", &error);
+        let failed = |error| self.failed("set the state of", &error);
         let mut buffer = self
             .xen
             .buffer(self.bounded(context.len())?)
@@ -73,7 +73,7 @@ impl Domain<'_> {
 
     /// Its CPUID leaves and MSRs, serialised as they travel.
     pub(crate) fn cpu_policy(&self) -> Result<(Vec<u8>, Vec<u8>)> {
-        let failed = |error| self.failed("tell the CPU policy of", &error);
+        let failed = |error| self.failed("get the CPU policy of", &error);
         let mut body = abi::CpuPolicy::new_zeroed();
         // Without buffers Xen tells how much there can be.
         self.domctl(domctl::GET_CPU_POLICY, &mut body, &mut [])
@@ -121,7 +121,7 @@ impl Domain<'_> {
             .shared
             .privcmd
             .call(hypercall::HVM_OP, arguments)
-            .map_err(|error| self.failed(&format!("tell parameter {index} of"), &error))?;
+            .map_err(|error| self.failed(&format!("get parameter {index} of"), &error))?;
         buffer.read(0, param.as_mut_bytes());
         Ok(param.value)
     }

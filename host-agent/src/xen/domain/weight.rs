@@ -41,7 +41,7 @@ impl Domain<'_> {
             match self.domctl(domctl::SCHEDULER_OP, &mut info, &mut []) {
                 Ok(_) => return Ok(Some(info)),
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
-                Err(error) => return Err(self.failed("tell the weight of", &error)),
+                Err(error) => return Err(self.failed("get the weight of", &error)),
             }
         }
         Ok(None)

@@ -62,7 +62,7 @@ impl Watch {
         if programs.is_empty() {
             return Err(io::Error::new(
                 io::ErrorKind::NotFound,
-                format!("no {PROGRAM} is installed"),
+                format!("{PROGRAM} is not installed"),
             ));
         }
         let flags = inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC;
@@ -76,7 +76,7 @@ impl Watch {
         let thread = thread::Builder::new().name("helpers".to_owned());
         thread.spawn(move || {
             if let Err(error) = look_out(&starts, &until, &to, find) {
-                log::warn!("nobody looks out for the toolstack's helpers any more: {error}");
+                log::warn!("no longer watching for the toolstack's helpers: {error}");
             }
         })?;
         Ok(Self { seen, stop })

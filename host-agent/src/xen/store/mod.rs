@@ -148,7 +148,7 @@ fn present<T>(result: io::Result<T>) -> io::Result<Option<T>> {
 }
 
 fn failed(what: &str, path: &str) -> impl Fn(io::Error) -> Error {
-    let what = format!("xenstored does not {what} {path}");
+    let what = format!("xenstored cannot {what} {path}");
     move |error| Error::Xen(format!("{what}: {error}"))
 }
 
