@@ -1,7 +1,7 @@
-//! The audit log: who asked for what, and what came of it.  Lines are only ever added.
+//! The audit log: who asked for what, and how it ended.  Lines are only added.
 //!
-//! A log that cannot be written, or not even opened, is told in the daemon's own log, line by line, and stops
-//! nobody: guests may stand still and wait for this daemon.
+//! A log that cannot be written or opened stops nothing, because guests may be suspended and wait for this
+//! daemon.  The daemon's own log gets the lines instead.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -16,12 +16,12 @@ use serde_json::{Value, json};
 #[derive(Debug)]
 pub struct Audit {
     path: PathBuf,
-    /// As long as it can be written.
+    /// `None` while the file cannot be written.
     file: Mutex<Option<File>>,
 }
 
 impl Audit {
-    /// Opens or begins the log in this folder.
+    /// Opens the log in this folder, or creates it.
     #[must_use]
     pub fn open(folder: &Path) -> Self {
         let path = folder.join("audit.log");
@@ -29,7 +29,7 @@ impl Audit {
         Self { path, file }
     }
 
-    /// Adds a line: time, who (`uid 0`, `peer b`), what, and whatever belongs to it.
+    /// Adds a line: time, who (`uid 0`, `peer b`), what, and the details.
     pub fn write(&self, who: &str, what: &str, more: &Value) {
         let time = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -40,7 +40,7 @@ impl Audit {
         let mut held = self.file.lock();
         let file = held.take().map_or_else(|| open(&self.path), Ok);
         let written = file.and_then(|mut file| {
-            // In one call, so that lines never mix.
+            // One call for each line, so that lines never mix.
             file.write_all(format!("{line}\n").as_bytes())?;
             Ok(file)
         });

@@ -1,4 +1,4 @@
-//! `/etc/unmoved/unmoved.toml`: who this host is, whom it trusts, where things are.
+//! `/etc/unmoved/unmoved.toml`: this host's name, trusted peers, and paths.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,9 +12,9 @@ use crate::policy::Allow;
 use crate::text::is_fit;
 use crate::transport::tls;
 
-/// Where the configuration is looked for.
+/// Default path of the configuration.
 pub const PATH: &str = "/etc/unmoved/unmoved.toml";
-/// Where the daemon listens for the command.
+/// Default path of the daemon's socket.
 pub const SOCKET: &str = "/run/unmoved/unmoved.sock";
 
 /// The configuration.
@@ -26,27 +26,27 @@ pub struct Config {
     /// Where other agents connect to.
     #[serde(default = "listen")]
     pub listen: SocketAddr,
-    /// Where the journal and the audit log are kept; must survive a crash of the host.
+    /// Folder of the journals and the audit log; must survive a crash of the host.
     #[serde(default = "state")]
     pub state: PathBuf,
-    /// Where the daemon listens for the command.
+    /// Path of the daemon's socket.
     #[serde(default = "socket")]
     pub socket: PathBuf,
-    /// Where metrics are served, if at all.
+    /// Where metrics are served, if anywhere.
     pub metrics: Option<SocketAddr>,
-    /// Users besides root that may use the agent, by number.
+    /// User IDs that may use the agent, besides root.
     #[serde(default)]
     pub allow_uids: BTreeSet<u32>,
-    /// The control domain's weight with Xen's scheduler while the daemon watches and copies a guest, unless it
-    /// is higher; 0 leaves it as it is.
+    /// The control domain's scheduler weight while the daemon watches or copies a guest, unless it is higher
+    /// already.  0 leaves the weight alone.
     #[serde(default = "copying_weight")]
     pub copying_weight: u16,
-    /// Whether moves from here have memory and state compared at both ends, where nothing else is said.
+    /// Whether migrations from here verify memory and state, unless the request says otherwise.
     #[serde(default)]
     pub verify: bool,
     /// Certificates.
     pub tls: Tls,
-    /// What guests that come may have of this host, whichever peer they are from.
+    /// What arriving guests may use of this host, whichever peer sends them.
     #[serde(default)]
     pub allow: Allow,
     /// Other hosts.
@@ -60,11 +60,11 @@ pub struct Config {
 pub struct Tls {
     /// The authority's certificate.
     pub authority: PathBuf,
-    /// This host's.
+    /// This host's certificate.
     pub certificate: PathBuf,
-    /// Its key.
+    /// This host's key.
     pub key: PathBuf,
-    /// A list of certificates that count no more, if there is one; read anew for each connection.
+    /// A list of revoked certificates, if there is one.  It is read again for each connection.
     pub revoked: Option<PathBuf>,
 }
 
@@ -74,12 +74,12 @@ pub struct Tls {
 pub struct Peer {
     /// Its name, as in its certificate.
     pub name: String,
-    /// Where its agent listens: address or name, and port.
+    /// Where its agent listens: `HOST:PORT`.
     pub address: String,
-    /// Disks that both hosts have, by the operator's word, as patterns.
+    /// Patterns of disks that both hosts share, as the operator vouches.
     #[serde(default)]
     pub shared_storage: Vec<String>,
-    /// What its guests may have of this host, in place of [`Config::allow`].
+    /// What its guests may use of this host, instead of [`Config::allow`].
     pub allow: Option<Allow>,
 }
 
@@ -94,7 +94,7 @@ impl Config {
         Self::parse(&text).map_err(|why| Error::Refused(format!("{}: {why}", path.display())))
     }
 
-    /// Reads and checks the text of a configuration.
+    /// Parses and checks a configuration.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -103,7 +103,7 @@ impl Config {
         check_name(&config.name)?;
         let mut names = BTreeSet::from([config.name.as_str()]);
         for peer in &config.peers {
-            // The host itself may be a peer: a guest can be moved on one host.
+            // The host itself may be a peer: a guest can migrate within one host.
             if !names.insert(&peer.name) && peer.name != config.name {
                 return Err(format!("the peer {} is configured twice", peer.name));
             }
@@ -114,10 +114,10 @@ impl Config {
         Ok(config)
     }
 
-    /// What this host shows to others, and whom it trusts.
+    /// This host's certificate and key, and the trusted peers.
     ///
     /// # Errors
-    /// If a file is missing or wrong; says which.
+    /// Names the file that is missing or wrong.
     pub fn identity(&self) -> Result<tls::Identity> {
         let Tls {
             authority,
@@ -134,7 +134,7 @@ impl Config {
         Ok(identity)
     }
 
-    /// What guests of this peer may have here.
+    /// What guests of this peer may use here.
     #[must_use]
     pub fn allowed(&self, peer: &str) -> &Allow {
         let known = self.peers.iter().find(|known| known.name == peer);
@@ -143,10 +143,10 @@ impl Config {
             .unwrap_or(&self.allow)
     }
 
-    /// The host of this name.
+    /// The peer of this name.
     ///
     /// # Errors
-    /// If there is none; says which there are.
+    /// If there is none; lists the peers.
     pub fn peer(&self, name: &str) -> Result<&Peer> {
         let found = self.peers.iter().find(|peer| peer.name == name);
         found.ok_or_else(|| {
@@ -163,7 +163,7 @@ impl Config {
     }
 }
 
-/// A host is told by the name in its certificate, and no certificate has any other.
+/// Hosts are identified by the name in their certificates, so a name must be valid there.
 fn check_name(name: &str) -> std::result::Result<(), String> {
     if tls::is_name(name) {
         return Ok(());
@@ -173,10 +173,10 @@ fn check_name(name: &str) -> std::result::Result<(), String> {
     ))
 }
 
-/// Where to connect to: `HOST:PORT`, an IPv6 address in brackets.
+/// Splits `HOST:PORT`; an IPv6 address stands in brackets.
 fn check_address(address: &str) -> std::result::Result<(), String> {
     let (host, port) = address.rsplit_once(':').ok_or("has no port")?;
-    // As `to_socket_addrs` takes it.
+    // The form that `to_socket_addrs` takes.
     if port.parse::<u16>().is_ok_and(|port| port > 0) {
         let host = match host.strip_prefix('[') {
             Some(inner) => inner
@@ -200,7 +200,7 @@ fn state() -> PathBuf {
     "/var/lib/unmoved".into()
 }
 
-/// Four times that of a guest to which nobody has given another.
+/// Four times the default weight of a guest.
 const fn copying_weight() -> u16 {
     1024
 }

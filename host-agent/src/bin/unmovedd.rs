@@ -19,7 +19,7 @@ struct Arguments {
     /// The configuration
     #[arg(long, value_name = "FILE", default_value = config::PATH)]
     config: PathBuf,
-    /// Read the configuration and the certificates, say whether they are right, and end
+    /// Check the configuration and the certificates, then exit
     #[arg(long)]
     check: bool,
 }
@@ -48,7 +48,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         XenHost::open(config.copying_weight).context("this host is not a usable control domain")?;
     let host = Arc::new(host);
     let daemon = Daemon::new(config, host.clone())?;
-    // Only now: no other daemon is at work.
+    // Only here: the lock shows that no other daemon runs.
     host.tidy();
     let begun = daemon.start().and_then(|address| {
         local::serve(&daemon)?;
@@ -57,15 +57,15 @@ fn run(arguments: &Arguments) -> Result<()> {
     let address = match begun {
         Ok(address) => address,
         Err(error) => {
-            // Guests that were left standing have been taken up by now, and are not to stand on for this.
+            // Recovery of suspended guests has begun by now; an error here must not leave them suspended.
             daemon.stop(LONGEST);
             return Err(error.into());
         }
     };
     log::info!("ready; agents connect to {address}");
-    // Nobody listens when it was not started by systemd.
+    // There is no socket unless systemd started the daemon.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    // It may be killed at any moment; but who stops it in order leaves no guest standing.
+    // The daemon may be killed at any moment, but an orderly stop leaves no guest suspended.
     let signal = signals.forever().next();
     log::info!("stopping on signal {}", signal.unwrap_or_default());
     daemon.stop(LONGEST);

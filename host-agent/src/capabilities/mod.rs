@@ -1,8 +1,8 @@
-//! What an agent can do, as XML in libvirt's form, exchanged before every session.
+//! What an agent can do, as XML in libvirt's form.  Agents exchange it before every session.
 //!
-//! `<host><migration_features>` with `<live/>` and `<uri_transports>` is libvirt's; what is ours stands
-//! beside it.  The intersection of both ends is used.  What an agent does not know it keeps: an operator
-//! sees it, and it is in the intersection as soon as both have it.
+//! `<host><migration_features>` with `<live/>` and `<uri_transports>` is libvirt's; the other elements are
+//! ours.  A session uses the intersection of both ends.  An agent keeps elements that it does not know: an
+//! operator sees them, and they are in the intersection when both ends have them.
 
 use std::collections::BTreeSet;
 
@@ -10,15 +10,15 @@ use quick_xml::escape::unescape;
 use quick_xml::events::{BytesEnd, BytesStart, BytesText, Event};
 use quick_xml::{Reader, Writer};
 
-/// Longest document.
+/// Longest document, in bytes.
 const MOST: usize = 64 << 10;
 /// Deepest nesting.
 const DEEPEST: usize = 16;
-/// The way that streams come to this agent: the scheme of the URI in step 0.
+/// The transport of streams to this agent: the URI scheme in step 0.
 pub const TRANSPORT: &str = "unmoved+tls";
-/// Version of the libxc stream that is sent and taken.
+/// The version of the libxc stream that is sent and received.
 pub const STREAM: u32 = 3;
-/// What no migration is begun without: the rest is used if both have it.
+/// The features that every migration needs.  All others are used if both ends have them.
 const NEEDED: [&str; 3] = ["live", "journal", "zero_pages"];
 
 /// An XML element; nothing in it is escaped.
@@ -65,7 +65,7 @@ impl Capabilities {
         let host = Element::new("host").with(self.features.clone());
         let capabilities = Element::new("capabilities").with(host);
         let mut writer = Writer::new(Vec::new());
-        // A buffer in memory takes everything.
+        // A write to memory cannot fail.
         let _ = capabilities.write(&mut writer);
         String::from_utf8_lossy(&writer.into_inner()).into_owned()
     }
@@ -89,8 +89,8 @@ impl Capabilities {
         })
     }
 
-    /// What both can do.  Elements that only one has are left out, known or not; of a number, the
-    /// smaller.
+    /// What both ends can do.  Elements that only one end has are left out, known or not.  Of two numbers,
+    /// the smaller one stays.
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Self {
         Self {
@@ -98,7 +98,7 @@ impl Capabilities {
         }
     }
 
-    /// Whether this, which both ends can do, is enough to move a guest.
+    /// Whether this intersection is enough to migrate a guest.
     ///
     /// # Errors
     /// What is missing, as the end of a sentence that begins with the peer's name.
@@ -113,7 +113,7 @@ impl Capabilities {
                 "has no stream transport in common with this host, which uses {TRANSPORT}"
             ));
         }
-        // Of two numbers it is the smaller.
+        // Of two numbers, the smaller one stays.
         if self.number("libxc_stream") != Some(STREAM.into()) {
             return Err(format!(
                 "does not support version {STREAM} of the libxc stream"
@@ -122,7 +122,7 @@ impl Capabilities {
         Ok(())
     }
 
-    /// If there is such a feature.
+    /// Whether the feature is there.
     #[must_use]
     pub fn has(&self, feature: &str) -> bool {
         self.features.child(feature).is_some()
@@ -134,7 +134,7 @@ impl Capabilities {
         self.features.child(feature)?.text.parse().ok()
     }
 
-    /// The names of the ways to reach the agent.
+    /// The names of the agent's transports.
     #[must_use]
     pub fn transports(&self) -> BTreeSet<String> {
         let transports = self.features.child("uri_transports");
@@ -180,7 +180,7 @@ impl Element {
             _ => self.text.clone(),
         };
         for child in &self.children {
-            // Of a list, such as transports, the entries that say the same; else the same name is enough.
+            // Entries of a list, such as transports, match by text; all other elements match by name.
             let is_same = |theirs: &&Self| {
                 let is_number = |element: &Self| element.text.parse::<u64>().is_ok();
                 theirs.name == child.name

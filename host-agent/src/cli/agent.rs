@@ -26,75 +26,75 @@ pub(super) struct Socket {
 /// What to ask.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Move a guest to another host, and show how it goes
+    /// Migrate a guest to another host and show the progress
     Migrate(Migrate),
-    /// Do all of a migration that has no effect, and predict the rest
+    /// Check whether a guest can migrate, and predict the result; changes nothing
     Check(Guest),
     /// List the guests of this host
     List,
-    /// Show jobs: running, waiting, and lately ended
+    /// Show jobs: running, waiting and recently ended
     Status {
-        /// The job, or the beginning of its name
+        /// The job, or the start of its ID
         job: Option<String>,
-        /// Show it until it is over; without a job, what happens to all of them, until interrupted
+        /// Follow the job until it ends; without a job, follow all jobs until interrupted
         #[arg(long)]
         watch: bool,
     },
-    /// Stop a job; the guest goes on at its source
+    /// Abort a job; the guest keeps running on its source
     Abort {
-        /// The job, or the beginning of its name
+        /// The job, or the start of its ID
         job: String,
     },
-    /// Decide what becomes of a guest that stands paused
+    /// Decide where a suspended guest runs
     Recover {
-        /// The job, or the beginning of its name
+        /// The job, or the start of its ID
         job: String,
-        /// Where it is to run; you vouch that the other copy does not, where the agents cannot see that
+        /// Where the guest runs; you vouch that the other copy does not run, where the agents cannot check it
         #[arg(long, value_enum, required_unless_present = "discard")]
         run: Option<Side>,
-        /// End it here: at the destination throw away what has come, at the source give up a guest that is gone
+        /// End the job here: the destination discards its copy, the source gives up a guest that is gone
         #[arg(long, conflicts_with = "run")]
         discard: bool,
-        /// With --discard: you vouch that the guest runs elsewhere, or can, or that nothing of it is left
+        /// With --discard: you vouch that the guest runs or can run elsewhere, or that nothing of it is left
         #[arg(long, requires = "discard")]
         vouch: bool,
     },
-    /// Write a guest to a file that `xl restore` reads, too
+    /// Save a guest to a file that `xl restore` can also read
     Save {
-        /// Name or number
+        /// Domain name or ID
         domain: String,
-        /// The file
+        /// File to write
         file: PathBuf,
-        /// The guest goes on afterwards
+        /// Keep the guest running afterwards
         #[arg(long)]
         keep: bool,
         #[command(flatten)]
         follow: Follow,
     },
-    /// Read a guest from a file that `xl save` or `unmoved save` wrote
+    /// Restore a guest from a file that `xl save` or `unmoved save` wrote
     Restore {
-        /// The file
+        /// File to read
         file: PathBuf,
-        /// Leave it paused
+        /// Leave the guest paused
         #[arg(long)]
         paused: bool,
         #[command(flatten)]
         follow: Follow,
     },
-    /// Show what this agent can do, as XML in libvirt's form
+    /// Show this agent's capabilities, as XML in libvirt's form
     Capabilities,
     /// Show the other hosts, and whether they answer
     Hosts,
-    /// Look for what is wrong with this host
+    /// Check this host for problems
     Doctor,
 }
 
 /// Where a guest is to run.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum Side {
-    /// On this host; you vouch that the other host's copy does not run
+    /// On this host; you vouch that the copy on the other host does not run
     Here,
-    /// On the other host; at the destination, the copy here is thrown away
+    /// On the other host; if this is the destination, it discards its copy
     There,
 }
 
@@ -106,10 +106,10 @@ pub(super) struct Migrate {
     follow: Follow,
 }
 
-/// If a job is shown until it is over.
+/// Whether the command follows the job until it ends.
 #[derive(Clone, Copy, Debug, Args)]
 pub(super) struct Follow {
-    /// Only begin; `unmoved status` shows how it goes
+    /// Start the job and return; `unmoved status` shows its progress
     #[arg(long)]
     detach: bool,
 }
@@ -117,49 +117,49 @@ pub(super) struct Follow {
 /// Which guest, where to, and how.
 #[derive(Debug, Args)]
 pub(super) struct Guest {
-    /// Name or number
+    /// Domain name or ID
     domain: String,
-    /// The other host's name in the configuration
+    /// The destination's name in the configuration
     host: String,
-    /// Name at the destination, if another one
+    /// Give the guest another name at the destination
     #[arg(long, value_name = "NAME")]
     dname: Option<String>,
-    /// Longest blackout to aim at; a guest that writes too fast has a longer one, unless there is a --timeout
+    /// Target blackout in ms; a guest that dirties memory too fast exceeds it, unless --timeout is set
     #[arg(long, value_name = "MS", default_value_t = 300)]
     max_downtime: u64,
-    /// Longest time that the guest may stand still before it is handed over: a move that is not so far by
-    /// then is given up, and the guest goes on here
+    /// Limit on the blackout before the hand-over: the migration is aborted if it takes longer, and the guest
+    /// resumes here
     #[arg(long, value_name = "SECONDS", default_value_t = JobOptions::MAX_BLACKOUT_MS / 1000,
           value_parser = clap::value_parser!(u64).range(1..))]
     max_blackout: u64,
-    /// Longest time to copy with the guest running
+    /// Limit on the time to copy while the guest runs
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
-    /// What happens when that, or --max-rounds, is over
+    /// What to do when --timeout or --max-rounds is reached
     #[arg(long, value_enum, default_value = "abort", requires = "timeout")]
     on_timeout: Late,
-    /// Most rounds with the guest running
+    /// Limit on the rounds while the guest runs
     #[arg(long, value_name = "N", default_value_t = 30)]
     max_rounds: u32,
-    /// Most bytes per second; with k, M or G
+    /// Limit on bytes per second; k, M or G may follow
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     bandwidth: Option<u64>,
-    /// Connections
+    /// Number of connections
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
     parallel: u8,
     /// auto (whatever is faster), none, zstd or zstd:LEVEL
     #[arg(long, value_name = "HOW", default_value = "auto")]
     compress: Compression,
-    /// Leave it paused at the destination
+    /// Leave the guest paused at the destination
     #[arg(long)]
     paused: bool,
-    /// A disk that is the same storage at both ends, by your word: where the agents cannot see it for themselves
+    /// Treat this disk as shared by both hosts, where the agents cannot check it; may be repeated
     #[arg(long, value_name = "DISK")]
     shared_storage: Vec<String>,
-    /// Compare memory and state at both ends while the guest stands still, and keep it here if they differ
+    /// Compare memory and state at both ends during the blackout, and keep the guest here if they differ
     #[arg(long, overrides_with = "no_verify")]
     verify: bool,
-    /// Do not, though the configuration says so
+    /// Do not verify, even if the configuration says so
     #[arg(long, overrides_with = "verify")]
     no_verify: bool,
 }
@@ -279,7 +279,7 @@ impl Command {
 }
 
 impl Follow {
-    /// Has a job begun, and shows it.
+    /// Starts a job and shows it.
     fn job(self, socket: &Socket, ask: &Ask, json: bool) -> Result<()> {
         let begun = one(socket, ask)?;
         let job = begun["job"]
@@ -306,8 +306,8 @@ fn asked(mut stream: UnixStream, ask: &Ask) -> Result<Value> {
     answer(read_message(&mut stream, MESSAGE_MOST))
 }
 
-/// Asks.  Somebody who may not ask gets the answer before the question is read, and then sending fails:
-/// what counts is what is to be read.
+/// Sends a request.  A user without permission gets the answer before the request is read, and then the send
+/// fails: only the answer counts.
 pub(super) fn send(stream: &mut UnixStream, ask: &Ask) {
     if let Err(error) = write_message(stream, ask) {
         log::debug!("the daemon: {error}");
@@ -321,8 +321,8 @@ pub(super) fn answer(told: io::Result<Told>) -> Result<Value> {
     }
 }
 
-/// The same with every text fit for a terminal: what another host or a guest's configuration says is in it.
-/// Lines of XML stay lines, for we have written them.
+/// Makes every text in the answer safe for a terminal, because other hosts and guests' configurations provide
+/// parts of it.  Lines of XML stay, because we write them.
 fn fit(answer: Value) -> Value {
     match answer {
         Value::String(text) => Value::String(clean(&text, usize::MAX)),
@@ -348,7 +348,7 @@ pub(super) fn connect(socket: &Socket) -> Result<UnixStream> {
     })
 }
 
-/// The daemon has another working directory.
+/// The daemon has a different working directory.
 fn absolute(file: &Path) -> Result<PathBuf> {
     Ok(std::path::absolute(file)?)
 }

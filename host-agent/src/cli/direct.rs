@@ -1,4 +1,4 @@
-//! `unmoved direct …`: moves with an agent at one end only, and without the daemon.
+//! `unmoved direct …`: migrations with an agent at one end only, and without the daemon.
 
 use std::io;
 use std::path::PathBuf;
@@ -25,26 +25,26 @@ pub(super) enum Command {
     Send(Send),
     /// Receive a domain on standard input: `xl migrate -s '' DOMAIN 'ssh HOST unmoved direct receive'`
     Receive(Arrival),
-    /// Let a domain go on that a killed save or send, also one by the daemon, has left suspended
+    /// Resume a domain that a killed save or send left suspended, the daemon's saves included
     Resume(Resume),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Resume {
-    /// Name or number of the domain
+    /// Domain name or ID
     domain: String,
-    /// You vouch that no other copy runs, and none will: needed if it was being sent to another host
+    /// You vouch that no other copy runs or ever will; needed after a send to another host
     #[arg(long)]
     vouch: bool,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Save {
-    /// Name or number of the domain
+    /// Domain name or ID
     domain: String,
     /// File to write
     file: PathBuf,
-    /// Let the domain go on afterwards
+    /// Keep the domain running afterwards
     #[arg(long)]
     keep: bool,
     #[command(flatten)]
@@ -61,32 +61,32 @@ pub(super) struct Restore {
 
 #[derive(Debug, Args)]
 pub(super) struct Send {
-    /// Name or number of the domain
+    /// Domain name or ID
     domain: String,
-    /// Shell command that leads to the receiver, such as 'ssh HOST xl migrate-receive'
+    /// Shell command that reaches the receiver, such as 'ssh HOST xl migrate-receive'
     via: String,
     #[command(flatten)]
     live: Live,
 }
 
-/// How a domain is copied that runs.
+/// How a running domain is copied.
 #[derive(Debug, Args)]
 struct Live {
-    /// Longest blackout aimed at, milliseconds
+    /// Target blackout, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 300)]
     max_downtime: u64,
-    /// Longest time that memory is copied with the guest running, seconds
+    /// Limit on the time to copy while the guest runs, in seconds
     #[arg(long, value_name = "S")]
     timeout: Option<u64>,
-    /// After that time stop the guest and copy the rest, instead of giving up
+    /// When --timeout is reached, suspend the guest and copy the rest instead of aborting
     #[arg(long, requires = "timeout")]
     stop_on_timeout: bool,
 }
 
-/// How a domain arrives.
+/// How a domain is received.
 #[derive(Debug, Args)]
 pub(super) struct Arrival {
-    /// Another name for the domain
+    /// Give the domain another name
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
     /// Leave the domain paused
@@ -95,10 +95,10 @@ pub(super) struct Arrival {
 }
 
 impl Command {
-    /// Does it.
+    /// Runs the command.
     ///
     /// # Errors
-    /// What went wrong, and so where the domain is.
+    /// What went wrong, which also tells where the domain is.
     pub(super) fn run(self, json: bool) -> Result<()> {
         let control = Arc::new(Control::new(match &self {
             Self::Save(Save { live, .. }) | Self::Send(Send { live, .. }) => live.options(),
@@ -129,7 +129,7 @@ impl Command {
                 "pages": copied.map(|copied| copied.pages),
                 "suspend_ms": copied.map(|copied| copied.suspend_ms),
             });
-            // Standard output may be the way to a sender.
+            // Standard output may be the connection to a sender.
             eprintln!("{report}");
         }
         Ok(())
@@ -140,7 +140,7 @@ impl Resume {
     fn run(&self, json: bool) -> Result<()> {
         let operation = XenHost::open(0)?.resume(&self.domain, self.vouch)?;
         let (what, warning) = match operation {
-            // What is in it is older than the guest's disks from now on.
+            // The file is older than the guest's disks from now on.
             Standalone::Save => (
                 "save",
                 Some("do not restore the file that the killed save wrote"),
@@ -160,8 +160,8 @@ impl Resume {
     }
 }
 
-/// Ctrl-C, SIGTERM and a terminal that goes away undo what has been begun: without that a guest could be
-/// left suspended with nobody to resume it.
+/// Undoes what was begun on Ctrl-C, SIGTERM or a lost terminal.  Otherwise the guest could stay suspended,
+/// with nobody to resume it.
 fn abort_on_signals(control: &Arc<Control>) -> Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot handle signals")?;
     let control = control.clone();

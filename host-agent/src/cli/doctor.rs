@@ -1,4 +1,4 @@
-//! `unmoved doctor` where no daemon answers: what would keep one from running here, or from being found.
+//! `unmoved doctor` without a daemon: looks for what keeps one from starting, or from being reached.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use crate::XenHost;
 use crate::config::{self, Config};
 use crate::job::Host;
 
-/// What a daemon's answer would look like, with what can be seen without one that listens at `socket`.
+/// The answer that a daemon would give, as far as it can be found out without one.
 pub(super) fn without_daemon(socket: &Path, why: &anyhow::Error) -> Value {
     let why = format!("{why:#}; its log is `journalctl -u unmovedd`");
     let mut checks = vec![check("unmovedd", Some(why))];
@@ -32,7 +32,7 @@ pub(super) fn without_daemon(socket: &Path, why: &anyhow::Error) -> Value {
         }
         Err(error) => checks.push(check("configuration", Some(error.to_string()))),
     }
-    // Nothing is changed by opening it.
+    // Opening Xen changes nothing.
     match XenHost::open(0) {
         Ok(host) => {
             checks.push(check("Xen", None));

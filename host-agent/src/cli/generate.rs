@@ -1,4 +1,4 @@
-//! Commands that need no daemon: certificates, completions, manual pages.
+//! Commands that need no daemon and generate files: certificates, completions, manual pages.
 
 use std::io;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::pki;
 
-/// Pages that no command describes itself: of the daemon, and of its configuration.
+/// Manual pages that do not come from a command's help: the daemon and its configuration.
 const PAGES: [(&str, &str); 2] = [
     ("unmovedd.8", include_str!("../../man/unmovedd.8")),
     ("unmoved.toml.5", include_str!("../../man/unmoved.toml.5")),
@@ -19,15 +19,15 @@ const PAGES: [(&str, &str); 2] = [
 /// Certificates.
 #[derive(Debug, Subcommand)]
 pub(super) enum Pki {
-    /// Make a certification authority; keep its folder safe
+    /// Create a certification authority; keep its folder safe
     Init {
-        /// Where to
+        /// Folder for the authority's files
         #[arg(long, value_name = "FOLDER", default_value = "pki")]
         folder: PathBuf,
     },
-    /// Issue a host its certificate and key
+    /// Issue a certificate and key for a host
     Issue {
-        /// The host's name, and other names and addresses under which it is reached
+        /// The host's name, and the other names and addresses that reach it
         #[arg(required = true)]
         names: Vec<String>,
         /// The authority's folder
@@ -54,7 +54,7 @@ impl Pki {
     }
 }
 
-/// Prints what a shell needs to complete our commands.
+/// Prints a shell's completion script.
 pub(super) fn completions<C: CommandFactory>(shell: Shell) {
     let mut command = C::command();
     clap_complete::generate(shell, &mut command, "unmoved", &mut io::stdout());

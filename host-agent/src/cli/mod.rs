@@ -1,8 +1,8 @@
 //! The command `unmoved`: one module for each family of subcommands.
 //!
-//! Each does its work through the library and prints for people, or JSON with `--json`; a failure is one
-//! line on standard error, an object with `error` in it if JSON was asked for, and exit status 1.  Words that
-//! are no command are told the same way, with exit status 2.
+//! Each command uses the library and prints text, or JSON with `--json`.  A failure is one line on standard
+//! error, or a JSON object with `error`, and exit status 1.  Unknown arguments are reported in the same way,
+//! with exit status 2.
 
 mod agent;
 mod direct;
@@ -22,10 +22,10 @@ use serde_json::{Value, json};
 
 use crate::text::clean;
 
-/// Longest failure that is shown to people.
+/// Longest error message that is shown.
 const LINE_MOST: usize = 8 << 10;
 
-/// Moves Xen guests that will not help.
+/// Migrates Xen guests that do not cooperate
 #[derive(Debug, Parser)]
 #[command(name = "unmoved", version)]
 struct Arguments {
@@ -42,23 +42,23 @@ struct Arguments {
 enum Command {
     #[command(flatten)]
     Agent(agent::Command),
-    /// Make certificates for agents
+    /// Create certificates for agents
     #[command(subcommand)]
     Pki(generate::Pki),
-    /// Print a script that completes commands, for a shell
+    /// Print a shell completion script
     Completions {
         /// The shell
         shell: clap_complete::Shell,
     },
     /// Write manual pages
     Man {
-        /// Where to
+        /// Folder to write to
         folder: PathBuf,
     },
     /// Verify, list and convert save files and migration streams
     #[command(subcommand)]
     Stream(stream::Command),
-    /// Move a domain with no agent at the other end: a file, or Xen's own tools
+    /// Migrate a domain with no agent at the other end: to a file, or with Xen's own tools
     #[command(subcommand)]
     Direct(direct::Command),
 }
@@ -74,7 +74,7 @@ pub fn main() -> ExitCode {
         }
         Err(error) => error.exit(),
     };
-    // What only `unmoved direct` has to say.  Programs want nothing but their object, unless they ask.
+    // Only `unmoved direct` logs here.  Programs get nothing but their JSON object, unless they ask for more.
     let default = if arguments.json { "off" } else { "warn" };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default)).init();
     let result = match arguments.command {
@@ -91,7 +91,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // One line, the reasons after colons.
+            // One line, with the causes after colons.
             let text = format!("{error:#}");
             if arguments.json {
                 eprintln!("{}", object(&text));
@@ -108,7 +108,7 @@ fn object(error: &str) -> Value {
     json!({ "error": error })
 }
 
-/// By words that could not be understood as a whole; what follows `--` is no option.
+/// Looks at the raw arguments, because they could not be parsed.  Nothing after `--` is an option.
 fn asks_for_json(words: impl Iterator<Item = OsString>) -> bool {
     words
         .take_while(|word| word != "--")

@@ -1,4 +1,4 @@
-//! Answers of the daemon, for people.
+//! Shows the daemon's answers as text.
 
 use std::time::{Duration, Instant};
 
@@ -9,13 +9,14 @@ use crate::daemon::local::Ask;
 use crate::daemon::{Checked, Direction, JobStatus};
 use crate::job::{DomainEntry, Event, PAGE_SIZE, Phase};
 
-/// Without a terminal, figures are shown at most so often.
+/// Without a terminal, shortest time between two lines of figures.
 const SELDOM: Duration = Duration::from_secs(2);
 
-/// How a job goes: a bar on a terminal, else a line for each event, and one with figures now and then.
+/// Shows a job's progress: a bar on a terminal; otherwise a line for each event, and now and then one with
+/// figures.
 pub(super) struct Progress {
     bar: ProgressBar,
-    /// When figures were shown last.
+    /// When figures were last shown.
     shown: Instant,
 }
 
@@ -53,7 +54,7 @@ impl Progress {
             HumanBytes(now.memory_dirty_rate.saturating_mul(PAGE_SIZE as u64)),
         );
         if status.direction == Direction::Incoming {
-            // Only the source knows how much there is.
+            // Only the source knows the total.
             message = format!("{} received", HumanBytes(now.wire_bytes));
         }
         if let Some(left) = left(status) {
@@ -95,7 +96,7 @@ impl Progress {
     }
 }
 
-/// Seconds left: of this round, or of what was expected of the whole, whichever is more.
+/// Seconds left: the larger of this round's estimate and the prediction for the whole job.
 fn left(status: &JobStatus) -> Option<f64> {
     if status.phase != Phase::Live {
         return None;
@@ -111,7 +112,7 @@ fn left(status: &JobStatus) -> Option<f64> {
     }
 }
 
-/// What happened to a job, a line for each event, behind the names of the job and its guest.
+/// Prints a line for each event of a job, with the IDs of the job and its guest in front.
 pub(super) fn events(status: &JobStatus) -> String {
     let line = |event: &Event| {
         format!(

@@ -1,4 +1,4 @@
-//! `unmoved stream …`: save files and migration streams, without a Xen.
+//! `unmoved stream …`: works on save files and migration streams, without Xen.
 
 use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Write};
@@ -13,27 +13,27 @@ use unmoved_stream::{Format, Input};
 
 use crate::xen::sys::set_pipe_size;
 
-/// The size of a pipe that a stream is written to: what any user may make it by default.
+/// The size of the output pipe: what any user may set by default.
 const PIPE: libc::c_int = 1 << 20;
 
 /// What to do with a stream.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Check everything from the first byte to the last, and say what is in it
+    /// Verify a stream from its first byte to its last, and summarise it
     Verify(Verify),
     /// List headers and records
     Inspect(Source),
-    /// Convert a stream of Xen before 4.6 to what Xen reads today
+    /// Convert a stream of Xen before 4.6 to the current format
     Convert(Convert),
 }
 
 /// The stream to read.
 #[derive(Debug, Args)]
 pub(super) struct Source {
-    /// File to read; - is standard input
+    /// File to read; - means standard input
     #[arg(default_value = "-")]
     file: PathBuf,
-    /// The outermost layer; found out if it is not told
+    /// Outermost layer of the stream; detected by default
     #[arg(long, value_enum)]
     format: Option<Layer>,
 }
@@ -49,24 +49,24 @@ enum Layer {
 pub(super) struct Verify {
     #[command(flatten)]
     source: Source,
-    /// Read the contents of pages too, to find a file that cannot be read
+    /// Read page contents too, to find unreadable parts of a file
     #[arg(long)]
     read_all: bool,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Convert {
-    /// File to read; - is standard input
+    /// File to read; - means standard input
     file: PathBuf,
-    /// File to write; - is standard output
+    /// File to write; - means standard output
     output: PathBuf,
-    /// Width of the sender's toolstack; found out if it is not told
+    /// Word size of the sender's toolstack; detected by default
     #[arg(long, value_enum)]
     width: Option<Bits>,
-    /// Kind of the guest; found out if it is not told
+    /// Type of the guest; detected by default
     #[arg(long, value_enum)]
     guest: Option<Guest>,
-    /// What to write; an xl header stays in front of a libxl stream
+    /// Format to write; an xl header stays in front of a libxl stream
     #[arg(long, value_enum, default_value = "libxl")]
     to: To,
     /// Leave out the state of an HVM guest's device model
@@ -102,7 +102,7 @@ impl Command {
                 let input = open(&source.file)?;
                 let mut out = BufWriter::new(io::stdout().lock());
                 let result = if json {
-                    // One object per line: a listing is as long as its stream has records.
+                    // One object per line, because a listing grows with its stream.
                     unmoved_stream::entries(input, source.format(), |entry| {
                         serde_json::to_writer(&mut out, entry)?;
                         out.write_all(b"\n")
@@ -195,11 +195,12 @@ impl Convert {
     }
 }
 
-/// Where a converted stream goes.
+/// Where a converted stream goes to.
 enum Destination {
     /// A pipe or a device.
     Open(File),
-    /// A file that appears when it is whole, readable by its owner only: it is a guest's memory.
+    /// A file that appears when it is complete.  Only its owner can read it, because it holds a guest's
+    /// memory.
     New(tempfile::NamedTempFile),
 }
 
@@ -210,7 +211,7 @@ fn destination(path: &Path) -> Result<Destination> {
             bail!("refusing to write a stream to a terminal: name a file");
         }
         let file = File::from(stdout.as_fd().try_clone_to_owned()?);
-        // Whoever reads then sleeps less often.  What is no pipe has no such size.
+        // A larger pipe wakes the reader less often.  The call fails if this is not a pipe.
         let _ = set_pipe_size(file.as_fd(), PIPE);
         return Ok(Destination::Open(file));
     }

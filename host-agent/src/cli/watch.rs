@@ -1,4 +1,4 @@
-//! Shows jobs as they go on: `unmoved migrate` and `unmoved status --watch`.
+//! Follows jobs: `unmoved migrate` and `unmoved status --watch`.
 
 use std::io::{self, Write};
 
@@ -10,7 +10,7 @@ use crate::daemon::JobStatus;
 use crate::daemon::local::Ask;
 use crate::transport::frame::{MESSAGE_MOST, read_message};
 
-/// Shows a job until it is over.  With JSON, its last status is printed, and nothing else.
+/// Follows a job until it ends.  With JSON, prints only its last status.
 pub(super) fn one(socket: &Socket, job: &str, json: bool) -> Result<()> {
     let mut stream = connect(socket)?;
     let ask = Ask::Watch {
@@ -37,8 +37,8 @@ pub(super) fn one(socket: &Socket, job: &str, json: bool) -> Result<()> {
     }
 }
 
-/// Shows what happens to all jobs, a line for each event.  With JSON, each line is the status of a job to
-/// which something has happened, and has what that was among its `events`.
+/// Follows all jobs, with a line for each event.  With JSON, each line is the status of a job that changed,
+/// with the new events in `events`.
 pub(super) fn all(socket: &Socket, json: bool) -> Result<()> {
     let mut stream = connect(socket)?;
     send(&mut stream, &Ask::Watch { job: None });
@@ -50,7 +50,7 @@ pub(super) fn all(socket: &Socket, json: bool) -> Result<()> {
         } else {
             show::events(&serde_json::from_value(told)?)
         };
-        // Whoever reads this may go away, which is no reason to panic.
+        // The reader may close the pipe; that must not panic.
         out.write_all(text.as_bytes()).context("cannot write")?;
     }
 }

@@ -1,7 +1,7 @@
-//! What an operator decides, where the ends of a session do not.
+//! Carries out an operator's decision, where the ends of a session cannot decide themselves.
 //!
-//! Before he is followed, the agent looks at its own domain and [asks](super::inquiry) the other end; what is
-//! refused for what is seen is the [session's](crate::session::Other) matter.
+//! The agent first looks at its own domain and [asks](super::inquiry) the other end.
+//! [`Other`](crate::session::Other) says which decisions the result rules out.
 
 use std::sync::Arc;
 
@@ -13,10 +13,10 @@ use crate::job::{Error, Needs, Result};
 use crate::session::{Choice, Operator, SessionId, SourceRecord};
 
 impl Daemon {
-    /// An operator decides where a job's guest is to run.
+    /// Decides where a job's guest runs.
     ///
     /// # Errors
-    /// If the job does not ask for that, something that is seen speaks against it, or it cannot be done.
+    /// If the job does not wait for a decision, what the agents see rules it out, or it fails.
     pub fn decide(self: &Arc<Self>, job: &Job, run_here: bool) -> Result<()> {
         if self.put_aside(job)? {
             return Ok(());
@@ -29,9 +29,10 @@ impl Daemon {
         }
     }
 
-    /// An operator ends what waits: at the destination the copy is thrown away, at the source a guest that is
-    /// gone is given up.  `is_vouched`: he vouches that the guest runs elsewhere, or can, or that nothing of
-    /// it is left.
+    /// Ends a waiting job: the destination discards its copy, the source gives up a guest that is gone.
+    ///
+    /// `is_vouched`: the operator vouches that the guest runs or can run elsewhere, or that nothing of it is
+    /// left.
     ///
     /// # Errors
     /// As [`Daemon::decide`].
@@ -51,7 +52,7 @@ impl Daemon {
             return Err(not_asked());
         }
         let session: SessionId = job.id.parse().map_err(Error::Refused)?;
-        // For one in doubt, too, its beginning says which guest it is about.
+        // A session in doubt still knows its guest from the journal's beginning.
         let records = self.source_reading(session).records;
         let Some(SourceRecord::Begun { request, peer, .. }) = records.first() else {
             return Err(not_asked());
@@ -91,7 +92,7 @@ impl Daemon {
             Error::Refused("this job cannot be decided now: see what it waits for".to_owned())
         })?;
         if choice == Choice::Forget {
-            // Whoever builds it is not waited for.
+            // Does not wait for a toolstack that is building the domain.
             incoming.stop_building();
         }
         if !incoming.may(choice)? {

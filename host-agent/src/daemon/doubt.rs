@@ -1,8 +1,8 @@
-//! Sessions whose journals do not say where they stand, and journals that cannot even be looked for.
+//! Sessions whose journals do not tell their state, and journal folders that cannot be read.
 //!
-//! That stops these sessions and no other: each is a job that is HELD.  Where the beginning can be read, the
-//! session's machine takes what an operator decides; where it cannot, nothing is known of the guest, and all
-//! that an operator can say is that he has seen to it.
+//! Only these sessions stop: each becomes a HELD job.  If the journal's beginning is readable, the session's
+//! machine takes an operator's decision.  If not, the guest is unknown, and the operator can only confirm
+//! that it has been taken care of.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,11 +15,11 @@ use crate::job::{Control, Error, JobOptions, Result};
 use crate::journal::{self, Damage, Journal, Reading};
 use crate::session::{SessionId, SourceRecord};
 
-/// What is shown where nothing is known.
+/// Shown where nothing is known.
 const UNKNOWN: &str = "(not known)";
 
-/// Why a journal that was read is not to be acted on, as a sentence for the operator; what is to be acted on
-/// is on the disk.
+/// Why a journal must not be acted on, as a sentence for the operator; `None` if everything in it is on the
+/// disk.
 pub(super) fn doubt<R>(journal: &mut Journal<R>, reading: &Reading<R>) -> Option<String>
 where
     R: serde::Serialize + serde::de::DeserializeOwned,
@@ -35,7 +35,8 @@ where
 }
 
 impl Daemon {
-    /// The sessions at this end.  If they cannot be looked for, no other is begun there: it may be one of them.
+    /// Lists the sessions at this end.  If that fails, no session starts there, because it could be one of
+    /// them.
     pub(super) fn journals(&self, direction: Direction) -> Vec<SessionId> {
         let folder = self.folder(end(direction));
         journal::sessions(&folder).unwrap_or_else(|error| {
@@ -48,24 +49,24 @@ impl Daemon {
         })
     }
 
-    /// Whether new sessions may begin at this end.
+    /// Whether new sessions may start at this end.
     ///
     /// # Errors
-    /// [`Error::Refused`] if it is not known which there are.
+    /// [`Error::Refused`] if the existing sessions are unknown.
     pub(super) fn knows_its_own(&self, direction: Direction) -> Result<()> {
         let unlisted = self.unlisted.lock();
         let found = unlisted.iter().find(|(end, _)| *end == direction);
         found.map_or(Ok(()), |(_, why)| Err(Error::Refused(why.clone())))
     }
 
-    /// Tells of a session that is in doubt.
+    /// Reports a session that is in doubt.
     pub(super) fn note_doubt(&self, session: SessionId, doubt: &str) {
         log::error!("session {session}: {doubt}");
         let more = json!({ "job": session, "failed": doubt });
         self.audit.write("agent", "journal damaged", &more);
     }
 
-    /// A guest that left, or was to: nothing is known of it.
+    /// Holds a session of a departing guest about which nothing is known.
     pub(super) fn hold_unknown(
         &self,
         session: SessionId,
@@ -80,7 +81,8 @@ impl Daemon {
         self.unknown.lock().insert(session, journal);
     }
 
-    /// An operator has seen to a session of which nothing is known; `false` if it is none of these.
+    /// Ends a session about which nothing is known, because an operator took care of it; `false` if it is not
+    /// one of these.
     pub(super) fn put_aside(&self, job: &Job) -> Result<bool> {
         let Ok(session) = job.id.parse::<SessionId>() else {
             return Ok(false);

@@ -14,19 +14,19 @@ use crate::job::{Error, Result};
 
 /// Where `xl` is configured.
 const XL_CONF: &str = "/etc/xen/xl.conf";
-/// The control domain is never made smaller than this by the toolstack: `LIBXL_MIN_DOM0_MEM`.
+/// The toolstack never makes the control domain smaller than this: `LIBXL_MIN_DOM0_MEM`.
 const LEAST: u64 = 128 << 20;
 
-/// The host's memory.
+/// The host's memory, as far as new domains can have it.
 #[derive(Debug)]
 pub(crate) struct HostMemory {
     xen: Xen,
-    /// Found out once: it holds until the host is started again, or its owner changes the file.
+    /// Found out once: it changes only with a restart of the host, or when its owner edits the file.
     shrinks: OnceLock<bool>,
 }
 
 impl HostMemory {
-    /// Of this host.
+    /// The memory of this host.
     pub(crate) const fn new(xen: Xen) -> Self {
         Self {
             xen,
@@ -34,10 +34,10 @@ impl HostMemory {
         }
     }
 
-    /// Bytes that domains can have beside those that there are.
+    /// Bytes that new domains can have.
     ///
     /// # Errors
-    /// If Xen does not tell.
+    /// If the hypercall fails.
     pub(crate) fn free_bytes(&self) -> Result<u64> {
         let info = self
             .xen
@@ -52,7 +52,8 @@ impl HostMemory {
     }
 }
 
-/// As `xl` finds it out.  What cannot be read is taken as if the size were fixed: then less is promised.
+/// Finds out whether `xl` shrinks the control domain, as `xl` does.  If that fails, the size counts as fixed,
+/// so that less is reserved.
 fn control_domain_shrinks() -> bool {
     match configured(&fs::read_to_string(XL_CONF).unwrap_or_default()) {
         Some(fixed) => fixed,
@@ -60,7 +61,7 @@ fn control_domain_shrinks() -> bool {
     }
 }
 
-/// What `xl.conf` says of it; `None`: it depends on Xen's command line.
+/// What `xl.conf` says; `None` if it depends on Xen's command line.
 fn configured(text: &str) -> Option<bool> {
     let mut settings = text.lines().rev().filter_map(|line| {
         let line = line.split('#').next()?;
@@ -74,7 +75,7 @@ fn configured(text: &str) -> Option<bool> {
     }
 }
 
-/// If Xen's command line says anything of the control domain's size.
+/// Whether Xen's command line sets the control domain's size.
 fn is_fixed(command_line: &str) -> bool {
     let mut words = command_line.split_whitespace();
     words.any(|word| word.starts_with("dom0_mem="))

@@ -1,12 +1,12 @@
-//! The control domain before the guests, as long as it copies one of them.
+//! Raises the control domain's scheduler weight while it copies a guest.
 //!
-//! A guest that keeps its processors busy takes them from the agent that copies it, too: the copying takes
-//! twice as long, and with it all that a guest pays for being copied.  So the control domain's weight with
-//! Xen's scheduler is raised meanwhile.  That takes nothing from anybody while nothing is to be done, and
-//! is what many hosts have always; a weight that is high enough already stays.
+//! A guest that keeps its processors busy also slows down the agent that copies it: copying takes twice as
+//! long, and the guest pays for that.  A higher weight costs the other domains nothing while the control
+//! domain is idle, and many hosts set it permanently.  A weight that is high enough already stays.
 //!
-//! The weight of before is written down until it is set again: a daemon that is killed leaves the higher
-//! one, which does no harm, and its next run sets it back.  Only the daemon does this: there is one of it.
+//! The old weight is stored in a file until it is restored.  A killed daemon leaves the higher weight, which
+//! does no harm, and its next run restores the old one.  Only the daemon does this, because a host has only
+//! one.
 
 use std::fs;
 use std::io;
@@ -18,19 +18,19 @@ use parking_lot::Mutex;
 use super::domain::Xen;
 use crate::job::{Error, Result};
 
-/// Where the weight of before is written down; gone after the host's next start, as the weight is.
+/// Where the old weight is stored.  A restart of the host clears the file, and the weight with it.
 const NOTE: &str = "/run/unmoved/weight";
 
-/// What has a weight.
+/// Something with a scheduler weight.
 pub(crate) trait Weighed: Send + Sync {
-    /// As it is; nothing if there are no weights.
+    /// The current weight; `None` if the scheduler has no weights.
     fn weight(&self) -> Result<Option<u16>>;
 
-    /// Changes it.
+    /// Sets the weight.
     fn set_weight(&self, weight: u16) -> Result<()>;
 }
 
-/// The domain that the agent runs in; the toolstack runs nowhere else.
+/// The agent's own domain; the toolstack runs nowhere else.
 struct ControlDomain(Xen);
 
 impl Weighed for ControlDomain {
@@ -43,10 +43,10 @@ impl Weighed for ControlDomain {
     }
 }
 
-/// Who raises the weight, and for how many.
+/// Raises the weight, and counts for how many copies.
 pub(crate) struct Priority {
     domain: Box<dyn Weighed>,
-    /// While something is copied; 0 if nothing is to be changed.
+    /// The weight during a copy; 0 changes nothing.
     weight: u16,
     note: PathBuf,
     state: Mutex<State>,
@@ -55,15 +55,15 @@ pub(crate) struct Priority {
 #[derive(Default)]
 struct State {
     turns: usize,
-    /// The weight of before, if it was changed.
+    /// The old weight, if it was changed.
     before: Option<u16>,
 }
 
-/// As long as it exists, the control domain has its priority.
+/// Keeps the weight raised until it is dropped.
 pub(crate) struct Turn(Arc<Priority>);
 
 impl Priority {
-    /// Of this host's control domain.
+    /// For this host's control domain.
     pub(crate) fn new(xen: Xen, weight: u16) -> Arc<Self> {
         Self::of(Box::new(ControlDomain(xen)), weight, NOTE.into())
     }
@@ -77,7 +77,7 @@ impl Priority {
         })
     }
 
-    /// Raises the weight, if nobody has.  What goes wrong is only logged: it merely takes longer then.
+    /// Raises the weight, unless it is raised already.  Errors are only logged: the copy merely takes longer.
     pub(crate) fn take(self: &Arc<Self>) -> Turn {
         let mut state = self.state.lock();
         state.turns += 1;
@@ -93,14 +93,14 @@ impl Priority {
         Turn(self.clone())
     }
 
-    /// Sets the weight back that this run of the agent, which ends, or one before it has left.
+    /// Restores the weight that this run, or an earlier one, has changed.
     pub(crate) fn tidy(&self) {
         let Ok(note) = fs::read_to_string(&self.note) else {
             return;
         };
         match parse(&note) {
             Some((before, raised)) => self.lower(before, raised),
-            // It was torn when it was written, so nothing was changed.
+            // The note was cut off while it was written, so the weight was not changed.
             None => self.forget(),
         }
     }

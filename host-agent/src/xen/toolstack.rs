@@ -1,7 +1,7 @@
 //! Commands of the host's toolstack, `xl`.
 //!
-//! What the toolstack knows and Xen does not (names, configurations, how to take a domain apart) is asked
-//! of it and done by it, so that its own records stay true.
+//! The toolstack knows names and configurations, and how to take a domain apart.  So `xl` is asked for the
+//! former and does the latter, which keeps its own records right.
 
 use std::io::{self, Read};
 use std::process::{Child, Command, Output, Stdio};
@@ -13,15 +13,15 @@ use serde_json::Value;
 
 use crate::job::{Error, Result};
 
-/// Longest time for a command; hotplug scripts, which some of them run, have limits of their own below it.
+/// Longest time for a command.  Hotplug scripts, which some commands run, have shorter limits of their own.
 const LIMIT: Duration = Duration::from_secs(600);
-/// Longest time from a command's end to the end of what it wrote.
+/// Longest time from a command's exit to the end of its output.
 const LEFT: Duration = Duration::from_secs(10);
 
-/// Runs `xl` with these words to its end; what it wrote to its standard output.
+/// Runs `xl` with these arguments; returns its standard output.
 ///
 /// # Errors
-/// If it cannot be run, does not end, or fails: then the first complaint that it wrote.
+/// If it cannot be run, does not exit, or fails: then the first error that it printed.
 pub(crate) fn xl(words: &[&str]) -> Result<String> {
     let child = Command::new("xl")
         .args(words)
@@ -35,7 +35,7 @@ pub(crate) fn xl(words: &[&str]) -> Result<String> {
     outcome(words, &output)
 }
 
-/// What a process has written when it ends; one that does not in time is killed.
+/// Collects the output of a process; kills it if it does not exit in time.
 fn output(mut child: Child, limit: Duration) -> io::Result<Output> {
     let (out, err) = (child.stdout.take(), child.stderr.take());
     let (out, err) = (reader(out), reader(err));
@@ -52,7 +52,7 @@ fn output(mut child: Child, limit: Duration) -> io::Result<Output> {
                 format!("killed after {} s", limit.as_secs()),
             ));
         }
-        // There is no event for the end of a child that could be waited for with a limit.
+        // No call waits for the exit of a child with a time limit.
         thread::sleep(Duration::from_millis(10));
     };
     Ok(Output {
@@ -65,12 +65,12 @@ fn output(mut child: Child, limit: Duration) -> io::Result<Output> {
 /// Reads a pipe to its end, in a thread of its own.
 fn reader(from: Option<impl Read + Send + 'static>) -> Receiver<io::Result<Vec<u8>>> {
     let (to, reader) = channel();
-    // If nobody waits for it any more it has been told to whom it concerned.
+    // If nobody waits for the output any more, the failure has been reported.
     thread::spawn(move || drop(to.send(all(from))));
     reader
 }
 
-/// What was read when the process had ended.  A script that it left behind may have the pipe still.
+/// What was read when the process had exited.  A script that it started may still hold the pipe.
 fn read(reader: &Receiver<io::Result<Vec<u8>>>) -> io::Result<Vec<u8>> {
     reader.recv_timeout(LEFT).unwrap_or_else(|error| {
         log::warn!("cannot read xl's output to its end: {error}");
@@ -103,7 +103,7 @@ fn outcome(words: &[&str], output: &Output) -> Result<String> {
     )))
 }
 
-/// The first line in which the toolstack complains: what it says after that follows from it.
+/// The first line of the toolstack's errors; later lines follow from it.
 pub(crate) fn complaint(said: &str) -> &str {
     said.lines()
         .find(|line| line.contains("error") || line.contains("fail") || line.contains("rror:"))
@@ -111,10 +111,10 @@ pub(crate) fn complaint(said: &str) -> &str {
         .map_or("no reason given", str::trim)
 }
 
-/// The configuration of a running domain as the toolstack keeps it.
+/// The configuration of a running domain as the toolstack stores it.
 ///
 /// # Errors
-/// If `xl` fails, or writes what cannot be understood.
+/// If `xl` fails, or its output cannot be parsed.
 pub(crate) fn configuration(domid: u16) -> Result<Value> {
     let text = xl(&["list", "-l", &domid.to_string()])?;
     only_configuration(&text)
@@ -127,7 +127,7 @@ fn only_configuration(text: &str) -> Option<Value> {
     Some(entry["config"].take()).filter(Value::is_object)
 }
 
-/// Destroys a domain and all that the toolstack made for it.
+/// Destroys a domain and everything that the toolstack created for it.
 ///
 /// # Errors
 /// If `xl` fails.
@@ -135,10 +135,10 @@ pub(crate) fn destroy(domid: u16) -> Result<()> {
     xl(&["destroy", &domid.to_string()]).map(drop)
 }
 
-/// Gives a domain another name.
+/// Renames a domain.
 ///
 /// # Errors
-/// If `xl` fails; another domain may have the name.
+/// If `xl` fails, for example because another domain has the name.
 pub(crate) fn rename(domid: u16, name: &str) -> Result<()> {
     xl(&["rename", &domid.to_string(), name]).map(drop)
 }

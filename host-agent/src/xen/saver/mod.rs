@@ -1,10 +1,9 @@
-//! Whether the toolstack is at work on a domain's memory.
+//! Whether the toolstack is working on a domain's memory.
 //!
-//! Xen records for one reader at a time which pages a domain writes, and does not tell for whom.  When
-//! it does already, that is either a migration by the toolstack that is under way, which must not be
-//! disturbed, or the trace of one whose helper was killed: that of `xl migrate` dies of SIGPIPE when the
-//! line drops, and leaves it on.  libxl has one process for each domain that it saves, so the
-//! difference can be seen.
+//! Xen tracks dirty pages for one reader at a time, and does not tell for whom.  If log-dirty mode is on
+//! already, either a migration by the toolstack is running, which must not be disturbed, or its helper was
+//! killed and left the mode on: `xl migrate`'s helper dies of SIGPIPE when the connection drops.  libxl runs
+//! one process for each domain that it saves, which tells the two cases apart.
 
 mod watch;
 
@@ -15,15 +14,15 @@ use std::path::Path;
 
 pub(crate) use self::watch::Watch;
 
-/// Where processes are.
+/// Where the kernel lists processes.
 pub(crate) const PROC: &str = "/proc";
-/// Name of libxl's program, as the kernel cuts it off (`TASK_COMM_LEN`).
+/// Name of libxl's helper, as the kernel cuts it off (`TASK_COMM_LEN`).
 const HELPER: &[u8] = b"libxl-save-help";
 const SAVES: &str = "--save-domain";
-/// Its domain, among its arguments (`run_helper` in `tools/libs/light/libxl_save_callout.c`).
+/// Position of the domain ID among its arguments (`run_helper` in `tools/libs/light/libxl_save_callout.c`).
 const DOMAIN: usize = 4;
 
-/// The process of libxl that saves or migrates this domain, if there is one.
+/// The libxl process that saves or migrates this domain, if there is one.
 ///
 /// # Errors
 /// If the processes cannot be listed.
@@ -35,11 +34,11 @@ pub(crate) fn saver(processes: &Path, domid: u16) -> io::Result<Option<u32>> {
         let Some(process) = name.to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
-        // One that has ended meanwhile does not save anything.
+        // A process that has exited meanwhile saves nothing.
         if !begins_with(&entry.path().join("comm"), HELPER) {
             continue;
         }
-        // The toolstack runs as the agent does; anybody may call a program so.
+        // The toolstack runs as the same user as the agent; any user may give a program this name.
         let is_ours = |owner: fs::Metadata| owner.uid() == rustix::process::geteuid().as_raw();
         if !entry.metadata().is_ok_and(is_ours) {
             continue;
@@ -55,7 +54,7 @@ pub(crate) fn saver(processes: &Path, domid: u16) -> io::Result<Option<u32>> {
     Ok(None)
 }
 
-/// Whether a small file does.  There is one for each process and they are looked at often, so that a system
+/// Buffer size: small files suffice.  There is one for each process and they are read often, so one system
 /// call less counts.
 fn begins_with(path: &Path, bytes: &[u8]) -> bool {
     let mut head = [0; 16];

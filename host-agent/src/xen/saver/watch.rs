@@ -1,8 +1,8 @@
-//! Notices each start of libxl's helper, however short its life is.
+//! Notices each start of libxl's helper, however short its life.
 //!
-//! A helper that is killed leaves log-dirty mode as it was, and no other trace; what it took of the record
-//! of writes is lost.  The kernel tells whoever asks of each opening of a file, and a program is opened
-//! when it is started.  So nothing has to be looked at until then.
+//! A helper that is killed leaves log-dirty mode as it was, and no other trace; what it took from the dirty
+//! bitmap is lost.  The kernel can report each opening of a file (fanotify), and starting a program opens it,
+//! so nothing has to poll until then.
 
 use std::fs;
 use std::io;
@@ -18,7 +18,7 @@ use rustix::fs::inotify;
 
 use super::saver;
 
-/// Below these are Xen's own programs, in folders whose names Debian and Xen choose.
+/// Xen's own programs are below these folders, whose names Debian and Xen choose.
 const ROOTS: [&str; 4] = [
     "/usr/lib",
     "/usr/libexec",
@@ -27,7 +27,7 @@ const ROOTS: [&str; 4] = [
 ];
 const PROGRAM: &str = "bin/libxl-save-helper";
 
-/// A program is opened a little before its process has its name and arguments: times between looks.
+/// A program is opened shortly before its process has its name and arguments: pauses between two looks.
 const LOOKS: [Duration; 5] = [
     Duration::from_millis(5),
     Duration::from_millis(20),
@@ -36,19 +36,19 @@ const LOOKS: [Duration; 5] = [
     Duration::from_millis(200),
 ];
 
-/// Looks out for helpers of one domain, as long as this exists.
+/// Watches for helpers of one domain until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Watch {
-    /// The last one; 0 if there was none.
+    /// The latest helper's process ID; 0 if there was none.
     seen: Arc<AtomicU32>,
     stop: Arc<OwnedFd>,
 }
 
 impl Watch {
-    /// Begins to look out.
+    /// Starts to watch.
     ///
     /// # Errors
-    /// If there is no such program, or the system cannot tell of its starts.
+    /// If there is no such program, or the kernel cannot report its starts.
     pub(crate) fn begin(domid: u16) -> io::Result<Self> {
         let programs = programs(&ROOTS.map(Path::new));
         let find = move || saver(Path::new(super::PROC), domid);
@@ -82,7 +82,7 @@ impl Watch {
         Ok(Self { seen, stop })
     }
 
-    /// The process that saves or migrates the domain, or has.
+    /// The process that saves or migrates the domain, or has done so.
     pub(crate) fn seen(&self) -> Option<u32> {
         Some(self.seen.load(Ordering::Acquire)).filter(|process| *process != 0)
     }
@@ -90,7 +90,7 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        // It cannot fail: the counter is at 0.
+        // Cannot fail: the counter is at 0.
         let _ = rustix::io::write(&*self.stop, &1_u64.to_ne_bytes());
     }
 }
@@ -113,7 +113,7 @@ fn look_out(
         if !ends[1].revents().is_empty() {
             return Ok(());
         }
-        // Which of them it was does not matter.
+        // Which of the programs was started does not matter.
         let mut events = [0_u8; 4096];
         while rustix::io::read(starts, &mut events).is_ok_and(|length| length != 0) {}
         for pause in LOOKS {
@@ -124,14 +124,14 @@ fn look_out(
                     seen.store(process, Ordering::Release);
                     break;
                 }
-                // One look less; the next start is told of all the same.
+                // This look is lost; the next start is reported all the same.
                 Err(error) => log::warn!("cannot list processes: {error}"),
             }
         }
     }
 }
 
-/// libxl's helpers, of each release that is installed.
+/// The helpers of each installed release of libxl.
 fn programs(roots: &[&Path]) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for root in roots {
@@ -178,7 +178,7 @@ mod tests {
             std::thread::sleep(Duration::from_millis(5));
         }
         assert_eq!(watch.seen(), Some(7));
-        // Where there is no helper there is nothing to look out for.
+        // Without a helper there is nothing to watch.
         Watch::of(&[], || Ok(None)).unwrap_err();
     }
 }

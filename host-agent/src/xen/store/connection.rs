@@ -1,5 +1,4 @@
-//! A connection to xenstored of one's own, for what one client among many must not do: watch, and hold
-//! transactions open.
+//! An own connection to xenstored, for what must not share one: watches and transactions.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -11,19 +10,19 @@ use zerocopy::{FromBytes, IntoBytes};
 
 /// Where xenstored listens, unless the environment says otherwise.
 const SOCKETS: [&str; 2] = ["/run/xenstored/socket", "/var/run/xenstored/socket"];
-/// A xenstored that takes longer than this for an answer is taken for dead.
+/// Longest time for an answer.  After that, xenstored counts as dead.
 const ANSWER: Duration = Duration::from_secs(20);
-/// Longest pause between two looks at what is waited for, which may end without an event: an abort.
+/// Longest pause between two checks of a condition that can become true without an event, such as an abort.
 const TICK: Duration = Duration::from_millis(200);
 
-/// A connection; watches and transactions end with it.
+/// A connection.  Its watches and transactions end with it.
 #[derive(Debug)]
 pub(super) struct Connection {
     socket: UnixStream,
     next_request: u32,
-    /// Paths of events that came while an answer was waited for.
+    /// Paths of events that arrived while an answer was awaited.
     events: VecDeque<String>,
-    /// What has been received of a message.
+    /// The part of a message that has been received.
     partial: Vec<u8>,
 }
 
@@ -57,8 +56,8 @@ impl Connection {
     /// Sends a request and waits for its answer.
     ///
     /// # Errors
-    /// What xenstored answered, [`io::ErrorKind::TimedOut`] if it does not, or anything else that means
-    /// the connection is of no use any more.
+    /// What xenstored answered; [`io::ErrorKind::TimedOut`] if it does not answer; any other error means that
+    /// the connection is unusable.
     pub(super) fn request(
         &mut self,
         kind: MsgType,
@@ -95,14 +94,14 @@ impl Connection {
         }
     }
 
-    /// Asks for events of a path and everything below it.  The first comes at once.
+    /// Sets a watch on a path and everything below it.  The first event comes at once.
     pub(super) fn watch(&mut self, path: &str) -> io::Result<()> {
         let payload = format!("{path}\0unmoved\0");
         self.request(MsgType::WATCH, 0, payload.as_bytes())
             .map(drop)
     }
 
-    /// The path of the next event; `None` after a tick without one, or when the time is over.
+    /// The path of the next event; `None` after a tick without one, or at the deadline.
     pub(super) fn next_event(&mut self, until: Instant) -> io::Result<Option<String>> {
         if let Some(path) = self.events.pop_front() {
             return Ok(Some(path));
@@ -120,13 +119,13 @@ impl Connection {
     fn queue(&mut self, payload: &[u8]) {
         let path = payload.split(|byte| *byte == 0).next().unwrap_or_default();
         let path = String::from_utf8_lossy(path).into_owned();
-        // Only whether something happened counts, so a flood need not be kept.
+        // Only the fact that something happened counts, so a flood need not be kept.
         if !self.events.contains(&path) {
             self.events.push_back(path);
         }
     }
 
-    /// The next message; `None` if it is not whole when the time is over (what there is, is kept).
+    /// The next message; `None` if it is incomplete at the deadline.  The part that has arrived is kept.
     fn receive(&mut self, until: Instant) -> io::Result<Option<(Header, Vec<u8>)>> {
         loop {
             let mut wanted = size_of::<Header>();
@@ -163,7 +162,7 @@ impl Connection {
     }
 }
 
-/// An error as xenstored names it.
+/// An error by xenstored's name for it.
 fn error(payload: &[u8]) -> io::Error {
     let name = String::from_utf8_lossy(payload);
     let number = match name.trim_end_matches('\0') {

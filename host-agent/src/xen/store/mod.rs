@@ -1,9 +1,9 @@
-//! xenstore as the agent uses it: a trait of its own, so that what waits for guests can be tested without
-//! any, and the real thing behind it.
+//! xenstore as the agent uses it: a trait, so that code which waits for guests can be tested without any, and
+//! its implementation.
 //!
-//! Plain reads and writes go through `xenstore-rs`.  Its synchronous client has neither watches nor
-//! transactions nor time-outs, and waiting for a guest needs all three: those are made beside it, on
-//! [connections](connection::Connection) of their own; and it is [asked with a limit](timely::Timely).
+//! Plain reads and writes use `xenstore-rs`.  Its synchronous client has no watches, transactions or
+//! time-outs, and waiting for a guest needs all three.  So those have [connections](connection::Connection)
+//! of their own, and the client is [called with a limit](timely::Timely).
 
 mod connection;
 mod timely;
@@ -19,7 +19,7 @@ use crate::job::{Error, Result};
 use connection::Connection;
 use timely::Timely;
 
-/// Longest time for an answer to a plain question.
+/// Longest time for an answer to a plain request.
 const ANSWER: Duration = Duration::from_secs(20);
 
 /// What the agent needs of xenstore.
@@ -30,20 +30,20 @@ pub(crate) trait Store: Send + Sync {
     /// The names of a node's children; none if there is no such node.
     fn list(&self, path: &str) -> Result<Vec<String>>;
 
-    /// Writes a node, and makes it if it is not there.
+    /// Writes a node, and creates it if it is missing.
     fn write(&self, path: &str, value: &str) -> Result<()>;
 
-    /// Removes a node and all below it; it need not be there.
+    /// Removes a node and everything below it, if it exists.
     fn remove(&self, path: &str) -> Result<()>;
 
-    /// In a transaction: writes a node if its value is `expected`; whether it was.
+    /// Writes a node if its value is `expected`, in a transaction; tells whether it was.
     fn replace(&self, path: &str, expected: &str, value: &str) -> Result<bool>;
 
-    /// Tells xenstored that a domain which had suspended itself goes on.
+    /// Tells xenstored that a suspended domain resumes.
     fn resume(&self, domid: u16) -> Result<()>;
 
-    /// Waits until `done` says yes, asking it at the beginning, whenever something at or below one of the
-    /// paths changes, and a few times a second; `false` if the time is over first.
+    /// Waits until `done` is true; `false` if the deadline comes first.  It is checked at the beginning,
+    /// after each change at or below one of the paths, and a few times a second.
     fn wait(
         &self,
         paths: &[&str],
@@ -83,7 +83,7 @@ impl Store for XenStore {
         let names = self.0.ask(move |client| client.directory(&node));
         let names = present(names).map_err(failed("list", path))?;
         let names = names.unwrap_or_default();
-        // An empty directory comes back as one empty name.
+        // An empty directory is returned as one empty name.
         let named = names.into_iter().filter(|name| !name.is_empty());
         Ok(named.map(|name| name.into_string()).collect())
     }
@@ -138,7 +138,7 @@ impl Store for XenStore {
     }
 }
 
-/// `None` for what is not there.
+/// `None` for a missing node.
 fn present<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
@@ -152,7 +152,7 @@ fn failed(what: &str, path: &str) -> impl Fn(io::Error) -> Error {
     move |error| Error::Xen(format!("{what}: {error}"))
 }
 
-/// Transactions fail when somebody else's change comes between: they are begun anew then.
+/// A transaction fails when a change of another client comes between; it is retried then.
 fn replace(
     connection: &mut Connection,
     path: &str,

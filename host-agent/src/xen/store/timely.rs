@@ -1,8 +1,8 @@
-//! A client that blocks for as long as its server likes, asked with a limit.
+//! Calls a blocking client with a time limit.
 //!
-//! `xenstore-rs`'s synchronous client waits for an answer for ever, and a xenstored that hangs would hold all
-//! jobs up, those too that only want to let their guest go on.  So a thread of its own does the asking.  When
-//! it is late it is given up, with its connection, and the next question has a new one.
+//! `xenstore-rs`'s synchronous client waits for an answer for ever, so a hung xenstored would block all jobs,
+//! including those that only want to resume their guest.  So a thread of its own makes the calls.  A call
+//! that is late is abandoned together with its connection, and the next call opens a new one.
 
 use std::io;
 use std::sync::mpsc::{Sender, channel};
@@ -16,7 +16,7 @@ type Work<C> = Box<dyn FnOnce(&C) + Send>;
 /// Makes a connection.
 type Connect<C> = fn() -> io::Result<C>;
 
-/// The client, and who talks to it; clients that were given up end when their server answers or goes.
+/// The client and its thread.  An abandoned client ends when its server answers or closes the connection.
 pub(super) struct Timely<C> {
     connect: Connect<C>,
     limit: Duration,
@@ -24,10 +24,10 @@ pub(super) struct Timely<C> {
 }
 
 impl<C: Send + 'static> Timely<C> {
-    /// Connects.  No answer may take longer than `limit`.
+    /// Connects.  `limit` is the longest time for an answer.
     ///
     /// # Errors
-    /// If it cannot connect, or there can be no thread.
+    /// If the connection or the thread cannot be created.
     pub(super) fn new(connect: Connect<C>, limit: Duration) -> io::Result<Self> {
         let worker = Mutex::new(Some(start(connect()?)?));
         Ok(Self {
@@ -37,10 +37,10 @@ impl<C: Send + 'static> Timely<C> {
         })
     }
 
-    /// Has the client asked.
+    /// Makes a call.
     ///
     /// # Errors
-    /// What the client says, or [`io::ErrorKind::TimedOut`].
+    /// What the client returns, or [`io::ErrorKind::TimedOut`].
     pub(super) fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce(&C) -> io::Result<T> + Send + 'static,
@@ -52,7 +52,7 @@ impl<C: Send + 'static> Timely<C> {
         };
         let (tell, told) = channel();
         let work: Work<C> = Box::new(move |client| {
-            // Whoever has asked may have given up.
+            // The caller may have given up.
             let _ = tell.send(question(client));
         });
         let answer = match current.send(work) {
@@ -60,7 +60,7 @@ impl<C: Send + 'static> Timely<C> {
             Err(_) => return Err(io::ErrorKind::BrokenPipe.into()),
         };
         let answer = answer.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        // A xenstored that is not there answers nothing, not even that a node is missing.
+        // Without xenstored there is no answer, not even that a node is missing.
         let is_lost = |error: &io::Error| {
             matches!(
                 error.kind(),

@@ -26,7 +26,7 @@ impl EventChannels {
         Ok(Self(file))
     }
 
-    /// Binds to a port that `domid` has made for this domain; the local port.
+    /// Binds to a port that `domid` has allocated for this domain; returns the local port.
     pub(crate) fn bind(&self, domid: u32, port: u32) -> io::Result<u32> {
         let mut argument = [domid, port];
         self.ioctl(request(1, size_of_val(&argument)), &mut argument)

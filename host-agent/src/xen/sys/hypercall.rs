@@ -55,7 +55,7 @@ const _: () = assert!(size_of::<MmapResource>() == 32);
 pub(crate) struct Buffer(Mapping);
 
 impl Buffer {
-    /// Its bytes, which may be some more than were asked for.
+    /// Its length in bytes, which may exceed what was asked for.
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
@@ -75,15 +75,15 @@ impl Buffer {
 pub(crate) enum Argument<'a, 'b> {
     /// A number.
     Value(u64),
-    /// A structure for Xen to read and write.  In it, at the byte offsets given, belong the addresses of
-    /// the other buffers; this is where addresses come from, and the only place.
+    /// A structure that Xen reads and writes.  At the given byte offsets it holds addresses of other
+    /// buffers.  Addresses are filled in here and nowhere else.
     Structure(&'a mut Buffer, &'a mut [(usize, &'b mut Buffer)]),
 }
 
 /// What a hypercall returned; never negative.
 pub(crate) type Reply = u64;
 
-/// The door to Xen.
+/// Access to Xen.
 #[derive(Debug)]
 pub(crate) struct Privcmd {
     privcmd: File,
@@ -100,16 +100,14 @@ impl Privcmd {
         })
     }
 
-    /// A buffer of at least this many bytes, all zero.
+    /// A zeroed buffer of at least this many bytes.
     pub(crate) fn buffer(&self, bytes: usize) -> io::Result<Buffer> {
         let len = bytes.max(1).next_multiple_of(PAGE_SIZE);
         Mapping::new(&self.buffers, len, true).map(Buffer)
     }
 
-    /// Makes a hypercall with up to five arguments.
-    ///
-    /// Who calls this answers for the operation: that Xen takes a structure's numbers for what they are,
-    /// and writes no more to a buffer than it has.
+    /// Makes a hypercall with up to five arguments.  The caller vouches for the operation: Xen interprets the
+    /// numbers in a structure as meant, and writes no more to a buffer than fits.
     ///
     /// # Errors
     /// The error number that Xen returned.
@@ -134,15 +132,15 @@ impl Privcmd {
         // SAFETY: 1. `call` is the structure that the request takes.  2. The addresses in it and in what it
         // points to are those of mapped buffers, which are borrowed exclusively until Xen is done.
         let reply = unsafe { libc::ioctl(self.privcmd.as_raw_fd(), HYPERCALL, &raw mut call) };
-        // The kernel gives the hypercall's result as an int: none of those made here is larger.
+        // The kernel returns the result as an int; none of the results used here is larger.
         u64::try_from(reply).map_err(|_| io::Error::last_os_error())
     }
 
-    /// Maps frames of a domain, one after the other.  `errors` gets 0 or an error number (negative) for
-    /// each; what is not there is not mapped, and must not be touched.
+    /// Maps frames of a domain, in order.  `errors` gets 0 or a negative error number for each.  A frame that
+    /// does not exist is not mapped and must not be touched.
     ///
     /// # Errors
-    /// If none could be mapped at all.
+    /// If no frame could be mapped.
     pub(crate) fn map_frames(
         &self,
         domid: u16,
@@ -167,15 +165,15 @@ impl Privcmd {
             return Ok(mapping);
         }
         let error = io::Error::last_os_error();
-        // ENOENT: some frames are paged out; each is told in `errors`.
+        // ENOENT: some frames are paged out; `errors` has each of them.
         if error.raw_os_error() == Some(libc::ENOENT) {
             return Ok(mapping);
         }
         Err(error)
     }
 
-    /// Maps a frame of a resource that belongs to a domain and need not be in its memory
-    /// (`XENMEM_acquire_resource`), to be read.
+    /// Maps a frame of a domain's resource for reading; it need not be in the domain's memory
+    /// (`XENMEM_acquire_resource`).
     ///
     /// # Errors
     /// If there is no such frame, or the kernel is older than Linux 4.18.

@@ -1,4 +1,4 @@
-//! Memory that a device file stands for, copied in and out but never referenced: others write to it.
+//! Memory behind a device file.  It is copied in and out but never referenced, because others write to it.
 
 // UNSAFETY: mmap, munmap, and copies to and from what they give.
 #![expect(unsafe_code, reason = "mappings are made by system calls")]
@@ -40,30 +40,30 @@ impl Mapping {
         Ok(Self { start, len })
     }
 
-    /// Where it begins in this process.
+    /// Its start address in this process.
     pub(crate) fn address(&self) -> u64 {
         self.start.as_ptr() as u64
     }
 
-    /// Its bytes.
+    /// Its length in bytes.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    /// Copies from `offset` on.  A page that others write meanwhile may come out torn.
+    /// Copies from `offset`.  A page that others write meanwhile may be torn.
     ///
     /// # Panics
-    /// If that is not within the mapping.
+    /// If the range is outside the mapping.
     pub(crate) fn read(&self, offset: usize, into: &mut [u8]) {
         let start = self.at(offset, into.len());
         // SAFETY: `at` has checked the source; the destination is another, exclusive, allocation.
         unsafe { ptr::copy_nonoverlapping(start, into.as_mut_ptr(), into.len()) };
     }
 
-    /// Appends `len` bytes from `offset` on, without writing the memory for them twice.
+    /// Appends `len` bytes from `offset`, without zeroing the memory first.
     ///
     /// # Panics
-    /// If that is not within the mapping.
+    /// If the range is outside the mapping.
     pub(crate) fn append(&self, offset: usize, len: usize, to: &mut Vec<u8>) {
         let start = self.at(offset, len);
         to.reserve(len);
@@ -74,10 +74,10 @@ impl Mapping {
         unsafe { to.set_len(to.len() + len) };
     }
 
-    /// Copies to `offset` on.
+    /// Copies to `offset`.
     ///
     /// # Panics
-    /// If that is not within the mapping.
+    /// If the range is outside the mapping.
     pub(crate) fn write(&self, offset: usize, from: &[u8]) {
         let start = self.at(offset, from.len());
         // SAFETY: `at` has checked the destination, and mappings are never referenced as slices.

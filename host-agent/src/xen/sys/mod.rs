@@ -1,7 +1,7 @@
-//! The agent's unsafe code, all of it: mappings, `ioctl`s and the memory that hypercalls read and write.
+//! All unsafe code of the agent: mappings, `ioctl`s and the memory that hypercalls read and write.
 //!
-//! What comes out of here is safe to use with any argument; what an argument *means* is
-//! [`abi`](super::abi)'s and [`domain`](super::domain)'s concern.
+//! Everything that this module exports is safe to call with any argument.  What an argument *means* is the
+//! concern of [`abi`](super::abi) and [`domain`](super::domain).
 
 mod event;
 mod hypercall;

@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// Makes a pipe hold this many bytes.
+/// Sets the capacity of a pipe, in bytes.
 pub(crate) fn set_pipe_size(pipe: BorrowedFd<'_>, bytes: libc::c_int) -> io::Result<()> {
     // SAFETY: the request takes a number, and the descriptor is open.
     let result = unsafe { libc::fcntl(pipe.as_raw_fd(), libc::F_SETPIPE_SZ, bytes) };
