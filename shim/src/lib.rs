@@ -20,5 +20,6 @@ pub mod migrate;
 pub mod mm;
 pub mod options;
 pub mod points;
+pub mod registers;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

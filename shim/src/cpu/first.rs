@@ -12,15 +12,15 @@ use xen_abi::{Errno, Mfn};
 
 use super::{InfoPage, Machine, Regs, Vcpu};
 use crate::boot::Start;
-use crate::emulate::privileged::CR4_FIXED;
 use crate::mem::Frames;
 use crate::mm::Mm;
+use crate::registers::{cr0, cr4};
 
 /// CR0 without TS: PE, MP, ET, NE, WP, AM, PG.  The CPU runs with it too, since SMSW shows its low
 /// half to ring 3, and alignment is checked there only with AM.
-pub const CR0: u64 = 1 << 31 | 1 << 18 | 1 << 16 | 1 << 5 | 1 << 4 | 1 << 1 | 1;
-/// CR4 as a guest first reads it.
-pub const CR4: u64 = CR4_FIXED;
+pub const CR0: u64 = cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP | cr0::AM | cr0::PG;
+/// CR4 as a guest first reads it: the bits that it always reads as set.
+pub const CR4: u64 = cr4::PAE | cr4::MCE | cr4::OSFXSR | cr4::OSXMMEXCPT;
 /// XCR0: x87 and SSE.
 pub const XCR0: u64 = 3;
 /// DR6: nothing has happened.

@@ -8,19 +8,18 @@ use unmoved_shim::cpu::{HostTraps, Machine, first};
 use unmoved_shim::emulate::cpuid::Vendor;
 use unmoved_shim::mem::Frames;
 use unmoved_shim::mm::{M2p, Tlb};
+use unmoved_shim::registers::{cr4, msr};
 use xen_abi::Mfn;
 
-use super::instructions::{self, msr};
+use super::instructions;
 use super::tables::{self, ENTRY_SPLIT, ENTRY_TS, EXIT_CLEAR, EXIT_SWITCH, PerCpu, Windows};
 use super::{globals, heap, memory, paging};
 
 /// CR4 bits that the guest may change.
-const GUEST_CR4: u64 = 1 << 2 | 1 << 3 | 1 << 16 | 1 << 18;
-const CR4_FSGSBASE: u64 = 1 << 16;
-const CR4_OSXSAVE: u64 = 1 << 18;
+const GUEST_CR4: u64 = cr4::TSD | cr4::DE | cr4::FSGSBASE | cr4::OSXSAVE;
 /// DE is for the guest's debugging only; FSGSBASE and OSXSAVE stay on, since the shim uses the
 /// first and a guest that has seen the second in CPUID may use it.
-const CR4_ALWAYS: u64 = CR4_FSGSBASE | CR4_OSXSAVE;
+const CR4_ALWAYS: u64 = cr4::FSGSBASE | cr4::OSXSAVE;
 
 /// The machine.
 pub struct Bare {
@@ -283,7 +282,7 @@ impl Machine for Bare {
         let always = if self.has_xsave {
             CR4_ALWAYS
         } else {
-            CR4_FSGSBASE
+            cr4::FSGSBASE
         };
         let value = instructions::cr4() & !GUEST_CR4 | bits & GUEST_CR4 | always;
         // A move to CR4 may be an exit to the host; most calls change nothing.

@@ -6,6 +6,7 @@ use core::ptr;
 use log::error;
 use unmoved_shim::cpu::{HostTraps, Regs};
 use unmoved_shim::guest::Guest;
+use unmoved_shim::registers::msr;
 use xen_abi::elfnote;
 use xen_abi::trap::{FLAT_RING3_CS32, FLAT_RING3_CS64, FLAT_RING3_DS};
 
@@ -42,7 +43,7 @@ global_asm!(
     EXIT_CLEAR = const tables::EXIT_CLEAR,
     HOST_NMI = const HostTraps::NMI.bits(),
     HOST_MACHINE_CHECK = const HostTraps::MACHINE_CHECK.bits(),
-    MCG_STATUS = const instructions::msr::MCG_STATUS,
+    MCG_STATUS = const msr::MCG_STATUS,
     SHIM_CS = const tables::SHIM_CS,
     GUEST_SS = const FLAT_RING3_DS,
     GUEST_CS64 = const FLAT_RING3_CS64,

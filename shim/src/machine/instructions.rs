@@ -5,23 +5,7 @@
 
 use core::arch::asm;
 
-/// Model-specific registers that the shim uses (SDM Vol. 4).
-pub mod msr {
-    pub const STAR: u32 = 0xc000_0081;
-    pub const LSTAR: u32 = 0xc000_0082;
-    pub const CSTAR: u32 = 0xc000_0083;
-    pub const SFMASK: u32 = 0xc000_0084;
-    pub const FS_BASE: u32 = 0xc000_0100;
-    pub const GS_BASE: u32 = 0xc000_0101;
-    pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
-    pub const SYSENTER_CS: u32 = 0x174;
-    pub const SYSENTER_ESP: u32 = 0x175;
-    pub const SYSENTER_EIP: u32 = 0x176;
-    pub const PLATFORM_INFO: u32 = 0xce;
-    pub const ARCH_CAPABILITIES: u32 = 0x10a;
-    pub const MCG_STATUS: u32 = 0x17a;
-    pub const MISC_FEATURES_ENABLES: u32 = 0x140;
-}
+use unmoved_shim::registers::msr;
 
 /// Reads CR2.
 pub fn cr2() -> u64 {

@@ -7,10 +7,11 @@
 use core::mem::offset_of;
 
 use unmoved_shim::mem::FramePool;
+use unmoved_shim::registers::msr;
 use xen_abi::trap::{FLAT_RING3_CS32, FLAT_RING3_CS64};
 use xen_abi::{Mfn, PAGE_SIZE};
 
-use super::instructions::{self, msr};
+use super::instructions;
 use super::layout::{self, GDT_OFFSET, LDT_OFFSET, WINDOW_STRIDE, WINDOWS};
 use super::memory::{Pool, direct};
 use super::paging::{ShimSpace, patch, set_window};

@@ -5,6 +5,7 @@ use unmoved_shim::cpu::Machine;
 use unmoved_shim::emulate::cpuid::{FrozenCpuid, HypervisorLeaves};
 use unmoved_shim::emulate::msr::MsrPolicy;
 use unmoved_shim::points::identity::Identity;
+use unmoved_shim::registers::{cr4, msr};
 
 use super::refuse;
 use crate::machine::{Bare, globals, instructions, tables, xen};
@@ -12,12 +13,6 @@ use crate::machine::{Bare, globals, instructions, tables, xen};
 /// Width of machine addresses that the guest is told, whatever the host has: a constant, and
 /// small enough for version 1 of the grant table.
 const MACHINE_ADDRESS_WIDTH: u8 = 40;
-
-const CR4_MCE: u64 = 1 << 6;
-const CR4_FSGSBASE: u64 = 1 << 16;
-const CR4_OSXSAVE: u64 = 1 << 18;
-const CR4_SMEP: u64 = 1 << 20;
-const CR4_SMAP: u64 = 1 << 21;
 
 /// Turns on what the CPU has and the shim uses; returns whether there is XSAVE.
 pub(super) fn enable_features(percpu: *mut tables::PerCpu) -> bool {
@@ -28,21 +23,21 @@ pub(super) fn enable_features(percpu: *mut tables::PerCpu) -> bool {
         // MSRs each time, and a second way to do everything.
         refuse("CPU", "no FSGSBASE");
     }
-    let mut cr4 = instructions::cr4() | CR4_FSGSBASE;
+    let mut cr4 = instructions::cr4() | cr4::FSGSBASE;
     // Without it a machine check of the host's would end the domain before anybody could say so.
     if instructions::cpuid(1, 0)[3] & 1 << 7 != 0 {
-        cr4 |= CR4_MCE;
+        cr4 |= cr4::MCE;
     }
     if has_xsave {
-        cr4 |= CR4_OSXSAVE;
+        cr4 |= cr4::OSXSAVE;
     }
     if leaf7 & 1 << 7 != 0 {
-        cr4 |= CR4_SMEP;
+        cr4 |= cr4::SMEP;
     }
     if leaf7 & 1 << 20 != 0 {
         // All three together: with the bit in CR4 alone, the first copy from the guest would fault,
         // and an entry with AC set would leave SMAP without effect.
-        cr4 |= CR4_SMAP;
+        cr4 |= cr4::SMAP;
         globals::set_smap(true);
         // SAFETY: the block is this vCPU's, which is not in use yet.
         unsafe { (*percpu).entry_flags |= tables::ENTRY_SMAP };
@@ -63,7 +58,6 @@ pub(super) fn identity() -> Identity {
 }
 
 pub(super) fn policies(m: &Bare, identity: &Identity) -> (FrozenCpuid, MsrPolicy) {
-    use instructions::msr;
     let leaves = HypervisorLeaves {
         version: ((identity.version >> 16) as u16, identity.version as u16),
         machine_address_width: MACHINE_ADDRESS_WIDTH,

@@ -15,7 +15,7 @@ pub(super) use features::ARCH_CAPABILITIES;
 pub use hypervisor::HypervisorLeaves;
 pub use policy::Vendor;
 
-use super::privileged::{CR4_DE, CR4_FSGSBASE, CR4_OSXSAVE, CR4_TSD};
+use crate::registers::cr4;
 
 /// `eax`, `ebx`, `ecx` and `edx` of a leaf.
 pub type Leaf = [u32; 4];
@@ -132,10 +132,10 @@ impl FrozenCpuid {
     pub fn cr4_settable(&self) -> u64 {
         let bit = |present: bool, bit: u64| if present { bit } else { 0 };
         let [_, _, leaf1_ecx, leaf1_edx] = self.leaf(1, 0);
-        bit(leaf1_edx & 1 << 4 != 0, CR4_TSD)
-            | bit(leaf1_edx & 1 << 2 != 0, CR4_DE)
-            | bit(self.leaf(7, 0)[1] & 1 != 0, CR4_FSGSBASE)
-            | bit(leaf1_ecx & XSAVE != 0, CR4_OSXSAVE)
+        bit(leaf1_edx & 1 << 4 != 0, cr4::TSD)
+            | bit(leaf1_edx & 1 << 2 != 0, cr4::DE)
+            | bit(self.leaf(7, 0)[1] & 1 != 0, cr4::FSGSBASE)
+            | bit(leaf1_ecx & XSAVE != 0, cr4::OSXSAVE)
     }
 }
 

@@ -4,18 +4,16 @@
 //! vCPU is in [`Vcpu`], or in the machine while the vCPU runs.  Everything unknown is a general protection fault, except that a
 //! guest that has not registered a handler for it yet reads 0.
 
-mod number;
-
 use super::cpuid::{FrozenCpuid, Vendor};
 use crate::cpu::{Machine, Vcpu};
-use number as nr;
+use crate::registers::{efer, msr as nr};
 use xen_abi::Mfn;
 use xen_abi::trap::vector;
 
 /// Xen's PAT: WB WT UC- UC WC WP UC UC.
 pub const PAT: u64 = 0x0000_0501_0007_0406;
-/// SCE, LME, LMA and NX.
-pub const EFER: u64 = 1 << 0 | 1 << 8 | 1 << 10 | 1 << 11;
+/// `EFER` as a guest reads it.
+pub const EFER: u64 = efer::SCE | efer::LME | efer::LMA | efer::NXE;
 /// `MISC_FEATURES_ENABLES`: processes may not execute CPUID.
 pub const CPUID_FAULTING: u64 = 1;
 /// `PLATFORM_INFO`: that can be asked for.

@@ -2,20 +2,11 @@
 
 use super::super::regs::retire;
 use super::Outcome;
-use super::guest_cpu::{CR0_TS, GuestCpu, Loaded};
+use super::guest_cpu::{GuestCpu, Loaded};
+use crate::cpu::first;
 use crate::cpu::{Machine, Regs};
 use crate::host::Host;
-
-/// `CR4.TSD`: processes may not read the time-stamp counter.
-pub const CR4_TSD: u64 = 1 << 2;
-/// `CR4.DE`: DR4 and DR5 are no aliases of DR6 and DR7.
-pub const CR4_DE: u64 = 1 << 3;
-/// `CR4.FSGSBASE`
-pub const CR4_FSGSBASE: u64 = 1 << 16;
-/// `CR4.OSXSAVE`
-pub const CR4_OSXSAVE: u64 = 1 << 18;
-/// What a guest always reads as set in CR4: PAE, MCE, OSFXSR and OSXMMEXCPT.
-pub const CR4_FIXED: u64 = 1 << 5 | 1 << 6 | 1 << 9 | 1 << 10;
+use crate::registers::{cr0, cr4};
 
 /// `mov` from a control register; there is no CR8.
 pub(super) fn read_cr(
@@ -43,8 +34,8 @@ pub(super) fn write_cr(
     value: u64,
 ) -> Loaded {
     let done = match cr {
-        0 if (value ^ cpu.cr0()) & !CR0_TS == 0 => {
-            cpu.set_task_switched(value & CR0_TS != 0);
+        0 if (value ^ cpu.cr0()) & !cr0::TS == 0 => {
+            cpu.set_task_switched(value & cr0::TS != 0);
             true
         }
         2 => {
@@ -54,7 +45,7 @@ pub(super) fn write_cr(
         3 => return cpu.set_cr3(value),
         4 => {
             let settable = cpu.guest.cpuid.cr4_settable();
-            cpu.set_cr4(value & settable | CR4_FIXED);
+            cpu.set_cr4(value & settable | first::CR4);
             true
         }
         _ => false,
@@ -65,7 +56,7 @@ pub(super) fn write_cr(
 /// Resolves the aliases of the debug registers.
 pub(super) fn debug_number(cpu: &GuestCpu<'_, impl Machine, impl Host>, n: u8) -> Option<u8> {
     match n {
-        4 | 5 if cpu.vcpu().cr4 & CR4_DE == 0 => Some(n + 2),
+        4 | 5 if cpu.vcpu().cr4 & cr4::DE == 0 => Some(n + 2),
         4 | 5 => None,
         _ => Some(n),
     }

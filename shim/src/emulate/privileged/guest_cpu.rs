@@ -7,9 +7,8 @@ use crate::boot::fill_hypercall_page;
 use crate::cpu::{Machine, Vcpu, first};
 use crate::guest::{Guest, mm};
 use crate::host::Host;
+use crate::registers::cr0;
 
-/// `CR0.TS`, the only bit of CR0 that the guest may change.
-pub const CR0_TS: u64 = 1 << 3;
 /// Page-fault error code of a failed data access by the emulator.
 const PF_WRITE: u32 = 1 << 1;
 
@@ -95,7 +94,12 @@ impl<'a, M: Machine, H: Host> GuestCpu<'a, M, H> {
 
     /// Returns CR0 with the guest's TS.
     pub(super) fn cr0(&self) -> u64 {
-        first::CR0 | if self.vcpu().task_switched { CR0_TS } else { 0 }
+        first::CR0
+            | if self.vcpu().task_switched {
+                cr0::TS
+            } else {
+                0
+            }
     }
 
     /// Sets the guest's TS, as the `fpu_taskswitch` hypercall does.

@@ -16,9 +16,9 @@ use super::{CodeSize, Decoded, decode};
 use crate::cpu::{Machine, Regs};
 use crate::host::Host;
 
-pub use control::{CR4_DE, CR4_FIXED, CR4_FSGSBASE, CR4_OSXSAVE, CR4_TSD};
+use crate::registers::cr4;
 use control::{debug_number, read_cr, write_cr};
-pub use guest_cpu::{AccessFault, CR0_TS, GuestCpu, Loaded};
+pub use guest_cpu::{AccessFault, GuestCpu, Loaded};
 
 /// The vector of a general protection fault.
 pub const GENERAL_PROTECTION: u8 = 13;
@@ -157,7 +157,7 @@ pub fn execute(
         }
         Insn::Xsetbv => {
             let (index, value) = (regs.gpr(RCX) as u32, pair(regs));
-            let enabled = cpu.vcpu().cr4 & CR4_OSXSAVE != 0;
+            let enabled = cpu.vcpu().cr4 & cr4::OSXSAVE != 0;
             let ok = index == 0 && enabled && cpu.guest.cpuid.xcr0_allowed(value);
             if ok {
                 cpu.guest.m.set_xcr0(value);
@@ -213,7 +213,7 @@ fn software_interrupt(
 
 fn cpuid(regs: &mut Regs, cpu: &GuestCpu<'_, impl Machine, impl Host>, view: View) {
     let (leaf, subleaf) = (regs.gpr(RAX) as u32, regs.gpr(RCX) as u32);
-    let osxsave = cpu.vcpu().cr4 & CR4_OSXSAVE != 0;
+    let osxsave = cpu.vcpu().cr4 & cr4::OSXSAVE != 0;
     let xcr0 = cpu.guest.m.xcr0();
     let answer = cpu.guest.cpuid.query(leaf, subleaf, view, osxsave, xcr0);
     for (n, value) in [RAX, RBX, RCX, RDX].into_iter().zip(answer) {

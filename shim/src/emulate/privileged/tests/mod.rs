@@ -6,10 +6,12 @@ use xen_abi::Mfn;
 use xen_abi::trap::TrapInfo;
 
 use super::super::regs::{After, RF, TF};
-use super::{CR4_FIXED, CR4_OSXSAVE, CodeSize, GuestCpu, Outcome};
+use super::{CodeSize, GuestCpu, Outcome};
 use crate::boot::fill_hypercall_page;
+use crate::cpu::first;
 use crate::cpu::first::CR0;
 use crate::cpu::{Assist, Regs};
+use crate::registers::cr4;
 use crate::testing::Bench;
 
 const DONE: Outcome = Outcome::Done(After::Continue);
@@ -117,14 +119,14 @@ fn cr4_is_masked_and_never_faults() {
         run(&[0x0f, 0x22, 0xe0], &mut regs(u64::MAX, 0, 0), &mut bench),
         DONE
     );
-    let all = CR4_FIXED | 1 << 2 | 1 << 3 | 1 << 16 | 1 << 18;
+    let all = first::CR4 | cr4::TSD | cr4::DE | cr4::FSGSBASE | cr4::OSXSAVE;
     assert_eq!((bench.guest.vcpus[0].cr4, bench.guest.m.cr4), (all, all));
     assert_eq!(
         run(&[0x0f, 0x22, 0xe0], &mut regs(0, 0, 0), &mut bench),
         DONE
     );
     let cr4 = (bench.guest.vcpus[0].cr4, bench.guest.m.cr4);
-    assert_eq!(cr4, (CR4_FIXED, CR4_FIXED));
+    assert_eq!(cr4, (first::CR4, first::CR4));
 }
 
 #[test]
@@ -214,7 +216,7 @@ fn osxsave_leaks_only_to_a_kernel_that_forces_emulation() {
     assert_eq!(native(&mut kernel()), 0);
     assert_eq!(native(&mut process()), 0);
     let mut enabled = process();
-    enabled.guest.vcpus[0].cr4 = CR4_OSXSAVE;
+    enabled.guest.vcpus[0].cr4 = cr4::OSXSAVE;
     assert_ne!(native(&mut enabled), 0);
 }
 
@@ -315,7 +317,7 @@ fn xsetbv_needs_osxsave_and_a_valid_combination() {
     let mut bench = kernel();
     let bytes = [0x0f, 0x01, 0xd1];
     refused(&bytes, &regs(7, 0, 0), &mut bench);
-    bench.guest.vcpus[0].cr4 |= CR4_OSXSAVE;
+    bench.guest.vcpus[0].cr4 |= cr4::OSXSAVE;
     assert_eq!(run(&bytes, &mut regs(7, 0, 0), &mut bench), DONE);
     assert_eq!(bench.guest.m.xcr0, 7);
     refused(&bytes, &regs(5, 0, 0), &mut bench);
