@@ -6,7 +6,8 @@
 
 use libfuzzer_sys::fuzz_target;
 use unmoved_shim::emulate::ptstore::Entry;
-use unmoved_shim::mem::{FakeFrames, Frames};
+use unmoved_shim::mem::Frames;
+use unmoved_shim::testing::FakeFrames;
 use unmoved_shim::mm::{
     AddressSpaces, FrameUse, Ledger, M2p, Mm, Owner, ShimSlots, Tlb, check_descriptor,
 };

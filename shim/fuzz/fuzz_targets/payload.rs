@@ -5,7 +5,8 @@
 use libfuzzer_sys::fuzz_target;
 use unmoved_shim::boot::payload::Payload;
 use unmoved_shim::boot::{FrameList, FrameRun, GuestFrames, HostPages, Kernel, build};
-use unmoved_shim::mem::{FakeFrames, Frames};
+use unmoved_shim::mem::Frames;
+use unmoved_shim::testing::FakeFrames;
 use xen_abi::{Mfn, PAGE_SIZE, Port};
 
 /// Frames of the fuzzed machine, those of the image not counted.

@@ -8,7 +8,8 @@
 use libfuzzer_sys::fuzz_target;
 use unmoved_shim::host::store::StoreConnection;
 use unmoved_shim::host::{StoreClient as _, StoreOp, Tag};
-use unmoved_shim::mem::{FakeFrames, Frames};
+use unmoved_shim::mem::Frames;
+use unmoved_shim::testing::FakeFrames;
 use unmoved_shim::points::GuestStore as _;
 use unmoved_shim::points::xenstore::perms::Perms;
 use unmoved_shim::points::xenstore::{Limits, VirtualStore};

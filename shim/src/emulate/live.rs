@@ -68,8 +68,9 @@ mod tests {
     use super::super::regs::After;
     use super::write_fault;
     use crate::cpu::Regs;
-    use crate::mem::{BadAddress, FakeFrames, Frames, GuestMemory};
+    use crate::mem::{BadAddress, Frames, GuestMemory};
     use crate::mm::{Ledger, Mm, ShimSlots, Tlb};
+    use crate::testing::FakeFrames;
 
     const KERNEL: u64 = Pte::PRESENT | Pte::ACCESSED | Pte::DIRTY;
     /// L4, L3, L2 and L1 tables, a data page, and a frame of the shim's.

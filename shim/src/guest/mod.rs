@@ -2,6 +2,7 @@
 
 mod crash;
 mod leftovers;
+mod moves;
 mod turn;
 
 use alloc::collections::VecDeque;
@@ -13,8 +14,6 @@ use crate::cpu::{Assist, Machine, Regs, Vcpu};
 use crate::emulate::cpuid::FrozenCpuid;
 use crate::emulate::msr::MsrPolicy;
 use crate::host::Host;
-use crate::hypercall;
-use crate::migrate::Moves;
 use crate::mm::{Flush, Ledger, ShimSlots};
 use crate::options::{Blackout, Fault, Options};
 use crate::points::evtchn::EventChannels;
@@ -24,6 +23,10 @@ use crate::points::{Outside, Points};
 
 pub use crash::Recent;
 pub(crate) use leftovers::Leftovers;
+pub use moves::Moves;
+
+/// The argument registers of a hypercall: rdi, rsi, rdx, r10, r8.
+pub type Args = [u64; 5];
 
 /// A view of the guest's memory for one operation; a macro, so that the rest of the guest stays
 /// usable beside it.
@@ -116,7 +119,7 @@ pub struct Guest<M: Machine, H: Host> {
     /// The last hypercalls, for a crash report.
     pub recent: Recent,
     /// What is left of the hypercall that was just interrupted: its arguments.
-    pub(crate) continuation: Option<hypercall::Args>,
+    pub(crate) continuation: Option<Args>,
 }
 
 impl<M: Machine, H: Host> Guest<M, H> {

@@ -225,7 +225,8 @@ mod tests {
 
     use super::{HostGrantTable, TableFrames};
     use crate::host::{Access, HostGrants, HostRef};
-    use crate::mem::{FakeFrames, Frames};
+    use crate::mem::Frames;
+    use crate::testing::FakeFrames;
 
     struct UpTo(usize);
     impl TableFrames for UpTo {

@@ -24,12 +24,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::cpu::deliver::{self, Doomed};
 use crate::cpu::{Machine, Regs};
-use crate::guest::{Guest, mm};
+use crate::guest::{Args, Guest, mm};
 use crate::host::Host;
 use crate::mem::GuestMemory;
-
-/// The argument registers: rdi, rsi, rdx, r10, r8.
-pub type Args = [u64; 5];
 
 /// What a hypercall returns in `rax`.
 pub type Answer = Result<u64, Errno>;

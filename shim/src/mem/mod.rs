@@ -4,12 +4,6 @@
 //! CPU's page walker), so there are no references into them: every access copies or is a single
 //! atomic operation, and what was copied is checked before it is used.
 
-#[cfg(any(test, feature = "testing"))]
-mod fake;
-
-#[cfg(any(test, feature = "testing"))]
-pub use fake::FakeFrames;
-
 use xen_abi::{GuestVa, Mfn};
 
 /// The machine's frames, each [`PAGE_SIZE`](xen_abi::PAGE_SIZE) bytes.

@@ -49,17 +49,6 @@ mod key {
     pub const VERSION: &str = "version";
 }
 
-/// Counts the moves of this guest, and times the one under way.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Moves {
-    /// Moves that are over; it starts with none.
-    pub done: u64,
-    /// Suspends that the host took back.
-    pub cancelled: u64,
-    /// Suspends that the shim refused.
-    pub refused: u64,
-}
-
 /// Both clocks of a host at one moment, nanoseconds.
 #[derive(Clone, Copy, Debug)]
 struct Moment {

@@ -73,7 +73,7 @@ impl<F: Frames + ?Sized> M2p for M2pTable<'_, F> {
 #[cfg(test)]
 mod tests {
     use super::{M2p, M2pTable};
-    use crate::mem::FakeFrames;
+    use crate::testing::FakeFrames;
     use xen_abi::mmu::INVALID_M2P_ENTRY;
     use xen_abi::{Mfn, Pfn};
 

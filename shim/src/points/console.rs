@@ -119,7 +119,8 @@ fn copy(frames: &dyn Frames, channel: Channel, from: Mfn, to: Mfn) -> bool {
 #[cfg(test)]
 mod tests {
     use super::{Console, Moved};
-    use crate::mem::{FakeFrames, Frames};
+    use crate::mem::Frames;
+    use crate::testing::FakeFrames;
     use xen_abi::console::{IN, IN_CONS, IN_PROD, OUT, OUT_CONS, OUT_PROD};
     use xen_abi::{Mfn, Port};
 

@@ -10,8 +10,6 @@ pub mod console;
 pub(crate) mod device;
 pub mod disk;
 pub mod evtchn;
-#[cfg(any(test, feature = "testing"))]
-pub(crate) mod fake;
 pub mod grant;
 pub mod identity;
 pub mod net;

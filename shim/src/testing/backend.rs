@@ -5,8 +5,8 @@
     expect(dead_code, reason = "fuzz targets use a part of what the tests need")
 )]
 
-use crate::mem::FakeFrames;
 use crate::points::device::model::{HostNodes, Peer};
+use crate::testing::FakeFrames;
 
 /// A backend.
 pub(crate) trait Backend {

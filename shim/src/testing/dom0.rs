@@ -17,14 +17,14 @@ use xen_abi::console::{IN, IN_PROD, OUT, OUT_CONS, OUT_PROD};
 use xen_abi::{DomId, Mfn, Port};
 
 use super::backend::Backend;
-use super::host::FakeHost;
 use crate::host::{HostEvent, HostPort};
-use crate::mem::{FakeFrames, Frames};
+use crate::mem::Frames;
 use crate::points::GuestStore as _;
 use crate::points::device::model::HostNodes;
-use crate::points::fake::HOST_TABLE;
 use crate::points::xenstore::perms::Perms;
 use crate::points::xenstore::{Limits, VirtualStore};
+use crate::testing::FakeFrames;
+use crate::testing::surroundings::HOST_TABLE;
 
 /// The domain's id on every host; that it may be another one is not for this file to try.
 const REAL: DomId = DomId(7);
@@ -64,6 +64,11 @@ pub struct Dom0 {
 }
 
 impl Dom0 {
+    /// The page that leads to xenstored.
+    pub const STORE_RING: Mfn = Mfn(10);
+    /// The page that leads to the console daemon.
+    pub const CONSOLE_RING: Mfn = Mfn(11);
+
     /// A domain without devices, as its toolstack starts it with `kib` of memory.
     pub(super) fn new(frames: Rc<FakeFrames>, kib: u64) -> Self {
         (0..TABLE_FRAMES as u64).for_each(|index| frames.add(Mfn(HOST_TABLE + index)));
@@ -87,7 +92,7 @@ impl Dom0 {
         for index in 0..TABLE_FRAMES as u64 {
             self.frames.clear(Mfn(HOST_TABLE + index));
         }
-        self.frames.clear(FakeHost::CONSOLE_RING);
+        self.frames.clear(Self::CONSOLE_RING);
         for nr in 0..self.backends.len() {
             let backend = &mut self.backends[nr];
             backend.arrive();
@@ -273,7 +278,7 @@ impl Dom0 {
 
     /// The console daemon reads what was said.
     fn listen(&mut self) {
-        let ring = FakeHost::CONSOLE_RING;
+        let ring = Self::CONSOLE_RING;
         let (mut at, end) = [OUT_CONS, OUT_PROD]
             .map(|index| self.frames.load32(ring, index))
             .into();
@@ -291,7 +296,7 @@ impl Dom0 {
 
     /// Somebody types at the console.
     pub fn types(&mut self, text: &[u8]) {
-        let ring = FakeHost::CONSOLE_RING;
+        let ring = Self::CONSOLE_RING;
         let at = self.frames.load32(ring, IN_PROD);
         for (offset, byte) in text.iter().enumerate() {
             let index = (at as usize + offset) % INPUT_SIZE;
@@ -352,7 +357,7 @@ impl HostNodes for Nodes<'_> {
 
 /// A daemon with the nodes of a domain, that serves the ring.
 fn toolstack(frames: &FakeFrames, kib: u64) -> VirtualStore {
-    frames.clear(FakeHost::STORE_RING);
+    frames.clear(Dom0::STORE_RING);
     let mut real = VirtualStore::new(REAL, Limits::default());
     let kib = kib.to_string();
     for (path, value, is_guests) in [
@@ -381,6 +386,6 @@ fn toolstack(frames: &FakeFrames, kib: u64) -> VirtualStore {
         };
         real.put(path, value.as_bytes(), &perms);
     }
-    real.connect(frames, FakeHost::STORE_RING);
+    real.connect(frames, Dom0::STORE_RING);
     real
 }

@@ -11,8 +11,9 @@ use xen_abi::{DomId, Errno, Mfn, Port};
 use super::dom0::Dom0;
 use super::heap::SmallHeap;
 use crate::host::{Arrival, Host, HostEvent, HostPort, Ring, Xen};
-use crate::mem::{FakeFrames, Frames};
+use crate::mem::Frames;
 use crate::points::time::{HostTime, Time};
+use crate::testing::FakeFrames;
 
 /// The time stamp counter, 1 GHz, shared between a machine and its host.
 #[derive(Clone, Debug, Default)]
@@ -101,9 +102,9 @@ pub struct FakeHost {
 
 impl FakeHost {
     /// The page that leads to xenstored.
-    pub const STORE_RING: Mfn = Mfn(10);
+    pub const STORE_RING: Mfn = Dom0::STORE_RING;
     /// The page that leads to the console daemon.
-    pub const CONSOLE_RING: Mfn = Mfn(11);
+    pub const CONSOLE_RING: Mfn = Dom0::CONSOLE_RING;
 
     /// Memory that the toolstack gave the domain, KiB: the guest's and the shim's.
     pub const MEMORY_KIB: u64 = 8192;

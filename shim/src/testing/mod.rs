@@ -7,6 +7,7 @@
 mod backend;
 mod census;
 mod dom0;
+mod frames;
 mod guest;
 #[cfg(test)]
 pub(crate) mod heap;
@@ -24,9 +25,11 @@ mod heap {
 mod host;
 mod machine;
 mod processor;
+pub(crate) mod surroundings;
 mod translations;
 
 pub use dom0::Dom0;
+pub use frames::FakeFrames;
 #[cfg(test)]
 pub(crate) use guest::driver::{DiskDriver, NetDriver};
 pub use guest::{Bench, TestGuest};

@@ -14,8 +14,9 @@ use std::iter::once;
 use xen_abi::mmu::{ENTRIES, Level, Pte, is_guest_l4_slot};
 use xen_abi::{GuestVa, Mfn, PAGE_SIZE};
 
-use crate::mem::{BadAddress, FakeFrames, Frames};
+use crate::mem::{BadAddress, Frames};
 use crate::mm::{FrameUse, Ledger, Owner};
+use crate::testing::FakeFrames;
 
 /// What an address, or the part of it that the levels above stand for, leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -9,7 +9,7 @@ use super::guest::{Case, run};
 use super::synthetic::{Load, elf, linux_notes, note, number};
 use super::walker::walk;
 use crate::boot::{BuildError, GuestFrames, HostPages, Kernel, LayoutError, build};
-use crate::mem::FakeFrames;
+use crate::testing::FakeFrames;
 
 const BASE: u64 = 0xffff_ffff_8000_0000;
 const PAGE: u64 = PAGE_SIZE as u64;

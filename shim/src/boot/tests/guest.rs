@@ -8,7 +8,8 @@ use zerocopy::FromBytes;
 
 use super::walker::{census, walk};
 use crate::boot::{BuildError, FrameList, GuestFrames, HostPages, Kernel, Start, build};
-use crate::mem::{FakeFrames, Frames};
+use crate::mem::Frames;
+use crate::testing::FakeFrames;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 

@@ -2,7 +2,8 @@
 
 use xen_abi::Mfn;
 
-use crate::mem::{FakeFrames, Frames};
+use crate::mem::Frames;
+use crate::testing::FakeFrames;
 
 /// What an address is mapped to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -105,7 +105,8 @@ mod tests {
     use xen_abi::Mfn;
 
     use super::{BadIndex, Pipe};
-    use crate::mem::{FakeFrames, Frames};
+    use crate::mem::Frames;
+    use crate::testing::FakeFrames;
 
     const PIPE: Pipe = Pipe {
         buffer: 1024,

@@ -7,10 +7,11 @@ use xen_abi::{DomId, Errno, Mfn};
 
 use super::{HostStore as _, StoreConnection, TreeReader};
 use crate::host::{StoreClient as _, StoreEvent, StoreOp, Tag};
-use crate::mem::{FakeFrames, Frames as _};
+use crate::mem::Frames as _;
 use crate::points::GuestStore as _;
 use crate::points::xenstore::perms::Perms;
 use crate::points::xenstore::{Limits, VirtualStore};
+use crate::testing::FakeFrames;
 
 const PAGE: Mfn = Mfn(0);
 const ME: DomId = DomId(7);

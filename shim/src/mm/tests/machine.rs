@@ -8,7 +8,8 @@ use xen_abi::mmu::{INVALID_M2P_ENTRY, Pte, XEN_SLOTS};
 use xen_abi::{Errno, Mfn};
 
 use super::super::{AddressSpaces, Flush, Ledger, M2p, Mm, Owner, ShimSlots, Tlb};
-use crate::mem::{FakeFrames, Frames};
+use crate::mem::Frames;
+use crate::testing::FakeFrames;
 use crate::testing::Translations;
 
 /// What a guest writes into an entry for a kernel page or a table.

@@ -9,7 +9,8 @@ use super::super::{Flush, Mm};
 use super::machine::{KERNEL_RO, Machine, done};
 use super::scan::Scan;
 use crate::emulate::ptstore::Entry;
-use crate::mem::{FakeFrames, Frames};
+use crate::mem::Frames;
+use crate::testing::FakeFrames;
 
 const AD: u64 = Pte::ACCESSED | Pte::DIRTY;
 const L1: Mfn = Mfn(7);

@@ -6,7 +6,7 @@ use xen_abi::{GuestVa, Mfn};
 
 use super::super::{AddressSpaces, Flush, FrameUse, Mm};
 use super::machine::{FakeM2p, KERNEL_RO, KERNEL_RW, Machine, SHIM, USER_RW, done};
-use crate::mem::FakeFrames;
+use crate::testing::FakeFrames;
 
 /// The L1 table at the end of the tree.
 const L1: Mfn = Mfn(7);

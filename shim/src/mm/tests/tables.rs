@@ -8,7 +8,8 @@ use super::machine::{
     END, HOLE, KERNEL_RO, KERNEL_RW, Machine, OUTSIDE, READ_ONLY, SHARED, SHIM, USER_RW, done,
 };
 use super::scan::Scan;
-use crate::mem::{FakeFrames, Frames};
+use crate::mem::Frames;
+use crate::testing::FakeFrames;
 
 fn request(table: Mfn, index: usize, val: u64) -> MmuUpdate {
     MmuUpdate {

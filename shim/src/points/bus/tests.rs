@@ -9,10 +9,12 @@ use xen_abi::{Mfn, Port};
 use super::{Bus, DeviceFactory};
 use crate::host::grants::HostGrantTable;
 use crate::host::{HostPort, StoreClient, StoreEvent, StoreOp, Tag};
-use crate::mem::FakeFrames;
-use crate::points::fake::{Allowed, BACKEND, FakePorts, FakeXen, GUEST, Ledger, VirtualStore};
 use crate::points::grant::GuestGrantTable;
 use crate::points::{Cx, Device, DeviceClass, DeviceId, Progress, TagOwner, device_tag};
+use crate::testing::FakeFrames;
+use crate::testing::surroundings::{
+    Allowed, BACKEND, FakePorts, FakeXen, GUEST, Ledger, VirtualStore,
+};
 
 type Notes = Rc<RefCell<Vec<String>>>;
 /// With how many each device shares, itself among them.

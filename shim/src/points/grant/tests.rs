@@ -8,8 +8,9 @@ use xen_abi::grant::{
 use xen_abi::{DomId, Errno, Mfn};
 
 use super::{FrameHolds, GuestGrantTable};
-use crate::mem::{FakeFrames, Frames};
+use crate::mem::Frames;
 use crate::points::{BadGrant, GuestGrants};
+use crate::testing::FakeFrames;
 
 const GUEST: DomId = DomId(1);
 const BACKEND: DomId = DomId(0);

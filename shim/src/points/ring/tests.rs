@@ -6,7 +6,8 @@ use proptest::prelude::{any, prop, prop_assert, prop_assert_eq, proptest};
 use xen_abi::Mfn;
 
 use super::{BackRing, FrontRing, REQ_PROD, RSP_PROD, RingError, ring_entries};
-use crate::mem::{FakeFrames, Frames};
+use crate::mem::Frames;
+use crate::testing::FakeFrames;
 
 const BLK: usize = 112;
 

@@ -21,14 +21,14 @@ use crate::boot::{Layout, Start};
 use crate::cpu::{Regs, first};
 use crate::guest::{Guest, Parts};
 use crate::host::Xen;
-use crate::mem::FakeFrames;
 use crate::mm::{Ledger, Mm, Owner, ShimSlots};
 use crate::options::Options;
 use crate::points::evtchn::{EventChannels, Peer};
-use crate::points::fake::Allowed;
 use crate::points::identity::Identity;
 use crate::points::time::{SECOND, Time};
 use crate::points::{Points, assembled};
+use crate::testing::FakeFrames;
+use crate::testing::surroundings::Allowed;
 
 /// The guest that tests run.
 pub type TestGuest = Guest<FakeMachine, FakeHost>;

@@ -13,8 +13,9 @@ use super::heap::SmallHeap;
 use super::host::Clock;
 use super::translations::Translations;
 use crate::cpu::{HostTraps, Machine, first};
-use crate::mem::{FakeFrames, Frames};
+use crate::mem::Frames;
 use crate::mm::{Ledger, M2p};
+use crate::testing::FakeFrames;
 
 /// A flush that was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

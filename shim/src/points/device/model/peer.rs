@@ -1,8 +1,8 @@
 //! A host's backend: the part of it that every class has, which is to follow the frontend's states as Linux's
 //! do.
 
-use crate::mem::FakeFrames;
 use crate::points::device::Protocol;
+use crate::testing::FakeFrames;
 
 /// The state in which a backend was left by the toolstack, or waits for rings.
 const INIT_WAIT: u32 = 2;

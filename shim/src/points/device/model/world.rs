@@ -7,13 +7,14 @@ use xen_abi::{Mfn, Port};
 use super::Peer;
 use crate::host::grants::HostGrantTable;
 use crate::host::{HostPort, StoreEvent, Tag};
-use crate::mem::{FakeFrames, Frames};
+use crate::mem::Frames;
 use crate::points::device::{Carrier, Protocol};
-use crate::points::fake::{
-    self, Allowed, BACKEND, FakePorts, FakeXen, GUEST, HOST_TABLE, Ledger, RealStore, VirtualStore,
-};
 use crate::points::grant::GuestGrantTable;
 use crate::points::{Cx, Device, Progress};
+use crate::testing::FakeFrames;
+use crate::testing::surroundings::{
+    self, Allowed, BACKEND, FakePorts, FakeXen, GUEST, HOST_TABLE, Ledger, RealStore, VirtualStore,
+};
 
 /// Frames below are the guest's.
 pub(crate) const GUEST_FRAMES: u64 = 160;
@@ -280,9 +281,9 @@ pub(crate) fn reference(frame: Mfn) -> u32 {
 
 pub(crate) fn grant<B: Peer>(world: &World<B>, frame: Mfn, readonly: bool) {
     let table = &world.guest_table;
-    fake::put_grant(&world.mem, table, reference(frame), frame, readonly);
+    surroundings::put_grant(&world.mem, table, reference(frame), frame, readonly);
 }
 
 pub(crate) fn put_entry<B: Peer>(world: &World<B>, reference: u32, raw: u64) {
-    fake::put_entry(&world.mem, &world.guest_table, reference, raw);
+    surroundings::put_entry(&world.mem, &world.guest_table, reference, raw);
 }

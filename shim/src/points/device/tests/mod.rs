@@ -4,8 +4,8 @@ mod stages;
 
 use super::ConnectionStage;
 use super::model::{Peer, World};
-use crate::mem::FakeFrames;
 use crate::points::{Device, Progress};
+use crate::testing::FakeFrames;
 
 /// What a class has to bring besides the model of its backend.
 pub(in crate::points) trait Class: Peer {

@@ -7,11 +7,12 @@ use xen_abi::blkif::{
 };
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use crate::mem::{FakeFrames, Frames};
+use crate::mem::Frames;
 use crate::points::device::model::Peer;
 use crate::points::disk::Disk;
-use crate::points::fake::{is_granted, map, unmap};
 use crate::points::ring::BackRing;
+use crate::testing::FakeFrames;
+use crate::testing::surroundings::{is_granted, map, unmap};
 
 /// Sectors of the model's disk.
 pub(crate) const SECTORS: usize = 2048;

@@ -78,8 +78,11 @@ fn without_references_requests_wait_and_are_not_lost() {
     {
         use crate::host::{Access, HostGrants};
         let mut grants = world.host_table.via(&world.mem, &mut world.allowed);
-        while let Some(grant) = grants.grant(crate::points::fake::BACKEND, Mfn(0), Access::ReadOnly)
-        {
+        while let Some(grant) = grants.grant(
+            crate::testing::surroundings::BACKEND,
+            Mfn(0),
+            Access::ReadOnly,
+        ) {
             taken.push(grant);
         }
         for _ in 0..5 {

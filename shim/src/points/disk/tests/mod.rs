@@ -11,11 +11,11 @@ mod properties;
 use xen_abi::blkif::{op, status};
 
 use self::guest::Guest;
-use crate::mem::FakeFrames;
 use crate::points::device::model::Peer;
 use crate::points::device::tests::Class;
 use crate::points::disk::model::{Backend, World};
 use crate::points::{Device, Progress};
+use crate::testing::FakeFrames;
 
 const GOOD: &[(&str, &str)] = &[
     ("feature-flush-cache", "1"),

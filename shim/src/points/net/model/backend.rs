@@ -10,11 +10,12 @@ use xen_abi::netif::{
 };
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::mem::{FakeFrames, Frames};
+use crate::mem::Frames;
 use crate::points::device::model::Peer;
-use crate::points::fake::{is_granted, map, unmap};
 use crate::points::net::Net;
 use crate::points::ring::BackRing;
+use crate::testing::FakeFrames;
+use crate::testing::surroundings::{is_granted, map, unmap};
 
 pub(crate) const MAC: &str = "02:00:00:00:01:01";
 /// The type of the packets that announce a move.

@@ -3,12 +3,13 @@
 use xen_abi::netif::status;
 
 use super::guest::{Guest, Wishes};
-use crate::mem::{FakeFrames, Frames};
+use crate::mem::Frames;
 use crate::points::device::model::Peer;
 use crate::points::device::tests::Class;
 use crate::points::net::model::World;
 use crate::points::net::model::backend::{Backend, Packet};
 use crate::points::{Device, Progress};
+use crate::testing::FakeFrames;
 
 const FULL: &[(&str, bool)] = &[
     ("feature-rx-copy", true),

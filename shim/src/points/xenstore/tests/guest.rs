@@ -4,8 +4,9 @@ use xen_abi::xs_wire::{Header, MsgType, ring};
 use xen_abi::{DomId, Mfn};
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
-use crate::mem::{FakeFrames, Frames as _};
+use crate::mem::Frames as _;
 use crate::points::xenstore::{Limits, VirtualStore};
+use crate::testing::FakeFrames;
 
 pub(super) const PAGE: Mfn = Mfn(0);
 pub(super) const GUEST: DomId = DomId(1);

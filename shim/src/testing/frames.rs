@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use xen_abi::{Mfn, PAGE_SIZE};
 
-use super::{FramePool, Frames};
+use crate::mem::{FramePool, Frames};
 
 /// A machine's frames; a frame exists once [`add`](Self::add) was called for it.
 ///

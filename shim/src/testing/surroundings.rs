@@ -10,12 +10,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use xen_abi::{DomId, Errno, Mfn, Port};
 
-use super::device::model::HostNodes;
-use super::grant::{FrameHolds, GuestGrantTable};
-use super::{DeviceId, GuestPorts, GuestStore};
 use crate::host::grants::TableFrames;
 use crate::host::{HostPort, StoreClient, StoreEvent, StoreOp, Tag, Xen};
 use crate::mem::Frames;
+use crate::points::device::model::HostNodes;
+use crate::points::grant::{FrameHolds, GuestGrantTable};
+use crate::points::{DeviceId, GuestPorts, GuestStore};
 
 /// What the guest believes its own domain to be.
 pub(crate) const GUEST: DomId = DomId(1);
