@@ -58,7 +58,7 @@ fn step(input: &[u8]) -> (u8, &[u8], Regs) {
         rflags: 0x202,
         ..Default::default()
     };
-    for (n, value) in values.chunks_exact(8).enumerate() {
+    for (n, value) in (0..).zip(values.chunks_exact(8)) {
         let value = u64::from_le_bytes(value.try_into().expect("eight bytes"));
         regs.set_gpr(n, value);
         regs.set_gpr(n + 8, !value);
