@@ -46,17 +46,20 @@ pub(crate) struct Placed<B: Peer> {
     pub backend: B,
     /// Makes the one of the next host.
     next: fn() -> B,
+    /// The device's number within its class.
+    index: u32,
     holds: bool,
     is_missing: bool,
     is_slow: bool,
 }
 
 impl<B: Peer> Placed<B> {
-    /// Every host has what `next` makes.
-    pub(crate) fn new(next: fn() -> B) -> Self {
+    /// Every host has what `next` makes, as device number `index`.
+    pub(crate) fn new(index: u32, next: fn() -> B) -> Self {
         Self {
             backend: next(),
             next,
+            index,
             holds: false,
             is_missing: false,
             is_slow: false,
@@ -64,18 +67,65 @@ impl<B: Peer> Placed<B> {
     }
 }
 
+impl<B: Peer> Placed<B> {
+    /// The store as the model knows it, which has one number for all devices of its class.
+    fn view<'a>(&self, store: &'a mut dyn HostNodes) -> Numbered<'a> {
+        Numbered {
+            store,
+            places: [(B::host_front(), self.front()), (B::dir(), self.dir())],
+        }
+    }
+}
+
+/// The directory beside `dir` that belongs to number `index`.
+fn numbered(dir: &str, index: u32) -> String {
+    let (class, _) = dir.rsplit_once('/').expect("a device's directory");
+    format!("{class}/{index}")
+}
+
+/// A store in which two directories stand for others.
+struct Numbered<'a> {
+    store: &'a mut dyn HostNodes,
+    places: [(String, String); 2],
+}
+
+impl Numbered<'_> {
+    fn real(&self, path: &str) -> String {
+        let mut places = self.places.iter();
+        let real =
+            places.find_map(|(dir, real)| Some(format!("{real}{}", path.strip_prefix(dir)?)));
+        real.unwrap_or_else(|| path.to_owned())
+    }
+}
+
+impl HostNodes for Numbered<'_> {
+    fn get(&self, path: &str) -> Option<String> {
+        self.store.get(&self.real(path))
+    }
+    fn set(&mut self, path: &str, value: &str) {
+        // The frontend is told where its backend is.
+        let (path, value) = (self.real(path), self.real(value));
+        self.store.set(&path, &value);
+    }
+    fn remove(&mut self, directory: &str) {
+        let directory = self.real(directory);
+        self.store.remove(&directory);
+    }
+}
+
 impl<B: Peer> Backend for Placed<B> {
     fn front(&self) -> String {
-        B::host_front()
+        numbered(&B::host_front(), self.index)
     }
     fn dir(&self) -> String {
-        B::dir()
+        numbered(&B::dir(), self.index)
     }
     fn announce(&self, store: &mut dyn HostNodes) {
-        self.backend.announce(store);
+        self.backend.announce(&mut self.view(store));
     }
     fn frontend_changed(&mut self, store: &mut dyn HostNodes, mem: &FakeFrames) {
-        self.backend.frontend_changed(store, mem);
+        let mut view = self.view(store);
+        self.backend.frontend_changed(&mut view, mem);
     }
     fn kicked(&mut self, mem: &FakeFrames) {
         self.backend.take(mem);

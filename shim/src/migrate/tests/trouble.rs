@@ -15,8 +15,8 @@ use crate::testing::{Bench, DiskDriver, Journey, NetDriver};
 /// A guest with a disk whose backend holds so many requests.
 fn with_requests(options: Options, count: u64) -> (Bench, DiskDriver) {
     let mut bench = Bench::with(options);
-    let nr = bench.plug_disk();
-    let mut driver = DiskDriver::connect(&mut bench);
+    let nr = bench.plug_disk(0);
+    let mut driver = DiskDriver::connect(&mut bench, 0);
     bench.guest.host.dom0.backends[nr].hold(true);
     (0..count).for_each(|at| driver.ask(&mut bench, op::WRITE, at));
     driver.push(&mut bench, true);
@@ -192,8 +192,8 @@ fn a_backend_that_is_still_connecting_is_waited_for() {
 #[test]
 fn points_with_deadlines_are_served_while_the_guest_is_parked() {
     let mut bench = Bench::new();
-    let nr = bench.plug_net();
-    let mut driver = NetDriver::connect(&mut bench);
+    let nr = bench.plug_net(0);
+    let mut driver = NetDriver::connect(&mut bench, 0);
     bench.guest.host.dom0.backends[nr].hold(true);
     driver.send(&mut bench);
     driver.push(&mut bench, true);

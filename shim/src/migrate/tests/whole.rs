@@ -1,4 +1,4 @@
-//! Whole moves: a guest whose disk and network interface are at work, every fault, every way that a
+//! Whole moves: a guest whose disks and network interfaces are at work, every fault, every way that a
 //! suspend can end, and backends that answer in time or do not.  Whatever happens, each request has one answer, the
 //! guest's store is what it was, and nothing is lost of what the devices take of the host.
 
@@ -41,8 +41,8 @@ enum End {
 
 #[derive(Clone, Copy, Debug)]
 struct Case {
-    has_disk: bool,
-    has_net: bool,
+    disks: u32,
+    nets: u32,
     fault: Option<Fault>,
     end: End,
     answers: Answers,
@@ -69,7 +69,7 @@ impl Case {
         if is_struck(Phase::Park, &both)
             || is_struck(Phase::Drain, &both)
             // Packets may be lost, and are not waited for as long.
-            || self.has_disk && self.answers != Answers::InTime
+            || self.disks > 0 && self.answers != Answers::InTime
             || self.answers == Answers::AfterAPause && is_struck(Phase::Suspend, &[Way::Stall])
             || is_struck(Phase::Suspend, &[Way::Fail])
         {
@@ -94,13 +94,13 @@ fn cases() -> Vec<Case> {
         End::Cancelled,
     ];
     let mut cases = Vec::new();
-    for (has_disk, has_net) in [(true, false), (false, true), (true, true)] {
+    for (disks, nets) in [(1, 0), (0, 1), (2, 2)] {
         for &fault in &faults {
             for end in ends {
                 for answers in [Answers::InTime, Answers::AfterAPause, Answers::Late] {
                     cases.push(Case {
-                        has_disk,
-                        has_net,
+                        disks,
+                        nets,
                         fault,
                         end,
                         answers,
@@ -115,11 +115,11 @@ fn cases() -> Vec<Case> {
 /// A guest with drivers at work.
 struct AtWork {
     bench: Bench,
-    disk: Option<DiskDriver>,
-    net: Option<NetDriver>,
+    disks: Vec<DiskDriver>,
+    nets: Vec<NetDriver>,
     /// Requests that were made.
     asked: usize,
-    /// Where on the disk the next one goes.
+    /// Where on its disk the next one goes.
     at: u64,
 }
 
@@ -129,18 +129,20 @@ impl AtWork {
             faults: case.fault.into_iter().collect(),
             ..Options::default()
         });
-        if case.has_disk {
-            bench.plug_disk();
+        for nr in 0..case.disks {
+            bench.plug_disk(nr);
         }
-        if case.has_net {
-            bench.plug_net();
+        for nr in 0..case.nets {
+            bench.plug_net(nr);
         }
-        let disk = case.has_disk.then(|| DiskDriver::connect(&mut bench));
-        let net = case.has_net.then(|| NetDriver::connect(&mut bench));
+        let disks = (0..case.disks).map(|nr| DiskDriver::connect(&mut bench, nr));
+        let disks = disks.collect();
+        let nets = (0..case.nets).map(|nr| NetDriver::connect(&mut bench, nr));
+        let nets = nets.collect();
         let mut guest = Self {
             bench,
-            disk,
-            net,
+            disks,
+            nets,
             asked: 0,
             at: 0,
         };
@@ -151,49 +153,49 @@ impl AtWork {
     /// Makes so many requests of each driver.
     fn ask(&mut self, count: usize, kicks: bool) {
         for nr in 0..count {
-            if let Some(disk) = &mut self.disk {
+            for disk in &mut self.disks {
                 let operation = [op::WRITE, op::WRITE, op::READ, op::FLUSH_DISKCACHE][nr % 4];
                 disk.ask(&mut self.bench, operation, self.at);
                 self.at += 1;
                 self.asked += 1;
             }
-            if let Some(net) = &mut self.net {
+            for net in &mut self.nets {
                 net.send(&mut self.bench);
                 self.asked += 1;
             }
         }
-        if let Some(disk) = &mut self.disk {
+        for disk in &mut self.disks {
             disk.push(&mut self.bench, kicks);
         }
-        if let Some(net) = &mut self.net {
+        for net in &mut self.nets {
             net.push(&mut self.bench, kicks);
         }
     }
 
     /// Posts buffers for packets.
     fn post(&mut self, count: usize) {
-        if let Some(net) = &mut self.net {
+        for net in &mut self.nets {
             (0..count).for_each(|_| net.post(&mut self.bench));
             net.push(&mut self.bench, true);
         }
     }
 
     fn reap(&mut self) {
-        if let Some(disk) = &mut self.disk {
+        for disk in &mut self.disks {
             disk.reap(&mut self.bench);
         }
-        if let Some(net) = &mut self.net {
+        for net in &mut self.nets {
             net.reap(&mut self.bench);
         }
     }
 
     /// Requests that wait for their answers, and answers that came.
     fn waiting(&self) -> (usize, usize) {
-        let disk = self.disk.as_ref();
-        let net = self.net.as_ref();
-        let disk = disk.map_or((0, 0), |disk| (disk.waiting(), disk.answers));
-        let net = net.map_or((0, 0), |net| (net.waiting(), net.answers));
-        (disk.0 + net.0, disk.1 + net.1)
+        let disks = self.disks.iter().map(|disk| (disk.waiting(), disk.answers));
+        let nets = self.nets.iter().map(|net| (net.waiting(), net.answers));
+        disks.chain(nets).fold((0, 0), |(waiting, answers), one| {
+            (waiting + one.0, answers + one.1)
+        })
     }
 
     /// The guest runs for a while, and takes what there is.
@@ -230,23 +232,21 @@ impl AtWork {
 
     /// Every buffer that was posted gets one packet.
     fn receive(&mut self) {
-        let Some(net) = &mut self.net else {
-            return;
-        };
-        let nr = self.bench.guest.host.dom0.backends.len() - 1;
-        let (posted, before) = (net.posted(), net.received.len());
-        for byte in 1..=posted as u8 {
-            self.bench.guest.host.in_dom0(|dom0| {
-                let there_is_room = dom0.backend(nr, |backend, _, mem| backend.deliver(mem, byte));
-                assert!(there_is_room, "for packet {byte} of {posted}");
-                dom0.kick(nr);
-            });
-            self.bench.settle();
+        for (nr, net) in (self.disks.len()..).zip(&mut self.nets) {
+            let (posted, before) = (net.posted(), net.received.len());
+            let packets = (nr * 16 + 1..).take(posted).map(|byte| byte as u8);
+            for byte in packets.clone() {
+                self.bench.guest.host.in_dom0(|dom0| {
+                    let is_room = dom0.backend(nr, |backend, _, mem| backend.deliver(mem, byte));
+                    assert!(is_room, "for packet {byte}, of {posted}");
+                    dom0.kick(nr);
+                });
+                self.bench.settle();
+            }
+            net.reap(&mut self.bench);
+            assert_eq!(net.received[before..], packets.collect::<Vec<u8>>());
+            assert_eq!(net.posted(), 0);
         }
-        net.reap(&mut self.bench);
-        let expected: Vec<u8> = (1..=posted as u8).collect();
-        assert_eq!(net.received[before..], expected);
-        assert_eq!(net.posted(), 0);
     }
 
     /// Grants that the host has, and frames that the shim has left.
@@ -338,7 +338,7 @@ fn run(case: &Case) -> Outcome {
     }
     guest.wait_a_while();
     // An interface keeps the page that its announcements are made of, from its first move on.
-    let kept = u64::from(case.has_net);
+    let kept = u64::from(case.nets);
     assert_eq!(guest.usage(), (idle.0, idle.1 - kept), "nothing is lost");
     guest.bench.check();
     outcome

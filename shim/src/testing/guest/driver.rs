@@ -1,4 +1,4 @@
-//! Drivers as a guest's kernel has them, for one disk and one network interface: they connect by the guest's own
+//! Drivers as a guest's kernel has them, for disks and network interfaces: they connect by the guest's own
 //! store, grants and ports, ask for things, and take each answer once.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -25,20 +25,24 @@ const SECTORS: u64 = 8;
 const BLANK: u8 = 0x5a;
 /// Pages of the guest's ([`Bench::page`]): first one that the drivers have.
 const PAGES: u64 = 20;
+/// The first that those of interfaces have.
+const NET_PAGES: u64 = 60;
+/// Pages of data that a driver has in each direction.
+const BUFFERS: u64 = 8;
 /// Bytes of a packet.
 const PACKET: u16 = 100;
 
 impl Bench {
-    /// Plugs a disk, which every host has; returns its number for the control domain.
-    pub(crate) fn plug_disk(&mut self) -> usize {
-        self.plug(Placed::new(|| {
+    /// Plugs disk number `nr`, which every host has; returns its number for the control domain.
+    pub(crate) fn plug_disk(&mut self, nr: u32) -> usize {
+        self.plug(Placed::new(disk_index(nr), || {
             disk::model::Backend::new(0, &[("feature-flush-cache", "1")])
         }))
     }
 
-    /// Plugs a network interface, likewise.
-    pub(crate) fn plug_net(&mut self) -> usize {
-        self.plug(Placed::new(|| {
+    /// Plugs network interface number `nr`, likewise.
+    pub(crate) fn plug_net(&mut self, nr: u32) -> usize {
+        self.plug(Placed::new(nr, || {
             net::model::Backend::new(&[("feature-rx-copy", true)])
         }))
     }
@@ -115,6 +119,11 @@ impl Bench {
     }
 }
 
+/// The index of disk number `nr`: `xvda`, `xvdb` and so on.
+fn disk_index(nr: u32) -> u32 {
+    51712 + nr * 16
+}
+
 /// Frames that a driver has, which it grants under always the same references.
 struct Buffers {
     first: u64,
@@ -169,9 +178,11 @@ pub(crate) struct DiskDriver {
 }
 
 impl DiskDriver {
-    /// Connects it.
-    pub(crate) fn connect(bench: &mut Bench) -> Self {
-        let mut rings = Buffers::new(PAGES, 1);
+    /// Connects that of disk number `nr`.
+    pub(crate) fn connect(bench: &mut Bench, nr: u32) -> Self {
+        let pages = PAGES + u64::from(nr) * (1 + BUFFERS);
+        let index = disk_index(nr);
+        let mut rings = Buffers::new(pages, 1);
         let (_, frame, reference) = rings.take(bench, false);
         let ring = FrontRing::new(&bench.guest.m, vec![frame]);
         let port = bench.alloc_unbound();
@@ -182,14 +193,14 @@ impl DiskDriver {
             ("state", "3".to_owned()),
             ("state", "4".to_owned()),
         ] {
-            bench.write_store(&format!("device/vbd/51712/{key}"), &value);
+            bench.write_store(&format!("device/vbd/{index}/{key}"), &value);
         }
-        let state = bench.store("/local/domain/0/backend/vbd/1/51712/state");
+        let state = bench.store(&format!("/local/domain/0/backend/vbd/1/{index}/state"));
         assert_eq!(state.as_deref(), Some("4"));
         Self {
             ring,
             port,
-            buffers: Buffers::new(PAGES + 1, 20),
+            buffers: Buffers::new(pages + 1, BUFFERS),
             asked: BTreeMap::new(),
             image: BTreeMap::new(),
             next: 0x1000,
@@ -288,9 +299,10 @@ pub(crate) struct NetDriver {
 }
 
 impl NetDriver {
-    /// Connects it.
-    pub(crate) fn connect(bench: &mut Bench) -> Self {
-        let mut rings = Buffers::new(PAGES + 30, 2);
+    /// Connects that of interface number `nr`.
+    pub(crate) fn connect(bench: &mut Bench, nr: u32) -> Self {
+        let pages = NET_PAGES + u64::from(nr) * (2 + 2 * BUFFERS);
+        let mut rings = Buffers::new(pages, 2);
         let [tx, rx] = [0, 1].map(|_| rings.take(bench, false));
         let port = bench.alloc_unbound();
         let m = &bench.guest.m;
@@ -303,16 +315,16 @@ impl NetDriver {
             ("feature-rx-notify", 1),
             ("state", 4),
         ] {
-            bench.write_store(&format!("device/vif/0/{key}"), &value.to_string());
+            bench.write_store(&format!("device/vif/{nr}/{key}"), &value.to_string());
         }
-        let state = bench.store("/local/domain/0/backend/vif/1/0/state");
+        let state = bench.store(&format!("/local/domain/0/backend/vif/1/{nr}/state"));
         assert_eq!(state.as_deref(), Some("4"));
         Self {
             tx: tx_ring,
             rx: rx_ring,
             port,
-            sending: Buffers::new(PAGES + 32, 20),
-            receiving: Buffers::new(PAGES + 52, 20),
+            sending: Buffers::new(pages + 2, BUFFERS),
+            receiving: Buffers::new(pages + 2 + BUFFERS, BUFFERS),
             sent: BTreeMap::new(),
             posted: VecDeque::new(),
             next: 0xfff0,
