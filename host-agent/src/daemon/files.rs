@@ -1,8 +1,8 @@
-//! Guests that are written to files and read from them: jobs that are shown, watched and aborted as a
-//! migration is, but without a session, for there is no other agent.
+//! Saves and restores.  These jobs are shown, followed and aborted like migrations, but have no session,
+//! because there is no other agent.
 //!
-//! Nor is there a journal, so whoever ends the daemon has them [undone](Daemon::stop) first.  A save that
-//! was killed may have left its guest suspended: `doctor` tells, and `unmoved direct resume` lets it go on.
+//! They have no journal either, so stopping the daemon [undoes](Daemon::stop) them first.  A killed save may
+//! have left its guest suspended: `doctor` reports it, and `unmoved direct resume` resumes it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::session::SessionId;
 use crate::stock;
 
 impl Daemon {
-    /// Begins to write a guest to a new file; gives the job.
+    /// Starts to save a guest to a new file; returns the job.
     ///
     /// # Errors
     /// If there is no such domain, or another job reads it.
@@ -42,10 +42,10 @@ impl Daemon {
         })
     }
 
-    /// Begins to build a guest from a file; gives the job.
+    /// Starts to restore a guest from a file; returns the job.
     ///
     /// # Errors
-    /// If it cannot be begun.
+    /// If the job cannot be started.
     pub fn restore(
         self: &Arc<Self>,
         who: &str,
@@ -56,7 +56,7 @@ impl Daemon {
             leave_paused,
             ..JobOptions::default()
         };
-        // The file says what its guest's name is.
+        // The guest's name is in the file.
         let job = file_job(Direction::Restore, "?", file, options)?;
         self.audit
             .write(who, "restore", &json!({ "job": job.id, "file": file }));

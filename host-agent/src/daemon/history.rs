@@ -1,9 +1,8 @@
-//! What earlier jobs have shown of the way to a peer, kept for predictions.
+//! Measurements of earlier jobs with a peer, used for predictions.
 //!
-//! What a prediction knows nothing of (how long the destination's toolstack builds, what the processors at
-//! both ends have to do beside) is much the same with every move to the same host.  So each job that was
-//! predicted corrects the next: the file has a few of the last for each peer.  It is worth nothing else;
-//! what cannot be read or written is logged and forgotten.
+//! What a prediction cannot know (how long the destination's toolstack builds, what else the processors do)
+//! is similar for all migrations to the same host.  So each predicted job corrects the next one.  The file
+//! has the last few for each peer.  It serves nothing else: read and write errors are only logged.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,12 +13,12 @@ use parking_lot::Mutex;
 
 use crate::predict::Past;
 
-/// So many jobs are remembered for each peer.
+/// Number of jobs that are kept for each peer.
 const REMEMBERED: usize = 5;
 
 type Peers = BTreeMap<String, Vec<Past>>;
 
-/// The file, and what is in it.
+/// The file and its contents.
 #[derive(Debug)]
 pub(super) struct History {
     path: PathBuf,
@@ -27,7 +26,7 @@ pub(super) struct History {
 }
 
 impl History {
-    /// Reads what is in this folder, if anything is.
+    /// Reads the history in this folder, if there is one.
     pub(super) fn open(folder: &Path) -> Self {
         let path = folder.join("history.json");
         let mut peers = match fs::read(&path) {
@@ -51,8 +50,8 @@ impl History {
         }
     }
 
-    /// What is to be expected of a move to this peer: the median of what was, figure by figure; of moves
-    /// to anybody if there was none to it.
+    /// The expected figures for a migration to this peer: the median of each earlier figure, or that of all
+    /// peers if there is none for this one.
     pub(super) fn of(&self, peer: &str) -> Past {
         let peers = self.peers.lock();
         let known: Vec<&Past> = match peers.get(peer) {
@@ -72,7 +71,7 @@ impl History {
         }
     }
 
-    /// Takes note of a job that is over.
+    /// Records a finished job.
     pub(super) fn add(&self, peer: &str, past: Past) {
         let mut peers = self.peers.lock();
         let known = peers.entry(peer.to_owned()).or_default();
@@ -85,7 +84,7 @@ impl History {
         }
     }
 
-    /// Whoever reads the file finds the old or the new.
+    /// A reader finds the old file or the new one.
     fn write(&self, peers: &Peers) -> io::Result<()> {
         let new = self.path.with_extension("new");
         fs::write(&new, serde_json::to_vec(peers)?)?;

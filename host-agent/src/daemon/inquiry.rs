@@ -1,8 +1,8 @@
-//! What this agent asks another about a session, and answers when it is asked: before an operator is followed.
+//! Inquiries: before an agent follows its operator, it asks the other end about the session.
 //!
-//! It is a question that has no effect: how does your end of the session stand, and is there a copy of the
-//! guest on your host?  The second matters most, for an agent that was installed anew knows of no session and
-//! may have the guest running.  The answer has a bound in time, and whoever does not answer is not waited for.
+//! An inquiry has no effect.  It asks for the state of the session at the other end, and whether there is a
+//! copy of the guest on that host.  The copy matters most: a newly installed agent knows no sessions, but may
+//! have the guest running.  The answer has a time limit.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,29 +17,29 @@ use crate::journal::{Journal, Reading};
 use crate::save::{INCOMING, is_coming};
 use crate::session::{NOT_YET, Other, SessionId, SourceRecord, Standing};
 
-/// Longest time for the answer, once the connection stands.
+/// Longest time for the answer once the connection is established.
 pub(super) const LIMIT: Duration = Duration::from_secs(10);
-/// What the other end must offer to be asked.
+/// The capability that the other end must offer.
 pub(super) const FEATURE: &str = "inquiry";
 
-/// Which end of the session is asked.
+/// The end of the session that is asked.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum End {
-    /// From where the guest leaves.
+    /// Where the guest departs.
     Source,
-    /// Where it comes.
+    /// Where the guest arrives.
     Destination,
 }
 
-/// The question.
+/// The request.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Inquiry {
-    /// About this session.
+    /// The session.
     pub(super) session: SessionId,
-    /// How this end of it stands.
+    /// The end of it that is asked.
     pub(super) end: End,
-    /// The guest's UUID: for an agent that knows of no such session.
+    /// The guest's UUID, for an agent that does not know the session.
     pub(super) uuid: String,
 }
 
@@ -48,15 +48,15 @@ impl Daemon {
     pub(super) fn inquire(&self, peer: &str, inquiry: Inquiry) -> Other {
         match self.config.peer(peer) {
             Ok(peer) => Link::inquire(&self.identity, peer, inquiry),
-            // It was taken out of the configuration: nobody can be asked.
+            // The peer is no longer in the configuration, so nobody can be asked.
             Err(_) => Other::Silent,
         }
     }
 
-    /// Answers a peer: of its own sessions only.
+    /// Answers a peer, about its own sessions only.
     ///
     /// # Errors
-    /// If that cannot be found out.
+    /// If the state cannot be found out.
     pub(super) fn standing(self: &Arc<Self>, host: &str, inquiry: &Inquiry) -> Result<Standing> {
         let Inquiry { session, end, uuid } = inquiry;
         match end {
@@ -68,7 +68,7 @@ impl Daemon {
                 });
                 let domid = known.map(|request| request.needs.source_domid);
                 let copy = self.copy(uuid, *end, host, domid)?;
-                // One of which nothing is known may be this peer's.
+                // A session about which nothing is known may be this peer's.
                 if (known.is_some() && damage.is_some())
                     || self.unknown.lock().contains_key(session)
                     || self.knows_its_own(Direction::Outgoing).is_err()
@@ -80,7 +80,7 @@ impl Daemon {
             }
             End::Destination => {
                 let found = self.incoming.lock().get(session).cloned();
-                // One of which nothing is known may be this peer's.
+                // A session about which nothing is known may be this peer's.
                 let found = found.filter(|it| it.peer() == host || it.peer().is_empty());
                 let Some(incoming) = found else {
                     let copy = self.copy(uuid, *end, host, None)?;
@@ -98,14 +98,14 @@ impl Daemon {
         }
     }
 
-    /// What the source's journal says, as far as it can be read; no records if there is none, or the session is
-    /// over.
+    /// The records of the source's journal, as far as they can be read; none if there is no such session, or
+    /// it is finished.
     pub(super) fn source_reading(&self, session: SessionId) -> Reading<SourceRecord> {
         Journal::read(&self.folder("source"), session).1
     }
 
-    /// The copy of a guest on this host, whoever has made it.  If `other` is this host too, `source` tells the
-    /// two copies apart.
+    /// The guest's copy on this host, whoever made it.  `source` tells the two copies apart if `other` is
+    /// this host too.
     pub(super) fn copy(
         &self,
         uuid: &str,
@@ -127,7 +127,7 @@ impl Daemon {
     }
 }
 
-/// Where a domain of a list stands.
+/// The state of a domain in a list.
 fn presence(domain: &DomainEntry) -> Presence {
     match domain.state.as_str() {
         _ if domain.name.ends_with(INCOMING) => Presence::Partial,

@@ -1,4 +1,4 @@
-//! A job as it is shown: what it does, how it stands, how it ended.
+//! A job as it is shown: what it does, its state, and its result.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,22 +12,22 @@ use crate::predict::Prediction;
 use crate::session::Operator;
 use crate::text::{REASON_MOST, clean};
 
-/// Which end of a job this host is, or which way a file is used.
+/// The direction of a job: this host's end of a migration, or a save or restore.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub enum Direction {
-    /// The guest leaves.
+    /// The guest departs.
     Outgoing,
-    /// The guest comes.
+    /// The guest arrives.
     Incoming,
-    /// The guest is written to a file.
+    /// The guest is saved to a file.
     Save,
-    /// The guest is read from a file.
+    /// The guest is restored from a file.
     Restore,
 }
 
 impl Direction {
-    /// Its name, here and in the metrics.
+    /// Its name in answers and metrics.
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Outgoing => "outgoing",
@@ -37,7 +37,7 @@ impl Direction {
         }
     }
 
-    /// What libvirt calls it.
+    /// libvirt's name for the operation.
     const fn operation(self) -> &'static str {
         match self {
             Self::Outgoing | Self::Incoming => "migration",
@@ -49,13 +49,13 @@ impl Direction {
 /// A job.
 #[derive(Debug)]
 pub struct Job {
-    /// The session's name; without a session one of the same form.
+    /// The session's ID; a job without a session has one of the same form.
     pub id: String,
-    /// Which end this is.
+    /// The direction.
     pub direction: Direction,
     /// The other host, or the file.
     pub peer: String,
-    /// The handle.
+    /// Watches, limits and aborts it.
     pub control: Arc<Control>,
     state: Mutex<State>,
 }
@@ -73,58 +73,58 @@ struct State {
     claim: Option<Claim>,
 }
 
-/// So many events of each job are told where all jobs are.
+/// Number of events that are shown for each job in a list of all jobs.
 const EVENTS_SHOWN: usize = 8;
-/// Any job may wait so long for the other end.
+/// How long any job may wait for the other end before that is shown.
 const MOMENT: Duration = Duration::from_secs(10);
 
-/// What was predicted, and what came of it.
+/// What was predicted and what was measured.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
 pub struct Report {
     /// Always `unmoved`.
     pub tool: String,
-    /// From the order until the guest ran at the destination.
+    /// From the request until the guest ran at the destination.
     pub total_ms: f64,
-    /// From when the guest was suspended until it ran again, as the source saw it.
+    /// From the guest's suspend until it ran again, as the source saw it.
     pub blackout_ms: f64,
-    /// Rounds over the memory, the last with the guest suspended.
+    /// Rounds over the memory, including the last one with the guest suspended.
     pub rounds: u32,
-    /// Framing included.
+    /// Bytes on the wire, including framing.
     pub bytes_on_wire: u64,
-    /// Of memory, every repetition counted, pages of zeros too.
+    /// Bytes of memory, including repetitions and pages of zeros.
     pub bytes_total: u64,
-    /// What was expected of `blackout_ms` before it began.
+    /// The predicted `blackout_ms`.
     pub predicted_blackout_ms: Option<f64>,
-    /// What was expected of `total_ms`.
+    /// The predicted `total_ms`.
     pub predicted_total_ms: Option<f64>,
 }
 
 /// A job as others see it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct JobStatus {
-    /// The session's name; without a session one of the same form.
+    /// The session's ID; a job without a session has one of the same form.
     pub id: String,
-    /// Which end this is.
+    /// The direction.
     pub direction: Direction,
     /// The guest's name.
     pub domain: String,
     /// The other host, or the file.
     pub peer: String,
-    /// What it does.
+    /// The current phase.
     pub phase: Phase,
     /// What it waits for, if anything.
     pub waiting: Option<String>,
-    /// Only an operator can help: `unmoved recover`.
+    /// Only an operator can help, with `unmoved recover`.
     pub is_held: bool,
-    /// It is over.
+    /// The job has ended.
     pub is_over: bool,
-    /// Figures, under libvirt's names.
+    /// Figures under libvirt's names.
     pub statistics: Statistics,
-    /// What was expected.
+    /// The prediction.
     pub prediction: Option<Prediction>,
-    /// What came of it.
+    /// The report.
     pub report: Option<Report>,
-    /// What happened, from the number on that was asked for.
+    /// Events, from the requested number on.
     pub events: Vec<Event>,
 }
 
@@ -149,7 +149,7 @@ impl Job {
         })
     }
 
-    /// How it stands, with events from this number on.
+    /// Its status, with events from this number on.
     #[must_use]
     pub fn status(&self, from: u64) -> JobStatus {
         let events = self.control.events(from);
@@ -175,7 +175,7 @@ impl Job {
         }
     }
 
-    /// How it stands among others, with the last few events only: all jobs go into one answer.
+    /// Its status in a list of all jobs, with only the last few events, because all jobs go into one answer.
     #[must_use]
     pub fn summary(&self) -> JobStatus {
         let mut status = self.status(0);
@@ -184,28 +184,28 @@ impl Job {
         status
     }
 
-    /// If it is over, how.
+    /// The result, if the job has ended.
     #[must_use]
     pub fn result(&self) -> Option<Result<(), String>> {
         self.state.lock().result.clone()
     }
 
-    /// The guest is this job's until it ends.
+    /// The job holds the guest until it ends.
     pub(super) fn hold(&self, claim: Claim) {
         self.state.lock().claim = Some(claim);
     }
 
-    /// The guest may be another job's, though this one has not ended.
+    /// Another job may have the guest, although this one has not ended.
     pub(super) fn let_go(&self) {
         self.state.lock().claim = None;
     }
 
-    /// If the guest is this job's.
+    /// Whether the job holds the guest.
     pub(super) fn has_guest(&self) -> bool {
         self.state.lock().claim.is_some()
     }
 
-    /// The guest's name becomes known.
+    /// Sets the guest's name, once it is known.
     pub(super) fn rename(&self, domain: &str) {
         self.state.lock().domain = clean(domain, REASON_MOST);
     }
@@ -223,7 +223,7 @@ impl Job {
         }
     }
 
-    /// What it waits for that does not come by itself within a moment, if it does.
+    /// What it has been waiting for longer than a moment, if anything.
     pub(super) fn hangs(&self) -> Option<String> {
         let state = self.state.lock();
         let is_long = state
@@ -251,7 +251,7 @@ impl Job {
         self.state.lock().report = Some(report);
     }
 
-    /// The job is over.  The first word counts.
+    /// Ends the job.  The first result counts.
     pub(super) fn end(&self, result: Result<(), String>) {
         let mut state = self.state.lock();
         if state.result.is_some() {
@@ -266,7 +266,7 @@ impl Job {
         let success = result.is_ok();
         state.waiting = None;
         state.is_held = false;
-        // Who sees the end may begin another job at once.
+        // Whoever sees the end may start another job at once.
         state.claim = None;
         state.result = Some(result);
         drop(state);
@@ -277,7 +277,7 @@ impl Job {
         self.control.enter(Phase::Ended, message);
     }
 
-    /// An operator decides; `false` if that is not asked for.
+    /// Clears the wait for a decision; `false` if there was none.
     pub fn decide(&self, decision: Operator) -> bool {
         let mut state = self.state.lock();
         if !state.is_held {

@@ -1,5 +1,4 @@
-//! The connections of a stream that comes, as they arrive: each is let in once, and when all are there the
-//! stream begins.
+//! The connections of an arriving stream.  Each is admitted once; the stream begins when all have arrived.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, mpsc};
@@ -7,7 +6,7 @@ use std::sync::{Arc, mpsc};
 use crate::session::SessionId;
 use crate::transport::{Duplex, Watch};
 
-/// The connections of a stream, as they come.
+/// The connections that have arrived.
 pub(super) struct Lanes {
     ticket: SessionId,
     peer: String,
@@ -18,7 +17,7 @@ pub(super) struct Lanes {
 }
 
 impl Lanes {
-    /// For so many connections from this peer, who must show the ticket; gives where all of them come out.
+    /// Expects this many connections from this peer, with this ticket.  Returns the receiver for all of them.
     pub(super) fn new(
         ticket: SessionId,
         peer: String,
@@ -37,7 +36,7 @@ impl Lanes {
         (lanes, connections)
     }
 
-    /// A connection wants in: what ends its waiting.
+    /// Admits a connection; returns what can end its waits.
     pub(super) fn take(
         &mut self,
         peer: &str,
@@ -55,7 +54,7 @@ impl Lanes {
         Ok(self.watch.clone())
     }
 
-    /// A connection that was let in stands.
+    /// Adds a connection that was admitted.
     pub(super) fn add(&mut self, ticket: SessionId, lane: u8, connection: Box<dyn Duplex>) {
         if self.ticket != ticket {
             return;

@@ -16,17 +16,17 @@ use crate::transport::frame::{MESSAGE_MOST, write_message};
 use crate::transport::tls::{Connected, Identity};
 use crate::transport::{Socket, Watch};
 
-/// Longest time to make a TCP connection.
+/// Longest time to establish a TCP connection.
 const CONNECT: Duration = Duration::from_secs(5);
-/// Longest time for an answer: longer than the destination's toolstack may build and say so.  How long a guest
-/// stands still for it has a limit of its own ([`Control::limit_blackout`]).
+/// Longest time for an answer: longer than the destination's toolstack may build.  The blackout has a limit
+/// of its own ([`Control::limit_blackout`]).
 const ANSWER: Duration = Duration::from_secs(900);
-/// Longest time for the acknowledgement of a barrier: the toolstack may make devices before it.
+/// Longest time for the acknowledgement of a barrier, before which the toolstack may create devices.
 const BARRIER: Duration = Duration::from_secs(660);
-/// Bytes sent to see how fast the way is: few at first, for it may be slow, and then ever more.  The first
-/// say little: neither the connection nor the programs at its ends have got going.
+/// Sizes of probes that measure the network: small at first, because it may be slow, then larger.  The first
+/// ones say little, because the connection and the programs are still warming up.
 const PROBES: [u64; 5] = [64 << 10, 256 << 10, 1 << 20, 4 << 20, PROBE_MOST / 4];
-/// What takes so long tells enough.
+/// A probe that takes this long is accurate enough.
 const PROBE_TIME: Duration = Duration::from_millis(200);
 const PROBE_PIECE: usize = 64 << 10;
 
@@ -35,7 +35,7 @@ pub(super) struct Link {
     stream: Connected,
     watch: Arc<Watch>,
     calls: u64,
-    /// Of the peer, as the configuration has it.
+    /// The peer's configuration.
     address: String,
 }
 
@@ -60,9 +60,9 @@ impl Link {
         })
     }
 
-    /// Asks how an end of a session stands at a peer, and waits no longer than [`LIMIT`].
+    /// Asks a peer for the state of a session; waits no longer than [`LIMIT`].
     pub(super) fn inquire(identity: &Identity, peer: &Peer, inquiry: Inquiry) -> Other {
-        // Who takes the connection is there, whatever he says then, if anything.
+        // Whoever accepts the connection is alive, whatever the answer.
         let Ok(stream) = tcp(&peer.address) else {
             return Other::Silent;
         };
@@ -86,12 +86,12 @@ impl Link {
         }
     }
 
-    /// A guest stands still: a peer that is gone is to be noticed sooner.
+    /// While a guest is suspended, a dead peer must be noticed sooner.
     pub(super) fn hurry(&self) {
         self.watch.hurry();
     }
 
-    /// Step 0: what the peer can do, and what its host is.
+    /// Step 0: asks for the peer's capabilities and host facts.
     pub(super) fn meet(&mut self, options: &JobOptions) -> Result<(Capabilities, HostFacts)> {
         let answer = self.ask(&ToPeer::Meet {
             capabilities: Capabilities::ours().to_xml(),
@@ -114,7 +114,7 @@ impl Link {
         Ok((theirs, facts))
     }
 
-    /// Whether the destination could reserve this.
+    /// Asks whether the destination could reserve this.
     pub(super) fn check(&mut self, needs: &Needs) -> Result<()> {
         match self.ask(&ToPeer::Check(Box::new(needs.clone())))? {
             FromPeer::Checked => Ok(()),
@@ -122,8 +122,8 @@ impl Link {
         }
     }
 
-    /// Bytes per second on the way, as one connection has it.  An abort ends it at once; the connection is
-    /// of no use then.
+    /// Measures the bandwidth of one connection in bytes per second.  An abort ends it at once and makes the
+    /// connection unusable.
     pub(super) fn probe(&mut self, control: &Arc<Control>) -> Result<f64> {
         self.stream.sock.set_watch(Watch::of(control.clone()));
         let speed = self.speed(control.bandwidth());
@@ -131,7 +131,7 @@ impl Link {
         speed
     }
 
-    /// With a limit nothing is sent that would take it more than [`PROBE_TIME`]: more is not to be known.
+    /// With a bandwidth limit, sends nothing that would take longer than [`PROBE_TIME`].
     fn speed(&mut self, limit: Option<u64>) -> Result<f64> {
         let mut speed = 0.0_f64;
         let most = limit.map_or(f64::MAX, |limit| limit as f64 * PROBE_TIME.as_secs_f64());
@@ -140,7 +140,7 @@ impl Link {
                 break;
             }
             let time = self.probe_with(bytes)?;
-            // Something else may have been in the way of any of them, but nothing makes it faster.
+            // Other traffic may slow down any of them, but nothing makes one faster.
             speed = speed.max(bytes as f64 / time.as_secs_f64().max(1e-6));
             if time >= PROBE_TIME && number > 0 {
                 break;
@@ -163,7 +163,7 @@ impl Link {
         }
     }
 
-    /// As [`Link::call`], but `watch` may end the waiting; the connection is of no use then.
+    /// As [`Link::call`], but `watch` may end the wait; the connection is unusable then.
     pub(super) fn call_unless(
         &mut self,
         watch: Arc<Watch>,
@@ -212,7 +212,7 @@ impl Link {
     }
 }
 
-/// Makes one data connection of a session.
+/// Opens one data connection of a session.
 pub(super) fn lane(
     identity: &Identity,
     peer: &Peer,

@@ -73,13 +73,13 @@ use stop::Stop;
 /// The file in the state folder that its daemon locks.
 const LOCK: &str = "lock";
 
-/// Jobs that are over are remembered so long as there are not more than this.
+/// Number of finished jobs that are remembered, at most.
 const REMEMBERED: usize = 100;
 
-/// A session that is over is remembered so long, lest a late or replayed call begins it again.
+/// How long a finished session is remembered, so that a late or replayed call cannot start it again.
 const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// Longest time that a job waits until a guest that was left watched has been let go.
+/// Longest time that a job waits while log-dirty mode of its guest is switched off.
 const A_MOMENT: Duration = Duration::from_secs(10);
 
 /// The daemon of a host.
@@ -95,43 +95,43 @@ pub struct Daemon {
     incoming: Mutex<BTreeMap<SessionId, Arc<Incoming>>>,
     /// UUIDs of guests that a job reads.
     leaving: Mutex<Vec<String>>,
-    /// Held while a guest is only let go that a dead run has left watched: a moment.
+    /// Held for the moment in which log-dirty mode, left on by a dead run, is switched off.
     unwatching: Mutex<()>,
-    /// Sessions of guests that left, of whose journals not even the beginning can be read.
+    /// Sessions of departed guests whose journals are unreadable from the beginning.
     unknown: Mutex<BTreeMap<SessionId, Journal<SourceRecord>>>,
-    /// Ends at which it is not known which sessions there are, and why.
+    /// Ends whose sessions could not be listed, and why.
     unlisted: Mutex<Vec<(Direction, String)>>,
-    /// Of other hosts, and of users of this one.
+    /// Limits the log of refused connections, and of refused users of this host.
     refusals: Refusals,
     refusals_here: Refusals,
-    /// What peers do.
+    /// Limits the log of peers' calls.
     calls: Refusals,
-    /// If it is about to end.
+    /// Whether the daemon is stopping.
     stop: Stop,
-    /// For each peer, held by each of its control connections too.
+    /// For each peer; each of its control connections holds one, too.
     controls: Mutex<BTreeMap<String, Arc<()>>>,
 }
 
-/// What `check` found.
+/// The result of `check`.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Checked {
     /// The guest.
     pub domain: String,
-    /// Where to.
+    /// The destination.
     pub host: String,
-    /// What it needs there.
+    /// What the guest needs there.
     pub memory_bytes: u64,
-    /// How it behaves.
+    /// The guest's behaviour.
     pub estimate: crate::job::Estimate,
-    /// What is to be expected.
+    /// The prediction.
     pub prediction: Prediction,
 }
 
 impl Daemon {
-    /// Reads certificates, opens the audit log; nothing is done yet.
+    /// Reads the certificates and opens the audit log.  Starts nothing.
     ///
     /// # Errors
-    /// If a file is missing or wrong, or another daemon works with the same state; says which.
+    /// If a file is missing or wrong, or another daemon uses the same state folder; says which.
     pub fn new(config: Config, host: Arc<dyn Host>) -> Result<Arc<Self>> {
         let identity = config.identity()?;
         for folder in ["source", "destination"] {
@@ -139,7 +139,7 @@ impl Daemon {
             journal::folder(&folder)
                 .map_err(Error::io(format!("cannot create {}", folder.display())))?;
         }
-        // Another daemon's records say what it is doing now.  This one would take them for those of a dead one,
+        // Another daemon's records say what it is doing now.  This one would take them for a dead daemon's,
         // and discard a guest that is being received.
         let lock = FileLock::take(&config.state.join(LOCK), || {
             format!(
@@ -171,12 +171,12 @@ impl Daemon {
         }))
     }
 
-    /// Takes up what another run of the daemon left, behind its back, and listens for other agents at once;
-    /// gives the address.
+    /// Recovers what another run of the daemon left, in the background, and listens for other agents at
+    /// once.  Returns the address.
     ///
     /// # Errors
-    /// If the address cannot be used, or no thread begun.  Guests may have been taken up by then:
-    /// [`Daemon::stop`] waits for them.
+    /// If the address cannot be used, or no thread can be started.  Recovery may have begun by then:
+    /// [`Daemon::stop`] waits for it.
     pub fn start(self: &Arc<Self>) -> Result<SocketAddr> {
         self.recover()?;
         let listener = TcpListener::bind(self.config.listen).map_err(Error::io(format!(
@@ -201,10 +201,10 @@ impl Daemon {
         &self.config
     }
 
-    /// Begins a migration; gives the job.
+    /// Starts a migration; returns the job.
     ///
     /// # Errors
-    /// If there is no such domain or peer, or the guest is leaving already.
+    /// If there is no such domain or peer, or another job has the guest.
     pub fn migrate(
         self: &Arc<Self>,
         who: &str,
@@ -244,17 +244,17 @@ impl Daemon {
         Ok(job)
     }
 
-    /// The job is over, and that is written down.
+    /// Ends the job and writes that to the audit log.
     fn over(&self, job: &Job, result: std::result::Result<(), String>) {
         let more = json!({ "job": job.id, "failed": result.as_ref().err() });
         self.audit.write("agent", "ended", &more);
         job.end(result);
     }
 
-    /// Does what a migration does up to where it would have an effect, and predicts the rest.
+    /// Does everything of a migration that has no effect, and predicts the rest.
     ///
     /// # Errors
-    /// What stands in the way.
+    /// What prevents the migration.
     pub fn check(
         self: &Arc<Self>,
         domain: &str,
@@ -268,7 +268,7 @@ impl Daemon {
         let mut source = self.host.source(domain)?;
         let _claim = self.claim(source.uuid())?;
         let checked = outgoing::check(self, &mut *source, &peer, &control);
-        // With it goes what it switched on to watch the guest, before others may have the guest.
+        // This switches off log-dirty mode, before another job may have the guest.
         drop(source);
         let (prepared, prediction) = checked?;
         Ok(Checked {
@@ -280,13 +280,13 @@ impl Daemon {
         })
     }
 
-    /// All jobs, the oldest first.
+    /// All jobs, oldest first.
     #[must_use]
     pub fn jobs(&self) -> Vec<Arc<Job>> {
         self.jobs.lock().clone()
     }
 
-    /// The job whose name begins so.
+    /// The job whose ID starts with `id`.
     ///
     /// # Errors
     /// If there is none, or more than one.
@@ -312,12 +312,12 @@ impl Daemon {
         jobs.push(job.clone());
     }
 
-    /// Makes sure that only one job at a time reads a guest: Xen records for one what it writes.
+    /// Makes sure that only one job at a time reads a guest, because Xen tracks its writes for one reader.
     ///
     /// # Errors
     /// If another job has it.
     pub(crate) fn claim(self: &Arc<Self>, uuid: &str) -> Result<Claim> {
-        // Whoever has it for a moment only is waited for.
+        // Waits for a holder that needs the guest only for a moment.
         drop(self.unwatching.try_lock_for(A_MOMENT));
         self.claim_now(uuid)
     }
@@ -337,8 +337,8 @@ impl Daemon {
         })
     }
 
-    /// Whether a guest of this peer may come: it has nothing of this host but what is allowed, and its
-    /// disks are the same storage here as there.
+    /// Whether a peer's guest may arrive: its configuration uses only what is allowed here, and its disks are
+    /// the same storage on both hosts.
     fn admits(&self, peer: &str, needs: &Needs) -> Result<()> {
         let config = configuration(&needs.config)?;
         self.config
@@ -346,7 +346,7 @@ impl Daemon {
             .admits(&config)
             .map_err(Error::Refused)?;
         if peer == self.config.name {
-            // By its certificate it is this host: a path leads to one place only.
+            // The certificate is this host's own, and a path leads to the same disk.
             return Ok(());
         }
         for disk in &needs.disks {
@@ -369,7 +369,7 @@ impl Daemon {
     }
 }
 
-/// A guest that is one job's as long as this exists.
+/// A job's right to a guest, held as long as this exists.
 pub(crate) struct Claim {
     daemon: Arc<Daemon>,
     uuid: String,

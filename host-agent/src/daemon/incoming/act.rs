@@ -1,5 +1,5 @@
-//! What the destination's machine has done: places taken, a stream received, a domain finished, let run or
-//! thrown away.
+//! Carries out the effects of the destination's machine: reserves, receives the stream, finishes the domain,
+//! unpauses or discards it.
 
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -13,20 +13,20 @@ use crate::job::{Destination, Error, Phase, Presence, Result};
 use crate::session::{Request, Sent, SessionId, Trouble};
 use crate::transport::{Duplex, Received, receive};
 
-/// Longest time for the end of a stream of which the source says that all of it is acknowledged.
+/// Longest time for the end of a stream that the source says is fully acknowledged.
 const END: Duration = Duration::from_secs(60);
 
-/// A source that has failed has closed its connections: longest time until that is noticed here.
+/// A source that has failed has closed its connections: longest time until this host notices.
 const NOTICED: Duration = Duration::from_secs(2);
 
 impl Inner {
-    /// Waits until the stream has ended, and what made it end here is known; not for ever, for a toolstack
-    /// may hang.
+    /// Waits until the stream has ended and its error here is known.  The wait is limited, because a
+    /// toolstack may hang.
     pub(super) fn wait_for_stream(&self) {
         let until = Instant::now() + NOTICED;
         let is_under_way = || self.receiving.as_ref().is_some_and(|it| !it.is_finished());
         while is_under_way() && Instant::now() < until {
-            // There is no event for the end of a thread that could be waited for with a limit.
+            // No call waits for the end of a thread with a time limit.
             thread::sleep(Duration::from_millis(5));
         }
     }
@@ -34,7 +34,7 @@ impl Inner {
 
 impl Incoming {
     pub(super) fn reserve(self: &Arc<Self>, inner: &mut Inner, request: &Request) -> Result<()> {
-        // Until it is accepted: whatever has this UUID here is not this session's to throw away.
+        // Until the session is accepted, whatever has this UUID here is not this session's to discard.
         inner.is_refused = true;
         if !(1..=Request::CONNECTIONS_MOST).contains(&request.parallel) {
             let why = format!("{} connections are not possible", request.parallel);
@@ -82,7 +82,7 @@ impl Incoming {
         Ok(())
     }
 
-    /// Connections tell of it side by side, so the word of one may be older than what is shown.
+    /// Several connections report, so one report may be older than what is shown.
     fn show_arrived(&self, so_far: Received) {
         self.job.control.update(|statistics| {
             statistics.wire_bytes = statistics.wire_bytes.max(so_far.wire);
@@ -90,10 +90,10 @@ impl Incoming {
         });
     }
 
-    /// A failure says whether what there is of the domain is whole all the same: then it may be the last.
+    /// A failure says whether the domain is complete nevertheless, because it may be the last copy.
     pub(super) fn finish(&self, inner: &mut Inner, sent: Sent) -> std::result::Result<(), Trouble> {
         let built = self.build(inner, sent);
-        // Who has given it up while it was built is not to be told that it was received.
+        // If the job was given up during the build, the source must not hear that it was received.
         let Err(error) = built.and_then(|()| self.job.control.close()) else {
             return Ok(());
         };
@@ -157,21 +157,21 @@ impl Incoming {
         *self.lanes.lock() = None;
         inner.watch.stop();
         if let Some(destination) = &inner.destination {
-            // A toolstack that does not read any more would hold the thread.
+            // A toolstack that no longer reads would block the thread.
             destination.cancel();
         }
         if let Some(receiving) = inner.receiving.take() {
-            // It fails, now that its connections are stopped; that is meant.
+            // It fails because its connections are closed, which is intended.
             let _ = receiving.join();
         }
         if inner.machine.request().is_some() && !inner.is_refused {
-            // Not reserved for, perhaps, but a run of the daemon before this one may have.
+            // This run may not have reserved for it, but an earlier one may have.
             self.destination(inner)?.discard()?;
         }
         Ok(())
     }
 
-    /// The destination, looked for again if this run of the daemon has not begun it.
+    /// The destination.  It is looked up again if this run of the daemon did not create it.
     pub(super) fn destination<'a>(
         &self,
         inner: &'a mut Inner,
@@ -190,7 +190,7 @@ impl Incoming {
     }
 }
 
-/// The thread that receives, when it is about to end.  If it does not, it stays where it is: to be stopped.
+/// The receiving thread, once it has ended.  If it does not end in time, it stays in place, to be stopped.
 fn received(inner: &mut Inner) -> Result<JoinHandle<Result<Received>>> {
     let missing = || Error::Peer("there was no stream".to_owned());
     let receiving = inner.receiving.as_ref().ok_or_else(missing)?;
@@ -199,7 +199,7 @@ fn received(inner: &mut Inner) -> Result<JoinHandle<Result<Received>>> {
         if Instant::now() > until {
             return Err(Error::TimedOut("the end of the stream".to_owned()));
         }
-        // There is no event for it that could be waited for with a limit, and the guest stands still.
+        // No call waits for it with a time limit, and the guest is suspended.
         thread::sleep(Duration::from_millis(1));
     }
     inner.receiving.take().ok_or_else(missing)

@@ -1,4 +1,4 @@
-//! A session that is to end before its source says so: by the orderly end of the daemon, or an operator.
+//! Ends a session before its source does: for an orderly stop of the daemon, or for an operator.
 
 use std::sync::Arc;
 use std::thread;
@@ -10,16 +10,17 @@ use super::{Incoming, Inner, recovery};
 use crate::job::{Error, Presence, Result};
 use crate::session::{Choice, DestinationEvent, DestinationRecord, Standing};
 
-/// Longest time that an operator waits for a call that is being answered, or for what is still sought.
+/// How long an operator waits for a call in progress, or for a domain that is still being looked for.
 const BUSY: Duration = Duration::from_secs(20);
-/// How often it is looked whether the source has said its word, or it was found: there is no event for that.
+/// Interval between two checks whether the source has decided, or the domain was found.  There is no event
+/// for that.
 const LOOK: Duration = Duration::from_millis(20);
-/// What could not be thrown away is thrown away again after this.
+/// Pause before a failed discard is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
 
 impl Incoming {
-    /// Whoever is at work on it is to stop, unless all of it is here.  Gives whether there is something to be
-    /// ended; what is still sought is left to the next run.
+    /// Tells threads at work on the session to stop, unless everything has arrived.  Returns whether there is
+    /// something to end.  A domain that is still being looked for is left to the next run.
     pub(in crate::daemon) fn stop_receiving(&self) -> bool {
         if self.is_sought() || self.is_over() {
             return false;
@@ -28,7 +29,7 @@ impl Incoming {
         true
     }
 
-    /// An operator has decided so.
+    /// Stops it for an operator.
     pub(in crate::daemon) fn stop_building(&self) {
         if !self.is_sought() {
             self.give_up("an operator at the destination gave it up");
@@ -37,13 +38,15 @@ impl Incoming {
 
     fn give_up(&self, why: &str) {
         let mut failure = self.failure.lock();
-        // Under the lock, where whoever fails for it looks for why.  Too late for one that is whole.
+        // Set under the lock, where a thread that fails because of it looks for the reason.  Too late for a
+        // complete copy.
         if self.job.control.abort() {
             failure.get_or_insert_with(|| why.to_owned());
         }
     }
 
-    /// Ends it: what is not whole is discarded; what is whole, or runs, gets until then for its source's word.
+    /// Ends the session: an incomplete copy is discarded; a complete or running one waits until the deadline
+    /// for the source.
     pub(in crate::daemon) fn stop(self: &Arc<Self>, until: Instant) {
         loop {
             let Some(mut inner) = self.inner.try_lock_until(until) else {
@@ -52,7 +55,7 @@ impl Incoming {
             self.run(&mut inner, DestinationEvent::Stopped);
             let has_failed = inner.machine.has_lease();
             let is_waiting = match inner.machine.record() {
-                // An operator decides, if ever.
+                // An operator may decide later.
                 _ if inner.machine.doubt().is_some() => false,
                 None | Some(DestinationRecord::Lost { .. }) => false,
                 Some(record) => !record.is_final(),
@@ -65,10 +68,10 @@ impl Incoming {
         }
     }
 
-    /// Its inner half, when nobody is at work on it.
+    /// The session's inner state, if no thread is at work on it.
     ///
     /// # Errors
-    /// If somebody still is.
+    /// If one still is.
     pub(super) fn free(&self) -> Result<MutexGuard<'_, Inner>> {
         let until = Instant::now() + BUSY;
         while self.is_sought() {
@@ -81,14 +84,14 @@ impl Incoming {
         inner.ok_or_else(|| Error::Refused("the job is busy: see `unmoved status`".to_owned()))
     }
 
-    /// Whether an operator may choose this now.
+    /// Whether an operator may decide so now.
     pub(in crate::daemon) fn may(&self, choice: Choice) -> Result<bool> {
         let mut inner = self.free()?;
         self.look_in_doubt(&mut inner);
         Ok(inner.machine.may(choice))
     }
 
-    /// What may be decided in doubt depends on what there is.
+    /// In doubt, the possible decisions depend on the copy.
     fn look_in_doubt(&self, inner: &mut Inner) {
         if inner.machine.doubt().is_some()
             && let Ok(destination) = self.destination(inner)
@@ -98,14 +101,14 @@ impl Incoming {
         }
     }
 
-    /// The last record (`None`: the journal does not say which it is), the copy here as it is found now, and the
+    /// The last record (`None`: the journal does not tell), the current state of the copy here, and the
     /// guest's UUID.
     pub(in crate::daemon) fn looked(
         &self,
     ) -> Result<(Option<DestinationRecord>, Presence, String)> {
         let mut inner = self.free()?;
         let Some(request) = inner.machine.request() else {
-            // Not even that can be read of the journal: nothing is known that could be looked for.
+            // Not even the request is readable, so there is nothing to look for.
             return Ok((None, Presence::Absent, String::new()));
         };
         let uuid = request.needs.uuid.clone();
@@ -115,8 +118,8 @@ impl Incoming {
         Ok((last, presence, uuid))
     }
 
-    /// What tells how it stands, from how its copy is found, and the guest's number at the source; `None` if
-    /// somebody is at work on it for that long, or it is still sought.
+    /// The session's state, the state of its copy, and the guest's ID at the source; `None` if a thread was
+    /// at work on it all the time, or its domain is still being looked for.
     pub(in crate::daemon) fn stands(
         &self,
         limit: Duration,

@@ -1,8 +1,7 @@
-//! A guest that comes: carries out what the destination's machine decides.
+//! An arriving guest: carries out what the destination's machine decides.
 //!
-//! Calls of one session are answered one after the other, under its lock, by the threads of the
-//! connections that they came on.  The stream is received by threads of its own, which the machine meets
-//! again when it wants the domain finished.
+//! The threads of the connections answer the calls of a session, one after the other, under its lock.  Other
+//! threads receive the stream; the machine waits for them when it wants the domain finished.
 
 mod act;
 mod end;
@@ -29,23 +28,23 @@ use crate::session::{
 };
 use crate::transport::{Duplex, Received, Watch};
 
-/// Most sessions of one peer that are remembered, those that are over included.
+/// Most sessions of one peer that are remembered, including finished ones.
 const SESSIONS_MOST: usize = 4096;
-/// So many at a time make way when there is no room: to look for them takes a while.
+/// Number of sessions that make way at once when there is no space, because finding them takes a while.
 const MAKE_WAY: usize = 256;
 
 /// The destination's end of a session.
 pub(super) struct Incoming {
     session: SessionId,
-    /// When it was begun here, or found again.
+    /// When it began here, or was recovered.
     since: Instant,
     job: Arc<Job>,
     inner: Mutex<Inner>,
-    /// Apart from the rest: connections come while a call is being answered.
+    /// Outside of the lock, because connections arrive while a call is being answered.
     lanes: Mutex<Option<Lanes>>,
-    /// What failed here while the stream was received, if that was not the way.
+    /// The local error that ended the stream, unless the connection was the cause.
     failure: Mutex<Option<String>>,
-    /// Another run of the daemon began it, and this one has not found out yet how its domain stands.
+    /// Another run of the daemon began the session, and this one does not know the state of its domain yet.
     is_sought: AtomicBool,
 }
 
@@ -56,20 +55,20 @@ struct Inner {
     destination: Option<Box<dyn Destination>>,
     receiving: Option<JoinHandle<Result<Received>>>,
     watch: Arc<Watch>,
-    /// To be told with the next answer.
+    /// Sent with the next answer.
     stream: Option<Ticket>,
-    /// This run was asked to reserve, and could not: nothing here is this session's.
+    /// This run could not reserve: nothing here belongs to this session.
     is_refused: bool,
 }
 
 impl Incoming {
-    /// The session of this name that belongs to this peer; a new one if there is none.
+    /// This peer's session; creates one if it does not exist.
     pub(super) fn of(daemon: &Arc<Daemon>, session: SessionId, peer: &str) -> Result<Arc<Self>> {
         let mut all = daemon.incoming.lock();
         if let Some(known) = all.get(&session) {
             return Ok(known.clone());
         }
-        // Under this lock: who stops the daemon looks for those that are there.
+        // Under this lock, because stopping the daemon looks for existing sessions.
         daemon.goes_on()?;
         daemon.knows_its_own(Direction::Incoming)?;
         make_way(&mut all, peer)?;
@@ -115,7 +114,7 @@ impl Incoming {
         })
     }
 
-    /// A call of the source; gives the answer and, once, the ticket of the stream.
+    /// Handles a call of the source; returns the answer and, once, the stream's ticket.
     pub(super) fn called(
         self: &Arc<Self>,
         peer: &str,
@@ -135,7 +134,7 @@ impl Incoming {
             return Ok((Answer::NotYet(recovery::SOUGHT.to_owned()), None));
         }
         let mut inner = self.inner.lock();
-        // Another connection may have ended it since it was looked up.
+        // Another connection may have ended the session since the lookup.
         let known = inner.daemon.incoming.lock().get(&self.session).cloned();
         if !known.is_some_and(|known| Arc::ptr_eq(&known, self)) {
             return Err(Error::Refused("this session has just ended".to_owned()));
@@ -150,13 +149,13 @@ impl Incoming {
         let answer = self.run(&mut inner, DestinationEvent::Called(order));
         let answer = answer.ok_or_else(|| Error::Refused("no answer".to_owned()))?;
         if inner.machine.record().is_none() {
-            // Nothing came of it, and nothing is to be remembered.
+            // The session did not start, so nothing is remembered.
             inner.daemon.incoming.lock().remove(&self.session);
         }
         Ok((answer, inner.stream.take()))
     }
 
-    /// All that the source sees of a failure here is that its connections are closed: what it was is added.
+    /// Adds the local error.  The source sees only that its connections are closed.
     fn explained(&self, order: Order) -> Order {
         match (order, &*self.failure.lock()) {
             (Order::Failed(reason), Some(why)) => {
@@ -166,7 +165,7 @@ impl Incoming {
         }
     }
 
-    /// The source has gone away.  Gives whether what is to be thrown away for that could not be yet.
+    /// The source is gone.  Returns whether a discard that follows from this is still to be done.
     pub(super) fn silent(self: &Arc<Self>) -> bool {
         let mut inner = self.inner.lock();
         self.run(&mut inner, DestinationEvent::LeaseExpired);
@@ -186,7 +185,7 @@ impl Incoming {
         }
     }
 
-    /// Who the source is.
+    /// The source's name.
     pub(super) fn peer(&self) -> &str {
         &self.job.peer
     }
@@ -208,7 +207,7 @@ impl Incoming {
         Err(Error::Refused(format!("not done: {waiting}")))
     }
 
-    /// A connection of the stream wants in: each is let in once.
+    /// Admits a connection of the stream, once.
     pub(super) fn take_lane(
         &self,
         peer: &str,
@@ -220,14 +219,14 @@ impl Incoming {
         lanes.take(peer, ticket, lane)
     }
 
-    /// The connection stands.
+    /// Adds the connection.
     pub(super) fn add_lane(&self, ticket: SessionId, lane: u8, connection: Box<dyn Duplex>) {
         if let Some(lanes) = &mut *self.lanes.lock() {
             lanes.add(ticket, lane, connection);
         }
     }
 
-    /// Feeds the machine and does what it says until it is idle; gives the answer to a call.
+    /// Feeds the machine and carries out its effects until it is idle; returns the answer to a call.
     fn run(self: &Arc<Self>, inner: &mut Inner, event: DestinationEvent) -> Option<Answer> {
         let mut answer = None;
         let mut next = inner.machine.step(event);
@@ -265,7 +264,7 @@ impl Incoming {
             next = inner.machine.step(result);
         }
         self.show(inner);
-        // However it came to that: what is over keeps nothing from the next.
+        // However the session ended, it must not hold anything back.
         if inner
             .machine
             .record()
@@ -284,7 +283,7 @@ impl Incoming {
         reservations.release(&self.session.to_string());
     }
 
-    /// What the record means to who looks at the job.
+    /// Shows the record's meaning in the job.
     fn show(&self, inner: &Inner) {
         if let Some(doubt) = inner.machine.doubt() {
             self.job.wait(doubt, true);
@@ -324,10 +323,10 @@ impl Incoming {
     }
 }
 
-/// Makes room for another session of this peer: the oldest of its sessions that are over are forgotten.
+/// Makes space for another session of this peer: forgets the oldest finished sessions.
 ///
 /// # Errors
-/// [`Error::Refused`] if none is over.
+/// [`Error::Refused`] if none is finished.
 fn make_way(all: &mut BTreeMap<SessionId, Arc<Incoming>>, peer: &str) -> Result<()> {
     let own = || all.values().filter(|session| session.peer() == peer);
     if own().count() < SESSIONS_MOST {
@@ -352,7 +351,7 @@ fn make_way(all: &mut BTreeMap<SessionId, Arc<Incoming>>, peer: &str) -> Result<
 }
 
 impl Incoming {
-    /// Whether nothing is left to do; one at which somebody is at work is not over.
+    /// Whether the session is finished; one with a thread at work on it is not.
     fn is_over(&self) -> bool {
         let inner = self.inner.try_lock();
         let record = inner.as_ref().and_then(|inner| inner.machine.record());

@@ -1,8 +1,8 @@
-//! A session that another run of the daemon began.
+//! Recovers a session that another run of the daemon began.
 //!
-//! It is known from the start, so that no call about it is answered as one about a session that never was, and
-//! what it holds stays locked; what its domain is found to be comes later, for a toolstack may take minutes
-//! to say so.  Until then its source is told to ask again.
+//! The session exists from the start, so that no call about it is answered as unknown, and its reservation
+//! stays.  Its domain is looked for later, because a toolstack may take minutes to answer.  Until then the
+//! source is told to ask again.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,15 +16,15 @@ use crate::job::{Error, Presence, Result};
 use crate::journal::Journal;
 use crate::session::{DestinationEvent, DestinationRecord, DestinationSession, SessionId};
 
-/// What a caller is told meanwhile.
+/// The answer to calls in the meantime.
 pub(super) const SOUGHT: &str =
     "the destination's agent was restarted and is still looking for the guest";
-/// A toolstack that does not answer is asked again after this.
+/// Pause before a toolstack that does not answer is asked again.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 impl Incoming {
-    /// Reads a session's journal; it is known from here on.  Gives it if its domain is to be
-    /// [found](Incoming::find).
+    /// Reads a session's journal and adds the session.  Returns it if its domain must be [looked
+    /// for](Incoming::find).
     pub(in crate::daemon) fn recover(
         daemon: &Arc<Daemon>,
         session: SessionId,
@@ -42,7 +42,7 @@ impl Incoming {
             }
             None => match DestinationSession::recover(reading.records) {
                 Some(machine) => machine,
-                // Nothing of it was ever in force.
+                // No record was ever in force.
                 None => return Ok(retired(session, &mut journal)),
             },
         };
@@ -71,7 +71,7 @@ impl Incoming {
         Ok(sought.map(|_| incoming))
     }
 
-    /// Finds out how its domain stands, and goes on from there, behind the back of whoever calls this.
+    /// Looks for the domain and continues the session, in a thread of its own.
     pub(in crate::daemon) fn find(self: Arc<Self>) -> Result<()> {
         spawn("recover", move || {
             while let Err(error) = self.look() {
@@ -99,7 +99,7 @@ impl Incoming {
         if presence == Presence::Absent {
             self.release(&inner);
         } else {
-            // The domain that stands there has its memory already.
+            // The domain has its memory already.
             let reservations = daemon.host.reservations();
             reservations.built(&session.to_string());
         }
@@ -110,13 +110,13 @@ impl Incoming {
         Ok(())
     }
 
-    /// Whether it is not known yet how its domain stands.
+    /// Whether the domain's state is still unknown.
     pub(super) fn is_sought(&self) -> bool {
         self.is_sought.load(Ordering::Acquire)
     }
 }
 
-/// Puts a journal away; if it stays, it is found again at the next start.
+/// Removes a journal.  If that fails, the next start finds it again.
 fn retired(session: SessionId, journal: &mut Journal<DestinationRecord>) -> Option<Arc<Incoming>> {
     if let Err(error) = journal.retire() {
         log::warn!("session {session}: cannot remove the journal: {error}");
