@@ -85,7 +85,7 @@ impl Priority {
             state.before = self
                 .raise()
                 .inspect_err(|error| {
-                    log::warn!("cannot raise the control domain's weight: {error}")
+                    log::warn!("cannot raise the control domain's weight: {error}");
                 })
                 .unwrap_or_default();
         }

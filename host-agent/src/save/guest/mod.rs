@@ -249,7 +249,7 @@ impl Memory for XenGuest {
         // Before it is recorded: who has begun already is found, and who begins from here on is told of.
         self.watch = saver::Watch::begin(self.domid)
             .inspect_err(|error| {
-                log::warn!("cannot look for other processes that read domains: {error}")
+                log::warn!("cannot look for other processes that read domains: {error}");
             })
             .ok();
         self.nobody_else_reads()?;
