@@ -1,4 +1,4 @@
-//! What Prometheus reads: plain text over HTTP, `GET /metrics` and nothing else.
+//! Serves metrics to Prometheus: plain text over HTTP, `GET /metrics` and nothing else.
 
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
@@ -11,10 +11,10 @@ use crate::transport::{Socket, Watch};
 
 /// Longest request that is read.
 const REQUEST_MOST: usize = 4 << 10;
-/// Longest time for it.
+/// Longest time for a request.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Serves until the program ends, one after the other: who is slow makes others wait, but not long.
+/// Serves until the program ends, one client at a time.  A slow client delays others, but not for long.
 pub(super) fn serve(daemon: &Arc<Daemon>, listener: &TcpListener) {
     for stream in listener.incoming().flatten() {
         if let Err(error) = answer(daemon, stream) {

@@ -1,7 +1,7 @@
-//! Takes connections from other agents.
+//! Accepts connections from other agents.
 //!
-//! Whoever connects has ten seconds to say who it is and what it wants; only so many may be at
-//! [that](super::handshakes) at a time.  Everything refused is logged with where it came from, and has no effect on anything else.
+//! A peer has ten seconds to identify itself and to say what it wants; [`handshakes`](super::handshakes)
+//! limits their number.  Everything refused is logged with its origin, and has no effect on anything else.
 
 use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
@@ -25,14 +25,15 @@ use crate::transport::frame::{MESSAGE_MOST, write_message, wrong};
 use crate::transport::tls::Accepted;
 use crate::transport::{Socket, Watch};
 
-/// Most control connections of one peer: one for each guest that is under way, and a few to look.
+/// Most control connections of one peer: one for each guest in progress, and a few for requests without
+/// effect.
 const CONTROLS_MOST: usize = 1024;
-/// Longest first message: it comes from somebody who is not known to be sensible.
+/// Longest first message, which comes from a host that is not trusted yet.
 const HELLO_MOST: usize = 1 << 10;
-/// Longest silence on a connection: a transfer may last long, and a guest may take its time to suspend.  A host that is gone is found out
-/// by the system's own probes, much earlier.
+/// Longest silence on a connection.  A transfer may last long, and a guest may take its time to suspend.  TCP
+/// keepalive notices a dead host much earlier.
 const SILENCE: Duration = Duration::from_secs(24 * 3600);
-/// So often it is tried to throw away what a source that is gone has left.
+/// How often the discard for a lost source is tried.
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// Serves until the program ends.
@@ -66,14 +67,14 @@ pub(super) fn serve(daemon: &Arc<Daemon>, listener: &TcpListener) {
     }
 }
 
-/// Addresses of peers that need no look-up.
+/// Addresses of peers that need no name resolution.
 fn literal(daemon: &Daemon) -> impl Iterator<Item = IpAddr> {
     let peers = daemon.config.peers.iter();
     peers.filter_map(|peer| Some(peer.address.parse::<SocketAddr>().ok()?.ip()))
 }
 
-/// Finds out the addresses of those that have names, which may take a while.  One that is not found now is
-/// known when it has shown its certificate.
+/// Resolves the names of the other peers, which may take a while.  A peer that is not found becomes known
+/// when it shows its certificate.
 fn look_up(daemon: &Arc<Daemon>, handshakes: &Arc<Handshakes>) {
     let (daemon, handshakes) = (daemon.clone(), handshakes.clone());
     let looking = spawn("names", move || {
@@ -92,7 +93,7 @@ fn refused(daemon: &Daemon, from: SocketAddr, why: &str) {
     daemon.refusals.tell(&daemon.audit, &from.to_string(), why);
 }
 
-/// Who it is and what it wants.
+/// Identifies the peer and reads its first message.
 fn greet(daemon: &Daemon, stream: Arc<TcpStream>) -> io::Result<(Accepted, String, Hello)> {
     let socket = Socket::new(stream, Arc::new(Watch::default()))?;
     let peers = daemon.config.peers.iter().map(|peer| peer.name.as_str());
@@ -122,7 +123,7 @@ fn talk(daemon: &Arc<Daemon>, from: SocketAddr, stream: Accepted, host: &str, he
     }
 }
 
-/// Says no, and gives the reason to be logged.
+/// Refuses, and returns the reason for the log.
 fn refuse(mut stream: Accepted, why: String) -> io::Result<()> {
     write_message(&mut stream, &FromPeer::Refused(why.clone()))?;
     Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
@@ -155,7 +156,7 @@ fn data(
 }
 
 fn control(daemon: &Arc<Daemon>, mut stream: Accepted, host: &str) -> io::Result<()> {
-    // As long as this connection stands.
+    // Counts this connection until it is dropped.
     let counted = {
         let mut all = daemon.controls.lock();
         all.entry(host.to_owned()).or_default().clone()
@@ -169,7 +170,7 @@ fn control(daemon: &Arc<Daemon>, mut stream: Accepted, host: &str) -> io::Result
     stream.sock.set_silence(SILENCE);
     let mut sessions = Vec::new();
     let result = calls(daemon, &mut stream, host, &mut sessions);
-    // Whoever has begun something here and goes away has given it up, if it still can.
+    // A peer that began sessions here and disconnects gives them up, if it still can.
     loop {
         sessions.retain(|session| {
             let found = daemon.incoming.lock().get(session).cloned();
@@ -226,7 +227,7 @@ fn calls(
                 FromPeer::Probed
             }
             ToPeer::Probe { .. } => return Err(wrong("the probe is too long")),
-            // A call that was made before, on this connection: somebody plays it again.
+            // A repeated call number on this connection is a replay.
             ToPeer::Call { call, .. } if call <= last_call => {
                 return Err(wrong(format!("call {call} came again after {last_call}")));
             }
@@ -241,7 +242,7 @@ fn calls(
                 let (cookie, stream) =
                     called.unwrap_or_else(|error| (Answer::Refused(error.to_string()), None));
                 if is_reserve && cookie == Answer::Continue {
-                    // The lease hangs on the connection that began the session, and on no other.
+                    // The lease belongs to the connection that began the session, and to no other.
                     sessions.push(session);
                 }
                 if let Answer::Refused(why) = &cookie {
@@ -265,13 +266,13 @@ fn calls(
     }
 }
 
-/// A peer was told no; it may go on.
+/// Logs a refusal; the peer may continue.
 fn note(daemon: &Daemon, host: &str, more: serde_json::Value) {
     let who = format!("peer {host}");
     daemon.calls.note(&daemon.audit, &who, "refused", more);
 }
 
-/// One step of a session.
+/// Handles one step of a session.
 fn called(
     daemon: &Arc<Daemon>,
     host: &str,
@@ -284,7 +285,7 @@ fn called(
     Incoming::of(daemon, session, host)?.called(host, order)
 }
 
-/// Whether a caller that can do this may have what it asks for: found out before it prepares a guest.
+/// Checks at step 0 whether this host supports what the caller asks for, before it prepares a guest.
 fn can_meet(
     host: &str,
     capabilities: &str,
@@ -306,7 +307,7 @@ fn met(daemon: &Daemon) -> FromPeer {
     }
 }
 
-/// The same as reserving, and undone at once.
+/// Reserves and releases at once.
 fn check(daemon: &Daemon, host: &str, needs: &Needs) -> Result<()> {
     daemon.goes_on()?;
     check_name(&needs.destination_name).map_err(Error::Refused)?;

@@ -1,4 +1,4 @@
-//! Takes up what another run of the daemon left.
+//! Recovers what another run of the daemon left.
 
 use std::sync::Arc;
 
@@ -10,13 +10,13 @@ use crate::journal;
 
 impl Daemon {
     pub(super) fn recover(self: &Arc<Self>) -> Result<()> {
-        // All is known before anybody can ask for it, and nothing of it is waited for.
+        // All jobs are known before anyone can ask for them, and nothing waits for their domains.
         let mut coming = Vec::new();
         for session in self.journals(Direction::Incoming) {
             coming.extend(Incoming::recover(self, session)?);
         }
         let mut leaving = outgoing::recover(self, self.journals(Direction::Outgoing))?;
-        // Guests that stand still come first.
+        // Suspended guests come first.
         leaving.sort_by_key(|left| !left.stands_still());
         for left in leaving {
             left.take_up(self)?;
@@ -24,7 +24,7 @@ impl Daemon {
         for incoming in coming {
             incoming.find()?;
         }
-        // What is over and old has been put away just now.
+        // Old finished sessions have just been removed.
         for end in ["source", "destination"] {
             if let Err(error) = journal::prune(&self.folder(end), KEPT) {
                 log::warn!("cannot remove old journals of the {end}: {error}");
@@ -36,7 +36,7 @@ impl Daemon {
     }
 
     fn unwatch_all(self: &Arc<Self>) {
-        // What this does not find costs a guest time, and no more.
+        // What this misses costs a guest time, and nothing else.
         let domains = self.host.domains().unwrap_or_else(|error| {
             log::warn!("cannot look for guests with log-dirty mode left on: {error}");
             Vec::new()
@@ -48,14 +48,14 @@ impl Daemon {
         }
     }
 
-    /// A run that died while it only watched a guest, to check or before it wrote a journal, has left it
-    /// watched, which costs the guest time.
+    /// A run that died while it only watched a guest, for a check or before its first record, has left
+    /// log-dirty mode on, which slows the guest down.
     fn unwatch(self: &Arc<Self>, domain: &DomainEntry) -> Result<()> {
-        // What is suspended, or a journal tells of, is another matter.
+        // Suspended guests, and those of a journal, are handled elsewhere.
         if !matches!(domain.state.as_str(), "running" | "blocked") {
             return Ok(());
         }
-        // Given back after the claim.
+        // Released after the claim.
         let _moment = self.unwatching.lock();
         let Ok(_claim) = self.claim_now(&domain.uuid) else {
             return Ok(());

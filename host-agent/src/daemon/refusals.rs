@@ -1,8 +1,7 @@
-//! Who is refused is written down, but not without limit.
+//! Logs refusals, but not without limit.
 //!
-//! Anybody who reaches the daemon's port can be refused as often as he likes, and the audit log is on the
-//! disk that the journals need.  So only so many refusals a minute are told in full; of the others their
-//! number is.
+//! Anyone who reaches the daemon's port can be refused any number of times, and the audit log shares a disk
+//! with the journals.  So only some refusals in each minute are logged in full; the others are counted.
 
 use std::time::{Duration, Instant};
 use std::{io, thread};
@@ -12,13 +11,13 @@ use serde_json::{Value, json};
 
 use crate::audit::Audit;
 
-/// So many are told in full in each minute of those who are refused at a door.
+/// Refusals of one kind that are logged in full each minute.
 const MOST: u32 = 30;
-/// So many of what peers do, who are known: what a busy evacuation takes and more.
+/// Calls of peers that are logged in full each minute: more than a busy evacuation needs.
 const OF_PEERS: u32 = 1200;
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// The refusals of one door, or what peers do.
+/// The limit for one kind of refusals, or for the calls of peers.
 #[derive(Debug)]
 pub(super) struct Refusals {
     minute: Mutex<Minute>,
@@ -38,18 +37,18 @@ struct Minute {
     untold: u64,
 }
 
-/// What is to be written of a refusal.
+/// How to log a refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Telling {
-    /// All of it; so many before it have not been told.
+    /// In full, after this many that were only counted.
     Full(u64),
-    /// That it is the first that is not told.
+    /// As the first that is only counted.
     Enough,
     Nothing,
 }
 
 impl Refusals {
-    /// For what peers do.
+    /// For calls of peers.
     pub(super) fn of_peers() -> Self {
         Self::with(OF_PEERS)
     }
@@ -61,16 +60,16 @@ impl Refusals {
         }
     }
 
-    /// Writes down who was refused, and why.
+    /// Logs a refusal.
     pub(super) fn tell(&self, audit: &Audit, who: &str, why: &str) {
         if self.note(audit, who, "refused", json!({ "why": why })) {
             log::warn!("{who}: refused: {why}");
         }
     }
 
-    /// Writes down what somebody did, with what belongs to it; `false` if that was only counted.
+    /// Logs an action with its details; `false` if it was only counted.
     pub(super) fn note(&self, audit: &Audit, who: &str, what: &str, more: Value) -> bool {
-        // The lock is given up here: who waits for the disk keeps nobody else.
+        // The lock is released here, so that a slow disk delays nobody else.
         let telling = self.minute.lock().count(Instant::now(), self.most);
         match telling {
             Telling::Full(untold) => {
@@ -120,7 +119,8 @@ impl Minute {
     }
 }
 
-/// A connection could not be taken: what is wanting (files, memory) may be there again in a moment.
+/// Logs that a connection could not be accepted; what is missing (files, memory) may be available again in a
+/// moment.
 pub(super) fn unaccepted(error: &io::Error) {
     log::error!("cannot accept a connection: {error}");
     thread::sleep(Duration::from_millis(100));

@@ -1,20 +1,20 @@
-//! An orderly end: what is under way is finished or undone, for nobody knows when the daemon runs again.
+//! An orderly stop: finishes or undoes what is in progress, because nobody knows when the daemon runs again.
 //!
-//! A daemon may be killed at any moment, and the next run takes up what it finds.  But until then a guest that
-//! stands still goes on standing still: over an upgrade a moment, after `systemctl stop` for as long as
-//! anybody likes.  So who stops the daemon waits, but not for ever:
+//! A daemon may be killed at any moment, and the next run recovers its jobs.  But a suspended guest stays
+//! suspended until then: for a moment during an upgrade, and without limit after `systemctl stop`.  So a stop
+//! waits, but not for ever:
 //!
-//! | what is under way | is |
+//! | in progress | is |
 //! |---|---|
-//! | nothing yet: a look at a guest, a job that is to begin | aborted, refused |
-//! | a guest that leaves, not handed over | aborted: it goes on here, and the destination is told |
-//! | a guest that leaves, handed over | waited for, unless its destination does not answer |
-//! | a guest that comes, not whole here | discarded, and the source is told: it goes on there |
-//! | a guest that comes, whole here | waited for: its source is about to hand it over, or to say that it has failed |
-//! | a job that is HELD, as one whose journal is damaged | left as it is |
-//! | a save or restore | aborted, or waited for if all is copied |
+//! | nothing yet: a look at a guest, a job about to begin | aborted, refused |
+//! | a departing guest, not handed over | aborted: it resumes here, and the destination is told |
+//! | a departing guest, handed over | waited for, unless its destination does not answer |
+//! | an arriving guest, incomplete | discarded, and the source is told: it resumes there |
+//! | an arriving guest, complete | waited for: its source is about to hand it over, or to report a failure |
+//! | a HELD job, such as one with a damaged journal | left as it is |
+//! | a save or restore | aborted, or waited for if everything is copied |
 //!
-//! A copy that is whole is kept, whatever comes: it may be the last.
+//! A complete copy is always kept, because it may be the last.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -28,35 +28,35 @@ use super::job::{Direction, Job};
 use super::{Daemon, spawn};
 use crate::job::{Control, Error, Phase, Result};
 
-/// Longest time that an orderly end takes: less than systemd waits for it (`TimeoutStopSec` in the unit).
+/// Longest time for an orderly stop: less than systemd waits for it (`TimeoutStopSec` in the unit).
 pub const LONGEST: Duration = Duration::from_secs(80);
-/// A destination that does not answer is not waited for longer than this; the guest runs by then, or is not
-/// this host's to run.
+/// Longest wait for a destination that does not answer.  By then the guest runs, or does not belong to this
+/// host.
 const ENOUGH: Duration = Duration::from_secs(10);
-/// How often it is looked: there is no event for all jobs.
+/// Interval between two checks, because there is no event for all jobs.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Whether the daemon is about to end.
+/// Whether the daemon is stopping.
 #[derive(Debug, Default)]
 pub(super) struct Stop {
     is_asked: AtomicBool,
-    /// Who only looks at a guest: that is no job.
+    /// Controls of those who only look at a guest, which is not a job.
     looking: Mutex<Vec<Weak<Control>>>,
 }
 
 impl Stop {
-    /// If it is.
+    /// Whether it is stopping.
     pub(super) fn is_asked(&self) -> bool {
         self.is_asked.load(Ordering::SeqCst)
     }
 }
 
 impl Daemon {
-    /// Ends what is under way, or undoes it, and begins nothing new from here on.  Comes back when no guest
-    /// waits for this daemon any more, or after `limit`.
+    /// Finishes or undoes what is in progress, and starts nothing new.  Returns when no guest depends on this
+    /// daemon any more, or after `limit`.
     pub fn stop(self: &Arc<Self>, limit: Duration) {
         let until = Instant::now() + limit;
-        // First: what is begun from here on is refused, and what was begun before is found below.
+        // First: what starts after this is refused, and what started before is found below.
         self.stop.is_asked.store(true, Ordering::SeqCst);
         self.stop.looking.lock().iter().for_each(|control| {
             if let Some(control) = control.upgrade() {
@@ -82,7 +82,7 @@ impl Daemon {
             if waits {
                 let_go = None;
             }
-            // Guests go on; only their destinations have still to hear of it.
+            // The guests run; only their destinations have not been told.
             let is_enough = jobs.is_empty() || (!waits && since.elapsed() > ENOUGH);
             if is_enough && !is_looking() && coming.iter().all(thread::JoinHandle::is_finished) {
                 break;
@@ -94,9 +94,9 @@ impl Daemon {
         }
     }
 
-    /// Each in a thread of its own, for a toolstack may take its time.
+    /// Each in a thread of its own, because a toolstack may be slow.
     fn stop_incoming(self: &Arc<Self>, until: Instant) -> Vec<thread::JoinHandle<()>> {
-        // Under its lock, under which new ones are refused from now on.
+        // Under the lock under which new sessions are refused from now on.
         let all: Vec<Arc<Incoming>> = self.incoming.lock().values().cloned().collect();
         let under_way = all.into_iter().filter(|session| session.stop_receiving());
         let stopping = under_way.filter_map(|session| {
@@ -107,7 +107,7 @@ impl Daemon {
     }
 
     /// # Errors
-    /// [`Error::Refused`] if the daemon is about to end.
+    /// [`Error::Refused`] if the daemon is stopping.
     pub(super) fn goes_on(&self) -> Result<()> {
         if self.stop.is_asked() {
             return Err(Error::Refused(format!(
@@ -118,19 +118,19 @@ impl Daemon {
         Ok(())
     }
 
-    /// A new job, if the daemon is not about to end.
+    /// Adds a new job, unless the daemon is stopping.
     ///
     /// # Errors
     /// As [`Daemon::goes_on`].
     pub(super) fn add_new(&self, job: &Arc<Job>) -> Result<()> {
-        // First: who stops the daemon looks for jobs after he has said so.
+        // First: a stop looks for jobs after it has set the flag.
         self.add(job);
         self.goes_on().inspect_err(|error| {
             job.end(Err(error.to_string()));
         })
     }
 
-    /// Somebody looks at a guest, as long as the control is held; the end of the daemon aborts it.
+    /// Registers a look at a guest, as long as the control exists; a stop aborts it.
     ///
     /// # Errors
     /// As [`Daemon::goes_on`].
@@ -143,7 +143,7 @@ impl Daemon {
     }
 }
 
-/// Whether nothing is gained by waiting for it.
+/// Whether waiting for the job is pointless.
 fn is_settled(job: &Job) -> bool {
     let is_the_destinations = job.control.phase() == Phase::HandedOver;
     job.result().is_some()

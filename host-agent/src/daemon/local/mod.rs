@@ -1,8 +1,8 @@
-//! Takes orders from the command on this host, over a UNIX socket.
+//! Serves the command on this host, over a UNIX socket.
 //!
-//! The system tells who is at the other end (`SO_PEERCRED`): root, and whom the configuration names.
-//! A request and its answer are one frame of JSON each ([`crate::transport::frame`]); only who watches
-//! jobs is answered by a row of them (`watch`).
+//! The kernel tells which user is at the other end (`SO_PEERCRED`): root and the users in the configuration
+//! are served.  A request and its answer are one frame of JSON each ([`crate::transport::frame`]).  Only a
+//! client that follows jobs gets a series of answers (`watch`).
 
 mod watch;
 
@@ -27,79 +27,79 @@ const REQUEST_MOST: usize = 64 << 10;
 /// Longest silence of a client in the middle of a request.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What the command asks for.
+/// A request of the command.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "ask")]
 pub enum Ask {
-    /// Move a guest.
+    /// Migrate a guest.
     Migrate {
-        /// Name or number.
+        /// Domain name or ID.
         domain: String,
         /// The peer's name.
         host: String,
-        /// How.
+        /// The options.
         options: JobOptions,
     },
-    /// Only look.
+    /// Only check.
     Check {
-        /// Name or number.
+        /// Domain name or ID.
         domain: String,
         /// The peer's name.
         host: String,
-        /// How.
+        /// The options.
         options: JobOptions,
     },
-    /// Write a guest to a file.
+    /// Save a guest to a file.
     Save {
-        /// Name or number.
+        /// Domain name or ID.
         domain: String,
         /// Absolute path.
         file: PathBuf,
-        /// The guest goes on afterwards.
+        /// Keep the guest running.
         keep_running: bool,
     },
-    /// Read a guest from a file.
+    /// Restore a guest from a file.
     Restore {
         /// Absolute path.
         file: PathBuf,
-        /// It stays paused.
+        /// Leave it paused.
         leave_paused: bool,
     },
-    /// The guests here.
+    /// List the guests here.
     List,
-    /// One job, or all.
+    /// Show one job, or all.
     Status {
-        /// The beginning of its name.
+        /// The start of its ID.
         job: Option<String>,
     },
-    /// One job, again and again until it is over; or all, until whoever asked goes away.
+    /// Follow one job until it ends, or all jobs until the client goes away.
     Watch {
-        /// The beginning of its name.
+        /// The start of its ID.
         job: Option<String>,
     },
-    /// Stop a job.
+    /// Abort a job.
     Abort {
-        /// The beginning of its name.
+        /// The start of its ID.
         job: String,
     },
-    /// Decide a job that is held.
+    /// Decide a held job.
     Recover {
-        /// The beginning of its name.
+        /// The start of its ID.
         job: String,
-        /// Run it here; else hand it over.
+        /// Run the guest here; otherwise hand it over.
         run_here: bool,
-        /// Neither: end it here.
+        /// Neither: end the job here.
         #[serde(default)]
         discard: bool,
-        /// The operator vouches for what the other end does not say.
+        /// The operator vouches for what the other end does not tell.
         #[serde(default)]
         vouch: bool,
     },
-    /// What this agent can do.
+    /// Show this agent's capabilities.
     Capabilities,
-    /// The peers, and whether they answer.
+    /// Show the peers, and whether they answer.
     Hosts,
-    /// What is wrong with this host.
+    /// Check this host for problems.
     Doctor,
 }
 
@@ -109,14 +109,14 @@ pub enum Ask {
 pub enum Told {
     /// The answer.
     Answer(Value),
-    /// Why not.
+    /// Why the request failed.
     Error(String),
 }
 
 /// Listens, and serves until the program ends.
 ///
 /// # Errors
-/// If the socket cannot be made.
+/// If the socket cannot be created.
 pub fn serve(daemon: &Arc<Daemon>) -> Result<()> {
     let path = &daemon.config().socket;
     let what = || format!("cannot listen at {}", path.display());
@@ -136,7 +136,7 @@ pub fn serve(daemon: &Arc<Daemon>) -> Result<()> {
         _ => {}
     }
     let listener = UnixListener::bind(path).map_err(Error::io(what()))?;
-    // Who may use it is decided by who it is, not by who may open it.
+    // Permission depends on the user, not on the socket's mode.
     let mode = fs::Permissions::from_mode(0o666);
     fs::set_permissions(path, mode).map_err(Error::io(what()))?;
     let daemon = daemon.clone();
@@ -173,7 +173,7 @@ fn client(daemon: &Arc<Daemon>, mut stream: UnixStream) -> io::Result<()> {
     }
     let ask: Ask = read_message(&mut stream, REQUEST_MOST)?;
     if uid != 0 && matches!(ask, Ask::Save { .. } | Ask::Restore { .. }) {
-        // Any file could be made, and a file's configuration names scripts that root runs.
+        // Any file could be written, and a saved configuration names scripts that root runs.
         let why = "only root may save and restore";
         daemon.refusals_here.tell(&daemon.audit, &who, why);
         return write_message(&mut stream, &Told::Error(why.to_owned()));
@@ -276,7 +276,7 @@ fn answer(daemon: &Arc<Daemon>, who: &str, ask: Ask) -> Result<Value> {
 }
 
 fn hosts(daemon: &Daemon) -> Value {
-    // Nobody aborts this.
+    // This control is never aborted.
     let control = Arc::new(Control::new(JobOptions::default()));
     let peers = daemon.config().peers.iter().map(|peer| {
         let met = super::link::Link::connect(&daemon.identity, peer)
@@ -320,7 +320,7 @@ fn doctor(daemon: &Daemon) -> Value {
         check(&format!("peer {name}"), problem);
     }
     for job in daemon.jobs() {
-        // For an operator, or for a host that does not answer.
+        // Longer, because the other end of it is an operator or a host that does not answer.
         if let Some(reason) = job.hangs() {
             check(&format!("job {}", job.id), Some(reason));
         }

@@ -1,5 +1,4 @@
-//! Tells of jobs as they go on: one frame after the other, until there is no more to tell or nobody to hear
-//! it.
+//! Sends the progress of jobs, one frame after the other, until the jobs end or the client goes away.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -13,10 +12,10 @@ use super::Told;
 use crate::daemon::{Daemon, Job, JobStatus};
 use crate::transport::frame::write_message;
 
-/// A watched job is told at most so often.
+/// Shortest time between two frames about a watched job.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Tells of one job until it is over.
+/// Sends one job's progress until it ends.
 pub(super) fn one(job: &Job, stream: &mut UnixStream) -> io::Result<()> {
     let mut from = 0;
     loop {
@@ -29,7 +28,7 @@ pub(super) fn one(job: &Job, stream: &mut UnixStream) -> io::Result<()> {
         if is_over {
             return Ok(());
         }
-        // Figures change with every batch; a person needs them less often, an end at once.
+        // Figures change with every batch; a person needs them less often, but an end at once.
         let until = Instant::now() + PAUSE;
         listener.wait_deadline(until);
         while job.result().is_none() && Instant::now() < until {
@@ -41,9 +40,9 @@ pub(super) fn one(job: &Job, stream: &mut UnixStream) -> io::Result<()> {
     }
 }
 
-/// Tells of all jobs, those that begin meanwhile too, until the client goes away.
+/// Sends the progress of all jobs, including new ones, until the client goes away.
 pub(super) fn all(daemon: &Daemon, stream: &mut UnixStream) -> io::Result<()> {
-    // The client has no more to say: reading is waiting, and finds out when it has gone.
+    // The client sends nothing more, so this read waits, and notices when the client goes away.
     stream.set_read_timeout(Some(PAUSE))?;
     let mut heard = Heard::default();
     loop {
@@ -59,16 +58,16 @@ pub(super) fn all(daemon: &Daemon, stream: &mut UnixStream) -> io::Result<()> {
     }
 }
 
-/// What a client has heard of the jobs.
+/// What a client has been told.
 #[derive(Debug, Default)]
 struct Heard {
-    /// The number of each job's next event; nothing before the first look.
+    /// The number of each job's next event; empty before the first look.
     next: Option<BTreeMap<String, u64>>,
 }
 
 impl Heard {
-    /// How those jobs stand to which something has happened, with what that was.  What was over before the
-    /// first look is no news.
+    /// The status of the jobs with new events, with those events.  Jobs that ended before the first look are
+    /// not new.
     fn news(&mut self, jobs: &[Arc<Job>]) -> Vec<JobStatus> {
         let before = self.next.take();
         let mut next = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! The stream of a guest that leaves: its connections, what goes over them, and the report of it all.
+//! The stream of a departing guest: its connections, what they carry, and the report.
 
 use std::time::{Duration, Instant};
 
@@ -41,7 +41,7 @@ impl Outgoing<'_> {
         Ok(())
     }
 
-    /// Why a copy failed: what an abort breaks off looks like a failure of the way to who was waiting for it.
+    /// Why a copy failed.  To a thread that waits for it, an abort looks like a lost connection.
     pub(super) fn why(&self, error: Error) -> String {
         self.job.control.check().err().unwrap_or(error).to_string()
     }
@@ -56,7 +56,7 @@ impl Outgoing<'_> {
         control.enter(Phase::Live, "copying memory while the guest runs");
         let sink: &dyn Sink = stream(self.sender.as_ref())?;
         guest(&mut self.source)?.copy_live(sink, control)?;
-        // The source says when its first round began.
+        // The source tells when its first round begins.
         let begun = Duration::from_millis(control.statistics().setup_time);
         self.copying = control.elapsed().saturating_sub(begun);
         Ok(())
@@ -108,7 +108,7 @@ impl Outgoing<'_> {
             let past = &expected.past;
             let mut shown = past.corrected(prediction, preparing, self.copying, blackout);
             if prediction.verifying_ms > 0.0 {
-                // How long that took at the destination is known to nobody here.
+                // This host does not know how long that took at the destination.
                 shown.blackout_ms = past.blackout_ms;
             }
             log::debug!(

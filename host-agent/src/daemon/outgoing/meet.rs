@@ -1,4 +1,5 @@
-//! Step 0: what both ends can do, how the guest behaves, how fast the way is, and what is to be expected.
+//! Step 0: the capabilities of both ends, the guest's behaviour, the speed of the network, and the
+//! prediction.
 
 use std::sync::Arc;
 use std::thread;
@@ -23,14 +24,14 @@ pub(super) struct Met {
     pub(super) compress: Compression,
 }
 
-/// What a prediction was made from, to learn from what comes of it.
+/// The input of a prediction, to compare with the outcome.
 pub(super) struct Expected {
     pub(super) past: Past,
-    /// Since the job began.
+    /// When the job began.
     pub(super) at: Duration,
 }
 
-/// Everything up to where it would have an effect.
+/// Does everything up to the first effect.
 pub(in crate::daemon) fn check(
     daemon: &Arc<Daemon>,
     source: &mut dyn Source,
@@ -77,7 +78,7 @@ pub(super) fn meet(
             there.xen_version, peer.name, here.xen_version
         )));
     }
-    // At the same time, as the parts of a migration are: its guest waits for neither.
+    // Both at the same time, as in a migration: neither waits for the other.
     let (prepared, way) = thread::scope(|scope| {
         let probing = scope.spawn(|| link.probe(control));
         let prepared = source.prepare(options, control);
@@ -114,7 +115,7 @@ pub(super) fn meet(
     })
 }
 
-/// What is known here of the storage behind a guest's disks, and what the operator says of it.
+/// Describes the storage behind a guest's disks, and adds what the operator vouches for.
 fn storage(
     daemon: &Daemon,
     disks: &[String],
@@ -139,7 +140,7 @@ fn storage(
     Ok(storage.collect())
 }
 
-/// Whether verifying alone would not take longer than the guest may stand still.
+/// Checks that verifying alone fits into the blackout limit.
 fn may_stand_still(prediction: &Prediction, control: &Control) -> Result<()> {
     let most = control
         .max_blackout()
@@ -154,7 +155,7 @@ fn may_stand_still(prediction: &Prediction, control: &Control) -> Result<()> {
     )))
 }
 
-/// Major and minor of a version of Xen.
+/// Parses major and minor of a version of Xen.
 fn release(version: &str) -> (u32, u32) {
     let mut numbers = version.split('.').map(|part| part.parse().unwrap_or(0));
     (

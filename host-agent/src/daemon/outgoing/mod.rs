@@ -33,9 +33,9 @@ use crate::transport::{Sender, Watch};
 pub(super) use self::meet::check;
 pub(super) use self::recovery::recover;
 
-/// How long to wait before the destination is asked again: at first, and at most.
+/// Pause before the destination is asked again: at first, and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
-/// So often a guest is tried to be let go on at once, and the time between.
+/// How often the resume of a guest is tried at once, and the pause between two tries.
 const ATTEMPTS: u32 = 4;
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -46,25 +46,25 @@ struct Outgoing<'a> {
     peer: &'a Peer,
     machine: SourceSession,
     journal: Journal<SourceRecord>,
-    /// As long as the guest is this session's.
+    /// `None` once the guest no longer belongs to this session.
     source: Option<Box<dyn Source>>,
     link: Option<Link>,
     sender: Option<Sender>,
-    /// Of the sender's connections.
+    /// Watches the sender's connections.
     watch: Arc<Watch>,
     compress: Compression,
-    /// What went wrong with the data connections, told when they are needed.
+    /// The error of the data connections, reported when they are needed.
     lanes: Result<()>,
     retry: Duration,
     copied: Copied,
     suspended: Option<Instant>,
-    /// Unless another run of the daemon began the job.
+    /// `None` if another run of the daemon began the job.
     expected: Option<Expected>,
-    /// How long the rounds took with the guest running.
+    /// Duration of the rounds with the guest running.
     copying: Duration,
 }
 
-/// Runs a job from its beginning to its end.
+/// Runs a job from beginning to end.
 pub(super) fn run(
     daemon: &Arc<Daemon>,
     job: &Arc<Job>,
@@ -75,7 +75,7 @@ pub(super) fn run(
     let met = match meet(daemon, &mut *source, peer, &job.control) {
         Ok(met) => met,
         Err(error) => {
-            // Nothing has happened but that the guest was watched; that ends with the source.
+            // Nothing has happened except log-dirty mode, which ends with the source.
             drop(source);
             return daemon.over(job, Err(error.to_string()));
         }
@@ -189,12 +189,12 @@ impl Outgoing<'_> {
                 self.job.control.tell(format!("aborting: {reason}"));
             }
             SourceRecord::Released => self.report(),
-            // It is over for who waits, even if the destination has not heard so yet.
+            // The job ends for those who wait for it, even if the destination has not been told.
             SourceRecord::Done => {
                 self.source = None;
                 self.job.end(Ok(()));
             }
-            // Whoever waits is told when the destination has been asked once: it may know why it failed.
+            // Waits for one answer of the destination, which may know why it failed.
             SourceRecord::Resumed { .. } => {
                 self.source = None;
                 self.job.let_go();
@@ -208,8 +208,8 @@ impl Outgoing<'_> {
     }
 
     fn call(&mut self, order: &Order) -> SourceEvent {
-        // The destination may build for minutes, and the guest stands still: an abort ends the waiting.  So it
-        // does before the toolstack there has even begun.
+        // The destination may build for minutes while the guest is suspended, so an abort ends the wait.  It
+        // does so even before the toolstack there has begun.
         let (builds, watch) = match order {
             Order::Receive(_) => (true, self.watch.clone()),
             Order::Reserve(_) => (true, Watch::of(self.job.control.clone())),
@@ -221,7 +221,7 @@ impl Outgoing<'_> {
         });
         match called {
             Ok((answer, ticket)) => {
-                // A guest that stands still is asked for often; a copy that cannot be discarded is not.
+                // A suspended guest is worth frequent retries; a copy that cannot be discarded is not.
                 if !matches!((order, &answer), (Order::Failed(_), Answer::NotYet(_))) {
                     self.retry = RETRY.0;
                 }
@@ -231,7 +231,7 @@ impl Outgoing<'_> {
                 SourceEvent::Answered(answer)
             }
             Err(error) => {
-                // Whatever is still under way on it must not be taken for the next answer.
+                // A late answer to the earlier call must not be taken for the next one.
                 self.link = None;
                 let aborted = self.job.control.check().err().filter(|_| builds);
                 SourceEvent::NotAnswered(match aborted {
@@ -250,13 +250,13 @@ impl Outgoing<'_> {
         Ok((self.session, self.link.insert(link)))
     }
 
-    /// Closes the stream; a guest that goes on, or is gone, is not copied any more.
+    /// Closes the stream: a guest that resumes or is gone is not copied any more.
     fn hang_up(&mut self) {
         self.sender = None;
     }
 
-    /// Lets the guest go on.  What fails now may work in a moment, and what comes next is a call that can
-    /// take minutes, for all of which the guest would stand still.
+    /// Resumes the guest, with a few retries.  What fails now may work in a moment, and the next step is a
+    /// call that can take minutes, during which the guest would stay suspended.
     fn resume(&mut self) -> std::result::Result<(), Trouble> {
         for _ in 1..ATTEMPTS {
             let resumed = guest(&mut self.source).and_then(Source::resume_here);
@@ -282,10 +282,10 @@ impl Outgoing<'_> {
         })
     }
 
-    /// Waits until it is time to try again, or an operator has decided.
+    /// Waits until the next try is due or an operator has decided.
     fn wait(&mut self, reason: &str, is_held: bool) -> SourceEvent {
         if let Some(result) = self.machine.record().and_then(SourceRecord::ended) {
-            // What is still to be done is no matter of the guest's, nor of whoever waits for it.
+            // Neither the guest nor anyone waiting is affected by what is left to do.
             self.job.end(result);
             log::info!("session {}: {reason}", self.session);
         } else {
@@ -314,7 +314,7 @@ impl Outgoing<'_> {
     }
 }
 
-/// The guest, as long as it is the session's.
+/// The guest, while it belongs to the session.
 fn guest(source: &mut Option<Box<dyn Source>>) -> Result<&mut (dyn Source + 'static)> {
     let gone = || Error::Refused("the guest no longer belongs to this session".to_owned());
     source.as_deref_mut().ok_or_else(gone)

@@ -1,4 +1,4 @@
-//! A job that another run of the daemon began.
+//! Recovers a job that another run of the daemon began.
 
 use std::sync::Arc;
 use std::thread;
@@ -15,16 +15,16 @@ use crate::job::{
 use crate::journal::Journal;
 use crate::session::{SessionId, SourceEvent, SourceRecord, SourceSession};
 
-/// A guest that cannot be looked for is looked for again after this.
+/// Pause before another look for a guest that could not be looked for.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// A job that another run of the daemon has left.
+/// A job that another run of the daemon left.
 pub(in crate::daemon) struct Left {
     session: SessionId,
     job: Arc<Job>,
     machine: SourceSession,
     journal: Journal<SourceRecord>,
-    /// The session is in doubt, and its guest another's by now, which may be about to hand it over.
+    /// The session is in doubt, and another job has its guest and may be about to hand it over.
     is_anothers: bool,
 }
 
@@ -33,12 +33,11 @@ struct Found {
     session: SessionId,
     journal: Journal<SourceRecord>,
     records: Vec<SourceRecord>,
-    /// Why that does not say where it stands.
+    /// Why the records do not tell its state.
     doubt: Option<String>,
 }
 
-/// Reads what another run of the daemon has written down of its jobs.  From here on their guests are these
-/// jobs'.
+/// Reads the jobs that another run of the daemon journaled, and claims their guests.
 pub(in crate::daemon) fn recover(
     daemon: &Arc<Daemon>,
     sessions: Vec<SessionId>,
@@ -55,7 +54,7 @@ pub(in crate::daemon) fn recover(
         }
     });
     let mut found: Vec<_> = found.collect();
-    // Those in doubt come last: a guest that another session has is not theirs.
+    // Sessions in doubt come last: they must not take a guest from another session.
     found.sort_by_key(|found| found.doubt.is_some());
     let mut left = Vec::new();
     for found in found {
@@ -103,7 +102,7 @@ fn known(daemon: &Arc<Daemon>, found: Found) -> Result<Option<Left>> {
         machine.record(),
         Some(SourceRecord::Begun { .. } | SourceRecord::Suspending)
     ) {
-        // It is aborting already, or it is too late for that.
+        // Either it is being aborted already, or it is too late for an abort.
         let _ = control.close();
     }
     let job = Job::new(
@@ -116,7 +115,7 @@ fn known(daemon: &Arc<Daemon>, found: Found) -> Result<Option<Left>> {
     daemon.add(&job);
     let mut is_anothers = false;
     if let Some(result) = machine.record().and_then(SourceRecord::ended) {
-        // It may be another job's by now; only the destination has still to hear of this one's end.
+        // Another job may have the guest by now; only the destination has not been told of the end.
         job.end(result);
     } else {
         match daemon.claim(&request.needs.uuid) {
@@ -134,7 +133,7 @@ fn known(daemon: &Arc<Daemon>, found: Found) -> Result<Option<Left>> {
 }
 
 impl Left {
-    /// Whether its guest may stand still, and is to go on here.
+    /// Whether its guest may be suspended and must resume here.
     pub(in crate::daemon) const fn stands_still(&self) -> bool {
         matches!(
             self.machine.record(),
@@ -142,7 +141,7 @@ impl Left {
         )
     }
 
-    /// Finds out how its guest stands, and goes on from there, behind the back of whoever calls this.
+    /// Looks for the guest and continues the job, in a thread of its own.
     pub(in crate::daemon) fn take_up(self, daemon: &Arc<Daemon>) -> Result<()> {
         let Self {
             session,
@@ -151,7 +150,7 @@ impl Left {
             journal,
             is_anothers,
         } = self;
-        // A peer that was taken out of the configuration meanwhile cannot be reached, but the rest goes on.
+        // A peer that is no longer configured cannot be reached, but everything else continues.
         let peer = daemon.config.peer(machine.peer()).cloned();
         let peer = peer.unwrap_or_else(|_| Peer {
             name: machine.peer().to_owned(),
@@ -193,7 +192,7 @@ impl Left {
     }
 }
 
-/// The guest as it is found, as soon as Xen and the toolstack answer.
+/// Looks for the guest until Xen and the toolstack answer.
 fn find(daemon: &Daemon, job: &Job, needs: &Needs) -> (Box<dyn Source>, Presence) {
     loop {
         let found = daemon.host.find_source(needs).and_then(|mut source| {

@@ -1,8 +1,8 @@
-//! What arrives from a peer has an end, and is fit to be shown: each field of each message.
+//! Limits what a peer can send: each text of each message has a maximum length and can be shown safely.
 //!
-//! The only way in is [`read`].  What a person reads (a reason) is made fit; what a program reads (a path,
-//! a name) has to be.  Each message is taken apart as a whole here, so that a new field has a bound, or does
-//! not compile.
+//! [`read`] is the only way in.  Text for people (a reason) is cleaned; text for programs (a path, a name)
+//! must be clean.  Each message is destructured completely here, so that a new field has a limit or does not
+//! compile.
 
 use std::io::{self, Read};
 
@@ -15,32 +15,32 @@ use crate::storage::Storage;
 use crate::text::{REASON_MOST, clean, is_fit};
 use crate::transport::frame::{read_message, wrong};
 
-/// Most disks of a guest: what the toolstack can name is less.
+/// Most disks of a guest; the toolstack can name fewer.
 const DISKS_MOST: usize = 512;
-/// Longest path of a disk: longer ones nobody can open.
+/// Longest path of a disk; longer ones cannot be opened.
 const PATH_MOST: usize = 4095;
-/// Longest words for a storage's identity.
+/// Longest identity of a storage.
 const IDENTITY_MOST: usize = 2000;
-/// Longest configuration; real ones have a few KiB, and a few hundred bytes for each disk.
+/// Longest configuration.  Real ones have a few KiB, and a few hundred bytes for each disk.
 const CONFIG_MOST: usize = 512 << 10;
 /// Longest capabilities.
 const CAPABILITIES_MOST: usize = 64 << 10;
 /// Longest of all other texts: a UUID, a version, a URI.
 const WORD_MOST: usize = 300;
 
-/// A message, once it has arrived.
+/// A message from a peer.
 pub(in crate::daemon) trait Arrived: DeserializeOwned {
-    /// With its reasons fit to be shown.
+    /// Cleans its reasons.
     ///
     /// # Errors
-    /// What is too long or has letters that nobody sees.
+    /// Names the text that is too long or contains invisible characters.
     fn bounded(self) -> Result<Self, String>;
 }
 
 /// Reads a message of at most `most` bytes from a peer.
 ///
 /// # Errors
-/// If it is longer, not what is expected, has a field that cannot be, or the peer is gone.
+/// If it is longer or of another kind, has an invalid field, or the peer is gone.
 pub(in crate::daemon) fn read<T: Arrived>(
     from: &mut (impl Read + ?Sized),
     most: usize,
@@ -98,7 +98,7 @@ impl Arrived for ToPeer {
                     flags: _,
                 } = &parameters;
                 fit("the URI", uri.as_deref().unwrap_or_default(), WORD_MOST)?;
-                // Whether a domain can be called that is asked later, and answered.
+                // The name is checked later, and the answer says so.
                 short("a name", dname.as_ref().map_or(0, String::len), WORD_MOST)?;
                 Self::Meet {
                     capabilities,
@@ -222,7 +222,7 @@ fn of_needs(needs: &Needs) -> Result<(), String> {
         config,
     } = needs;
     fit("a name", name, NAME_MOST)?;
-    // Whether a domain can be called that is asked later, and answered.
+    // The name is checked later, and the answer says so.
     short("a name", destination_name.len(), WORD_MOST)?;
     fit("a UUID", uuid, WORD_MOST)?;
     fit("the version of Xen", xen_version, WORD_MOST)?;

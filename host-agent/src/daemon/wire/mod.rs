@@ -1,4 +1,4 @@
-//! What agents say to each other, once they know who the other is; `docs/protocol.md` tells the rest.
+//! Messages between agents after the handshake; `docs/protocol.md` has the details.
 
 mod bounds;
 
@@ -25,48 +25,48 @@ bitflags! {
     }
 }
 
-/// Longest name of a domain, in bytes: with what the toolstack puts around it, it still names a file.
+/// Longest name of a domain, in bytes.  With the toolstack's additions it is still a file name.
 const NAME_MOST: usize = 200;
 
 /// The first message on a connection.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Hello {
-    /// Calls and answers.
+    /// Requests and answers.
     Control {
         /// [`VERSION`].
         version: u32,
     },
-    /// A stream.
+    /// One connection of a stream.
     Data {
         /// Of this session.
         session: SessionId,
-        /// What the answer to step 1 said; good for each lane once.
+        /// The ticket from the answer to step 1; good once for each lane.
         ticket: SessionId,
-        /// Number of this connection, from 0.
+        /// The number of this connection, from 0.
         lane: u8,
     },
 }
 
-/// What the source's agent says on a control connection.
+/// A request of the source's agent on a control connection.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum ToPeer {
     /// Step 0.
     Meet {
-        /// The caller's, as XML.
+        /// The caller's capabilities, as XML.
         capabilities: String,
-        /// What is asked for.
+        /// The parameters of the migration.
         parameters: Parameters,
     },
-    /// Whether the guest could be reserved for; has no effect that lasts.
+    /// Whether the guest could be reserved; has no lasting effect.
     Check(Box<Needs>),
-    /// So many bytes follow, to measure the way.
+    /// This many bytes follow, to measure the network.
     Probe {
         /// At most [`PROBE_MOST`].
         bytes: u64,
     },
-    /// How an end of a session stands there; has no effect.
+    /// Asks for the state of an end of a session; has no effect.
     Inquire(Inquiry),
     /// A step of a session: `destination(step, cookie)`.
     Call {
@@ -82,7 +82,7 @@ pub(super) enum ToPeer {
 /// The parameters of the proposal of 2007.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Parameters {
-    /// Which way the stream is to come: [`TRANSPORT`] and where the caller finds the destination.
+    /// The transport of the stream: [`TRANSPORT`], and the destination's address as the caller knows it.
     pub(super) uri: Option<String>,
     /// Name at the destination.
     pub(super) dname: Option<String>,
@@ -93,10 +93,10 @@ pub(super) struct Parameters {
 }
 
 impl Parameters {
-    /// Whether all of it can be had here.
+    /// Checks that this host supports all of it.
     ///
     /// # Errors
-    /// What cannot.
+    /// What it does not support.
     pub(super) fn check(&self) -> Result<(), String> {
         let is_ours = |uri: &String| {
             let parts = uri.split_once("://");
@@ -118,10 +118,10 @@ impl Parameters {
     }
 }
 
-/// Whether a domain can be called that: its name becomes part of the names of files, and of commands.
+/// Checks a domain's name, which becomes part of file names and commands.
 ///
 /// # Errors
-/// Why not.
+/// Why it is not valid.
 pub(super) fn check_name(name: &str) -> Result<(), String> {
     if name.is_empty() || name.len() > NAME_MOST {
         return Err(format!(
@@ -137,17 +137,17 @@ pub(super) fn check_name(name: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// What the source needs to know of the stream.
+/// What the source needs to know about the stream.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Ticket {
     /// For the data connections.
     pub(super) ticket: SessionId,
-    /// The destination can build the domain while memory is still on the way
+    /// The destination can build the domain while memory still arrives
     /// ([`Sink::builds_early`](crate::job::Sink::builds_early)).
     pub(super) builds_early: bool,
 }
 
-/// What the destination's agent says.
+/// An answer of the destination's agent.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum FromPeer {
@@ -160,13 +160,13 @@ pub(super) enum FromPeer {
         /// The host.
         facts: HostFacts,
     },
-    /// To [`ToPeer::Check`]: yes.
+    /// To [`ToPeer::Check`]: it can.
     Checked,
-    /// To [`ToPeer::Probe`]: all has arrived.
+    /// To [`ToPeer::Probe`]: everything has arrived.
     Probed,
     /// To [`ToPeer::Inquire`].
     Standing {
-        /// The last record of that end's journal; `None`: there is no such session.
+        /// The last record of that end's journal; `None` if there is no such session.
         state: Option<String>,
         /// The guest's copy on that host.
         copy: Presence,
