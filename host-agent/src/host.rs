@@ -1,4 +1,4 @@
-//! This host: its domains as sources, and places for new ones.
+//! This host as the job's [`Host`]: its domains as sources, and destinations for new ones.
 
 use std::sync::Arc;
 
@@ -29,11 +29,13 @@ pub struct XenHost {
 }
 
 impl XenHost {
-    /// Opens Xen's devices and connects to xenstored.  `copying_weight`: as in the
-    /// [configuration](crate::config::Config::copying_weight); 0 for all but the daemon, which alone sets it back.
+    /// Opens Xen's devices and connects to xenstored.
+    ///
+    /// `copying_weight` is as in the [configuration](crate::config::Config::copying_weight).  It is 0 for
+    /// everyone but the daemon, because only the daemon restores the weight.
     ///
     /// # Errors
-    /// [`Error::Refused`] if this is no control domain, or its Xen is of a release that is not known.
+    /// [`Error::Refused`] if this is not a control domain, or its release of Xen is not supported.
     pub fn open(copying_weight: u16) -> Result<Self> {
         let xen = Xen::open()?;
         Ok(Self {
@@ -45,13 +47,13 @@ impl XenHost {
         })
     }
 
-    /// Sets back what this run of the daemon, or one that was killed, has changed in the host's settings;
-    /// what goes wrong is only logged.  For when nothing is copied.
+    /// Restores the host's settings that this run of the daemon, or one that was killed, has changed.  Errors
+    /// are only logged.  For when nothing is being copied.
     pub fn tidy(&self) {
         self.priority.tidy();
     }
 
-    /// All domains but this one: name, number, and what Xen says.
+    /// All domains except domain 0: name, ID, and Xen's information.
     fn all(&self) -> Result<Vec<(String, u16, DomainInfo)>> {
         let mut all = Vec::new();
         for domid in self.store.list("/local/domain")? {
@@ -72,10 +74,10 @@ impl XenHost {
         LiveSource::new(self.xen.clone(), store, priority, domid, name, uuid)
     }
 
-    /// The domain of this name or number, and how many of this host have its UUID.
+    /// The domain of this name or ID, and how many domains of this host have its UUID.
     fn find(&self, domain: &str) -> Result<(LiveSource, usize)> {
         let all = self.all()?;
-        // A name counts before a number, as with xl.
+        // Names come before IDs, as with xl.
         let found = all
             .iter()
             .find(|(name, _, _)| name == domain)
@@ -89,12 +91,12 @@ impl XenHost {
         Ok((live, same.count()))
     }
 
-    /// Lets a guest go on that a killed save or send has left suspended; says which of these it was.
+    /// Resumes a guest that a killed save or send left suspended; returns which of the two it was.
     /// `is_vouched`: the operator says that no other copy runs.
     ///
     /// # Errors
-    /// [`Error::Refused`] if that is not what has suspended it, another process is at work on it, or a copy
-    /// of it runs or may run.
+    /// [`Error::Refused`] if something else suspended it, another process works on it, or a copy of it runs
+    /// or may run.
     pub fn resume(&self, domain: &str, is_vouched: bool) -> Result<Standalone> {
         let (mut live, same) = self.find(domain)?;
         live.resume_left(same > 1, is_vouched)

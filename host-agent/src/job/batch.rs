@@ -1,8 +1,8 @@
-//! Where a stream of memory goes: over the wire, into a file, into the toolstack.
+//! Where a stream of memory goes: over the network, into a file, or into the toolstack.
 //!
-//! The source writes a libxc stream into a [`Sink`], but not as one row of bytes: memory may travel in
-//! any order within a round, so it is handed over as [`Batch`]es, and only what must stay in order goes
-//! as bytes.  The sink at the destination gets the same calls and makes one row of them again.
+//! The source writes a libxc stream into a [`Sink`].  Memory may travel in any order within a round, so it is
+//! passed as [`Batch`]es; only what must stay in order is passed as bytes.  The sink at the destination gets
+//! the same calls and builds one stream of them again.
 
 use super::{Digests, Error, Result};
 
@@ -22,36 +22,36 @@ impl Batch {
     /// Most pages in one batch: what Xen's own writer puts into one record.
     pub const MOST: usize = 1024;
 
-    /// Pages with content that the words promise.
+    /// Number of pages with content, by the words.
     #[must_use]
     pub fn content_pages(&self) -> usize {
         self.words.iter().filter(|word| has_content(**word)).count()
     }
 
-    /// If the words are few enough and the data is what they promise.
+    /// Whether the number of words is within the limit and the data has the length that the words require.
     #[must_use]
     pub fn is_sound(&self) -> bool {
         self.words.len() <= Self::MOST && self.data.len() == self.content_pages() * PAGE_SIZE
     }
 
-    /// Forgets the content, keeps the memory.
+    /// Clears the content, and keeps the allocations.
     pub fn clear(&mut self) {
         self.words.clear();
         self.data.clear();
     }
 }
 
-/// Whether the page of this word has content in the stream: all but the types broken (0xD), to be
-/// allocated only (0xE) and absent (0xF).
+/// Whether the page of this word has content in the stream: all types except broken (0xD), allocate only
+/// (0xE) and absent (0xF).
 #[must_use]
 pub const fn has_content(word: u64) -> bool {
     word >> 60 < 0xD
 }
 
-/// Whether a page is nothing but zeros.
+/// Whether a page is all zero.
 #[must_use]
 pub fn is_zero(page: &[u8]) -> bool {
-    // Most pages with content show it early; within a piece no byte is asked for by itself.
+    // Most pages with content show it early; within a piece, bytes are compared together.
     let (pieces, rest) = page.as_chunks::<256>();
     let of = |bytes: &[u8]| bytes.iter().fold(0, |all, byte| all | byte) == 0;
     pieces.iter().all(|piece| of(piece)) && of(rest)
@@ -59,50 +59,49 @@ pub fn is_zero(page: &[u8]) -> bool {
 
 /// Takes a libxc stream, from its image header to its END record.
 ///
-/// [`Sink::bytes`] and [`Sink::barrier`] are called by one thread; [`Sink::pages`] by any number at a
-/// time (as the wire's several connections do), but never while one of the other two is at work.
+/// One thread calls [`Sink::bytes`] and [`Sink::barrier`].  Any number of threads may call [`Sink::pages`] at
+/// a time (several connections do), but never during one of the other two.
 pub trait Sink: Send + Sync {
-    /// Takes bytes of the stream that must stay in order: headers and records other than PAGE_DATA,
-    /// whole, with their padding.  Everything given before stands before them in the stream.
+    /// Takes bytes of the stream that must stay in order: complete headers and records other than PAGE_DATA,
+    /// with their padding.  They come after everything that was passed before.
     ///
     /// # Errors
-    /// If they cannot be written; the stream is of no use any more.
+    /// If they cannot be written; the stream is unusable then.
     fn bytes(&self, bytes: &[u8]) -> Result<()>;
 
-    /// Takes pages, in any order up to the next call of another method; no page occurs twice up to
-    /// there.  An empty batch is allowed and means nothing.
+    /// Takes pages, in any order up to the next call of another method.  No page occurs twice in that span.
+    /// An empty batch does nothing.
     ///
-    /// The sink may keep the batch's memory and leave other memory in its place, so that nobody copies
-    /// and nobody allocates: the caller uses what is left for the next batch, after
-    /// [`Batch::clear`], and must not expect to find in it what it was.
+    /// The sink may keep the batch's memory and put other memory in its place, so that nothing is copied or
+    /// allocated.  The caller reuses what is left for the next batch, after [`Batch::clear`], and must not
+    /// expect the old content in it.
     ///
     /// # Errors
     /// As for [`Sink::bytes`].
     fn pages(&self, batch: &mut Batch) -> Result<()>;
 
-    /// Returns when everything given so far has arrived at the far end of the sink, so that the time it
-    /// takes tells how fast the way is.
+    /// Returns when everything passed so far has arrived at the far end, so that its duration measures the
+    /// speed.
     ///
     /// # Errors
     /// As for [`Sink::bytes`].
     fn barrier(&self) -> Result<()>;
 
-    /// Takes digests of what the stream has brought, after its end, for the far end to compare with what it has
-    /// made of it.  No part of the stream: other receivers know nothing of it.
+    /// Takes digests of the stream's content, after its end, for the far end to compare with its copy.  They
+    /// are not part of the stream, and other receivers do not know them.
     ///
     /// # Errors
-    /// If the far end compares nothing: whoever was asked to have it compared must not be told that it was.
+    /// If the far end cannot compare: a caller that asked for it must not believe that it happened.
     fn digests(&self, _: Digests<'_>) -> Result<()> {
         Err(Error::Refused(
             "the receiver cannot verify the copy".to_owned(),
         ))
     }
 
-    /// Whether the far end can build the domain while its memory is still on the way.  If so, the source
-    /// sends before the memory which frames there will be (as "allocate only") and a first version of the
-    /// state records, and the state again at the end: still a stream that every receiver takes, for the
-    /// last version counts, but one from which the domain with its devices stands ready when the
-    /// guest stops.
+    /// Whether the far end can build the domain while its memory still arrives.  If so, the source sends the
+    /// frame numbers (as "allocate only") and a first version of the state records before the memory, and the
+    /// state again at the end.  Every receiver can take this stream, because the last version counts; but
+    /// here the domain and its devices are ready when the guest stops.
     fn builds_early(&self) -> bool {
         false
     }

@@ -1,7 +1,8 @@
-//! How a running job is watched, limited and aborted by others than the thread that does it.
+//! How other threads watch, limit and abort a running job.
 //!
-//! Whoever does a part of the job holds the same [`Control`]: it asks [`Control::check`] often, and keeps
-//! the [`Statistics`] true.  An abort is possible up to the point of no return and never after it.
+//! Every thread that does a part of the job holds the same [`Control`].  It calls [`Control::check`] often,
+//! and keeps the [`Statistics`] up to date.  An abort is possible up to the point of no return and never
+//! after it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -18,40 +19,40 @@ use crate::text::{REASON_MOST, clean};
 const OPEN: u8 = 0;
 const ABORTED: u8 = 1;
 const CLOSED: u8 = 2;
-/// Events kept for those that come late.
+/// Number of events that are kept for late readers.
 const EVENTS: usize = 256;
 
-/// What a job is doing.
+/// The phase of a job.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
-    /// Looking, reserving.
+    /// Preparing and reserving.
     #[default]
     Setup,
-    /// Memory is copied, the guest runs.
+    /// Copying memory while the guest runs.
     Live,
-    /// The guest is suspended; the rest is copied.
+    /// The guest is suspended; copying the rest.
     StopAndCopy,
-    /// The guest is suspended; digests of it are made.
+    /// The guest is suspended; computing its digests.
     Verifying,
-    /// The destination builds the domain to its end.
+    /// The destination finishes the domain.
     Building,
-    /// It is the destination's now.
+    /// The guest belongs to the destination.
     HandedOver,
-    /// It is over, well or not.
+    /// The job has ended, with or without success.
     Ended,
 }
 
-/// Something that happened to a job.
+/// An event of a job.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub struct Event {
     /// Counts from 0 without gaps.
     pub number: u64,
     /// Milliseconds since the job began.
     pub at_ms: u64,
-    /// The phase it is in from here on.
+    /// The phase from here on.
     pub phase: Phase,
-    /// What happened, for a person.
+    /// What happened, as text.
     pub message: String,
 }
 
@@ -63,19 +64,19 @@ struct State {
     next_event: u64,
 }
 
-/// Tells if a job is to stop, where its [`Control`] is out of reach.
+/// Tells whether a job must stop, where its [`Control`] is out of reach.
 #[derive(Clone, Debug)]
 pub struct Stop(Arc<AtomicU8>);
 
 impl Stop {
-    /// If somebody has aborted the job.
+    /// Whether somebody has aborted the job.
     #[must_use]
     pub fn is_asked(&self) -> bool {
         self.0.load(Ordering::Acquire) == ABORTED
     }
 }
 
-/// The handle that everybody who has to do with a job holds.
+/// The handle that every thread of a job holds.
 #[derive(Debug)]
 pub struct Control {
     options: JobOptions,
@@ -83,13 +84,13 @@ pub struct Control {
     gate: Arc<AtomicU8>,
     bandwidth: AtomicU64,
     max_downtime_ms: AtomicU64,
-    /// The guest stands still: when it has done so for too long.
+    /// When the limit on the blackout is reached, while the guest is suspended.
     still_until: Mutex<Option<Instant>>,
-    /// It was that which aborted the job.
+    /// Whether that limit aborted the job.
     is_late: AtomicBool,
     past: Mutex<Past>,
     state: Mutex<State>,
-    /// Abort, new events, new figures.
+    /// Notified of an abort, new events and new figures.
     changed: Signal,
 }
 
@@ -111,7 +112,7 @@ impl Control {
         }
     }
 
-    /// What was asked for when the job began.
+    /// The options of the job.
     pub const fn options(&self) -> &JobOptions {
         &self.options
     }
@@ -122,7 +123,7 @@ impl Control {
         self.begun.elapsed()
     }
 
-    /// Asks the job to stop; `false` if it is too late for that.
+    /// Aborts the job; `false` if it is too late.
     pub fn abort(&self) -> bool {
         let stopped =
             self.gate
@@ -131,16 +132,17 @@ impl Control {
         stopped != Err(CLOSED)
     }
 
-    /// Tells of an abort without the rest of the job.
+    /// A handle that only tells of an abort.
     #[must_use]
     pub fn stop(&self) -> Stop {
         Stop(self.gate.clone())
     }
 
-    /// From here on nobody can abort.
+    /// Rules out an abort from here on.
     ///
     /// # Errors
-    /// [`Error::Aborted`] if somebody has; [`Error::TimedOut`] if the guest has stood still for too long.
+    /// [`Error::Aborted`] if somebody has aborted the job; [`Error::TimedOut`] if the blackout has reached
+    /// its limit.
     pub fn close(&self) -> Result<()> {
         self.check()?;
         match self
@@ -152,24 +154,24 @@ impl Control {
         }
     }
 
-    /// The guest is going to stand still: when it has done so for
-    /// [`max_blackout`](Self::max_blackout), the job is aborted, unless it is [closed](Self::close) by then.
+    /// Starts the clock of the blackout: the job is aborted after [`max_blackout`](Self::max_blackout),
+    /// unless it is [closed](Self::close) by then.
     pub fn limit_blackout(&self) {
         *self.still_until.lock() = self
             .max_blackout()
             .and_then(|most| Instant::now().checked_add(most));
     }
 
-    /// The longest blackout that may be, up to the hand-over.
+    /// The limit on the blackout up to the hand-over.
     #[must_use]
     pub fn max_blackout(&self) -> Option<Duration> {
         self.options.max_blackout_ms.map(Duration::from_millis)
     }
 
-    /// To be asked at least every few milliseconds of work.
+    /// Checks for an abort.  Call it at least every few milliseconds of work.
     ///
     /// # Errors
-    /// [`Error::Aborted`]; [`Error::TimedOut`] if the guest has stood still for too long.
+    /// [`Error::Aborted`]; [`Error::TimedOut`] if the blackout has reached its limit.
     pub fn check(&self) -> Result<()> {
         match (self.is_aborted(), self.is_late.load(Ordering::Acquire)) {
             (false, _) => Ok(()),
@@ -181,7 +183,7 @@ impl Control {
         }
     }
 
-    /// If somebody has asked the job to stop, or the guest has stood still for too long.
+    /// Whether somebody has aborted the job, or the blackout has reached its limit.
     #[must_use]
     pub fn is_aborted(&self) -> bool {
         let until = *self.still_until.lock();
@@ -197,70 +199,70 @@ impl Control {
         self.gate.load(Ordering::Acquire) == ABORTED
     }
 
-    /// Wakes up when somebody aborts, or anything else of the job changes.  Take it first, then look.
+    /// Is notified of an abort and of any other change.  Take it first, then look.
     pub fn listen(&self) -> EventListener {
         self.changed.listen()
     }
 
-    /// The longest blackout aimed at; it can change while the job runs.
+    /// The target blackout; it can change while the job runs.
     #[must_use]
     pub fn max_downtime(&self) -> Duration {
         Duration::from_millis(self.max_downtime_ms.load(Ordering::Relaxed))
     }
 
-    /// What of the longest blackout memory may take.
+    /// The part of the target blackout that is left for memory.
     #[must_use]
     pub fn time_for_memory(&self) -> Duration {
         self.past.lock().for_memory(self.max_downtime())
     }
 
-    /// What earlier jobs have shown about the part of a blackout in which no memory is copied.
+    /// Sets the part of the blackout in which no memory is copied, as earlier jobs have shown.
     pub fn set_past(&self, past: Past) {
         *self.past.lock() = past;
     }
 
-    /// Sets the longest blackout aimed at.
+    /// Sets the target blackout.
     pub fn set_max_downtime(&self, downtime: Duration) {
         let ms = u64::try_from(downtime.as_millis()).unwrap_or(u64::MAX);
         self.max_downtime_ms.store(ms, Ordering::Relaxed);
     }
 
-    /// Most bytes per second on the wire; it can change while the job runs.
+    /// The bandwidth limit in bytes per second; it can change while the job runs.
     #[must_use]
     pub fn bandwidth(&self) -> Option<u64> {
         Some(self.bandwidth.load(Ordering::Relaxed)).filter(|limit| *limit != 0)
     }
 
-    /// Sets the most bytes per second on the wire.
+    /// Sets the bandwidth limit.
     pub fn set_bandwidth(&self, limit: Option<u64>) {
         self.bandwidth.store(limit.unwrap_or(0), Ordering::Relaxed);
     }
 
-    /// The job enters a phase; tell why, for a person.
+    /// Enters a phase; the message is for people.
     pub fn enter(&self, phase: Phase, message: impl Into<String>) {
         self.record(Some(phase), &message.into());
     }
 
-    /// Something happened that the operator may want to know.
+    /// Adds an event that the operator may want to know.
     pub fn tell(&self, message: impl Into<String>) {
         self.record(None, &message.into());
     }
 
-    /// Changes the figures.  Who sends pages keeps `memory_*`, who sends bytes `wire_bytes` and
-    /// `compression_*`; times are filled in by [`Control::statistics`].
+    /// Changes the figures.  Whoever sends pages updates `memory_*`; whoever sends bytes updates `wire_bytes`
+    /// and `compression_*`.  [`Control::statistics`] adds the times.
     pub fn update(&self, change: impl FnOnce(&mut Statistics)) {
         change(&mut self.state.lock().statistics);
         self.changed.notify(usize::MAX);
     }
 
-    /// The figures now.
+    /// The current figures.
     #[must_use]
     pub fn statistics(&self) -> Statistics {
         let mut statistics = self.state.lock().statistics.clone();
         if statistics.success.is_none() {
             statistics.time_elapsed = self.elapsed_ms();
         }
-        // Memory is all that is ever sent.
+        // A job sends nothing but memory.
         statistics.data_total = statistics.memory_total;
         statistics.data_processed = statistics.memory_processed;
         statistics.data_remaining = statistics.memory_remaining;
@@ -269,13 +271,13 @@ impl Control {
         statistics
     }
 
-    /// The phase now.
+    /// The current phase.
     #[must_use]
     pub fn phase(&self) -> Phase {
         self.state.lock().phase
     }
 
-    /// Events from this number on; the oldest may be gone.
+    /// The events from this number on; the oldest may be gone.
     #[must_use]
     pub fn events(&self, from: u64) -> Vec<Event> {
         let state = self.state.lock();
@@ -284,7 +286,7 @@ impl Control {
     }
 
     fn record(&self, phase: Option<Phase>, message: &str) {
-        // It may have words of a toolstack in it, or of a journal from before they were bounded.
+        // The text may come from a toolstack, or from a journal that was written before texts had limits.
         let message = clean(message, REASON_MOST);
         log::info!("{message}");
         let at_ms = self.elapsed_ms();

@@ -1,8 +1,7 @@
-//! Digests of a guest, by which its two copies are compared before one of them is let run.
+//! Digests of a guest, which its two copies are compared by before one of them runs.
 //!
-//! A digest is 128 bits of XXH3, which is as fast as memory is read, on every processor.  It finds what was
-//! lost, left out or garbled.  It is no proof against somebody who wants to deceive: that is what TLS and
-//! certificates are for.
+//! A digest is 128 bits of XXH3, which every processor computes as fast as it reads memory.  It detects what
+//! was lost, left out or corrupted.  It is no proof against an attacker; TLS and certificates are for that.
 
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -15,23 +14,23 @@ pub fn digest(bytes: &[u8]) -> Digest {
     xxh3_128(bytes).to_le_bytes()
 }
 
-/// What a MiB of a guest's frames is.
+/// The digest of one MiB of a guest's frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Chunk {
     /// The first of its frames: a multiple of [`Chunk::FRAMES`].
     pub first: u64,
-    /// One bit for each frame, the first in bit 0 of word 0: whether it is counted.
+    /// One bit for each frame, the first in bit 0 of word 0: whether the digest covers it.
     pub counted: [u64; 4],
-    /// Of the contents of those, one after the other.
+    /// The digest of the contents of those frames, in order.
     pub digest: Digest,
 }
 const _: () = assert!(size_of::<Chunk>() == 56);
 
 impl Chunk {
-    /// Frames that it is about.
+    /// Number of frames in a chunk.
     pub const FRAMES: u64 = 256;
 
-    /// The frames that are counted, in order.
+    /// The covered frames, in order.
     pub fn frames(&self) -> impl Iterator<Item = u64> + use<> {
         let (first, counted) = (self.first, self.counted);
         (0..Self::FRAMES)
@@ -39,21 +38,21 @@ impl Chunk {
             .map(move |bit| first + bit)
     }
 
-    /// Counts a frame that is one of its.
+    /// Marks a frame of this chunk as covered.
     pub const fn count(&mut self, frame: u64) {
         let bit = frame % Self::FRAMES;
         self.counted[(bit / 64) as usize] |= 1 << (bit % 64);
     }
 
-    /// If no frame is counted.
+    /// Whether no frame is covered.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.counted == [0; 4]
     }
 }
 
-/// What the last state of a guest is, as it stands in the stream: digests of the bodies of records, of one that
-/// never came all zero.
+/// Digests of a guest's last state: of the bodies of its records in the stream; all zero for a record that
+/// never came.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StateDigests {
     /// X86_TSC_INFO.
@@ -64,10 +63,10 @@ pub struct StateDigests {
     pub params: Digest,
 }
 
-/// Digests of a guest, on their way to where they are compared.
+/// Digests of a guest, on their way to the comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Digests<'a> {
-    /// Of memory, by growing frames; more may follow.
+    /// Of memory, in ascending order of frames; more may follow.
     Memory(&'a [Chunk]),
     /// Of the state; nothing follows.
     State(StateDigests),

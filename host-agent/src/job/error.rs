@@ -1,40 +1,41 @@
-//! What can go wrong with a job, in the classes that decide what is done next.
+//! Errors of a job, in the classes that decide what happens next.
 
 use std::io;
 
 /// A result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Why a step failed.  Messages are for the operator: what happened, to what, and what the system said.
+/// Why a step failed.  Messages are for the operator: what happened, to what, and the cause.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Somebody asked for it.
+    /// Somebody aborted the job.
     #[error("aborted")]
     Aborted,
-    /// It took longer than the operator allows.
+    /// A time limit was reached.
     #[error("{0} took too long")]
     TimedOut(String),
-    /// It will not be tried, for a reason that was found before anything was changed.
+    /// Refused before anything was changed.
     #[error("{0}")]
     Refused(String),
     /// Xen, xenstore or the toolstack failed.
     #[error("{0}")]
     Xen(String),
-    /// The peer, or the way to it, failed.
+    /// The peer, or the connection to it, failed.
     #[error("{0}")]
     Peer(String),
-    /// The operating system failed; says at what.
+    /// The operating system failed.
     #[error("{what}: {said}")]
     Io {
         /// What was being done.
         what: String,
-        /// What the system said; part of the message, and so no source: chains of errors are printed whole.
+        /// The cause.  It is part of the message and therefore not a source: error chains are printed
+        /// completely.
         said: io::Error,
     },
 }
 
 impl Error {
-    /// For `map_err`: says what was being done when the system failed.
+    /// For `map_err`: adds what was being done when the operating system failed.
     pub fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
         move |said| Self::Io { what, said }

@@ -45,16 +45,16 @@ pub use statistics::Statistics;
 
 use crate::storage::Storage;
 
-/// A domain as a list shows it.
+/// A domain in a list.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 pub struct DomainEntry {
     /// Name in the toolstack.
     pub name: String,
-    /// Number on this host.
+    /// Domain ID on this host.
     pub domid: u32,
     /// UUID, in the usual form with hyphens.
     pub uuid: String,
-    /// Memory it has now.
+    /// Current memory.
     pub memory_bytes: u64,
     /// Number of vCPUs.
     pub vcpus: u32,
@@ -67,7 +67,7 @@ pub struct DomainEntry {
 pub struct HostFacts {
     /// Version of Xen, as `4.17.5`.
     pub xen_version: String,
-    /// Memory that a new domain could have.
+    /// Memory that a new domain can have.
     pub free_memory_bytes: u64,
     /// Physical CPUs.
     pub cpus: u32,
@@ -75,18 +75,18 @@ pub struct HostFacts {
     pub stream_version: u32,
 }
 
-/// What a domain needs at its destination; goes over the wire and into the journal.
+/// What a domain needs at its destination.  It goes over the network and into the journal.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Needs {
     /// Name at the source.
     pub name: String,
-    /// Name at the destination (another one only if asked for).
+    /// Name at the destination; differs only on request.
     pub destination_name: String,
     /// UUID.
     pub uuid: String,
-    /// Number at the source; the same host may be both ends, then it tells the two copies apart.
+    /// Domain ID at the source; tells the two copies apart if both ends are the same host.
     pub source_domid: u32,
-    /// Most memory that the domain may ever have, its overhead included.
+    /// Most memory that the domain may ever have, including overhead.
     pub memory_bytes: u64,
     /// Number of vCPUs.
     pub vcpus: u32,
@@ -101,78 +101,78 @@ pub struct Needs {
     pub config: Vec<u8>,
 }
 
-/// What [`Source::prepare`] found.
+/// The result of [`Source::prepare`].
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub struct Prepared {
-    /// What the destination must have.
+    /// What the guest needs at the destination.
     pub needs: Needs,
-    /// What the guest has done to its memory lately.
+    /// The guest's recent behaviour.
     pub estimate: Estimate,
 }
 
-/// How a guest behaves, measured on the live domain; predictions are made from it.
+/// A guest's behaviour, measured on the live domain, as the input of predictions.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq)]
 pub struct Estimate {
     /// Frames with content that the first round sends.
     pub pages: u64,
-    /// Of these, the part that is all zero, from 0 to 1.
+    /// Fraction of these that is all zero, from 0 to 1.
     pub zero_share: f64,
-    /// What Zstandard makes of the others, from 0 to 1.
+    /// Size of the others after Zstandard, relative to before, from 0 to 1.
     pub compressed_share: f64,
-    /// How fast it does that, in bytes per second.
+    /// Speed of that compression, in bytes per second.
     pub compress_bytes_per_second: f64,
     /// How fast the guest's memory can be read, in bytes per second.
     pub read_bytes_per_second: f64,
-    /// Distinct frames written per second, while the guest was watched.
+    /// Distinct frames dirtied per second, while the guest was watched.
     pub dirty_pages_per_second: f64,
-    /// Frames that are written again and again: what every round will find dirty.
+    /// Frames that are dirtied again and again: every round will find them dirty.
     pub hot_pages: u64,
     /// Bytes that are sent whatever the guest does: headers, CPU and device state.
     pub constant_bytes: u64,
 }
 
-/// How much memory a domain is asked to have, and how much it may have.
+/// A domain's memory target and limit.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
 pub struct MemoryLimits {
-    /// What its toolstack asks it to have, KiB (`memory/target` in xenstore).
+    /// The toolstack's target, KiB (`memory/target` in xenstore).
     pub target_kib: u64,
-    /// What Xen lets it have, pages (`max_pages` of `XEN_DOMCTL_getdomaininfo`).
+    /// Xen's limit, pages (`max_pages` of `XEN_DOMCTL_getdomaininfo`).
     pub most_pages: u64,
 }
 
 /// What a source did, for the report.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq)]
 pub struct Copied {
-    /// Rounds over the memory, the last (with the guest suspended) included.
+    /// Rounds over the memory, including the last one with the guest suspended.
     pub rounds: u32,
-    /// Pages sent, every repetition counted.
+    /// Pages sent, including repetitions.
     pub pages: u64,
-    /// From the request until the guest was suspended.
+    /// From the suspend request until the guest was suspended.
     pub suspend_ms: f64,
-    /// The limits of its memory in the end, which an operator may have changed meanwhile.
+    /// The final limits of its memory, which an operator may have changed during the job.
     pub limits: Option<MemoryLimits>,
 }
 
-/// Where a domain stands when an agent looks for it again.
+/// The state of a domain when an agent looks for it.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub enum Presence {
-    /// There is none.
+    /// There is no domain.
     Absent,
-    /// Under construction, or left half-built.
+    /// Under construction, or left incomplete.
     Partial,
-    /// Whole, and no vCPU runs; a source that is suspended is this too.
+    /// Complete, with no vCPU running; a suspended source counts, too.
     Paused,
     /// Running.
     Running,
 }
 
-/// A move that no journal tells of: after the death of its process, only a mark on its domain does.
+/// An operation without a journal: if its process dies, only a marker on its domain tells of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standalone {
-    /// To a file.
+    /// A save to a file.
     Save,
-    /// To another host, which has only Xen's own tools.
+    /// A send to a host that has only Xen's own tools.
     Send,
 }
 
@@ -184,10 +184,10 @@ pub trait Host: Send + Sync {
     /// If Xen or the toolstack does not answer.
     fn facts(&self) -> Result<HostFacts>;
 
-    /// What it knows of the storage behind a disk, which a domain's configuration names so.
+    /// What this host knows of the storage behind a disk of this name in a domain's configuration.
     fn storage(&self, disk: &str) -> Storage;
 
-    /// Anything that makes this host unable to take part now.  May take a while.
+    /// Anything that prevents this host from migrating guests.  May take a while.
     fn problems(&self) -> Vec<String>;
 
     /// Its domains, domain 0 left out.
@@ -196,7 +196,7 @@ pub trait Host: Send + Sync {
     /// If Xen or the toolstack does not answer.
     fn domains(&self) -> Result<Vec<DomainEntry>>;
 
-    /// What domains on their way to this host hold of it, whoever brings them.
+    /// What domains on their way to this host hold of it, whichever way they come.
     fn reservations(&self) -> &Reservations;
 
     /// Opens the running domain of this name (or number) as a source.  Has no effect on it.
@@ -205,8 +205,8 @@ pub trait Host: Send + Sync {
     /// [`Error::Refused`] if there is none, or it cannot be moved.
     fn source(&self, domain: &str) -> Result<Box<dyn Source>>;
 
-    /// As [`Host::source`], for a move without a journal: a guest that this leaves suspended is marked so
-    /// that an operator, and nobody else, may let it go on.
+    /// As [`Host::source`], for an operation without a journal.  A guest that it leaves suspended is marked
+    /// so that an operator, and nobody else, can resume it.
     ///
     /// # Errors
     /// As [`Host::source`].
@@ -220,17 +220,17 @@ pub trait Host: Send + Sync {
     /// If the toolstack is not usable.
     fn destination(&self) -> Result<Box<dyn Destination>>;
 
-    /// Takes up the source of a job that another run of the agent began.  `needs` is what
-    /// [`Source::prepare`] gave then.  Finds the domain by UUID *and* `source_domid`, by whatever
-    /// name it has now; an absent domain is no error.
+    /// Recovers the source of a job that another run of the agent began.  `needs` is what [`Source::prepare`]
+    /// returned then.  Finds the domain by UUID *and* `source_domid`, whatever its current name is; an absent
+    /// domain is no error.
     ///
     /// # Errors
     /// If Xen or the toolstack does not answer.
     fn find_source(&self, needs: &Needs) -> Result<Box<dyn Source>>;
 
-    /// Takes up the destination of a job that another run of the agent began; `job` and `needs` are
-    /// those that [`Destination::reserve`] got.  An absent domain is no error.  The caller has restored
-    /// the job's [reservation](Reservations::restore) and releases it.
+    /// Recovers the destination of a job that another run of the agent began; `job` and `needs` are what
+    /// [`Destination::reserve`] got.  An absent domain is no error.  The caller has restored the job's
+    /// [reservation](Reservations::restore) and releases it.
     ///
     /// # Errors
     /// If Xen or the toolstack does not answer.
@@ -242,44 +242,45 @@ pub trait Source: Send {
     /// The guest's UUID.
     fn uuid(&self) -> &str;
 
-    /// Looks at the guest, and watches it for a moment to see how fast it dirties memory.  Has no effect
-    /// on it that outlasts the source, and none but log-dirty mode.
+    /// Inspects the guest, and watches for a moment how fast it dirties memory.  Its only effect on the guest
+    /// is log-dirty mode, which ends with the source.
     ///
     /// # Errors
-    /// [`Error::Refused`] with what stands in the way.
+    /// [`Error::Refused`] with what prevents a migration.
     fn prepare(&mut self, options: &JobOptions, control: &Control) -> Result<Prepared>;
 
-    /// Sends everything up to and with the last round with the guest running: stream headers, static
-    /// data, memory round by round, with a [`Sink::barrier`] after each.  Returns when another round
-    /// does not pay any more, or, as the options say, on the time-out.
+    /// Sends everything up to the last round with the guest running: stream headers, static data, and memory
+    /// round by round, with a [`Sink::barrier`] after each.  Returns when another round does not pay, or, if
+    /// the options say so, at the time-out.
     ///
     /// # Errors
-    /// [`Error::Aborted`], [`Error::TimedOut`], whatever the sink gives, or what Xen said.
+    /// [`Error::Aborted`], [`Error::TimedOut`], the sink's error, or Xen's.
     fn copy_live(&mut self, sink: &dyn Sink, control: &Control) -> Result<()>;
 
-    /// Suspends the guest, sends the rest of its memory and its state, and the end of the stream, then
-    /// a [`Sink::barrier`], and, if [`JobOptions::verify`] says so, [digests](Sink::digests) of all that.
-    /// Afterwards the guest stands still.
+    /// Suspends the guest; sends the rest of its memory, its state, and the end of the stream; then a
+    /// [`Sink::barrier`]; and, if [`JobOptions::verify`] says so, [digests](Sink::digests) of all that.
+    /// Leaves the guest suspended.
     ///
     /// # Errors
-    /// As [`Source::copy_live`].  The guest may be suspended or not; [`Source::resume_here`] sees to it.
+    /// As [`Source::copy_live`].  The guest may be suspended or not; [`Source::resume_here`] takes care of
+    /// it.
     fn copy_rest(&mut self, sink: &dyn Sink, control: &Control) -> Result<Copied>;
 
-    /// Makes the guest go on here, as if nothing had been: resumed if an agent had suspended it, log-dirty
-    /// mode off if an agent had switched it on, its name its own.  Does nothing for a guest that runs.
-    /// May be called again.
+    /// Makes the guest run here as before: resumes it if an agent suspended it, switches log-dirty mode off
+    /// if an agent switched it on, and restores its name.  Does nothing for a running guest.  May be
+    /// repeated.
     ///
     /// # Errors
-    /// If it is not there any more, does not run afterwards, or was suspended by somebody else.
+    /// If it is gone, does not run afterwards, or was suspended by someone else.
     fn resume_here(&mut self) -> Result<()>;
 
-    /// Destroys the copy here: the guest runs at the destination.  Does nothing if it is gone already.
+    /// Destroys the copy here, because the guest runs at the destination.  Does nothing if it is gone.
     ///
     /// # Errors
-    /// If it is still there afterwards.
+    /// If it still exists afterwards.
     fn destroy(&mut self) -> Result<()>;
 
-    /// Where it stands now.
+    /// Its current state.
     ///
     /// # Errors
     /// If Xen does not answer.
@@ -296,40 +297,40 @@ pub trait Destination: Send {
     /// [`Error::Refused`] with the reason; then nothing is reserved.
     fn reserve(&mut self, job: &str, needs: &Needs) -> Result<()>;
 
-    /// Starts the toolstack and returns where the stream goes: from its image header on, the `xl` save
-    /// header left out (it is made here from [`Needs::config`]).
+    /// Starts the toolstack and returns the sink of the stream.  The stream begins with its image header;
+    /// this end makes the `xl` save header itself, from [`Needs::config`].
     ///
     /// # Errors
     /// If the toolstack cannot be started.
     fn receive(&mut self, control: &Control) -> Result<Arc<dyn Sink>>;
 
-    /// Waits until the toolstack has built the whole domain, paused.  No sink is used any more.  If the sink has
-    /// got [digests](Sink::digests), compares the domain with them.  Then sets the limits of its memory, those of
-    /// its configuration if none are given.
+    /// Waits until the toolstack has built the complete domain, paused.  No sink is used any more.  If the
+    /// sink has received [digests](Sink::digests), compares the domain with them.  Then sets the limits of
+    /// its memory, by default those of its configuration.
     ///
     /// # Errors
-    /// What the toolstack or Xen said, or what differs; the caller discards then.
+    /// The toolstack's or Xen's error, or what differs; the caller discards then.
     fn finish(&mut self, limits: Option<MemoryLimits>) -> Result<()>;
 
-    /// Makes the domain the guest: it gets its own name and runs, or stays paused if that was asked for.
-    /// Does nothing if this was done already.  Releases the reservation.
+    /// Makes the domain the guest: renames it and unpauses it, unless it is to stay paused.  Does nothing if
+    /// this was done already.  Releases the reservation.
     ///
     /// # Errors
-    /// If the domain is not there, or does not run afterwards.
+    /// If the domain is gone, or does not run afterwards.
     fn unpause(&mut self, leave_paused: bool) -> Result<()>;
 
-    /// Ends the toolstack's work on what is being received, so that whoever feeds its [`Sink`] fails soon
-    /// and can be waited for; to be followed by [`Destination::discard`].
+    /// Stops the toolstack's work, so that whoever feeds its [`Sink`] soon fails and can be waited for.
+    /// [`Destination::discard`] must follow.
     fn cancel(&self);
 
-    /// Throws away whatever there is of the domain, and the reservation.  Does nothing if there is nothing.
-    /// Never touches a copy that runs.
+    /// Discards the domain, whatever exists of it, and the reservation.  Does nothing if there is none.
+    /// Never touches a running copy.
     ///
     /// # Errors
-    /// If something of it is still there afterwards.
+    /// If something of it still exists afterwards.
     fn discard(&mut self) -> Result<()>;
 
-    /// Where it stands now.
+    /// Its current state.
     ///
     /// # Errors
     /// If Xen does not answer.

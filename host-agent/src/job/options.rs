@@ -5,40 +5,40 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// How a job is to be done.
+/// Options of a job.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(default, deny_unknown_fields)]
 pub struct JobOptions {
-    /// Name at the destination, if another one.
+    /// Another name at the destination.
     pub destination_name: Option<String>,
-    /// Longest blackout that is aimed at.
+    /// Target blackout.
     pub max_downtime_ms: u64,
-    /// Longest time that the guest may stand still while the source decides: from when it is asked to suspend
-    /// itself to the hand-over.  `None`: as long as it takes, as with files.
+    /// Limit on the blackout while the source decides: from the suspend request to the hand-over.  `None`: no
+    /// limit, as with files.
     pub max_blackout_ms: Option<u64>,
-    /// Longest time that memory is copied with the guest running; `None`: as long as it pays.
+    /// Limit on the time to copy while the guest runs; `None`: as long as it pays.
     pub timeout_ms: Option<u64>,
-    /// What happens then.
+    /// What to do at that limit.
     pub on_timeout: OnTimeout,
-    /// Most rounds over the memory with the guest running.
+    /// Limit on the rounds while the guest runs.
     pub max_rounds: u32,
-    /// Most bytes per second on the wire; `None`: as fast as it goes.
+    /// Bandwidth limit in bytes per second; `None`: no limit.
     pub bandwidth: Option<u64>,
-    /// Connections that carry memory.
+    /// Number of connections that carry memory.
     pub parallel: u8,
-    /// What is done to pages on the wire.
+    /// Compression of pages.
     pub compress: Compression,
-    /// The guest stays paused at the destination.
+    /// Leave the guest paused at the destination.
     pub leave_paused: bool,
-    /// Disks that are the same storage at both ends, by the operator's word.
+    /// Disks that the operator vouches are the same storage at both ends.
     pub shared_storage: Vec<String>,
-    /// Memory and state are compared at both ends before the hand-over; `None`: as the daemon's configuration
-    /// says, and outside of it not.
+    /// Compare memory and state at both ends before the hand-over; `None`: as the daemon's configuration
+    /// says, and without one not.
     pub verify: Option<bool>,
 }
 
 impl JobOptions {
-    /// [`JobOptions::max_blackout_ms`] of a migration for which nothing else is said: five minutes.
+    /// Default of [`JobOptions::max_blackout_ms`] for migrations: five minutes.
     pub const MAX_BLACKOUT_MS: u64 = 300_000;
 
     /// Whether memory and state are compared.
@@ -67,24 +67,24 @@ impl Default for JobOptions {
     }
 }
 
-/// What happens when copying with the guest running takes too long.
+/// What to do when copying takes too long.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnTimeout {
-    /// The guest stays where it is.
+    /// Keep the guest where it is.
     #[default]
     Abort,
-    /// It is moved with the blackout that it takes.
+    /// Migrate it, whatever blackout that takes.
     StopAndCopy,
 }
 
-/// What is done to pages on the wire.  Pages of zeros are never sent, whatever this is.
+/// Compression of pages.  Pages of zeros are never sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Compression {
-    /// Nothing.
+    /// None.
     #[default]
     None,
-    /// Zstandard, if that is expected to be faster than nothing.
+    /// Zstandard, if that is expected to be faster than none.
     Auto,
     /// Zstandard at this level, from 1 to 19.
     Zstd(u8),

@@ -1,44 +1,44 @@
-//! A job's figures, under the names that libvirt gives them, so that scripts made for it read ours.
+//! A job's figures under libvirt's names, so that scripts for libvirt can read them.
 
 use serde::{Deserialize, Serialize};
 
-/// Figures of a job, live or at its end.  Times in milliseconds, sizes in bytes, `*_bps` and the
-/// dirty rate in bytes and pages per second; names and meaning are those of `virDomainGetJobStats`
-/// (`include/libvirt/libvirt-domain.h`) where it has them.
+/// A job's figures, live or final.  Times are in milliseconds, sizes in bytes, `*_bps` in bytes per second
+/// and the dirty rate in pages per second.  Names and meaning are those of `virDomainGetJobStats`
+/// (`include/libvirt/libvirt-domain.h`), where it has them.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
 #[serde(default)]
 pub struct Statistics {
     /// Always `migration`, `save` or `restore`.
     pub operation: String,
-    /// Since the job began.
+    /// Time since the job began.
     pub time_elapsed: u64,
-    /// Until it is expected to end.
+    /// Expected time until it ends.
     pub time_remaining: Option<u64>,
-    /// How long no vCPU ran; before that, how long it is expected.
+    /// The blackout; before it ends, the expected one.
     pub downtime: Option<u64>,
-    /// From the beginning until memory is sent.
+    /// Time from the beginning until memory is sent.
     pub setup_time: u64,
-    /// All that will have to be processed, as known now.
+    /// Total to process, as known now.
     pub data_total: u64,
     /// Processed so far.
     pub data_processed: u64,
-    /// Still to do.
+    /// Still to process.
     pub data_remaining: u64,
     /// The guest's memory.
     pub memory_total: u64,
-    /// Bytes of memory sent; on the wire they may be fewer.
+    /// Bytes of memory sent; fewer may have gone over the network.
     pub memory_processed: u64,
-    /// Bytes of memory that are still to be sent in this round.
+    /// Bytes of memory left to send in this round.
     pub memory_remaining: u64,
-    /// Pages that were all zero and were not sent.
+    /// All-zero pages, which were not sent.
     pub memory_constant: u64,
     /// Pages that were sent.
     pub memory_normal: u64,
-    /// Bytes in these.
+    /// Bytes in those pages.
     pub memory_normal_bytes: u64,
-    /// Bytes per second, lately.
+    /// Recent bytes per second.
     pub memory_bps: u64,
-    /// Pages that the guest writes per second, lately.
+    /// Recent dirty rate, in pages per second.
     pub memory_dirty_rate: u64,
     /// Bytes of a page.
     pub memory_page_size: u64,
@@ -48,12 +48,12 @@ pub struct Statistics {
     pub compression_bytes: u64,
     /// Pages that were compressed.
     pub compression_pages: u64,
-    /// Pages that did not get smaller.
+    /// Pages that compression did not make smaller.
     pub compression_overflow: u64,
-    /// How it ended; `None` while it has not.
+    /// Whether it succeeded; `None` while it runs.
     pub success: Option<bool>,
     /// Why it failed.
     pub errmsg: Option<String>,
-    /// Ours: bytes given to the connections, framing included, what TLS adds not.
+    /// Our addition: bytes given to the connections, including framing but not TLS.
     pub wire_bytes: u64,
 }

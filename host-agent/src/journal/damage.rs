@@ -1,17 +1,17 @@
-//! Why a journal does not say where its session stands.
+//! Why a journal does not tell the state of its session.
 
 use std::fmt;
 
-/// What is wrong with a journal.  Nothing follows from one that is damaged but that an operator is asked.
+/// What is wrong with a journal.  A damaged journal has only one effect: an operator is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Damage {
-    /// Both files are gone, or the disk does not give them.
+    /// Both files are missing or unreadable.
     Unreadable(String),
-    /// Something in the files was not done by a crash.
+    /// The files contain something that no crash explains.
     Spoilt(String),
-    /// It is whole, and has records that this agent does not know.
+    /// It is intact, and has records of a newer format.
     Newer,
-    /// It is whole, and what it says cannot be continued as it is on this disk.
+    /// It is intact, but cannot be continued on this disk.
     Unwritable(String),
 }
 

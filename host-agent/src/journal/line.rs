@@ -15,7 +15,7 @@ use crc::{CRC_32_ISO_HDLC, Crc, Table};
 /// The CRC-32 of IEEE 802.3.  A journal has a dozen short lines, so the small table is fast enough.
 const CRC_32: Crc<u32, Table<1>> = Crc::<u32, Table<1>>::new(&CRC_32_ISO_HDLC);
 
-/// What is written, and the latest that is read.
+/// The version that is written, and the newest that is read.
 pub(super) const VERSION: u32 = 2;
 
 /// The first line of a file.  An agent of version 1 takes a bad line for damage, unless it is the last; that
@@ -27,11 +27,11 @@ pub(super) const HEADER: &str = "#unmovedd: a session's journal, of which there 
 pub(super) enum Line<'a> {
     Good {
         generation: u32,
-        /// From 1 on.
+        /// Counted from 1.
         number: u32,
         words: &'a str,
     },
-    /// Whole, and of a format that this agent does not know.
+    /// Intact, and in a newer format.
     Newer(u32),
     Bad,
 }
@@ -72,7 +72,7 @@ fn whole(line: &[u8]) -> Option<(u32, u32, u32, &str)> {
     let number = parts.next()?.parse().ok()?;
     let (found, words) = (parts.next()?, parts.next()?);
     let sum = sum(version, generation, number, words);
-    // In these digits and no others, as everything is that is believed.
+    // Only the exact digits count.
     let is_right = found == format!("{sum:08x}") && number > 0;
     is_right.then_some((version, generation, number, words))
 }

@@ -1,11 +1,11 @@
-//! The journal on the disk: two files for each session, one line for each record in both.
+//! The journal on the disk: two files for each session, with one line for each record in both.
 //!
-//! A record is in force when its line is whole in both files and they and the folder have been told to the
-//! disk (`fsync`); only then [`Journal::append`] returns.  What a crash can leave is told from what it can
-//! not by [`reading`]; a line is described in [`line`].
+//! A record is in force when its line is complete in both files and they and the folder are on the disk
+//! (`fsync`).  [`Journal::append`] returns only then.  [`reading`] tells what a crash can leave from damage;
+//! [`line`] describes a line.
 //!
-//! What is damaged is never guessed at.  An operator decides, and his decision begins the journal
-//! [anew](Journal::begin_anew): as the next generation, with what was bad kept beside it.
+//! The agent never guesses at damage.  An operator decides, and the decision starts the journal
+//! [anew](Journal::begin_anew), as the next generation, with the damaged files kept beside it.
 
 mod damage;
 mod line;
@@ -27,15 +27,15 @@ use crate::session::SessionId;
 
 pub use self::damage::Damage;
 
-/// The ends of the two files' names, in the order in which they are written.
+/// Suffixes of the two files, in the order in which they are written.
 const SUFFIXES: [&str; 2] = ["journal", "mirror"];
-/// The end of the name of one that was put away.
+/// Suffix of a journal that was set aside.
 const DONE: &str = "done";
-/// The end of the name of one that could not be continued.
+/// Suffix of a journal that could not be continued.
 const DAMAGED: &str = "damaged";
-/// The end of the name of one that is being written anew.
+/// Suffix of a journal that is being rewritten.
 const NEW: &str = "new";
-/// What is longer was not written by an agent: a dozen records, with a guest's configuration in one.
+/// Largest file that an agent writes: a dozen records, with a guest's configuration in one.
 const LONGEST: u64 = 64 << 20;
 
 /// A session's journal.
@@ -46,26 +46,26 @@ pub struct Journal<R> {
     generation: u32,
     /// All records.
     words: Vec<String>,
-    /// The files have these records, and nothing else but behind them.
+    /// The files have these records, and perhaps something incomplete after them.
     is_settled: bool,
-    /// What is there is damaged, and is to be kept when it is written anew.
+    /// The files are damaged, and are kept when the journal is rewritten.
     is_damaged: bool,
-    /// The files are this one's: it has made them, or read them.
+    /// This journal has created or read the files.
     is_known: bool,
     record: PhantomData<R>,
 }
 
-/// What was read of a session's journal.
+/// The result of reading a session's journal.
 #[derive(Clone, Debug)]
 pub struct Reading<R> {
-    /// All records; if it is damaged, those that could be read.
+    /// All records; of a damaged journal, the readable ones.
     pub records: Vec<R>,
-    /// Why these do not say where the session stands.
+    /// Why the records do not tell the session's state.
     pub damage: Option<Damage>,
 }
 
 impl<R: Serialize + DeserializeOwned> Journal<R> {
-    /// A new journal; the files are made with the first record.
+    /// A new journal; the first record creates the files.
     #[must_use]
     pub fn new(folder: &Path, session: SessionId) -> Self {
         Self {
@@ -80,7 +80,7 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
         }
     }
 
-    /// Reads a journal; nothing is changed.
+    /// Reads a journal without changing it.
     #[must_use]
     pub fn read(folder: &Path, session: SessionId) -> (Self, Reading<R>) {
         let mut journal = Self::new(folder, session);
@@ -99,7 +99,7 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
         (journal, reading)
     }
 
-    /// Reads a journal that says where its session stands; nothing is changed.
+    /// Reads a journal that tells its session's state, without changing it.
     ///
     /// # Errors
     /// If it is damaged.
@@ -112,15 +112,15 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
         Ok((journal, records))
     }
 
-    /// Makes sure that both files have every record: only then may be acted on what was read.
+    /// Makes sure that both files have every record, before anything acts on what was read.
     ///
     /// # Errors
-    /// If they do not, or may not; the reading stands.
+    /// If a file cannot be written; what was read stays valid.
     pub fn settle(&mut self) -> io::Result<()> {
         if self.is_settled || self.words.is_empty() {
             return Ok(());
         }
-        // When it was last at work counts, not when it was put right.
+        // The age counts from the last record, not from the repair.
         let modified = self.modified();
         self.write_anew(&self.words)?;
         if let Ok(modified) = modified {
@@ -133,11 +133,11 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
         Ok(())
     }
 
-    /// What is damaged is to go on from these records: they are written with the next one, and in force with
-    /// it.
+    /// Starts a damaged journal anew with these records.  They are written with the next record, and are in
+    /// force with it.
     ///
     /// # Errors
-    /// If they cannot be put into words.
+    /// If they cannot be serialised.
     pub fn begin_anew(&mut self, records: &[R]) -> io::Result<()> {
         let words: Result<_, _> = records.iter().map(serde_json::to_string).collect();
         self.words = words?;
@@ -145,7 +145,7 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
         Ok(())
     }
 
-    /// How long ago the last record was written, by the clock of the host.
+    /// The age of the last record, by the host's clock.
     ///
     /// # Errors
     /// If there is none.
@@ -158,7 +158,7 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
         modified(&self.paths[0]).or_else(|_| modified(&self.paths[1]))
     }
 
-    /// Writes a record; it is on the disk, twice, when this returns.
+    /// Writes a record.  It is on the disk, in both files, when this returns.
     ///
     /// # Errors
     /// If it is not, or may not be.
@@ -175,12 +175,13 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
         let mut open = self.files.take().into_iter().flatten();
         let mut files = Vec::with_capacity(2);
         for index in 0..2 {
-            // The second is made when the first has its record: two without any would look like damage.
+            // The second file is created when the first has its record: two empty files would look like
+            // damage.
             let mut file = match open.next() {
                 Some(file) => file,
                 None => self.file(index, is_known)?,
             };
-            // Over whatever an append that failed has left.
+            // Overwrites what a failed append may have left.
             file.set_len(end)?;
             file.seek(SeekFrom::Start(end))?;
             file.write_all(line.as_bytes())?;
@@ -195,13 +196,13 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
         Ok(())
     }
 
-    /// One of the files, to be written to; `is_known` if an earlier attempt may have made it.
+    /// Opens one of the files for writing; `is_known` if an earlier attempt may have created it.
     fn file(&mut self, index: usize, is_known: bool) -> io::Result<File> {
         let is_new = self.words.is_empty();
         let mut options = OpenOptions::new();
-        // It holds the token: nobody else is to read it.
+        // It holds the token, so only its owner may read it.
         options.write(true).create(is_new).mode(0o600);
-        // What a session of this name has left must not be lost for one that takes itself for new.
+        // A new session must not overwrite what an earlier one of this name has left.
         options.create_new(is_new && !is_known);
         let mut file = options.open(&self.paths[index])?;
         self.is_known = true;
@@ -225,14 +226,14 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
         all.push(words);
         self.generation += 1;
         self.files = None;
-        // If it fails, what is there of it already is of a generation that the next attempt passes over.
+        // After a failure, the next attempt ignores the files, because they have a generation of their own.
         self.write_anew(&all)?;
         self.words = all;
         (self.is_settled, self.is_damaged) = (true, false);
         Ok(())
     }
 
-    /// Writes both files: whoever reads finds the old or the new of each.
+    /// Rewrites both files: a reader finds the old or the new one of each.
     fn write_anew(&self, words: &[String]) -> io::Result<()> {
         let text = self.text(words)?;
         for path in &self.paths {
@@ -257,12 +258,13 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
         folder.map_or(Ok(()), |folder| File::open(folder)?.sync_all())
     }
 
-    /// Lets go of the files until the next record: sessions that are over stay known, files are few.
+    /// Closes the files until the next record: finished sessions are remembered, but file descriptors are
+    /// scarce.
     pub fn close(&mut self) {
         self.files = None;
     }
 
-    /// Puts the journal away: the session is over at both ends.
+    /// Sets the journal aside: the session is over at both ends.
     ///
     /// # Errors
     /// If a file cannot be renamed or removed.
@@ -270,7 +272,7 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
         self.put_away(DONE)
     }
 
-    /// Puts a damaged journal away: an operator has seen to what it was about.
+    /// Sets a damaged journal aside: an operator has taken care of its guest.
     ///
     /// # Errors
     /// If a file cannot be renamed or removed.
@@ -278,7 +280,7 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
         self.put_away(DAMAGED)
     }
 
-    /// Both files until the last moment: one that is left alone says as much as both.
+    /// Keeps both files until the last moment: a single one says as much as both.
     fn put_away(&mut self, suffix: &str) -> io::Result<()> {
         self.files = None;
         for (path, kept) in self.paths.iter().zip(["", "mirror."]) {
@@ -311,7 +313,7 @@ fn understand<R: DeserializeOwned>(files: [io::Result<Vec<u8>>; 2]) -> (Merged, 
     let mut merged = merge(&first, &second);
     let parsed = merged.words.iter().map(|words| serde_json::from_str(words));
     let (records, unknown): (Vec<_>, Vec<_>) = parsed.partition(Result::is_ok);
-    // Their sums are right, so somebody meant these words.
+    // The checksums are right, so these records were written on purpose.
     let newer = (!unknown.is_empty()).then_some(Damage::Newer);
     let reading = Reading {
         records: records.into_iter().flatten().collect(),
@@ -343,10 +345,10 @@ fn bytes(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Makes a folder for journals, one that a loss of power does not take away.
+/// Creates a folder for journals that survives a power loss.
 ///
 /// # Errors
-/// If it cannot be made.
+/// If it cannot be created.
 pub fn folder(path: &Path) -> io::Result<()> {
     let path = std::path::absolute(path)?;
     let missing = path.ancestors().filter(|folder| !folder.exists());
@@ -357,7 +359,7 @@ pub fn folder(path: &Path) -> io::Result<()> {
         .try_for_each(|parent| File::open(parent)?.sync_all())
 }
 
-/// Removes journals that were put away, or never came into force, and were written last longer ago than this.
+/// Removes journals that were set aside, or never came into force, and are older than this.
 ///
 /// # Errors
 /// If the folder cannot be read, or a file cannot be removed.
@@ -374,7 +376,7 @@ pub fn prune(folder: &Path, kept: Duration) -> io::Result<()> {
     Ok(())
 }
 
-/// A clock that was set back since makes a file young, and so it stays longer.
+/// If the clock was set back since, the file seems younger and stays longer.
 fn age(path: &Path) -> io::Result<Duration> {
     Ok(fs::symlink_metadata(path)?
         .modified()?

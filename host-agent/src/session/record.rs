@@ -1,4 +1,4 @@
-//! What each end writes down; the last record of a session is where it stands.
+//! The records of both journals.  The last record of a session is its state.
 
 use serde::{Deserialize, Serialize};
 
@@ -17,31 +17,31 @@ pub enum SourceRecord {
         /// Who the destination is: name in the configuration, or address.
         peer: String,
     },
-    /// The guest is going to be suspended.
+    /// The guest is about to be suspended.
     Suspending,
     /// **The point of no return**: the destination may take over.
     HandedOver,
-    /// The destination runs it; the copy here is going to be destroyed.
+    /// The destination runs it; the copy here is about to be destroyed.
     Released,
     /// The copy here is gone.  The destination may forget the session.
     Done,
-    /// It will not be handed over (any more); the guest goes on here.
+    /// It will not be handed over; the guest resumes here.
     Aborting {
         /// Why.
         reason: String,
     },
-    /// It goes on here, and is not this session's any more: another may be moving it by now.  Only the
-    /// destination has still to be told.
+    /// It runs here and no longer belongs to this session: another one may be migrating it.  Only the
+    /// destination has not been told.
     Resumed {
         /// Why.
         reason: String,
     },
-    /// It goes on here, and the destination knows.
+    /// It runs here, and the destination knows.
     Aborted {
         /// Why.
         reason: String,
     },
-    /// It stands paused until an operator decides.
+    /// It is paused until an operator decides.
     Held {
         /// Why.
         reason: String,
@@ -52,22 +52,22 @@ pub enum SourceRecord {
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case", tag = "state")]
 pub enum DestinationRecord {
-    /// Resources are going to be locked, and the domain to be built.
+    /// Resources are about to be reserved, and the domain to be built.
     Reserved {
-        /// What was asked.
+        /// The request.
         request: Box<Request>,
-        /// Who the source is: the name in its certificate.
+        /// The source's name, from its certificate.
         peer: String,
     },
-    /// The whole domain stands here, paused.
+    /// The complete domain is here, paused.
     Received,
-    /// It is going to run: the source has handed it over.
+    /// It is about to run: the source has handed it over.
     Taken {
-        /// The proof.
+        /// The token.
         token: Token,
     },
-    /// It is going to run, for an operator has decided so without the source's word: he vouches that the
-    /// source's copy does not run, and never will.
+    /// It is about to run, because an operator has decided so without the source: the operator vouches that
+    /// the source's copy does not run and never will.
     Adopted,
     /// It runs.
     Running,
@@ -76,17 +76,17 @@ pub enum DestinationRecord {
         /// Why.
         reason: String,
     },
-    /// It was taken over, and is not there any more.
+    /// It was taken over and is gone.
     Lost {
         /// What is known about it.
         reason: String,
     },
-    /// As [`DestinationRecord::Lost`], and an operator has seen to it: nothing is kept for it here.
+    /// As [`DestinationRecord::Lost`], and an operator has taken care of it: nothing is kept for it here.
     Forgotten {
         /// What was known about it.
         reason: String,
     },
-    /// The source has finished too; kept only so that a late message is known to be late.
+    /// The source has finished too.  Kept only to recognise late messages.
     Retired {
         /// Whether the guest was taken over.
         taken: bool,
@@ -94,7 +94,7 @@ pub enum DestinationRecord {
 }
 
 impl SourceRecord {
-    /// What the state is called where people read it.
+    /// The state's name for people.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
@@ -110,14 +110,14 @@ impl SourceRecord {
         }
     }
 
-    /// Nothing is left to do.
+    /// Whether nothing is left to do.
     #[must_use]
     pub const fn is_final(&self) -> bool {
         matches!(self, Self::Aborted { .. })
     }
 
-    /// How it ended for the guest, if nothing is left to do with the guest: then this session must never
-    /// touch it again.
+    /// The result for the guest, if nothing is left to do with it: from then on this session must never touch
+    /// it.
     #[must_use]
     pub fn ended(&self) -> Option<Result<(), String>> {
         match self {
@@ -129,7 +129,7 @@ impl SourceRecord {
 }
 
 impl DestinationRecord {
-    /// What the state is called where people read it.
+    /// The state's name for people.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
@@ -145,7 +145,7 @@ impl DestinationRecord {
         }
     }
 
-    /// Nothing is left to do, and no resources are held.
+    /// Whether nothing is left to do and nothing is reserved.
     #[must_use]
     pub const fn is_final(&self) -> bool {
         matches!(

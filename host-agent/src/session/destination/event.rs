@@ -1,28 +1,28 @@
-//! What happens to the destination's end of a session, and what it wants done.
+//! Events and effects of the destination's end of a session.
 
 use crate::job::Presence;
 use crate::session::{Answer, DestinationRecord, Order, Request, Sent, Trouble};
 
-/// What an operator decides about a copy whose source does not say what is to become of it.
+/// An operator's decision about a copy whose source does not decide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choice {
-    /// It is to run here: the operator vouches that the source's copy does not, has not since it was
+    /// Run it here: the operator vouches that the source's copy does not run, has not run since it was
     /// suspended, and never will.
     RunHere,
-    /// It is not to run here: nothing of it is kept.
+    /// Do not run it here, and keep nothing of it.
     Forget,
 }
 
-/// What happened.
+/// An event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DestinationEvent {
     /// The source calls this end's method.
     Called(Order),
     /// The agent was restarted and has read the journal and looked for the domain.
     Restarted(Presence),
-    /// The source has been silent for too long.
+    /// The source has not answered for too long.
     LeaseExpired,
-    /// The agent is about to end in order: what is not whole by now is not waited for.
+    /// The agent is stopping, and does not wait for incomplete copies.
     Stopped,
     /// An operator decides.
     Decided(Choice),
@@ -30,8 +30,7 @@ pub enum DestinationEvent {
     Journaled(Result<(), String>),
     /// Result of [`DestinationEffect::Reserve`].
     Reserved(Result<(), String>),
-    /// Result of [`DestinationEffect::Finish`].  Of a failure: what there is of the domain is not whole, if
-    /// that `is_gone`.
+    /// Result of [`DestinationEffect::Finish`].  On failure, `is_gone` says that the domain is not complete.
     Finished(Result<(), Trouble>),
     /// Result of [`DestinationEffect::Unpause`].
     Unpaused(Result<(), Trouble>),
@@ -39,32 +38,32 @@ pub enum DestinationEvent {
     Discarded(Result<(), String>),
 }
 
-/// What is to be done next.
+/// What to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DestinationEffect {
-    /// Write this to the disk.
+    /// Write this record to the disk.
     Journal(DestinationRecord),
-    /// Lock what the guest needs, and start the toolstack.
+    /// Reserve what the guest needs, and start the toolstack.
     Reserve(Box<Request>),
-    /// Wait until the domain is whole and paused, and all that was sent is in it.
+    /// Wait until the domain is complete and paused, with everything that was sent in it.
     Finish(Sent),
-    /// Let it run.
+    /// Unpause it.
     Unpause {
-        /// Or not, but under its own name.
+        /// Leave it paused, under its own name.
         leave_paused: bool,
     },
-    /// Throw it away, and the lock.
+    /// Discard it, and the reservation.
     Discard,
     /// Answer the call.
     Answer(Answer),
-    /// Nothing; the reason is why the domain stands as it does.
+    /// Nothing; the reason says why the domain waits.
     Idle {
-        /// For the operator, if something is waited for.
+        /// The reason for the operator, if something is waited for.
         reason: Option<String>,
     },
 }
 
-/// Whether the event is a result of the effect.
+/// Whether the event is the result of this effect.
 pub(super) const fn is_result(effect: &DestinationEffect, event: &DestinationEvent) -> bool {
     use DestinationEffect as Effect;
     use DestinationEvent as Event;

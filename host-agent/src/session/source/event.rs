@@ -1,21 +1,21 @@
-//! What happens to the source's end of a session, and what it wants done.
+//! Events and effects of the source's end of a session.
 
 use crate::job::Presence;
 use crate::session::{Answer, Order, Sent, SourceRecord, Trouble};
 
-/// What an operator decides about a guest that stands paused.
+/// An operator's decision about a suspended guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operator {
-    /// It is to run here: the operator vouches that the destination's copy does not.
+    /// Run it here: the operator vouches that the destination's copy does not run.
     RunHere,
-    /// The destination is to run it: the operator vouches that the copy here does not, and has not
-    /// since it was suspended.
+    /// Run it at the destination: the operator vouches that the copy here does not run, and has not run since
+    /// it was suspended.
     HandOver,
-    /// It is given up: it is not here any more, and nothing whole of it is at the destination.
+    /// Give it up: it is gone here, and the destination has no complete copy.
     GiveUp,
 }
 
-/// What happened.
+/// An event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SourceEvent {
     /// The job begins.
@@ -36,7 +36,7 @@ pub enum SourceEvent {
     Destroyed(Result<(), Trouble>),
     /// The destination's answer to [`SourceEffect::Call`].
     Answered(Answer),
-    /// No answer came, or nobody waits for it any more: why, as a sentence.
+    /// No answer came, or nobody waits for it any more; the reason is a sentence.
     NotAnswered(String),
     /// Time to try again, after [`SourceEffect::Wait`].
     Retry,
@@ -44,10 +44,10 @@ pub enum SourceEvent {
     Decided(Operator),
 }
 
-/// What is to be done next.
+/// What to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SourceEffect {
-    /// Write this to the disk.
+    /// Write this record to the disk.
     Journal(SourceRecord),
     /// Call the destination's method.
     Call(Order),
@@ -55,24 +55,24 @@ pub enum SourceEffect {
     CopyLive,
     /// Suspend and copy the rest.
     CopyRest,
-    /// Make sure that nobody can abort from here on; fails if somebody has.
+    /// Rule out an abort from here on; fails if the job has been aborted.
     Seal,
-    /// Let the guest go on here.
+    /// Resume the guest here.
     Resume,
     /// Destroy the copy here.
     Destroy,
-    /// Nothing can be done now, for this reason; try again later, or ask an operator if `is_held`.
+    /// Nothing can be done now, for this reason.  Try again later, or ask an operator if `is_held`.
     Wait {
-        /// For the operator.
+        /// The reason for the operator.
         reason: String,
         /// Only an operator can help.
         is_held: bool,
     },
-    /// It is over: `Ok` if the guest is the destination's.
+    /// The session is over: `Ok` if the guest belongs to the destination.
     End(Result<(), String>),
 }
 
-/// Whether the event is a result of the effect.
+/// Whether the event is the result of this effect.
 pub(super) const fn is_result(effect: &SourceEffect, event: &SourceEvent) -> bool {
     use SourceEffect as Effect;
     use SourceEvent as Event;
