@@ -1,4 +1,5 @@
-//! The stream as Xen's own tools write it: one row of bytes, with the headers of `xl` and libxl around it.
+//! The stream as Xen's own tools write it: one sequence of bytes, with the headers of `xl` and libxl around
+//! it.
 
 use std::io::{self, IoSlice, Write};
 
@@ -10,7 +11,7 @@ use unmoved_stream::xl::SaveHeader;
 
 use crate::job::{Batch, Error, Result, Sink};
 
-/// Writes batches and bytes in the order in which they come.
+/// Writes batches and bytes in the order in which they arrive.
 #[derive(Debug)]
 pub(crate) struct Canonical<W> {
     /// `None` once the output is closed.
@@ -18,11 +19,11 @@ pub(crate) struct Canonical<W> {
 }
 
 impl<W: Write + Send> Canonical<W> {
-    /// Writes everything that stands before the libxc stream: `config` is the domain's configuration as
-    /// JSON, with or without its final NUL.
+    /// Writes everything before the libxc stream.  `config` is the domain's configuration as JSON, with or
+    /// without its final NUL.
     ///
     /// # Errors
-    /// If it cannot be written, or the configuration is no text.
+    /// If it cannot be written, or the configuration is not text.
     pub(crate) fn begin(mut out: W, config: &[u8]) -> Result<Self> {
         let config = config.strip_suffix(&[0]).unwrap_or(config);
         let config = std::str::from_utf8(config)
@@ -43,7 +44,7 @@ impl<W: Write + Send> Canonical<W> {
         })
     }
 
-    /// Writes what stands after the libxc stream.
+    /// Writes everything after the libxc stream.
     ///
     /// # Errors
     /// If it cannot be written.
@@ -58,7 +59,7 @@ impl<W: Write + Send> Canonical<W> {
         })
     }
 
-    /// Writes words that are no part of a stream.
+    /// Writes words that are not part of a stream.
     ///
     /// # Errors
     /// If they cannot be written.
@@ -69,7 +70,7 @@ impl<W: Write + Send> Canonical<W> {
         })
     }
 
-    /// Closes the output, and gives it back.
+    /// Closes the output, and returns it.
     pub(crate) fn close(&self) -> Option<W> {
         self.out.lock().take()
     }
@@ -121,7 +122,7 @@ impl<W: Write + Send> Sink for Canonical<W> {
     }
 }
 
-/// `write_all` for several pieces with as few system calls as possible.
+/// `write_all` for several pieces, with as few system calls as possible.
 fn write_all(out: &mut impl Write, mut pieces: &mut [IoSlice<'_>]) -> io::Result<()> {
     IoSlice::advance_slices(&mut pieces, 0);
     while !pieces.is_empty() {

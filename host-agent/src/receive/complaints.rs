@@ -1,4 +1,4 @@
-//! What the toolstack says on its standard error: it knows why something failed, and the operator wants to.
+//! The toolstack's standard error: it says why something failed, which the operator needs to know.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -12,17 +12,17 @@ use crate::xen::toolstack;
 /// Bytes that are kept.
 const MOST: usize = 64 << 10;
 
-/// The last of what was said.
+/// The last part of the output.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Complaints {
     said: Arc<Mutex<String>>,
 }
 
 impl Complaints {
-    /// Collects, and logs, what comes from here until it ends.
+    /// Collects and logs the output until it ends.
     ///
     /// # Errors
-    /// If there is no thread for it.
+    /// If no thread can be started.
     pub(super) fn listen(mut from: impl Read + Send + 'static) -> Result<Self> {
         let new = Self::default();
         let said = new.said.clone();
@@ -46,12 +46,12 @@ impl Complaints {
         Ok(new)
     }
 
-    /// All that is kept, for a log.
+    /// Everything that is kept, for a log.
     pub(super) fn text(&self) -> String {
         self.said.lock().clone()
     }
 
-    /// Adds what was complained of to an error that followed from it.
+    /// Adds the toolstack's message to an error that follows from it.
     pub(super) fn explain(&self, error: Error) -> Error {
         if matches!(error, Error::Aborted) {
             return error;

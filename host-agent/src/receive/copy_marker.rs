@@ -1,9 +1,10 @@
-//! Says of a domain of this host that it is the copy that a job has made.
+//! Marks a domain of this host as a job's copy.
 //!
-//! While a domain comes its name tells that.  When it has been handed over it has the guest's own name and
-//! UUID, and so would have one that reached this host in another way while the agent did not run: that one is
-//! nobody's to unpause or throw away.  The mark is made before the domain gets the name of one that is whole; it
-//! is in xenstore, outside what guests can read, and ends with the host's run, as the domains do.
+//! While a domain arrives, its name tells that.  After the hand-over it has the guest's own name and UUID,
+//! and so has a domain that reached this host in another way while the agent did not run.  The agent must
+//! neither unpause nor discard such a domain.  The marker is set before the domain gets the name of a
+//! complete copy.  It is in xenstore, where guests cannot read it, and ends with a restart of the host, as
+//! the domains do.
 
 use crate::job::Result;
 use crate::xen::store::Store;
@@ -14,7 +15,7 @@ fn path(domid: &str) -> String {
     format!("{FOLDER}/{domid}")
 }
 
-/// Marks it; takes away the marks of domains that are gone.
+/// Sets the marker, and removes those of domains that are gone.
 pub(super) fn set(store: &dyn Store, domid: u16, uuid: &str, job: &str) -> Result<()> {
     for old in store.list(FOLDER)? {
         if store.read(&format!("/local/domain/{old}/name"))?.is_none() {
@@ -24,7 +25,7 @@ pub(super) fn set(store: &dyn Store, domid: u16, uuid: &str, job: &str) -> Resul
     store.write(&path(&domid.to_string()), &format!("{uuid} {job}"))
 }
 
-/// If the domain of this number and UUID is the job's copy.
+/// Whether the domain with this ID and UUID is the job's copy.
 pub(super) fn is_set(store: &dyn Store, domid: u16, uuid: &str, job: &str) -> Result<bool> {
     let mark = store.read(&path(&domid.to_string()))?;
     Ok(mark.is_some_and(|mark| mark == format!("{uuid} {job}")))

@@ -1,7 +1,7 @@
-//! The toolstack's input: a pipe that can be given up while somebody writes into it.
+//! The toolstack's input: a pipe that can be cancelled while a thread writes to it.
 //!
-//! A toolstack that does not read any more, but lives, would hold the writing thread for ever, and with it
-//! whoever waits for that thread.  Killing it is not enough: it has children that have the pipe, too.
+//! A toolstack that lives but no longer reads would block the writing thread for ever, and everyone who waits
+//! for that thread.  Killing it is not enough, because its children hold the pipe, too.
 
 use std::io::{self, IoSlice, Write};
 use std::process::ChildStdin;
@@ -14,10 +14,10 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
 use crate::job::{Error, Result, Stop};
 
-/// So often a writer looks whether the pipe has been given up.
+/// Interval between two checks of a writer whether the pipe is cancelled.
 const TICK: Duration = Duration::from_millis(200);
 
-/// Gives a pipe up, from any thread; an abort of the job does it too.
+/// Cancels a pipe from any thread; an abort of the job does so, too.
 #[derive(Clone, Debug)]
 pub(crate) struct GiveUp {
     now: Arc<AtomicBool>,
@@ -31,13 +31,13 @@ impl GiveUp {
         Self { now, job }
     }
 
-    /// Ends all writing, soon.
+    /// Ends all writing soon.
     pub(crate) fn now(&self) {
         self.now.store(true, Ordering::Release);
     }
 
     /// # Errors
-    /// [`Error::Aborted`] if the job was.
+    /// [`Error::Aborted`] if the job was aborted.
     pub(crate) fn check_job(&self) -> Result<()> {
         if self.job.is_asked() {
             return Err(Error::Aborted);
@@ -61,7 +61,7 @@ impl Feed {
     /// Takes the pipe over.
     pub(crate) fn new(pipe: ChildStdin, is_given_up: GiveUp) -> io::Result<Self> {
         let flags = fcntl_getfl(&pipe)?;
-        // Of this end only: who reads waits as before.
+        // For this end only: the reader still blocks.
         fcntl_setfl(&pipe, flags | OFlags::NONBLOCK)?;
         Ok(Self { pipe, is_given_up })
     }

@@ -1,8 +1,8 @@
-//! Memory and state into a domain that the toolstack has built, and that has not run.
+//! Puts memory and state into a domain that the toolstack has built and that has not run.
 //!
-//! The toolstack got the frames without their contents, and a first version of the state; from there on
-//! it makes the devices, and all else comes here.  What it has put into the domain's memory itself stays:
-//! the pages through which the domain talks to xenstored and its console are new with every move.
+//! The toolstack got the frames without contents, and a first version of the state.  It creates the devices
+//! while everything else comes here.  What it has put into the domain's memory itself stays: the pages that
+//! connect the domain to xenstored and its console are new after every migration.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,35 +18,35 @@ use crate::xen::sys::Mapping;
 /// Bits of a word that are the frame's number.
 const PFN: u64 = (1 << 52) - 1;
 
-/// What the state records have said last.
+/// The last state records.
 #[derive(Debug, Default)]
 pub(super) struct State {
     tsc: Option<TscInfo>,
     context: Option<Vec<u8>>,
-    /// Parameters, as the toolstack has got them and as they were told last.
+    /// Parameters, as the toolstack got them and as they arrived last.
     given: BTreeMap<u32, u64>,
     params: BTreeMap<u32, u64>,
-    /// Of the records, as they were told last.
+    /// Of the last records.
     pub(super) digests: StateDigests,
-    /// Frames that are not the source's business.
+    /// Frames that the source must not write.
     pub(super) ours: BTreeSet<u64>,
 }
 
-/// A record as it stands in the stream.
+/// A record of the stream.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Record<'a> {
     /// Its type.
     pub(crate) kind: RecordType,
-    /// Without header and padding.
+    /// The body, without header and padding.
     pub(crate) body: &'a [u8],
-    /// All of it.
+    /// The complete record.
     pub(crate) whole: &'a [u8],
 }
 
-/// Takes the records out of bytes that hold nothing else.
+/// Splits bytes into records.
 ///
 /// # Errors
-/// If the last one is not whole.
+/// If the last one is incomplete.
 pub(crate) fn records(mut bytes: &[u8]) -> Result<Vec<Record<'_>>> {
     let mut found = Vec::new();
     while !bytes.is_empty() {
@@ -68,10 +68,10 @@ pub(crate) fn records(mut bytes: &[u8]) -> Result<Vec<Record<'_>>> {
 }
 
 impl State {
-    /// Takes note of a record of the state.
+    /// Stores a state record.
     ///
     /// # Errors
-    /// If it is of another type, or not what its type says.
+    /// If it is of another type, or malformed.
     pub(super) fn note(&mut self, record: Record<'_>) -> Result<()> {
         verify::note(&mut self.digests, record.kind, record.body);
         match record.kind {
@@ -79,7 +79,7 @@ impl State {
             RecordType::HVM_CONTEXT => self.context = Some(record.body.to_vec()),
             RecordType::HVM_PARAMS => {
                 self.params = params(record.body)?;
-                // What the toolstack got first is what it has made the rings of.
+                // The toolstack has made the rings from what it got first.
                 if self.ours.is_empty() {
                     self.ours = our_frames(&self.params);
                     self.given.clone_from(&self.params);
@@ -94,15 +94,15 @@ impl State {
         Ok(())
     }
 
-    /// If all of it has come.
+    /// Whether the state is complete.
     pub(super) fn is_complete(&self) -> bool {
         self.tsc.is_some() && self.context.is_some() && !self.ours.is_empty()
     }
 
-    /// Puts the domain into the state that was noted last.
+    /// Sets the domain's state to the last one that was stored.
     ///
     /// # Errors
-    /// If some of it has never come, or Xen refuses.
+    /// If a part never arrived, or Xen refuses.
     pub(super) fn apply(&self, domain: Domain<'_>) -> Result<()> {
         let (Some(tsc), Some(context)) = (self.tsc, &self.context) else {
             return Err(Error::Peer("the stream has no domain state".to_owned()));
@@ -114,8 +114,8 @@ impl State {
         domain.set_hvm_context(context)
     }
 
-    /// Parameters that have changed since the toolstack got them.  One that is not told any more is 0: the
-    /// writer leaves those out.
+    /// Parameters that have changed since the toolstack got them.  A missing one is 0, because the writer
+    /// leaves zeros out.
     fn changed_params(&self) -> Result<Vec<(u32, u64)>> {
         if our_frames(&self.params) != self.ours {
             return Err(Error::Peer(
@@ -137,7 +137,7 @@ impl State {
 /// Copies pages into the domain.
 ///
 /// # Errors
-/// If the batch is not sound, or Xen refuses.
+/// If the batch is inconsistent, or Xen refuses.
 pub(super) fn fill(domain: Domain<'_>, batch: &Batch, ours: &BTreeSet<u64>) -> Result<()> {
     if !batch.is_sound() {
         return Err(Error::Peer("a batch of pages is inconsistent".to_owned()));
@@ -167,7 +167,7 @@ pub(super) fn fill(domain: Domain<'_>, batch: &Batch, ours: &BTreeSet<u64>) -> R
     add(domain, &missing)
 }
 
-/// The guest has got these frames since the domain was built.
+/// The guest got these frames after the domain was built.
 fn add(domain: Domain<'_>, missing: &[(u64, &[u8])]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
@@ -213,8 +213,7 @@ fn our_frames(params: &BTreeMap<u32, u64>) -> BTreeSet<u64> {
     ours.copied().collect()
 }
 
-/// The content of an HVM_PARAMS record.  Of one that is there twice the last word counts, as it does for the
-/// toolstack.
+/// The content of an HVM_PARAMS record.  The last value of a repeated parameter counts, as for the toolstack.
 fn params(body: &[u8]) -> Result<BTreeMap<u32, u64>> {
     let torn = || Error::Peer("an HVM_PARAMS record is incomplete".to_owned());
     let pairs = body.get(8..).ok_or_else(torn)?;

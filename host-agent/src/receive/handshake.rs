@@ -1,5 +1,5 @@
-//! What `xl migrate` and `xl migrate-receive` say to each other around the stream, to the byte
-//! (`tools/xl/xl_migrate.c`), and waiting for it.
+//! The exact words that `xl migrate` and `xl migrate-receive` exchange around the stream
+//! (`tools/xl/xl_migrate.c`), and waiting for them.
 
 use std::io::{self, Read};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
@@ -10,19 +10,19 @@ use crate::job::{Error, Result};
 
 /// The receiver's first words; all others end with a NUL.
 pub(crate) const BANNER: &[u8] = b"xl migration receiver ready, send binary domain data.\n";
-/// The receiver has the whole domain.
+/// The receiver has the complete domain.
 pub(crate) const READY: &[u8] = b"domain received, ready to unpause\0";
-/// The other side may have the domain: from the sender to start it, back from a receiver that failed to.
+/// Permission to start the domain: from the sender, or back from a receiver that failed to start it.
 pub(crate) const GO: &[u8] = b"domain is yours, you are cleared to unpause\0";
-/// Before a byte that says if the receiver's copy runs (0) or why not.
+/// Followed by a byte: 0 if the receiver's copy runs, otherwise why not.
 pub(crate) const REPORT: &[u8] = b"my copy unpause results are as follows\0";
 
-/// How often whoever waits looks if it should stop.
+/// Interval between two checks whether the wait must end.
 const TICK: Duration = Duration::from_millis(200);
-/// Bytes taken from the peer at once.
+/// Bytes that are read from the peer at once.
 const PIECE: usize = 256;
 
-/// The words of a peer, as they come.
+/// The words of a peer, as they arrive.
 #[derive(Debug)]
 pub(crate) struct Answers {
     pieces: Receiver<io::Result<Vec<u8>>>,
@@ -33,7 +33,7 @@ impl Answers {
     /// Listens until the peer closes its side.
     ///
     /// # Errors
-    /// If no thread can be made.
+    /// If no thread can be started.
     pub(crate) fn listen(mut from: impl Read + Send + 'static) -> Result<Self> {
         let (send, pieces) = sync_channel(4);
         thread::Builder::new()
@@ -63,10 +63,10 @@ impl Answers {
         })
     }
 
-    /// Waits for exactly these words.  `go_on` is asked a few times a second.
+    /// Waits for exactly these words.  Calls `go_on` a few times a second.
     ///
     /// # Errors
-    /// [`Error::Peer`] if other words come or none any more, [`Error::TimedOut`], or what `go_on` says.
+    /// [`Error::Peer`] if other words arrive or the peer ends; [`Error::TimedOut`]; or the error of `go_on`.
     pub(crate) fn expect(
         &mut self,
         words: &[u8],
@@ -98,7 +98,7 @@ impl Answers {
     ) -> Result<Vec<u8>> {
         let until = Instant::now() + limit;
         while self.have.len() < len {
-            // Wrong words are noticed before all of them are there: a message of the day, for instance.
+            // Wrong words, such as a message of the day, are noticed before all of them have arrived.
             if !words.is_empty() && !words.starts_with(&self.have) {
                 return Err(unexpected(words, &self.have));
             }

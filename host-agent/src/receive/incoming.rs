@@ -1,12 +1,12 @@
-//! A domain on its way in: `xl migrate-receive`, what it is fed with, and what it says.
+//! An arriving domain: runs `xl migrate-receive`, feeds it and reads its answers.
 //!
-//! There are two ways.  *Plain*: the toolstack gets the whole stream, and makes the devices after the last
-//! byte, while the guest stands still; with Xen's hotplug scripts that is most of the blackout.  *Early*:
-//! it gets the frames without their contents and a first version of the state, believes that this was
-//! all, and makes the devices while memory still comes, which goes [straight](super::fill) into the
-//! domain's frames from then on.  Either way the toolstack leaves the domain paused, under its final
-//! name, and has done its work when [`Incoming::finish`] returns: nothing but an unpause is left, so no
-//! end of this process can take the domain with it.
+//! There are two ways.  *Plain*: the toolstack gets the whole stream, and creates the devices after the last
+//! byte, while the guest is suspended; with Xen's hotplug scripts that is most of the blackout.  *Early*: it
+//! gets the frames without contents and a first version of the state, and takes that for everything.  It
+//! creates the devices while memory still arrives, which goes [directly](super::fill) into the domain's
+//! frames.  Either way the toolstack leaves the domain paused, under its final name, and has finished when
+//! [`Incoming::finish`] returns.  Only the unpause is left, so the end of this process cannot take the domain
+//! with it.
 
 use std::os::fd::AsFd;
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -33,36 +33,36 @@ use crate::xen::domain::Xen;
 use crate::xen::store::Store;
 use crate::xen::toolstack;
 
-/// Longest time for anything that takes the toolstack a moment.
+/// Longest time for anything that should take the toolstack a moment.
 const MOMENT: Duration = Duration::from_secs(120);
-/// Longest time for making a domain's devices: scripts have limits of their own.
+/// Longest time for creating a domain's devices; scripts have limits of their own.
 const BUILD: Duration = Duration::from_secs(600);
-/// The pipe's size: each filling of it wakes the toolstack.
+/// The pipe's size; each time it fills up, the toolstack wakes.
 const PIPE: libc::c_int = 1 << 20;
 
-/// Where the stream stands.
+/// The position in the stream.
 #[derive(Debug)]
 enum StreamPhase {
-    /// The image header has not come.
+    /// Before the image header.
     Headers,
     /// The toolstack gets everything.
     Toolstack(State),
-    /// The toolstack has got its end; pages go into the domain.
+    /// The toolstack's stream has ended; pages go into the domain.
     Filling(State),
-    /// All has come, and is where it belongs; the state was this.
+    /// Everything has arrived and is in place; these are the digests of the state.
     Done(StateDigests),
 }
 
-/// `xl migrate-receive` at work.
+/// A running `xl migrate-receive`.
 pub(super) struct Incoming {
     xen: Xen,
     store: Arc<dyn Store>,
-    /// The domain's name while it comes, and its UUID.
+    /// The domain's name while it arrives, and its UUID.
     name: String,
     uuid: String,
     job: String,
     is_early: bool,
-    /// If contents of pages have come.  A toolstack that has got some gets all of them.
+    /// Whether contents of pages have arrived.  A toolstack that got some gets all of them.
     has_contents: AtomicBool,
     child: Mutex<Child>,
     complaints: Complaints,
@@ -71,13 +71,13 @@ pub(super) struct Incoming {
     give_up: GiveUp,
     phase: RwLock<StreamPhase>,
     domid: OnceLock<u16>,
-    /// The number of the domain that the toolstack has built.
+    /// The ID of the domain that the toolstack has built.
     ready: OnceLock<u16>,
     told: Mutex<Told>,
 }
 
 impl Incoming {
-    /// Starts the toolstack.  `config` is the domain's, with the name that it is to have in the end.
+    /// Starts the toolstack.  `config` is the domain's, with its final name.
     pub(super) fn start(
         xen: Xen,
         store: Arc<dyn Store>,
@@ -88,7 +88,7 @@ impl Incoming {
         stop: Stop,
     ) -> Result<Self> {
         let name = config["c_info"]["name"].as_str().unwrap_or_default();
-        // Paused, so that letting it run is a step of its own.
+        // Paused, so that the unpause is a step of its own.
         let mut child = Command::new("xl")
             .args(["migrate-receive", "-p"])
             .stdin(Stdio::piped())
@@ -129,8 +129,8 @@ impl Incoming {
         })
     }
 
-    /// Waits until the toolstack has built the domain, makes it end its work, and compares the domain with what
-    /// the source has told of it; gives its number.
+    /// Waits until the toolstack has built the domain, lets it finish, and compares the domain with the
+    /// source's digests; returns its ID.
     pub(super) fn finish(&self) -> Result<u16> {
         let StreamPhase::Done(state) = *self.phase.read() else {
             return Err(Error::Peer("the stream has not ended".to_owned()));
@@ -155,8 +155,8 @@ impl Incoming {
         Ok(domid)
     }
 
-    /// Ends the toolstack's work, unless it is finished: it destroys what it has built when its input ends.
-    /// Whoever still writes is stopped.  Does nothing if this was done already.
+    /// Stops the toolstack unless it has finished: it destroys what it has built when its input ends.  Stops
+    /// writers, too.  Does nothing the second time.
     pub(super) fn cancel(&self) {
         self.give_up.now();
         drop(self.canonical.close());
@@ -169,12 +169,12 @@ impl Incoming {
                 let _ = child.wait();
                 return;
             }
-            // There is no event for the end of a child that could be waited for with a limit.
+            // No call waits for the exit of a child with a time limit.
             thread::sleep(Duration::from_millis(20));
         }
     }
 
-    /// What the toolstack said, for a log.
+    /// The toolstack's output, for a log.
     pub(super) fn said(&self) -> String {
         self.complaints.text()
     }
@@ -194,8 +194,8 @@ impl Incoming {
         Ok(*self.ready.get_or_init(|| domid))
     }
 
-    /// The domain's number, as soon as the toolstack does not touch its memory any more: it tells
-    /// xenstore where the domain's ring is when it has read the stream to its end.
+    /// The domain's ID, once the toolstack does not touch its memory any more: after the end of its stream it
+    /// writes the position of the domain's ring to xenstore.
     fn domid(&self) -> Result<u16> {
         if let Some(domid) = self.domid.get() {
             return Ok(*domid);
@@ -247,7 +247,7 @@ impl Incoming {
         }
     }
 
-    /// One record, in its place.
+    /// Puts one record in its place.
     fn record(&self, phase: &mut StreamPhase, record: Record<'_>) -> Result<()> {
         match phase {
             StreamPhase::Headers | StreamPhase::Done(_) => Err(Error::Peer(
@@ -330,8 +330,9 @@ impl Sink for Incoming {
         if !matches!(*self.phase.read(), StreamPhase::Filling(_)) {
             return self.canonical.barrier();
         }
-        // With its devices still being made, the domain is not one to stop the guest for.  That is for the
-        // end of a round; one that only keeps several connections in order comes before all contents.
+        // The guest must not be suspended for a domain whose devices are not ready.  The barrier at the end
+        // of a round waits for them; one that only keeps several connections in order comes before all
+        // contents.
         if self.has_contents.load(Ordering::Relaxed) {
             return self.wait_until_ready().map(drop);
         }
@@ -354,7 +355,7 @@ impl Sink for Incoming {
 
 impl Drop for Incoming {
     fn drop(&mut self) {
-        // It has ended long ago, and is to be no zombie.
+        // Reaps the process, which has ended long ago.
         if let Err(error) = self.child.get_mut().try_wait() {
             log::debug!("xl migrate-receive: {error}");
         }
@@ -362,7 +363,7 @@ impl Drop for Incoming {
 }
 
 fn enlarge(pipe: &ChildStdin) {
-    // What cannot be enlarged is merely slower.
+    // A smaller pipe is merely slower.
     let result = crate::xen::sys::set_pipe_size(pipe.as_fd(), PIPE);
     if let Err(error) = result {
         log::debug!("cannot enlarge the pipe to xl: {error}");

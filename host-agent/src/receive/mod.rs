@@ -40,24 +40,24 @@ use crate::xen::state::DomainFlags;
 use crate::xen::store::Store;
 use crate::xen::toolstack;
 
-/// A place for one domain on this host.
+/// A destination for one domain on this host.
 pub(crate) struct Receiver {
     xen: Xen,
     store: Arc<dyn Store>,
     reservations: Arc<Reservations>,
     memory: Arc<HostMemory>,
     priority: Arc<Priority>,
-    /// Whose copy it is.
+    /// The job that the copy belongs to.
     job: String,
     /// It has reserved what it needs.
     has_reserved: bool,
-    /// It has been unpaused: if it is paused still, then by somebody else.
+    /// It has been unpaused; if it is still paused, someone else paused it.
     is_unpaused: bool,
     needs: Needs,
-    /// Those of its memory, by its configuration.
+    /// The limits of its memory, by its configuration.
     limits: Option<MemoryLimits>,
     incoming: Option<Arc<Incoming>>,
-    /// From its first byte to its last.
+    /// Held from its first byte to its last.
     turn: Option<Turn>,
 }
 
@@ -86,14 +86,14 @@ impl Receiver {
         }
     }
 
-    /// Takes up the place of a job that another run of the agent began.
+    /// Recovers the destination of a job that another run of the agent began.
     pub(crate) fn recover(mut self, job: &str, needs: &Needs) -> Self {
         self.needs = needs.clone();
         job.clone_into(&mut self.job);
         self
     }
 
-    /// The host's free memory.
+    /// Measures the host's free memory.
     fn free_memory(&self) -> Result<FreeMemory> {
         // In this order: what a domain gets in between must not be given away a second time.
         let being_built = self.being_built()?;
@@ -103,7 +103,7 @@ impl Receiver {
         })
     }
 
-    /// What the domains have that are being built now, by UUID.
+    /// Memory of the domains that are being built, by UUID.
     fn being_built(&self) -> Result<BTreeMap<String, u64>> {
         let mut all = BTreeMap::new();
         for domid in self.store.list("/local/domain")? {
@@ -118,7 +118,7 @@ impl Receiver {
         Ok(all)
     }
 
-    /// The copy that this job has made or is making, whichever run of the agent it was.
+    /// The copy of this job, whichever run of the agent made it.
     fn find(&self) -> Result<Option<(u16, DomainInfo)>> {
         let uuid = &self.needs.uuid;
         for (domid, info) in self.of_uuid(uuid)? {
@@ -130,7 +130,7 @@ impl Receiver {
         Ok(None)
     }
 
-    /// The domains of that UUID which are not the source.
+    /// The domains with that UUID, except the source.
     fn of_uuid(&self, uuid: &str) -> Result<Vec<(u16, DomainInfo)>> {
         let mut found = Vec::new();
         for domid in self.store.list("/local/domain")? {
@@ -147,19 +147,18 @@ impl Receiver {
         Ok(found)
     }
 
-    /// If it has the name that domains have while they come.
+    /// Whether the domain has the name of an arriving domain.
     fn is_coming(&self, domid: u16) -> Result<bool> {
         let name = self.store.read(&format!("/local/domain/{domid}/name"))?;
         Ok(name.is_some_and(|name| name == format!("{}{INCOMING}", self.arrived())))
     }
 
-    /// What the copy is called from when it is whole until it is handed over.
+    /// The copy's name while it is complete and not handed over.
     fn arrived(&self) -> String {
         format!("{}{ARRIVED}", self.needs.destination_name)
     }
 
-    /// Sets how much memory the domain is asked to have and may have.  A peer cannot let it have more than was
-    /// reserved.
+    /// Sets the domain's memory target and limit.  A peer cannot exceed what was reserved.
     fn limit(&self, domid: u16, limits: MemoryLimits) -> Result<()> {
         let reserved = self.needs.memory_bytes;
         let pages = limits.most_pages.min(reserved / PAGE);
@@ -169,7 +168,7 @@ impl Receiver {
         self.store.write(&node, &target.to_string())
     }
 
-    /// Gives the guest its own name.  It runs, or may: one that keeps the other is none the worse for it.
+    /// Gives the guest its own name.  It may run already, and the other name does no harm.
     fn name(&self, domid: u16) {
         let (name, uuid) = (&self.needs.destination_name, &self.needs.uuid);
         if let Err(error) = names::rename(&*self.store, domid, uuid, &self.arrived(), name) {
@@ -213,7 +212,7 @@ impl Destination for Receiver {
         config::can_move(&config).map_err(|why| Error::Refused(format!("{} {why}", needs.name)))?;
         config::agrees(&config, &needs.uuid, &needs.disks).map_err(Error::Refused)?;
         self.check_names(needs)?;
-        // Either this guest, which would run twice, or one that pretends to be it.
+        // Either the same guest, which would run twice, or one that pretends to be it.
         if let Some((domid, _)) = self.of_uuid(&needs.uuid)?.first() {
             return Err(Error::Refused(format!(
                 "a domain with the UUID {} exists on the destination (number {domid})",
@@ -256,7 +255,7 @@ impl Destination for Receiver {
         if let Some(limits) = limits.or(self.limits) {
             self.limit(domid, limits)?;
         }
-        // What comes next may be a long wait for the source.
+        // A long wait for the source may follow.
         self.turn = None;
         self.reservations.built(&self.job);
         Ok(())
@@ -267,7 +266,7 @@ impl Destination for Receiver {
             Error::Xen(format!("there is no {} here", self.needs.destination_name))
         })?;
         if info.state().contains(DomainFlags::PAUSED) && !leave_paused {
-            // What the toolstack does for domains of this type, without starting it.
+            // Does what the toolstack does for domains of this type, without starting it.
             if !self.is_unpaused {
                 self.xen.domain(domid).unpause()?;
                 self.is_unpaused = true;
@@ -325,7 +324,7 @@ impl Destination for Receiver {
 
 impl Drop for Receiver {
     fn drop(&mut self) {
-        // What another run of the agent had reserved is released by whoever has restored it.
+        // Whoever restored a reservation of an earlier run releases it.
         if self.has_reserved {
             self.reservations.release(&self.job);
         }

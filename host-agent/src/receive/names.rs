@@ -1,15 +1,15 @@
-//! Gives a copy that has been handed over the guest's own name.
+//! Renames a copy that has been handed over to the guest's own name.
 //!
-//! `xl rename` would do, but takes a tenth of a second and more, and the source waits to hear that the guest
-//! runs.  This does the same (`libxl__domain_rename`).
+//! `xl rename` takes a tenth of a second or more, while the source waits to hear that the guest runs.  This
+//! does the same (`libxl__domain_rename`).
 
 use crate::job::{Error, Result};
 use crate::xen::store::Store;
 
-/// Renames the domain if it is called `from`; of another name it is left alone.
+/// Renames the domain if its name is `from`; otherwise does nothing.
 ///
 /// # Errors
-/// [`Error::Refused`] if another domain is called `to`; whatever xenstore answers.
+/// [`Error::Refused`] if another domain is called `to`, or xenstore's error.
 pub(super) fn rename(
     store: &dyn Store,
     domid: u16,

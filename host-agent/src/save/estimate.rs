@@ -1,4 +1,4 @@
-//! How a guest behaves, measured in a second of its life.
+//! A guest's behaviour, measured for a second.
 
 use std::time::{Duration, Instant};
 
@@ -8,27 +8,27 @@ use super::guest::{Bitmap, Memory};
 use super::rounds;
 use crate::job::{Control, Error, Estimate, PAGE_SIZE, Result, is_zero};
 
-/// How long a guest is watched, twice: what is written in both halves is written always.
+/// Half the time of the measurement: what is written in both halves counts as always written.
 const WATCH: Duration = Duration::from_millis(500);
-/// Frames looked at to learn what is in them, at most.
+/// Most frames whose contents are sampled.
 const SAMPLE: usize = 512;
 /// Headers, CPU policy, vCPU state of a small guest.
 const CONSTANT_BYTES: u64 = 16 << 10;
-/// Pieces in which the sample is read and compressed; the fastest tells the speed, for the first runs
-/// through code and memory that nobody has touched for long, and others have work too.
+/// Number of pieces in which the sample is read and compressed.  The fastest one counts, because the first
+/// runs with cold caches and other work interferes.
 const PIECES: usize = 4;
 
-/// What was seen of a guest.
+/// The result of watching a guest.
 pub(super) struct Seen {
-    /// For predictions.
+    /// The estimate, for predictions.
     pub(super) estimate: Estimate,
     /// Its frames.
     pub(super) frames: Bitmap,
-    /// What was written since they were looked for.
+    /// What was written since the frames were listed.
     pub(super) dirty: Bitmap,
 }
 
-/// Watches a guest whose writes are recorded.
+/// Watches a guest in log-dirty mode.
 pub(super) fn estimate(guest: &mut dyn Memory, control: &Control) -> Result<Seen> {
     guest.take_dirty(false)?;
     let begun = Instant::now();
@@ -61,7 +61,7 @@ pub(super) fn estimate(guest: &mut dyn Memory, control: &Control) -> Result<Seen
     })
 }
 
-/// What a sample from all over the memory shows.
+/// Samples contents from all over the memory.
 struct Sample {
     zero_share: f64,
     compressed_share: f64,
@@ -76,8 +76,7 @@ fn sample(guest: &mut dyn Memory, frames: &Bitmap) -> Result<Sample> {
     let (mut all, mut with_content, mut packed) = (0, 0, 0);
     let (mut read_bytes_per_second, mut compress_bytes_per_second) = (0.0_f64, 0.0_f64);
     let (mut data, mut content) = (Vec::new(), Vec::new());
-    // Its memory and that of what it writes is used again, as in the rounds: new memory is dear in a control
-    // domain that is paravirtualised.
+    // Reuses its memory, as the rounds do: new memory is expensive in a paravirtualised control domain.
     let mut compressor = zstd::bulk::Compressor::new(1).map_err(Error::io("zstd"))?;
     let mut compressed = Vec::new();
     for piece in frames.chunks(frames.len().div_ceil(PIECES).max(1)) {
@@ -96,7 +95,7 @@ fn sample(guest: &mut dyn Memory, frames: &Bitmap) -> Result<Sample> {
         let begun = Instant::now();
         let size = compressor.compress_to_buffer(&content, &mut compressed[..]);
         let size = size.map_err(Error::io("zstd"))?;
-        // What becomes no shorter is sent as it is.
+        // Pages that do not get smaller are sent uncompressed.
         packed += size.min(content.len());
         if !content.is_empty() {
             let speed = speed(content.len(), begun);
@@ -118,7 +117,7 @@ fn speed(bytes: usize, since: Instant) -> f64 {
     bytes as f64 / since.elapsed().as_secs_f64().max(1e-6)
 }
 
-/// Lets the guest live for a while; ends at once if the job is aborted.
+/// Lets the guest run for a while; returns at once if the job is aborted.
 fn pause(time: Duration, control: &Control) -> Result<()> {
     let until = Instant::now() + time;
     loop {

@@ -30,13 +30,13 @@ use crate::xen::state::DomainFlags;
 use crate::xen::store::Store;
 use crate::xen::toolstack;
 
-/// What the toolstack puts behind the name of a domain that has moved on.
+/// What the toolstack appends to the name of a domain that has migrated away.
 pub(super) const AWAY: &str = "--migratedaway";
 
 /// Where the lock files of domains are, named by their numbers.  A restart of the host clears it.
 const LOCKS: &str = "/run/unmoved/domains";
 
-/// A domain of this host that is to move.
+/// A domain of this host that is to migrate.
 pub(crate) struct LiveSource {
     pub(super) xen: Xen,
     pub(super) store: Arc<dyn Store>,
@@ -44,18 +44,18 @@ pub(crate) struct LiveSource {
     pub(super) domid: u16,
     pub(super) name: String,
     pub(super) uuid: String,
-    /// Who marks it as asked to suspend itself.
+    /// Who marks it as asked to suspend.
     pub(super) by: Asker,
     /// Made by the first step that reads the domain.
     reading: Option<Reading>,
     /// Held from the first step that has an effect.
     lock: Option<FileLock>,
-    /// It was this run that marked it as a source, and nothing was sent yet.
+    /// This run marked it as a source, and has sent nothing yet.
     is_only_marked: bool,
 }
 
 impl LiveSource {
-    /// The domain of this number, which had this name and UUID when it was looked up.
+    /// The domain with this ID, which had this name and UUID at the lookup.
     pub(crate) fn new(
         xen: Xen,
         store: Arc<dyn Store>,
@@ -78,7 +78,7 @@ impl LiveSource {
         }
     }
 
-    /// The domain, unless its number is another one's by now.
+    /// The domain, unless another one has its ID by now.
     fn info(&self) -> Result<Option<DomainInfo>> {
         let info = self.xen.domain(self.domid).info()?;
         Ok(info.filter(|info| config::uuid(&info.handle) == self.uuid))
@@ -111,7 +111,7 @@ impl LiveSource {
         Ok(())
     }
 
-    /// Marks it as a source and starts recording writes, if that has not been done.
+    /// Marks it as a source and switches on log-dirty mode, unless that was done before.
     fn reading(&mut self) -> Result<&mut Reading> {
         self.is_here()?;
         self.lock()?;
@@ -119,10 +119,10 @@ impl LiveSource {
             let mut guest = XenGuest::new(self.xen.clone(), self.domid)?;
             let end = guest.end_of_frames()?;
             let most = format!("/local/domain/{}/memory/static-max", self.domid);
-            // Without it, what the guest has now must do.
+            // Without that node, the current memory must do.
             let most = self.store.read(&most)?.and_then(|kib| kib.parse().ok());
             guest.set_most_memory(most.unwrap_or(0));
-            // The run that left a mark is dead, for nobody held the domain; its job may not be.
+            // The run that left a marker is dead, because nobody held the lock; its job may not be.
             if !source_marker::is_source(&*self.store, self.domid, &self.uuid)? {
                 source_marker::set(&*self.store, self.domid, &self.uuid)?;
                 self.is_only_marked = true;
@@ -143,12 +143,12 @@ impl LiveSource {
             .ok_or_else(|| Error::Xen("no reading is in progress".to_owned()))
     }
 
-    /// Watches the domain.
+    /// Watches the domain for an estimate.
     fn watch(&mut self, control: &Control) -> Result<Estimate> {
         self.lock()?;
         if source_marker::is_asked(&*self.store, self.domid, &self.uuid)? {
-            // By a run that died before anything came of it, for the guest runs.  With its mark left, a
-            // suspend of somebody else's would be taken for ours.
+            // Left by a run that died early, because the guest runs.  If the marker stayed, someone else's
+            // suspend would be taken for ours.
             self.resume_here()?;
         }
         let reading = self.reading()?;
@@ -159,7 +159,7 @@ impl LiveSource {
 }
 
 impl LiveSource {
-    /// How much memory it is asked to have and may have; `None` where its toolstack does not tell.
+    /// The domain's memory target and limit; `None` if its toolstack does not tell.
     fn limits(&self) -> Result<Option<MemoryLimits>> {
         let target = format!("/local/domain/{}/memory/target", self.domid);
         let target = self.store.read(&target)?.and_then(|kib| kib.parse().ok());
@@ -181,14 +181,14 @@ impl Source for LiveSource {
         precheck::check(&info).map_err(|why| Error::Refused(format!("{} {why}", self.name)))?;
         let (name, domid, uuid) = (self.name.clone(), self.domid, self.uuid.clone());
         let version = self.xen.version();
-        // The toolstack takes its time to tell what it knows.
+        // The toolstack takes a while to answer.
         let (config, estimate) = thread::scope(|scope| {
             let asking = scope.spawn(|| toolstack::configuration(domid));
             let estimate = self.watch(control);
             let failed = |_| Err(Error::Xen("the thread that asks xl panicked".to_owned()));
             (asking.join().unwrap_or_else(failed), estimate)
         });
-        // A domain that cannot be moved may be one that cannot be watched either; then this says why.
+        // Watching may fail for a domain that cannot be migrated; then this gives the reason.
         let config = config?;
         config::can_move(&config).map_err(|why| Error::Refused(format!("{name} {why}")))?;
         let estimate = estimate?;
@@ -216,12 +216,12 @@ impl Source for LiveSource {
         self.is_only_marked = false;
         let reading = self.reading()?;
         if control.options().verifies() {
-            // What it will take can be had, or it is known before the guest stands still for it.
+            // Allocates what it needs, or fails, before the guest is suspended for it.
             reading.guest.written_by_others()?;
         }
         let end = reading.guest.end_of_frames()?;
         if end > reading.end {
-            // Frames that nobody has recorded: all is to be looked for anew.
+            // Writes to these frames were not tracked, so everything must be looked at again.
             reading.guest.record_writes(end)?;
             (reading.end, reading.frames) = (end, None);
         }
@@ -257,7 +257,7 @@ impl Source for LiveSource {
         };
         control.enter(Phase::StopAndCopy, "suspending the guest");
         if reading.guest.is_suspended()? && !source_marker::is_asked(&*store, domid, &uuid)? {
-            // With our mark on it we would resume it, while the other has a copy that is to run.
+            // With our marker on it we would resume it, although the other end has a copy that is to run.
             return Err(Error::Refused(format!(
                 "{name} was suspended by someone else"
             )));
@@ -268,7 +268,7 @@ impl Source for LiveSource {
         let time = asked.elapsed();
         reading.copied.suspend_ms = time.as_secs_f64() * 1000.0;
         control.tell(format!("the guest suspended after {} ms", time.as_millis()));
-        // Both ends may be on this host; then the destination wants the name.
+        // Both ends may be on this host; then the destination needs the name.
         if is_here()? {
             toolstack::rename(domid, &format!("{name}{AWAY}"))?;
         }
@@ -302,7 +302,7 @@ impl Source for LiveSource {
             sink.digests(Digests::Memory(&chunks))?;
             sink.digests(Digests::State(verify::state(&rest)?))?;
         }
-        // What comes next may be a long wait for the destination.
+        // A long wait for the destination may follow.
         reading.turn = None;
         let mut copied = reading.copied;
         copied.limits = self.limits()?;
@@ -312,7 +312,7 @@ impl Source for LiveSource {
     fn resume_here(&mut self) -> Result<()> {
         self.lock()?;
         if let Some(reading) = &mut self.reading {
-            // What comes next may be a long wait for the guest.
+            // A long wait for the guest may follow.
             reading.turn = None;
         }
         self.is_no_others()?;
@@ -337,11 +337,11 @@ impl Source for LiveSource {
             toolstack::rename(domid, &self.name)?;
         }
         if undo.suspend {
-            // Whoever reads it now counts on its standing still.
+            // Whoever reads it now relies on its being suspended.
             guest.nobody_else_reads()?;
             guest.domain().resume()?;
         }
-        // Also of one that runs already: what resumed it may not have come so far.
+        // Also for a running guest: what resumed it may not have got that far.
         if undo.suspend || found.is_asked {
             store.resume(domid)?;
         }
@@ -350,7 +350,7 @@ impl Source for LiveSource {
             return Err(Error::Xen(format!("{} {why}", self.name)));
         }
         source_marker::clear(&*self.store, domid)?;
-        // From here on the mark may be another process's.
+        // From here on the marker may be another process's.
         self.is_only_marked = false;
         self.lock = None;
         Ok(())
@@ -362,7 +362,7 @@ impl Source for LiveSource {
             return Ok(());
         };
         if presence(info.state()) == Presence::Running {
-            // Not what was copied: it has been started again since.
+            // This is not what was copied: it has been started again since.
             return Err(Error::Xen(format!(
                 "{} runs here: not destroyed",
                 self.name
@@ -388,7 +388,7 @@ impl Source for LiveSource {
 impl Drop for LiveSource {
     fn drop(&mut self) {
         self.reading = None;
-        // Only looked at: nobody will have to tell it from a copy.
+        // It was only looked at, so nobody has to tell it from a copy.
         if self.is_only_marked
             && let Err(error) = source_marker::clear(&*self.store, self.domid)
         {

@@ -1,70 +1,69 @@
-//! When to stop copying memory with the guest running: a pure function of what the rounds have shown.
+//! Decides when to stop copying while the guest runs: a pure function of the rounds so far.
 //!
-//! Each round sends what the one before it left dirty, and while it lasts the guest dirties more.  Two
-//! figures decide.  The *expected downtime* is how long what is dirty now would take on the way as it was
-//! measured last; once it is short enough, the guest is stopped.  A round *pays* if it will be clearly
-//! shorter than the last: what a guest dirties grows with the time it is given, so only then less will be
-//! dirty after it.  A guest may become calmer by itself, so one round that did not pay is forgiven; then,
-//! more of them would cost time and the network and leave the same blackout at the end.
+//! Each round sends what the last one left dirty, while the guest dirties more.  Two figures decide.  The
+//! *expected downtime* is the time to send what is dirty now, at the last measured speed; once it is short
+//! enough, the guest is suspended.  A round *pays* if it will be clearly shorter than the last one, because
+//! the guest dirties more the longer a round takes.  A guest may calm down by itself, so one round that does
+//! not pay is forgiven.  After that, more rounds would cost time and bandwidth and leave the same blackout.
 
 use std::time::Duration;
 
 use crate::job::OnTimeout;
 
-/// A round counts as shorter if it takes at most this part of the last one's time.
+/// A round counts as shorter if it takes at most this fraction of the last one's time.
 const SHORTER: f64 = 0.8;
-/// So many rounds in a row may fail to pay.
+/// Number of rounds in a row that may fail to pay.
 const FORGIVEN: u32 = 2;
-/// Rounds with fewer pages say little about the speed of the way: latency rules them.
+/// Rounds with fewer pages say little about the speed, because latency dominates.
 const TELLING: u64 = 256;
 
 /// What the operator allows.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Longest blackout aimed at.
+    /// Target blackout.
     pub(crate) max_downtime: Duration,
-    /// Longest time with the guest running.
+    /// Limit on the time with the guest running.
     pub(crate) timeout: Option<Duration>,
-    /// What happens then.
+    /// What to do at that limit.
     pub(crate) on_timeout: OnTimeout,
-    /// Most rounds with the guest running.
+    /// Limit on the rounds with the guest running.
     pub(crate) max_rounds: u32,
-    /// A guest is never stopped for what is known to take longer.
+    /// A guest is never suspended if the blackout is known to exceed this.
     pub(crate) max_blackout: Option<Duration>,
 }
 
-/// A round that is over.
+/// A finished round.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Round {
-    /// Pages sent that took their time on the way: those that were not all zero.
+    /// Pages sent over the network: those that were not all zero.
     pub(crate) pages: u64,
-    /// From the first page until all had arrived.
+    /// From the first page until everything had arrived.
     pub(crate) time: Duration,
 }
 
 /// What to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Another round with the guest running.
+    /// Run another round with the guest running.
     GoOn,
-    /// Stop the guest and send the rest, because of this.
+    /// Suspend the guest and send the rest, for this reason.
     Stop(Reason),
-    /// Because of this the copying is over, and the operator wants the guest left where it is then.
+    /// Give up for this reason, because the operator wants the guest left where it is then.
     GiveUp(Reason),
 }
 
-/// Why copying with the guest running has ended.
+/// Why copying with the guest running ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reason {
     /// The blackout will be short enough.
     ShortEnough,
     /// The guest dirties memory as fast as it is sent.
     DoesNotPay,
-    /// There were as many rounds as are allowed.
+    /// The limit on rounds is reached.
     Rounds,
-    /// The time is over.
+    /// The limit on time is reached.
     Time,
-    /// The guest would stand still for longer than it may.
+    /// The blackout would exceed its limit.
     TooLong,
 }
 
@@ -81,18 +80,18 @@ impl Reason {
     }
 }
 
-/// What the rounds have shown so far.
+/// What the rounds have shown.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Progress {
     rounds: u32,
-    /// Pages per second, by the last round that tells it.
+    /// Pages per second, by the last round that tells.
     rate: Option<f64>,
     unpaid: u32,
 }
 
 impl Progress {
-    /// Takes note of a round, after which `dirty` pages are to be sent again, and `elapsed` of the job
-    /// is over; what to do next.
+    /// Adds a round, after which `dirty` pages must be sent again and the job has taken `elapsed`; returns
+    /// what to do next.
     pub(crate) fn after(
         &mut self,
         round: Round,
@@ -111,7 +110,7 @@ impl Progress {
         let reason = match limits.timeout {
             Some(timeout) if elapsed >= timeout => Reason::Time,
             _ if self.rounds >= limits.max_rounds => Reason::Rounds,
-            // With so much time the guest may still become calmer.
+            // With that much time left, the guest may still calm down.
             None if self.unpaid >= FORGIVEN => Reason::DoesNotPay,
             _ => return Verdict::GoOn,
         };
@@ -125,11 +124,11 @@ impl Progress {
         }
     }
 
-    /// How long so many pages would take.
+    /// The time to send this many pages.
     pub(crate) fn expected(&self, pages: u64) -> Duration {
         match self.rate {
             _ if pages == 0 => Duration::ZERO,
-            // No round has told anything: nothing is known, so it may take for ever.
+            // No round has shown the speed, so it may take for ever.
             None => Duration::MAX,
             Some(rate) => Duration::try_from_secs_f64(pages as f64 / rate).unwrap_or(Duration::MAX),
         }

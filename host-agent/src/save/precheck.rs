@@ -1,4 +1,4 @@
-//! Whether a domain can be moved at all, by what Xen knows of it.
+//! Whether a domain can be migrated, by what Xen knows about it.
 
 use crate::xen::abi::{DomainInfo, EMULATED_LAPIC};
 use crate::xen::state::DomainFlags;
@@ -7,7 +7,7 @@ use crate::xen::state::DomainFlags;
 const SHIM: &str = "only a guest in a shim (type=\"pvh\" pvshim=1) can be migrated";
 
 /// # Errors
-/// Why it cannot: what stands behind its name in a sentence.
+/// Why it cannot, as the end of a sentence that begins with its name.
 pub(super) fn check(info: &DomainInfo) -> Result<(), String> {
     let state = info.state();
     if !state.contains(DomainFlags::HVM_GUEST) {

@@ -1,4 +1,4 @@
-//! What is under way while a live domain is read: which frames are still to be sent, and how that goes.
+//! The state of reading a live domain: which frames are left to send, and the progress.
 
 use std::time::Instant;
 
@@ -9,16 +9,16 @@ use super::rounds::{self, Frames, Sent};
 use crate::job::{Batch, Control, Copied, Error, PAGE_SIZE, Result, Sink};
 use crate::xen::priority::Turn;
 
-/// Frames marked in one batch as such that will come.
+/// Frames that are announced in one batch.
 const SKELETON: u64 = 0xE;
 
-/// What is under way.
+/// A reading in progress.
 pub(super) struct Reading {
     pub(super) guest: XenGuest,
     pub(super) records: Option<Records>,
-    /// Frames below this are recorded.
+    /// Frames below this are tracked.
     pub(super) end: u64,
-    /// The frames there are, once somebody has looked.
+    /// The existing frames, once they have been listed.
     pub(super) frames: Option<Bitmap>,
     /// What was written since it was sent.
     pub(super) dirty: Bitmap,
@@ -28,8 +28,8 @@ pub(super) struct Reading {
 }
 
 impl Reading {
-    /// The frames to send in the first round.  What was written while they were looked for is sent too:
-    /// frames may have come.
+    /// The frames to send in the first round.  Includes what was written while they were listed, because
+    /// frames may have been added.
     pub(super) fn find_frames(&mut self, control: &Control) -> Result<Bitmap> {
         let Some(mut frames) = self.frames.take() else {
             self.guest.take_dirty(false)?;
@@ -49,11 +49,11 @@ impl Reading {
         }
     }
 
-    /// Rounds with the guest running, the first over all these frames, until another does not pay; gives
-    /// why the guest is to be stopped.
+    /// Runs rounds with the guest running, the first over all these frames, until another one does not pay;
+    /// returns why to suspend the guest.
     ///
     /// # Errors
-    /// Why the guest is to be left where it is.
+    /// Why the guest is left where it is.
     pub(super) fn rounds(
         &mut self,
         all: Bitmap,
@@ -107,7 +107,7 @@ fn given_up(reason: Reason) -> Error {
     }
 }
 
-/// Tells which frames there will be, so that the domain can be built while its memory is on the way.
+/// Announces the frames, so that the domain can be built while its memory is on the way.
 pub(super) fn skeleton(frames: &Bitmap, sink: &dyn Sink) -> Result<()> {
     let mut batch = Batch::default();
     let mut words = frames.frames().map(|frame| SKELETON << 60 | frame);
@@ -132,7 +132,7 @@ fn limits(control: &Control) -> Limits {
     }
 }
 
-/// A round begins.
+/// Starts a round.
 pub(super) fn announce(control: &Control, round: u32, pages: u64) {
     control.tell(format!("round {round}: {pages} pages"));
     control.update(|figures| {

@@ -1,10 +1,10 @@
-//! Lets a guest go on that a killed save or send has left suspended, because an operator asks for it.
+//! Resumes a guest that a killed save or send left suspended, for an operator.
 //!
-//! Nobody else may: a save or send has no journal, so nothing tells how far it had come.  And an operator
-//! may do so with these only.  What a job of the daemon has suspended may have been handed over, which its
-//! journal knows, and `unmoved recover` asks; what somebody else has suspended is theirs.  The mark on the
-//! domain tells which of these it is: it is set while the guest runs here, so no older journal can have
-//! handed it over, and a guest that is suspended gets no other mark.
+//! Only an operator may do so: a save or send has no journal, so nothing tells how far it had got.  And it
+//! works only for saves and sends.  A guest that a job of the daemon suspended may have been handed over; its
+//! journal knows, and `unmoved recover` asks.  A guest that someone else suspended is theirs.  The marker on
+//! the domain tells these cases apart.  It is set while the guest runs here, so no older journal can have
+//! handed the guest over, and a suspended guest gets no other marker.
 
 use super::guest::XenGuest;
 use super::live::{AWAY, LiveSource};
@@ -14,12 +14,12 @@ use crate::job::{Error, Result, Source, Standalone};
 use crate::xen::abi::DomainInfo;
 use crate::xen::state::DomainFlags;
 
-/// What is known of a domain that an operator wants to go on.
+/// What is known of a domain that an operator wants to resume.
 #[derive(Clone, Copy, Debug)]
 struct Left {
-    /// Who has asked it to suspend itself.
+    /// Who asked it to suspend.
     asker: Option<Asker>,
-    /// It stands still.
+    /// It is suspended.
     is_suspended: bool,
     /// Another domain of this host has its UUID.
     has_twin: bool,
@@ -28,7 +28,7 @@ struct Left {
 }
 
 impl Left {
-    /// What had been begun, if the domain may go on.
+    /// The interrupted operation, if the domain may resume.
     fn may_go_on(self, name: &str) -> Result<Standalone> {
         let refuse = |why: &str| Err(Error::Refused(format!("{name} {why}")));
         let operation = match self.asker {
@@ -64,17 +64,17 @@ impl Left {
 }
 
 impl LiveSource {
-    /// No journal tells of its move.
+    /// Makes this an operation without a journal.
     pub(crate) fn standalone(mut self, operation: Standalone) -> Self {
         self.by = Asker::Standalone(operation);
         self
     }
 
-    /// Sees to it that the domain does not stand still for a save or send that is not this one: its copy may
-    /// run elsewhere, whatever the journal of a job that was interrupted before it says.
+    /// Makes sure that no other save or send has left the domain suspended.  Its copy may run elsewhere,
+    /// whatever the journal of an earlier, interrupted job says.
     ///
     /// # Errors
-    /// [`Error::Refused`] if it does.
+    /// [`Error::Refused`] if one has.
     pub(super) fn is_no_others(&self) -> Result<()> {
         let asker = source_marker::asker(&*self.store, self.domid, &self.uuid)?;
         match asker {
@@ -94,10 +94,10 @@ impl LiveSource {
         }
     }
 
-    /// What there is to say of it, if a save or send that is dead has left it suspended.
+    /// A message, if a dead save or send has left the guest suspended.
     pub(crate) fn is_left(&mut self) -> Result<Option<String>> {
         let asker = source_marker::asker(&*self.store, self.domid, &self.uuid)?;
-        // Who is still at work on it holds it.
+        // A process that is still at work on it holds the lock.
         if !matches!(asker, Some(Asker::Standalone(_)))
             || !self.is_suspended_now()?
             || self.lock().is_err()
@@ -110,8 +110,8 @@ impl LiveSource {
         )))
     }
 
-    /// The domain when it has made up its mind: one that was asked to suspend itself, by whichever run of
-    /// the agent, may be about to.
+    /// The domain once its state is settled: after a suspend request, by whichever run of the agent, it may
+    /// be about to suspend.
     pub(super) fn settled(&self) -> Result<DomainInfo> {
         let info = self.is_here()?;
         if !info.state().contains(DomainFlags::SHUTDOWN)
@@ -128,13 +128,13 @@ impl LiveSource {
         Ok(self.is_here()?.state().contains(DomainFlags::SHUTDOWN))
     }
 
-    /// Lets the guest go on; says what had been begun.  `has_twin`: another domain of this host has its
+    /// Resumes the guest; returns the interrupted operation.  `has_twin`: another domain of this host has its
     /// UUID.  `is_vouched`: the operator says that no other copy runs.
     ///
     /// # Errors
-    /// [`Error::Refused`] if it may not, or another process of the agent is at work on it.
+    /// [`Error::Refused`] if it may not resume, or another process of the agent works on it.
     pub(crate) fn resume_left(&mut self, has_twin: bool, is_vouched: bool) -> Result<Standalone> {
-        // Whoever is at work on it decides; from here on nobody else changes the mark.
+        // Whoever holds the lock decides; from here on nobody else changes the marker.
         self.lock()?;
         let info = self.settled()?;
         let left = Left {

@@ -1,4 +1,4 @@
-//! Rounds over a guest's memory: which frames there are, and their contents into the sink.
+//! Rounds over a guest's memory: finds the frames and sends their contents into the sink.
 
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
@@ -17,14 +17,14 @@ pub(crate) const SPECIAL: Range<u64> = 0xf_c000..1 << 20;
 /// for the one before must be faulted in first, which is dear in a control domain that is paravirtualised.
 const AT_ONCE: usize = Batch::MOST / 4;
 
-/// What a round did.
+/// The result of a round.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Sent {
-    /// Pages, whatever is in them.
+    /// Pages, including those that are all zero.
     pub(crate) pages: u64,
-    /// Of these, the ones that are all zero.
+    /// Pages that are all zero.
     pub(crate) zero: u64,
-    /// From the first page until all had arrived.
+    /// From the first page until everything had arrived.
     pub(crate) time: Duration,
 }
 
@@ -67,7 +67,7 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// Looks at these frames, until there are so many in all.
+    /// Looks at these frames until this many have been found in all.
     fn range(&mut self, range: Range<u64>, enough: u64) -> Result<()> {
         let mut next = range.start;
         while next < range.end && self.count < enough {
@@ -100,24 +100,24 @@ fn plain(word: u64) -> Result<u64> {
 
 /// Frames for a round.
 pub(crate) enum Frames<'a> {
-    /// What [`present`] has found.
+    /// The result of [`present`].
     Present(&'a Bitmap),
-    /// Those that were written; not all of them need have memory of the guest's own.
+    /// Frames that were written; some may not have memory of the guest's own.
     Written(&'a Bitmap),
 }
 
 impl Frames<'_> {
-    /// How many there are.
+    /// Number of frames.
     pub(crate) fn len(&self) -> u64 {
         let (Self::Present(frames) | Self::Written(frames)) = self;
         frames.len()
     }
 }
 
-/// One round: sends these frames, as far as they (still) have memory; gives what it did, and what it has
-/// not begun when the time was over.
+/// Runs one round: sends these frames as far as they still have memory.  Returns what it did, and the frames
+/// that it had not begun when the time was over.
 ///
-/// The next batch is read while the sink takes the one before, so that neither waits for the other.
+/// The next batch is read while the sink takes the last one, so that neither waits for the other.
 pub(crate) fn send(
     memory: &mut dyn Memory,
     frames: &Frames<'_>,
@@ -129,7 +129,7 @@ pub(crate) fn send(
     let mut sent = Sent::default();
     let mut passing = Duration::ZERO;
     let (batches, next) = sync_channel(1);
-    // Batches that have been sent, whose memory is used again.
+    // Batches that have been sent, for reuse.
     let (back, used) = channel();
     let left = thread::scope(|scope| {
         let mut reader = PageReader {
@@ -145,7 +145,7 @@ pub(crate) fn send(
             let since = Instant::now();
             taken = pass_on(&mut read, sink, control, &mut sent);
             passing += since.elapsed();
-            // Until a round has told how fast the way is, its own progress does.
+            // Until a round has shown the speed, its own progress does.
             let rate =
                 (sent.pages * PAGE_SIZE as u64) as f64 / begun.elapsed().as_secs_f64().max(0.001);
             control.update(|figures| {
@@ -177,7 +177,7 @@ pub(crate) fn send(
     Ok((sent, left))
 }
 
-/// A batch with what is known of it.
+/// A batch and what is known of it.
 struct Read {
     batch: Batch,
     /// Frames that were looked at for it.
@@ -186,7 +186,7 @@ struct Read {
     zero: u64,
 }
 
-/// What a reader reads from, and where to.
+/// The reader's input and output.
 struct PageReader<'a> {
     memory: &'a mut dyn Memory,
     control: &'a Control,
@@ -197,7 +197,7 @@ struct PageReader<'a> {
 }
 
 impl PageReader<'_> {
-    /// Reads these frames; gives those that it has not when the time was over.
+    /// Reads these frames; returns those that were left when the time was over.
     fn all(&mut self, frames: &Frames<'_>) -> Result<Bitmap> {
         let (all, are_known) = match frames {
             Frames::Present(all) => (all, true),
@@ -214,7 +214,7 @@ impl PageReader<'_> {
         Ok(left)
     }
 
-    /// Reads a batch of these; whether there may be more.
+    /// Reads one batch; returns whether there may be more.
     fn batch(&mut self, words: &mut dyn Iterator<Item = u64>, are_known: bool) -> Result<bool> {
         self.control.check()?;
         if self.until.is_some_and(|until| Instant::now() >= until) {
@@ -238,7 +238,7 @@ impl PageReader<'_> {
     }
 }
 
-/// Reads the pages of a batch; those that have gone since their types were asked are left out.
+/// Reads the pages of a batch, and leaves out those that have gone since their types were read.
 fn contents(memory: &mut dyn Memory, batch: &mut Batch) -> Result<()> {
     let mut left: Vec<u64> = batch.words.iter().map(|word| frame(*word)).collect();
     memory.read(&mut left, &mut batch.data)?;

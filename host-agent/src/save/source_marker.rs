@@ -1,25 +1,24 @@
-//! Says of a domain of this host that it is a source, and that it was asked to suspend itself.
+//! Marks a domain of this host as a source, and as asked to suspend.
 //!
-//! When both ends of a move are on one host, two domains have the same UUID, and names come and go; after
-//! a crash of the agent nothing else would tell which of them is the copy that may be thrown away.  The
-//! marker is in xenstore, outside what guests can read, and lives as long as the domains do: until the
-//! host is restarted.
+//! If both ends of a migration are on one host, two domains have the same UUID, and names change.  After a
+//! crash of the agent, only the marker tells which of them is the copy that may be discarded.  It is in
+//! xenstore, where guests cannot read it, and lives until the host restarts, as the domains do.
 
 use super::names_of;
 use crate::job::{Result, Standalone};
 use crate::xen::store::Store;
 
-/// Who has asked a domain to suspend itself.
+/// Who asked a domain to suspend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Asker {
     /// A job of the daemon, which has a journal.
     Job,
-    /// A move without a journal.
+    /// An operation without a journal.
     Standalone(Standalone),
 }
 
 impl Asker {
-    /// What stands behind the UUID.
+    /// The text after the UUID.
     const fn word(self) -> &'static str {
         match self {
             Self::Job => "",
@@ -37,17 +36,17 @@ fn asked(domid: u16) -> String {
     format!("/tool/unmoved/asked/{domid}")
 }
 
-/// It is going to be asked to suspend itself.
+/// Sets the second marker: the domain is about to be asked to suspend.
 pub(crate) fn set_asked(store: &dyn Store, domid: u16, uuid: &str, by: Asker) -> Result<()> {
     store.write(&asked(domid), &format!("{uuid}{}", by.word()))
 }
 
-/// If it was asked, and nobody has taken note of what came of it.
+/// Whether it was asked, and the outcome is not recorded.
 pub(crate) fn is_asked(store: &dyn Store, domid: u16, uuid: &str) -> Result<bool> {
     Ok(asker(store, domid, uuid)?.is_some())
 }
 
-/// Who has asked it, if anybody has and it is not known what came of it.
+/// Who asked it, if anyone did and the outcome is not recorded.
 pub(crate) fn asker(store: &dyn Store, domid: u16, uuid: &str) -> Result<Option<Asker>> {
     let mark = store.read(&asked(domid))?.unwrap_or_default();
     let all = [
@@ -59,23 +58,23 @@ pub(crate) fn asker(store: &dyn Store, domid: u16, uuid: &str) -> Result<Option<
     Ok(all.into_iter().find(is_it))
 }
 
-/// Marks it.
+/// Marks it as a source.
 pub(crate) fn set(store: &dyn Store, domid: u16, uuid: &str) -> Result<()> {
     store.write(&path(domid), uuid)
 }
 
-/// Takes the marks away, if there are any.
+/// Removes the markers, if there are any.
 pub(crate) fn clear(store: &dyn Store, domid: u16) -> Result<()> {
     store.remove(&asked(domid))?;
     store.remove(&path(domid))
 }
 
-/// If the domain of this number and UUID is a source.
+/// Whether the domain with this ID and UUID is a source.
 pub(crate) fn is_source(store: &dyn Store, domid: u16, uuid: &str) -> Result<bool> {
     Ok(store.read(&path(domid))?.is_some_and(|found| found == uuid))
 }
 
-/// If a domain that will have the same name is under construction on this host, or whole.
+/// Whether a domain that will have the same name is being built on this host, or complete.
 pub(crate) fn is_destination_too(store: &dyn Store, domid: u16, name: &str) -> Result<bool> {
     let [_, coming @ ..] = names_of(name);
     for other in store.list("/local/domain")? {

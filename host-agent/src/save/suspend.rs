@@ -1,47 +1,47 @@
-//! Asks a domain to suspend itself, and takes the request back if it does not.
+//! Asks a domain to suspend, and withdraws the request if it does not.
 //!
-//! Xen has two ways.  A domain may offer an event channel (`device/suspend/event-channel`), whose event
-//! means "suspend now"; that is the fast one, for it needs no watch at either end.  Otherwise the word
-//! `suspend` is written to `control/shutdown`, the domain empties the node to say that it has understood,
-//! and suspends itself after that.  A domain that does neither in time is not moved: the word is taken
-//! back in a transaction, because one that takes it at the last moment must not be resumed as if it had
-//! not (Xen would overwrite a register of a guest that never asked).
+//! Xen has two ways.  A domain may offer an event channel (`device/suspend/event-channel`), whose event means
+//! "suspend now"; that is the faster one, because neither end needs a watch.  Otherwise `suspend` is written
+//! to `control/shutdown`; the domain empties the node to acknowledge, and then suspends.  A domain that does
+//! neither in time is not migrated.  The request is withdrawn in a transaction, because a domain that takes
+//! it at the last moment must not be resumed as if it had not (Xen would overwrite a register of a guest that
+//! never asked).
 
 use std::time::{Duration, Instant};
 
 use crate::job::{Control, Error, Result};
 use crate::xen::store::Store;
 
-/// Longest time until the domain says that it has understood.
+/// Longest time until the domain acknowledges.
 const UNDERSTAND: Duration = Duration::from_secs(60);
 /// Longest time from there until it is suspended.
 const SUSPEND: Duration = Duration::from_secs(60);
-/// A domain that took the request and said nothing since may suspend itself so long: the longest time that
-/// a shim can be told to wait for its disks, and some.
+/// How long a domain that took the request may still suspend afterwards: the longest time that a shim can be
+/// told to wait for its disks, and some more.
 const LATE: Duration = Duration::from_secs(40);
-/// Where xenstored tells of domains that stop.
+/// Where xenstored reports domains that stop.
 const STOPS: &str = "@releaseDomain";
 
-/// What of a domain must be known while it is asked.
+/// What must be known of a domain while it is asked.
 pub(crate) trait Suspendable {
-    /// If it has suspended itself.
+    /// Whether it is suspended.
     ///
     /// # Errors
-    /// If it has ended in another way, or Xen does not answer.
+    /// If it ended in another way, or Xen does not answer.
     fn is_suspended(&self) -> Result<bool>;
 
-    /// Raises the event of a port that the domain has made for this one.
+    /// Raises the event of a port that the domain has allocated for this one.
     ///
     /// # Errors
     /// If there is no such port.
     fn notify(&self, port: u32) -> Result<()>;
 }
 
-/// Makes a domain suspend itself; returns when it has.
+/// Suspends a domain; returns when it is suspended.
 ///
 /// # Errors
-/// [`Error::TimedOut`], [`Error::Aborted`]; the domain runs on then, and has no request before it, unless
-/// it took the request: then it may still suspend itself, and is to be resumed.
+/// [`Error::TimedOut`], [`Error::Aborted`]; the domain keeps running, without a pending request.  If it had
+/// taken the request it may still suspend, and must be resumed then.
 pub(crate) fn suspend(
     domid: u16,
     domain: &dyn Suspendable,
@@ -67,12 +67,11 @@ pub(crate) fn suspend(
     Err(Error::TimedOut("the guest's suspend".to_owned()))
 }
 
-/// After an attempt that somebody broke off, perhaps an agent that is dead: returns when the domain is
-/// suspended, or will not be any more.  A domain that suspends itself when nobody looks would stand still
-/// for ever.
+/// After an attempt that was interrupted, perhaps by the death of an agent: returns when the domain is
+/// suspended, or will not suspend any more.  A domain that suspends when nobody looks would stay so for ever.
 ///
 /// # Errors
-/// If it has ended in another way, or Xen or xenstored does not answer.
+/// If it ended in another way, or Xen or xenstored does not answer.
 pub(crate) fn settle(domid: u16, domain: &dyn Suspendable, store: &dyn Store) -> Result<()> {
     let node = format!("/local/domain/{domid}/control/shutdown");
     if store.replace(&node, "suspend", "")? {
@@ -83,7 +82,7 @@ pub(crate) fn settle(domid: u16, domain: &dyn Suspendable, store: &dyn Store) ->
     Ok(())
 }
 
-/// Writes the word, and waits until the domain has taken it or is suspended already.
+/// Writes the request, and waits until the domain has taken it or is suspended.
 fn request(
     node: &str,
     domain: &dyn Suspendable,
@@ -93,7 +92,7 @@ fn request(
     store.write(node, "suspend")?;
     let mut understood = || {
         control.check()?;
-        // Whatever it is now, it is not the request any more.
+        // Whatever it is now, it is not the request.
         let taken = store.read(node)?.as_deref() != Some("suspend");
         Ok(taken || domain.is_suspended()?)
     };

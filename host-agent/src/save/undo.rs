@@ -1,38 +1,38 @@
-//! What of a domain's state an agent brought about, and so may undo.
+//! What an agent did to a domain, and so may undo.
 //!
-//! Others work on domains too.  A guest that `xl save` or `xl migrate` has suspended may run somewhere
-//! else by now: resumed here, it would run twice.  Log-dirty mode that `xl migrate` has switched on is its
-//! only knowledge of what is still to be sent.  So nothing is undone but what a mark in xenstore, or this
-//! process, says was an agent's.
+//! Others work on domains too.  A guest that `xl save` or `xl migrate` has suspended may run elsewhere by
+//! now, and would run twice if it were resumed here.  Log-dirty mode that `xl migrate` has switched on holds
+//! its only record of what is left to send.  So only what a marker in xenstore, or this process, attributes
+//! to an agent is undone.
 
 use crate::job::{Error, Result};
 
 /// What is known of the domain.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Found {
-    /// This process records its writes.
+    /// This process has switched on its log-dirty mode.
     pub(super) is_recorded: bool,
     /// It is marked as an agent's source.
     pub(super) is_source: bool,
-    /// It is marked as asked to suspend itself.
+    /// It is marked as asked to suspend.
     pub(super) is_asked: bool,
     /// It is suspended.
     pub(super) is_suspended: bool,
 }
 
-/// What is to be done, from the first to the last.
+/// The steps to take, in order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Undo {
-    /// Switch log-dirty mode off, though this process has not switched it on.
+    /// Switch log-dirty mode off, although this process has not switched it on.
     pub(super) log_dirty: bool,
-    /// Give it its own name again.
+    /// Restore its name.
     pub(super) name: bool,
     /// Resume it.
     pub(super) suspend: bool,
 }
 
 impl Found {
-    /// What makes the domain go on.
+    /// The steps that make the domain run.
     ///
     /// # Errors
     /// If it is suspended, and no agent has asked it to.

@@ -1,4 +1,4 @@
-//! From a stream as Xen's tools write it to a destination.
+//! Feeds a stream that Xen's tools wrote to a destination.
 
 use std::io::Read;
 
@@ -7,10 +7,10 @@ use unmoved_stream::{Event, Kind, Reader, libxc, libxl};
 use crate::job::{Batch, Control, Error, Needs, PAGE_SIZE, Result, Sink};
 use crate::xen::config;
 
-/// Reads up to the domain's configuration; what its destination must have.
+/// Reads up to the domain's configuration; returns what it needs at its destination.
 ///
 /// # Errors
-/// If this is no stream of `xl`, or of a domain that cannot be received.
+/// If this is not a stream of `xl`, or its domain cannot be received.
 pub(super) fn needs<R: Read>(reader: &mut Reader<R>, name: Option<&str>) -> Result<Needs> {
     let Some(Event::Save(header)) = reader.next_event().map_err(unreadable)? else {
         return Err(Error::Refused(
@@ -42,7 +42,7 @@ pub(super) fn needs<R: Read>(reader: &mut Reader<R>, name: Option<&str>) -> Resu
 /// Passes the libxc stream on, and reads to the end of the libxl stream around it.
 ///
 /// # Errors
-/// If the stream is not sound, or of a domain with an emulator; or what the sink or `control` says.
+/// If the stream is invalid, or its domain has an emulator; or the error of the sink or of `control`.
 pub(super) fn feed<R: Read>(
     reader: &mut Reader<R>,
     sink: &dyn Sink,

@@ -1,4 +1,4 @@
-//! Into a file and out of it, as `xl save` and `xl restore` do.
+//! Saves to a file and restores from one, as `xl save` and `xl restore` do.
 
 use std::fs::{self, File};
 use std::io::BufWriter;
@@ -12,16 +12,16 @@ use super::feed::{feed, needs, unreadable};
 use crate::job::{Control, Copied, Error, Host, PAGE_SIZE, Phase, Result, Source, Standalone};
 use crate::receive::canonical::Canonical;
 
-/// Restores that this process has begun.
+/// Number of restores that this process has begun.
 static RESTORES: AtomicU64 = AtomicU64::new(0);
 /// Bytes gathered before they are written.
 const BUFFER: usize = 1 << 20;
 
-/// Saves a running domain to a new file, and destroys it, or lets it go on if `keep` is set.  The guest
+/// Saves a running domain to a new file, and then destroys it, or resumes it if `keep` is set.  The guest
 /// runs while most of its memory is written.
 ///
 /// # Errors
-/// What went wrong; the domain runs on then, and there is no file.
+/// What went wrong; the domain keeps running then, and there is no file.
 pub fn save(
     host: &dyn Host,
     domain: &str,
@@ -31,8 +31,8 @@ pub fn save(
 ) -> Result<Copied> {
     let mut source = host.standalone_source(domain, Standalone::Save)?;
     let prepared = source.prepare(control.options(), control)?;
-    // Not over another file: that one may be all that is left of a domain.
-    // It is a guest's memory: for nobody else to read.
+    // Never over another file, which may be all that is left of a domain.  Only its owner may read it,
+    // because it holds a guest's memory.
     let mut options = File::options();
     let file = options.write(true).create_new(true).mode(0o600).open(path);
     let file = file.map_err(Error::io(format!(
@@ -83,7 +83,7 @@ fn write(
         let file = out
             .into_inner()
             .map_err(|error| failed()(error.into_error()))?;
-        // The domain is only destroyed when the file is on the disk, and its name too.
+        // The domain is destroyed only after the file and its name are on the disk.
         file.sync_all().map_err(failed())?;
         let folder = path.parent().filter(|folder| *folder != Path::new(""));
         let folder = File::open(folder.unwrap_or(Path::new(".")));
@@ -94,8 +94,8 @@ fn write(
     Ok(copied)
 }
 
-/// Builds a domain from a file, under its own name or another, and lets it run unless the options say
-/// that it stays paused.  Tells its name as soon as that is read.
+/// Builds a domain from a file, under its own or another name, and unpauses it unless the options say
+/// otherwise.  Reports its name as soon as that is known.
 ///
 /// # Errors
 /// What went wrong; there is no domain then.
@@ -135,7 +135,7 @@ pub fn restore(
     let ended = built.and_then(|()| destination.unpause(options.leave_paused));
     if let Err(error) = ended {
         destination.discard()?;
-        // What an abort breaks fails for reasons of its own.
+        // After an abort, other errors follow from it.
         return Err(control.check().err().unwrap_or(error));
     }
     control.enter(Phase::Ended, "restored");

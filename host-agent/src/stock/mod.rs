@@ -1,10 +1,10 @@
-//! Moves with an agent at one end only: the other is Xen's own tool, or a file.
+//! Migrations with an agent at one end only: the other end is one of Xen's own tools, or a file.
 //!
 //! | function | other end |
 //! |---|---|
-//! | [`save`], [`restore`] | a file, such as `xl save` writes and `xl restore` reads |
+//! | [`save`], [`restore`] | a file, as `xl save` writes and `xl restore` reads it |
 //! | [`send`] | a command that behaves like `xl migrate-receive`, on another host |
-//! | [`receive`] | `xl migrate -s`, or whatever says the same words |
+//! | [`receive`] | `xl migrate -s`, or anything that says the same words |
 
 mod feed;
 mod file;
@@ -20,13 +20,13 @@ pub use file::{restore, save};
 pub use receive::receive;
 pub use send::send;
 
-/// So often a guest is tried to be let go on, and the time between.
+/// How often a resume is tried, and the pause between two tries.
 const ATTEMPTS: u32 = 5;
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Lets a guest go on after `error`; what there is to say of both.
+/// Resumes a guest after `error`; returns the message about both.
 fn back(source: &mut dyn Source, error: Error) -> Error {
-    // There is no journal by which anybody would try again later.
+    // Without a journal, nobody would try again later.
     for left in (0..ATTEMPTS).rev() {
         match source.resume_here() {
             Ok(()) => break,

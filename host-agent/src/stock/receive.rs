@@ -1,4 +1,4 @@
-//! The receiver of `xl migrate`: the words of `xl migrate-receive`, said by an agent.
+//! The receiver of `xl migrate`: an agent in the role of `xl migrate-receive`.
 
 use std::io::{Read, Write};
 use std::time::Duration;
@@ -9,14 +9,14 @@ use super::feed::{feed, needs};
 use crate::job::{Control, Destination, Error, Host, Phase, Result};
 use crate::receive::handshake::{BANNER, GO, READY, REPORT};
 
-/// Status that the sender is told when the domain cannot be started; it only distinguishes 0.
+/// Status for a domain that cannot be started; the sender only distinguishes it from 0.
 const FAILED: u8 = 3;
 
-/// Receives a domain from whatever `input` and `output` lead to.
+/// Receives a domain over `input` and `output`.
 ///
 /// # Errors
-/// What went wrong.  The sender has its domain back then, unless the way to it is broken: then it says
-/// so at its end, and there is no copy here.
+/// What went wrong.  The sender has its domain back then, unless the connection broke: then the sender
+/// reports that, and there is no copy here.
 pub fn receive(
     host: &dyn Host,
     input: impl Read,
@@ -36,7 +36,7 @@ pub fn receive(
         control.enter(Phase::Building, "building the domain");
         destination.finish(None)?;
         say(&mut output, READY)?;
-        // The sender stops its copy for good before it says this; nothing is to be done without it.
+        // The sender stops its copy for good before it says this; nothing may happen without it.
         let mut words = [0; GO.len()];
         let (input, ahead) = reader.into_input().into_parts();
         ahead
@@ -67,7 +67,7 @@ fn report(
     started: Result<()>,
 ) -> Result<()> {
     match started {
-        // A report that does not arrive changes nothing here: the domain runs.
+        // A report that is lost changes nothing: the domain runs.
         Ok(()) => say(output, &[REPORT, &[0]].concat()),
         Err(error) => {
             say(output, &[REPORT, &[FAILED]].concat())?;
@@ -85,5 +85,5 @@ fn say(output: &mut impl Write, words: &[u8]) -> Result<()> {
         .map_err(Error::io("cannot answer the sender"))
 }
 
-/// How long whoever sends is waited for at each step.
+/// Longest wait for the sender at each step.
 pub(super) const PATIENCE: Duration = Duration::from_secs(600);

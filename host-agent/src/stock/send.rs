@@ -1,4 +1,4 @@
-//! The sender of `xl migrate`, said by an agent: to a host that has only Xen's own tools.
+//! The sender of `xl migrate`: an agent that sends to a host with only Xen's own tools.
 
 use std::io::Write;
 use std::process::{Child, Command, Stdio};
@@ -9,12 +9,12 @@ use crate::receive::canonical::Canonical;
 use crate::receive::feed::{Feed, GiveUp};
 use crate::receive::handshake::{Answers, BANNER, GO, READY, REPORT};
 
-/// Moves a running domain to whatever the shell command `via` leads to, which must behave like
-/// `xl migrate-receive` (`ssh HOST xl migrate-receive`).
+/// Migrates a running domain through the shell command `via`, which must behave like `xl migrate-receive`
+/// (`ssh HOST xl migrate-receive`).
 ///
 /// # Errors
-/// What went wrong.  The domain runs on here, unless the receiver had got the permission to start its
-/// copy and did not report: then the domain stays suspended here, and the error says so.
+/// What went wrong.  The domain keeps running here, unless the receiver had permission to start its copy and
+/// did not report: then the domain stays suspended here, and the error says so.
 pub fn send(host: &dyn Host, domain: &str, via: &str, control: &Control) -> Result<Copied> {
     let mut source = host.standalone_source(domain, Standalone::Send)?;
     let prepared = source.prepare(control.options(), control)?;
@@ -31,7 +31,7 @@ pub fn send(host: &dyn Host, domain: &str, via: &str, control: &Control) -> Resu
     };
     hand_over(&mut *source, answers, &out, control)?;
     drop(out);
-    // It has said that the domain runs; how it ends changes nothing.
+    // It has reported that the domain runs; its exit status changes nothing.
     let _ = child.wait();
     control.enter(Phase::Ended, "moved");
     Ok(copied)
@@ -50,7 +50,7 @@ fn transfer(
     };
     let mut answers = Answers::listen(stdout)?;
     answers.expect(BANNER, PATIENCE, || control.check())?;
-    // A receiver that does not read must not hold the guest: an abort ends the writing.
+    // A receiver that does not read must not block the guest: an abort ends the writing.
     let feed = Feed::new(stdin, GiveUp::with(control.stop()));
     let out: Box<dyn Write + Send> = Box::new(feed.map_err(Error::io("the command's input"))?);
     let out = Early(Canonical::begin(out, config)?);
@@ -86,7 +86,7 @@ fn hand_over(
     )))
 }
 
-/// Nothing can be said of the other copy any more.
+/// Nothing is known about the other copy any more.
 fn unknown(error: Error) -> Error {
     Error::Peer(format!(
         "{error}; the receiver had permission to start the domain, so it may run there, and it stays \
@@ -95,7 +95,7 @@ fn unknown(error: Error) -> Error {
     ))
 }
 
-/// The canonical stream with the state in it twice: of use to an agent that receives it, no harm to others.
+/// The canonical stream with the state in it twice: useful to an agent that receives it, harmless to others.
 struct Early(Out);
 
 impl Sink for Early {

@@ -4,14 +4,14 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// Bytes are bought before they are sent; debt is paid by waiting.
+/// Bytes are paid for before they are sent; a debt is paid by waiting.
 #[derive(Debug, Default)]
 pub struct Bucket {
-    /// When everything bought so far will have been paid.
+    /// When everything so far will have been paid.
     paid: Mutex<Option<Instant>>,
 }
 
-/// What may be sent at once after a pause.
+/// How much may be sent at once after a pause.
 const BURST: Duration = Duration::from_millis(50);
 
 impl Bucket {

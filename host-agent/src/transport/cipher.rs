@@ -1,8 +1,8 @@
-//! Which cipher TLS is to prefer on this processor.
+//! The cipher that TLS prefers on this processor.
 //!
-//! Where a processor has instructions for AES, AES-GCM is the fastest there is; where it has none, or they
-//! are emulated, ChaCha20-Poly1305 is.  A migration encrypts all of a guest's memory, so a moment at the
-//! start of the agent to find that out is well spent.
+//! AES-GCM is fastest on a processor with AES instructions; ChaCha20-Poly1305 is fastest if there are none or
+//! they are emulated.  A migration encrypts all of a guest's memory, so a short measurement at the start of
+//! the agent pays.
 
 use std::time::{Duration, Instant};
 
@@ -13,13 +13,13 @@ use rustls::crypto::ring::cipher_suite::{
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::{ContentType, ProtocolVersion, SupportedCipherSuite};
 
-/// As much as a record of TLS holds.
+/// The size of a TLS record.
 const PIECE: usize = 16 << 10;
-/// So many are encrypted; the fastest counts, for something else may run meanwhile.
+/// Number of measurements; the fastest counts, because other work may interfere.
 const PIECES: u64 = 16;
 
-/// The provider of TLS's algorithms, the fastest cipher first.  As a client's choice counts, and clients
-/// are who sends memory, it is the source's processor that decides.
+/// The TLS provider, with the fastest cipher first.  The client's order decides and the client sends the
+/// memory, so the source's processor decides.
 pub(super) fn provider() -> CryptoProvider {
     let mut provider = ring::default_provider();
     let [aes, chacha] = [TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256].map(time);
@@ -31,12 +31,12 @@ pub(super) fn provider() -> CryptoProvider {
     provider
 }
 
-/// What it takes to encrypt a piece.
+/// The time to encrypt a piece.
 fn time(suite: SupportedCipherSuite) -> Duration {
     let Some(suite) = suite.tls13() else {
         return Duration::MAX;
     };
-    // It protects nothing.
+    // This key protects nothing.
     let (key, iv) = (AeadKey::from([0x5A; 32]), Iv::from([0xA5; 12]));
     let mut encrypter = suite.aead_alg.encrypter(key, iv);
     let piece = [0xC3; PIECE];

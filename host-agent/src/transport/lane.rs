@@ -1,4 +1,4 @@
-//! One connection of the sending end: what a batch becomes on the wire, and how it gets there.
+//! One connection of the sender: encodes batches and sends them.
 
 use std::io::{self, IoSlice, Read, Write};
 
@@ -8,11 +8,11 @@ use crate::job::{Batch, Compression, PAGE_SIZE, has_content, is_zero};
 
 pub(super) type Connection = Box<dyn Duplex>;
 
-/// A connection, and what it needs to send.
+/// A connection, and its buffers.
 pub(super) struct Lane {
     pub(super) connection: Connection,
     pub(super) compressor: Option<zstd::bulk::Compressor<'static>>,
-    /// The batch's words, marked where the page is all zero; and as they are sent.
+    /// The batch's words, with all-zero pages marked; and their encoding.
     words: Vec<u64>,
     coded: Vec<u8>,
     content: Vec<u8>,
@@ -29,7 +29,7 @@ pub(super) struct Sizes {
 impl Lane {
     pub(super) fn new(connection: Connection, compress: Compression) -> io::Result<Self> {
         let compressor = match compress {
-            // Nobody has found out what is faster.
+            // Nothing has been measured yet.
             Compression::None | Compression::Auto => None,
             Compression::Zstd(level) => Some(zstd::bulk::Compressor::new(i32::from(level))?),
         };
@@ -43,7 +43,7 @@ impl Lane {
         })
     }
 
-    /// Looks for pages of zeros, and compresses the others if that is wanted and helps.
+    /// Marks pages of zeros, and compresses the others if that is wanted and helps.
     pub(super) fn encode(&mut self, batch: &Batch) -> io::Result<Sizes> {
         self.words.clear();
         self.coded.clear();
@@ -122,7 +122,7 @@ impl Lane {
     }
 }
 
-/// Writes all pieces, with as few calls as the connection allows.
+/// Writes all pieces with as few calls as possible.
 pub(super) fn write_all(
     to: &mut (impl Write + ?Sized),
     pieces: &mut [IoSlice<'_>],

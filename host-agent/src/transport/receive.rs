@@ -1,4 +1,4 @@
-//! The receiving end: what comes over several connections, put into one sink in an order that is right.
+//! The receiver: puts what arrives over several connections into one sink, in a valid order.
 
 use std::io::{self, IoSliceMut, Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,10 +12,10 @@ use super::frame::{Header, Kind, ZERO, check_words, read_growing, wrong};
 use super::{Duplex, Watch};
 use crate::job::{Batch, Digests, Error, PAGE_SIZE, Result, Sink, has_content};
 
-/// Pages that are read and handed on at a time: they stay in a processor's cache meanwhile.
+/// Pages that are read and passed on at a time, so that they stay in the cache.
 const PIECE: usize = 128;
 
-/// So often a connection at a barrier looks whether all are to stop.
+/// Interval between two checks at a barrier whether all must stop.
 const LOOK: Duration = Duration::from_millis(200);
 const PARTED: &str = "one connection ended while others are at a barrier";
 
@@ -32,10 +32,10 @@ pub struct Received {
 struct Meeting {
     waiting: usize,
     number: u64,
-    /// Connections that have brought their end, and come to no barrier any more.
+    /// Connections that have ended, and reach no barrier any more.
     ended: usize,
     failure: Option<String>,
-    /// Whether it was the sink that failed first, and not the way to it.
+    /// Whether the sink failed first, and not a connection.
     is_sinks: bool,
 }
 
@@ -50,11 +50,11 @@ struct Shared<'a> {
     wire: AtomicU64,
 }
 
-/// Receives a whole stream; returns when every connection has brought its end.  `watch` must be that of
-/// the connections: when one fails, it stops the others.  `tell` learns of each frame what has arrived so far.
+/// Receives a whole stream; returns when every connection has ended.  `watch` must be that of the
+/// connections: when one fails, it stops the others.  `tell` gets the amounts so far after each frame.
 ///
 /// # Errors
-/// [`Error::Peer`] if a connection fails or the peer breaks the rules, [`Error::Xen`] if the sink fails.
+/// [`Error::Peer`] if a connection fails or the peer breaks the protocol, [`Error::Xen`] if the sink fails.
 pub fn receive(
     connections: Vec<Box<dyn Duplex>>,
     sink: &dyn Sink,
@@ -211,7 +211,8 @@ impl Lane {
     }
 }
 
-/// Makes a batch one of these words, whose zeros the sink need not know of, with room for the pages.
+/// Sets the words of a batch, without the zero marks, which the sink need not know, and makes space for the
+/// pages.
 fn room<'b>(batch: &'b mut Batch, words: &[u64]) -> &'b mut [u8] {
     batch.words.clear();
     batch.words.extend(words.iter().map(|word| word & !ZERO));
@@ -227,7 +228,7 @@ fn little(bytes: &[u8]) -> u64 {
         .fold(0, |word, byte| word << 8 | u64::from(*byte))
 }
 
-/// Makes the pages of zeros that the words name, and gives the places of the others, in as few pieces as
+/// Fills in the pages that the words mark as zero; returns the places of the others, in as few pieces as
 /// possible.
 fn clear_zeros<'d>(words: &[u64], data: &'d mut [u8]) -> Vec<IoSliceMut<'d>> {
     let mut pieces = Vec::new();
@@ -251,7 +252,7 @@ fn clear_zeros<'d>(words: &[u64], data: &'d mut [u8]) -> Vec<IoSliceMut<'d>> {
     pieces
 }
 
-/// Fills all pieces, with as few calls as the connection allows.
+/// Fills all pieces with as few calls as possible.
 fn read_all(from: &mut (impl Read + ?Sized), pieces: &mut [IoSliceMut<'_>]) -> io::Result<()> {
     let mut rest = pieces;
     while !rest.is_empty() {
@@ -272,7 +273,7 @@ impl Shared<'_> {
         });
     }
 
-    /// Waits until all connections stand at the same barrier; the last one tells the sink.
+    /// Waits until all connections are at the same barrier; the last one tells the sink.
     fn meet(&self) -> io::Result<()> {
         let mut meeting = self.meeting.lock();
         if meeting.ended > 0 {
@@ -299,7 +300,7 @@ impl Shared<'_> {
         }
     }
 
-    /// A connection has brought its end.
+    /// A connection has ended.
     fn end(&self) -> io::Result<()> {
         let mut meeting = self.meeting.lock();
         meeting.ended += 1;
@@ -313,7 +314,7 @@ impl Shared<'_> {
         self.watch.stop();
         let mut meeting = self.meeting.lock();
         if meeting.failure.is_none() {
-            // What the sink says is passed on as it is; nothing else is of no known kind.
+            // Passes the sink's error on as it is; the kind of any other error is unknown.
             meeting.is_sinks = error.kind() == io::ErrorKind::Other;
             meeting.failure = Some(error.to_string());
         }

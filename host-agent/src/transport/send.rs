@@ -1,8 +1,8 @@
-//! The sending end: a sink whose far side is at the peer.
+//! The sender: a sink whose far end is at the peer.
 //!
-//! Each connection has a thread; batches go to whichever is free, so that reading memory and sending it
-//! overlap even with one connection.  What must stay in order goes over the first, with all others
-//! brought to a stop before and after.
+//! Each connection has a thread, and batches go to any free one, so that reading and sending overlap even
+//! with one connection.  What must stay in order goes over the first connection, with all others stopped
+//! before and after.
 
 use std::io::{self, IoSlice};
 use std::sync::{Arc, mpsc};
@@ -18,10 +18,10 @@ use super::frame::{BYTES_MOST, Header, Kind};
 use super::lane::{Connection, Lane, write_all};
 use crate::job::{Batch, Compression, Control, Digests, Error, PAGE_SIZE, Phase, Result, Sink};
 
-/// Batches that wait for a connection, beyond one for each: enough to never let one wait.
+/// Batches that may wait, beyond one for each connection: enough to keep all of them busy.
 const QUEUED: usize = 1;
 
-/// What of a stream was given.
+/// The last kind of content.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Given {
     #[default]
@@ -32,13 +32,13 @@ enum Given {
 
 #[derive(Default)]
 struct State {
-    /// Batches handed over and not sent yet.
+    /// Batches that were passed on and are not sent yet.
     under_way: usize,
     failure: Option<String>,
-    /// Memory of batches that were sent.
+    /// Batches for reuse.
     spare: Vec<Batch>,
-    /// What was given last, and may still be under way: bytes travel over the first connection and
-    /// pages over any, so one must have arrived before the other follows.
+    /// What came last and may still be on the way.  Bytes travel over the first connection and pages over
+    /// any, so one must have arrived before the other follows.
     last: Given,
     /// Bytes and pages taken, in bytes.
     taken: u64,
@@ -52,7 +52,7 @@ struct Shared {
     control: Arc<Control>,
 }
 
-/// The sending end of a stream.
+/// The sender of a stream.
 pub struct Sender {
     shared: Arc<Shared>,
     queue: Option<mpsc::SyncSender<Batch>>,
@@ -64,13 +64,13 @@ impl Sender {
     /// Sends over these connections, as the job's options say.
     ///
     /// # Errors
-    /// If there is no connection, or a thread or compressor cannot be had.
+    /// If there is no connection, or no thread or compressor can be created.
     pub fn new(connections: Vec<Connection>, control: Arc<Control>) -> io::Result<Self> {
         let compress = control.options().compress;
         Self::compressing(connections, control, compress)
     }
 
-    /// As [`Sender::new`], but with this done to pages, whatever the options say.
+    /// As [`Sender::new`], but with this compression instead of that in the options.
     ///
     /// # Errors
     /// As [`Sender::new`].
@@ -116,11 +116,11 @@ impl Sender {
         self.builds_early = builds_early;
     }
 
-    /// Ends the stream; returns when the peer has all of it.  Gives what was sent, bytes and pages
-    /// counted in bytes before compression.
+    /// Ends the stream; returns when the peer has all of it.  Returns the number of bytes sent, before
+    /// compression.
     ///
     /// # Errors
-    /// If the connection fails.
+    /// If a connection fails.
     pub fn finish(&self) -> Result<u64> {
         self.shared.join_lanes()?;
         for lane in &self.shared.lanes {
@@ -247,20 +247,20 @@ impl Shared {
         Ok(())
     }
 
-    /// Sees to it that what is given next does not overtake what was given last.
+    /// Makes sure that what comes next does not overtake what came last.
     fn follow(&self, next: Given) -> Result<()> {
         let last = self.state.lock().last;
         if self.lanes.len() > 1 && last != Given::Nothing && last != next {
             self.join_lanes()?;
         } else if next == Given::Bytes {
-            // One connection keeps the order of what is on it, but batches may still wait for it.
+            // One connection keeps its own order, but batches may still wait for it.
             self.wait_until_sent()?;
         }
         self.state.lock().last = next;
         Ok(())
     }
 
-    /// Returns when no batch waits for a connection any more.
+    /// Waits until no batch waits for a connection.
     fn wait_until_sent(&self) -> Result<()> {
         let mut state = self.state.lock();
         while state.under_way > 0 {
@@ -269,7 +269,7 @@ impl Shared {
         state.check()
     }
 
-    /// Returns when all that was given has arrived: every connection stands at the same point.
+    /// Waits until everything has arrived: every connection is at the same point.
     fn join_lanes(&self) -> Result<()> {
         self.wait_until_sent()?;
         let mut lanes: Vec<_> = self.lanes.iter().map(Mutex::lock).collect();
@@ -283,8 +283,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Waits until so many bytes may be sent.  With the guest suspended there is no limit: it would be
-    /// the guest that pays for it.
+    /// Waits until this many bytes may be sent.  There is no limit while the guest is suspended, because it
+    /// would prolong the blackout.
     fn pay(&self, bytes: usize) -> Result<()> {
         self.control.check()?;
         let Some(rate) = self.control.bandwidth() else {
@@ -298,7 +298,7 @@ impl Shared {
         while Instant::now() < until {
             let listener = self.control.listen();
             self.control.check()?;
-            // Whatever else changes in the job wakes us too; then there is still something to wait.
+            // Other changes of the job wake this thread too; then it continues to wait.
             let tick = until.min(Instant::now() + Duration::from_millis(100));
             listener.wait_deadline(tick);
         }
@@ -316,7 +316,7 @@ impl State {
 
 fn lost(error: io::Error) -> Error {
     let why = match error.kind() {
-        // TLS has more to say about it, for who writes programs.
+        // TLS adds details for programmers.
         io::ErrorKind::UnexpectedEof => "the other end closed it".to_owned(),
         _ => error.to_string(),
     };

@@ -1,8 +1,8 @@
 //! A TCP connection on which nothing blocks for ever.
 //!
-//! The system wakes us a few times a second while nothing arrives; then we look if somebody has aborted
-//! the job, if the connection has been silent for too long, or if what had to be done by a certain time
-//! (a handshake) is not done.  The last is what stops a peer that sends one byte now and then.
+//! While nothing arrives, the kernel wakes the thread a few times a second.  It then checks whether the job
+//! was aborted, the connection has been silent for too long, or a deadline (of a handshake) has passed.  The
+//! deadline stops a peer that sends a byte now and then.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::TcpStream;
@@ -14,16 +14,16 @@ use rustix::net::sockopt;
 
 use crate::job::Control;
 
-/// How often we look.
+/// Interval between two checks.
 const TICK: Duration = Duration::from_millis(200);
-/// After so long a silence the system asks whether the peer's host is still there, so often, so many times.
+/// TCP keepalive: idle time, interval and number of probes.
 const PROBE_AFTER: Duration = Duration::from_secs(10);
 const PROBE_EVERY: Duration = Duration::from_secs(5);
 const PROBES: u32 = 4;
-/// Longest time that what was sent may stay unacknowledged, in milliseconds.  A peer that answers and takes
-/// nothing falls under this too: one whose toolstack builds the domain meanwhile is slow, not dead.
+/// Longest time for an acknowledgement of sent data, in milliseconds.  It also limits a peer that answers but
+/// takes no data: one whose toolstack is building the domain is slow, not dead.
 const UNACKNOWLEDGED: u32 = 120_000;
-/// The same while a guest stands still: ten seconds in all.
+/// The same while a guest is suspended: ten seconds in all.
 const PROBE_AFTER_URGENT: Duration = Duration::from_secs(4);
 const PROBE_EVERY_URGENT: Duration = Duration::from_secs(2);
 const PROBES_URGENT: u32 = 3;
@@ -31,7 +31,7 @@ const UNACKNOWLEDGED_URGENT: u32 = 10_000;
 /// Longest silence of a peer that has something to do.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// What ends the waiting of all connections that share it.
+/// Ends the waits of all connections that share it.
 #[derive(Debug, Default)]
 pub struct Watch {
     control: Option<Arc<Control>>,
@@ -40,7 +40,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Ends with a job's abort.
+    /// Ends the waits when a job is aborted.
     #[must_use]
     pub fn of(control: Arc<Control>) -> Arc<Self> {
         Arc::new(Self {
@@ -49,13 +49,13 @@ impl Watch {
         })
     }
 
-    /// Ends all waiting, soon.
+    /// Ends all waits soon.
     pub fn stop(&self) {
         self.is_stopped.store(true, Ordering::Release);
     }
 
-    /// A guest stands still: a way that is cut, or a peer whose host is off, is noticed within about ten
-    /// seconds from now on, instead of two minutes.
+    /// A guest is suspended: from now on, a cut connection or a dead host is noticed within about ten seconds
+    /// instead of two minutes.
     pub fn hurry(&self) {
         self.is_urgent.store(true, Ordering::Release);
     }
@@ -77,19 +77,19 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Takes a connection over; who has it too may shut it down.
+    /// Takes a connection over; another holder of it may shut it down.
     ///
     /// # Errors
-    /// If the system refuses the settings.
+    /// If the kernel refuses the settings.
     pub fn new(stream: impl Into<Arc<TcpStream>>, watch: Arc<Watch>) -> io::Result<Self> {
         let stream = stream.into();
         stream.set_nodelay(true)?;
-        // A host that is switched off does not say goodbye: the system asks it now and then.
+        // A host that loses power does not close its connections, so keepalive probes it.
         sockopt::set_socket_keepalive(&stream, true)?;
         sockopt::set_tcp_keepidle(&stream, PROBE_AFTER)?;
         sockopt::set_tcp_keepintvl(&stream, PROBE_EVERY)?;
         sockopt::set_tcp_keepcnt(&stream, PROBES)?;
-        // It is not asked while something that we have sent is not acknowledged; then this counts.
+        // There are no probes while sent data is unacknowledged; then this limit applies.
         sockopt::set_tcp_user_timeout(&stream, UNACKNOWLEDGED)?;
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(TICK))?;
@@ -103,12 +103,12 @@ impl Socket {
         })
     }
 
-    /// Everything must be done by then, whatever arrives meanwhile; `None` lifts it.
+    /// Sets the deadline for everything, whatever arrives meanwhile; `None` lifts it.
     pub const fn set_deadline(&mut self, deadline: Option<Instant>) {
         self.deadline = deadline;
     }
 
-    /// Everything must be done by then, or earlier if that was said before.
+    /// Sets the deadline, unless an earlier one is set.
     pub fn set_deadline_within(&mut self, time: Duration) {
         let deadline = Instant::now() + time;
         self.deadline = Some(
@@ -117,17 +117,17 @@ impl Socket {
         );
     }
 
-    /// Longest silence.
+    /// Sets the longest silence.
     pub const fn set_silence(&mut self, silence: Duration) {
         self.silence = silence;
     }
 
-    /// From here on these end the waiting.
+    /// Lets these end the waits from now on.
     pub fn set_watch(&mut self, watch: Arc<Watch>) {
         self.watch = watch;
     }
 
-    /// Shortens what the system waits for, once.
+    /// Shortens the kernel's limits, once.
     fn hurry(&mut self) -> io::Result<()> {
         if !self.is_urgent {
             sockopt::set_tcp_keepidle(&self.stream, PROBE_AFTER_URGENT)?;

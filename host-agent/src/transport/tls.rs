@@ -1,8 +1,8 @@
 //! Mutual TLS 1.3 between agents, and nothing else.
 //!
 //! The only root is the installation's own certification authority ([`crate::pki`]).  Both ends show a
-//! certificate; each must be of a host that the configuration names.  No tickets, no early data: nothing
-//! of a connection can be used in another.
+//! certificate; each must belong to a host in the other's configuration.  There are no tickets and no early
+//! data, so nothing of a connection can be used in another.
 
 use std::fmt;
 use std::fs;
@@ -27,13 +27,13 @@ use super::{Socket, cipher};
 /// Longest time for a handshake and the first message, together.
 pub const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// What this host shows to others, and whom it trusts.
+/// This host's certificate and key, and the hosts that it trusts.
 #[derive(Clone)]
 pub struct Identity {
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
     own: CertificateDer<'static>,
-    /// The list of certificates that count no more.
+    /// The list of revoked certificates.
     revoked: Option<PathBuf>,
 }
 
@@ -43,10 +43,10 @@ pub type Accepted = StreamOwned<ServerConnection, Socket>;
 pub type Connected = StreamOwned<ClientConnection, Socket>;
 
 impl Identity {
-    /// Reads the authority's certificate, and this host's with its key.
+    /// Reads the authority's certificate, and this host's certificate and key.
     ///
     /// # Errors
-    /// If a file cannot be read or is not what it should be; says which.
+    /// Names the file that is unreadable or wrong.
     pub fn load(authority: &Path, certificate: &Path, key: &Path) -> io::Result<Self> {
         let read = |path: &Path| {
             CertificateDer::pem_file_iter(path)
@@ -96,14 +96,15 @@ impl Identity {
         })
     }
 
-    /// The same, but certificates that this list names do not count.  It is read for each connection.
+    /// The same, but without the certificates that this list revokes.  It is read for each connection.
     #[must_use]
     pub fn without(mut self, revoked: Option<PathBuf>) -> Self {
         self.revoked = revoked;
         self
     }
 
-    /// Whether the others will know this host by this name, and the list of revoked certificates is good.
+    /// Checks that others will know this host by this name, and that the list of revoked certificates is
+    /// valid.
     ///
     /// # Errors
     /// Why not.
@@ -115,7 +116,7 @@ impl Identity {
             .map_err(|error| refused(format!("this host's certificate: {error}")))
     }
 
-    /// Whether a certificate is not revoked; none is believed if that cannot be found out.
+    /// Checks that a certificate is not revoked; if that cannot be found out, it counts as revoked.
     fn is_counted(&self, certificate: &CertificateDer<'_>) -> io::Result<()> {
         let Some(path) = &self.revoked else {
             return Ok(());
@@ -138,11 +139,11 @@ impl Identity {
         Ok(())
     }
 
-    /// Takes a connection from one of these hosts, and tells which one it is.  The socket's deadline
-    /// stays set: the first message has to come in the same time.
+    /// Accepts a connection from one of these hosts; returns its name.  The socket's deadline stays, because
+    /// the first message must arrive in the same time.
     ///
     /// # Errors
-    /// If it is not TLS 1.3, the certificate is not from our authority, or is of none of these hosts.
+    /// If it is not TLS 1.3, the certificate is not from our authority, or belongs to none of these hosts.
     pub fn accept<'a>(
         &self,
         mut socket: Socket,
@@ -171,11 +172,11 @@ impl Identity {
         Ok((StreamOwned::new(connection, socket), host))
     }
 
-    /// Makes a connection to this host.  The socket's deadline stays set.
+    /// Connects to this host.  The socket's deadline stays.
     ///
     /// # Errors
-    /// If it does not speak TLS 1.3, its certificate is not from our authority or of another host, or it
-    /// does not want us.
+    /// If it does not speak TLS 1.3, its certificate is not from our authority or belongs to another host, or
+    /// it refuses ours.
     pub fn connect(&self, mut socket: Socket, host: &str) -> io::Result<Connected> {
         socket.set_deadline_within(HANDSHAKE);
         let name = ServerName::try_from(host.to_owned()).map_err(refused)?;
@@ -195,7 +196,7 @@ pub fn is_name(name: &str) -> bool {
     ServerName::try_from(name).is_ok()
 }
 
-/// A certificate's SHA-256, as hexadecimal digits.
+/// A certificate's SHA-256 in hexadecimal digits.
 #[must_use]
 pub fn fingerprint(certificate: &CertificateDer<'_>) -> String {
     HEXLOWER.encode(&Sha256::digest(certificate))
