@@ -1,13 +1,12 @@
-//! What a peer's guests may have of this host.
+//! What a peer's guests may use of this host.
 //!
-//! A guest comes with its configuration, and the toolstack does as root what that says: it opens volumes,
-//! runs scripts, reads kernels, plugs into bridges.  Whoever can send a configuration could so have any
-//! file of the host, and any program run.  Hence the list: what a configuration names must be
-//! [allowed](Allow), and what is not known to be harmless is refused.
+//! A guest brings its configuration, and the toolstack carries it out as root: it opens volumes, runs
+//! scripts, reads kernels and joins bridges.  So whoever can send a configuration could read any file of the
+//! host and run any program.  Therefore everything that a configuration names must be [allowed](Allow), and
+//! what is not known to be harmless is refused.
 //!
-//! The table goes through `libxl_domain_config` of Xen 4.17 to 4.20 (`libxl_types.idl`).  It does not have
-//! to be complete: text and devices that it does not know are refused, numbers and switches that it does
-//! not know are not.
+//! The table covers `libxl_domain_config` of Xen 4.17 to 4.20 (`libxl_types.idl`).  It need not be complete:
+//! unknown text and devices are refused, unknown numbers and switches are not.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -17,21 +16,21 @@ use crate::text::clean;
 /// Where the toolstack looks for a script that has no folder.
 const SCRIPTS: &str = "/etc/xen/scripts";
 
-/// What is allowed, as patterns: `*` stands for any letters but a slash.
+/// What is allowed, as patterns: `*` matches any characters except a slash.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(default, deny_unknown_fields)]
 pub struct Allow {
     /// Disks, as configurations name them.
     pub volumes: Vec<String>,
-    /// Bridges, and other network devices that cards are tied to.
+    /// Bridges, and other network devices that cards are attached to.
     pub bridges: Vec<String>,
-    /// Scripts and programs, which are run as root.
+    /// Scripts and programs that run as root.
     pub scripts: Vec<String>,
     /// Kernels, ramdisks, shims and other files that become part of a guest.
     pub files: Vec<String>,
 }
 
-/// What a text in a configuration is.
+/// The meaning of a text in a configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     /// Nothing of this host.
@@ -43,7 +42,7 @@ enum Kind {
 }
 
 impl Kind {
-    /// What the text under this key is, in this section; none if that is not known, or is never allowed.
+    /// The meaning of the text under this key in this section; `None` if it is unknown or never allowed.
     fn of(section: &str, key: &str) -> Option<Self> {
         Some(match (section, key) {
             ("c_info", "type" | "name" | "uuid" | "passthrough" | "pool_name")
@@ -88,7 +87,7 @@ impl Kind {
         })
     }
 
-    /// What the operator calls the list.
+    /// The operator's name for the list.
     const fn list(self) -> &'static str {
         match self {
             Self::Text => "",
@@ -101,10 +100,10 @@ impl Kind {
 }
 
 impl Allow {
-    /// Whether a guest of this configuration may come.
+    /// Checks that a guest with this configuration may arrive.
     ///
     /// # Errors
-    /// What it must not have, and how it can be allowed.
+    /// What it must not use, and how that can be allowed.
     pub fn admits(&self, config: &Value) -> Result<(), String> {
         self.walk("", "", config)
     }
@@ -120,7 +119,7 @@ impl Allow {
                 let is_known = match section {
                     "" => matches!(key, "disks" | "nics" | "vfbs" | "vkbs" | "channels"),
                     "c_info" => false,
-                    // Pieces of the host, and words for a program.
+                    // Parts of the host, and arguments for a program.
                     "b_info" => {
                         !matches!(key, "ioports" | "irqs" | "iomem")
                             && !key.starts_with("extra")
@@ -139,7 +138,7 @@ impl Allow {
                 if matches!(key, "xsdata" | "platformdata") && !object.is_empty() {
                     return Err(refused(section, key, "this is never accepted from a peer"));
                 }
-                // What is below these has names of its own, none of which is the host's.
+                // Objects below these contain names of their own, none of which is the host's.
                 let inside = match section {
                     "cpuid" | "xenstore_quota" => section,
                     _ => key,
@@ -152,14 +151,14 @@ impl Allow {
     }
 
     fn text(&self, section: &str, key: &str, text: &str) -> Result<(), String> {
-        // How the toolstack writes its switches.
+        // The toolstack's form of switches.
         if matches!(text, "" | "<default>" | "True" | "False") {
             return no_other_domain(key, text == "True");
         }
         let kind = Kind::of(section, key)
             .ok_or_else(|| refused(section, key, "this is not accepted from a peer"))?;
         let allowed = match kind {
-            // Names of files are made of these.
+            // File names are made of these.
             Kind::Text if matches!(key, "ifname" | "keymap") && text.contains('/') => &[],
             Kind::Text => return Ok(()),
             Kind::Volume => &self.volumes[..],
@@ -191,7 +190,7 @@ fn refused(section: &str, key: &str, why: &str) -> String {
     format!("the domain's configuration has {key} in {section:?}: {why}")
 }
 
-/// Backends elsewhere, rights of a driver domain, labels of another domain.
+/// Backends in other domains, rights of a driver domain, labels of another domain.
 fn no_other_domain(key: &str, is_set: bool) -> Result<(), String> {
     let never = key == "backend_domid" || key == "driver_domain" || key.ends_with("ssidref");
     if never && is_set {
@@ -200,7 +199,7 @@ fn no_other_domain(key: &str, is_set: bool) -> Result<(), String> {
     Ok(())
 }
 
-/// If no part of a path leads back: patterns are compared as text.
+/// Whether a path has no `..`, because patterns are compared as text.
 fn is_straight(path: &str) -> bool {
     let inner = path.strip_prefix('/').unwrap_or(path);
     !inner
@@ -208,12 +207,12 @@ fn is_straight(path: &str) -> bool {
         .any(|part| matches!(part, "" | "." | "..") || part.contains('\0'))
 }
 
-/// Whether a pattern is this text; `*` is any letters but a slash.
+/// Whether a pattern matches this text; `*` is any characters except a slash.
 #[must_use]
 pub fn fits(pattern: &str, text: &str) -> bool {
     let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
     let (mut at, mut from) = (0, 0);
-    // Where to go on if what followed the last star does not fit.
+    // Where to continue if the text after the last star does not match.
     let mut star: Option<(usize, usize)> = None;
     while from < text.len() {
         match pattern.get(at) {

@@ -1,8 +1,8 @@
-//! What is to be expected of a migration, from what was measured before it.
+//! Predicts a migration from measurements made before it.
 //!
-//! The rounds are played through in figures: each sends what the one before left dirty, over a way as
-//! fast as it was probed, while a guest as busy as it was watched dirties more; the same policy as in the
-//! real thing says when to stop.  What cannot be measured beforehand is taken from earlier jobs.
+//! It simulates the rounds: each sends what the last one left dirty at the measured speed, while the guest
+//! dirties memory at the measured rate.  The policy of real migrations decides when to stop.  What cannot be
+//! measured beforehand comes from earlier jobs.
 
 use std::time::Duration;
 
@@ -11,33 +11,33 @@ use serde::{Deserialize, Serialize};
 use crate::job::{Compression, Estimate, JobOptions, PAGE_SIZE};
 use crate::save::policy::{Limits, Progress, Round, Verdict};
 
-/// What is expected.
+/// A prediction.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq)]
 pub struct Prediction {
-    /// Rounds, the last with the guest suspended.
+    /// Rounds, including the last one with the guest suspended.
     pub rounds: u32,
-    /// On the wire.
+    /// Bytes on the wire.
     pub bytes: u64,
-    /// From the order until the guest runs at the destination.
+    /// From the request until the guest runs at the destination.
     pub total_ms: f64,
-    /// Of that, the rounds with the guest running.
+    /// The part of it in which rounds run.
     pub copying_ms: f64,
-    /// While it runs nowhere.
+    /// The blackout.
     pub blackout_ms: f64,
-    /// Of that, the time in which both ends read all memory and compare it; 0 if they are not asked to.
+    /// The part of it in which both ends read and compare all memory; 0 without verification.
     #[serde(default)]
     pub verifying_ms: f64,
-    /// As probed, in bytes per second; less if the operator wants it so.
+    /// The measured speed in bytes per second, or the operator's limit.
     pub bytes_per_second: f64,
 }
 
-/// What earlier jobs have shown, and no measurement before a job does.
+/// What earlier jobs have shown and no measurement can.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq)]
 pub struct Past {
-    /// From when all was measured until the first round: the destination's toolstack starts.
+    /// From the end of the measurements to the first round: the destination's toolstack starts.
     pub preparing_ms: f64,
-    /// How much longer the rounds take than the speeds of their parts say: the destination has its own
-    /// work with them, and builds the domain meanwhile.
+    /// How much longer rounds take than the speeds of their parts suggest: the destination has work of its
+    /// own, and builds the domain meanwhile.
     pub slowness: f64,
     /// Suspend and take-over: the part of the blackout in which no memory is copied.
     pub blackout_ms: f64,
@@ -54,10 +54,10 @@ impl Default for Past {
 }
 
 impl Past {
-    /// Longest time that is believed: a day.
+    /// Longest plausible time: a day.
     const MOST_MS: f64 = 86_400_000.0;
 
-    /// If these figures can have come from jobs.
+    /// Whether these figures are plausible.
     #[must_use]
     pub fn is_sound(&self) -> bool {
         let is_time = |ms: f64| (0.0..=Self::MOST_MS).contains(&ms);
@@ -66,15 +66,15 @@ impl Past {
             && (0.1..=100.0).contains(&self.slowness)
     }
 
-    /// What of a blackout is left for memory.  A third at least: what suspend and take-over take is no reason
-    /// to go on for ever.
+    /// The part of the blackout that is left for memory: at least a third, because long suspends and
+    /// take-overs must not keep the rounds going for ever.
     #[must_use]
     pub fn for_memory(&self, blackout: Duration) -> Duration {
         let taken = Duration::try_from_secs_f64(self.blackout_ms / 1000.0).unwrap_or_default();
         blackout.saturating_sub(taken).max(blackout / 3)
     }
 
-    /// What a job has shown, of which this was predicted when `self` was known.
+    /// What a job has shown, compared with this prediction, which was made from `self`.
     #[must_use]
     pub fn corrected(
         &self,
@@ -94,7 +94,7 @@ impl Past {
     }
 }
 
-/// What is done to pages on a way of this speed: [`Compression::Auto`] becomes what is faster.
+/// The compression at this speed: [`Compression::Auto`] becomes whatever is faster.
 #[must_use]
 pub fn compression(estimate: &Estimate, way: f64, options: &JobOptions) -> Compression {
     let way = options.bandwidth.map_or(way, |limit| way.min(limit as f64));
@@ -105,15 +105,15 @@ pub fn compression(estimate: &Estimate, way: f64, options: &JobOptions) -> Compr
     }
 }
 
-/// Bytes of pages per second over a way of this speed, if they are compressed for it.
+/// Bytes of pages per second at this speed of the network, with this compression.
 fn compressed(estimate: &Estimate, way: f64) -> f64 {
     let share = estimate.compressed_share.clamp(0.0, 1.0);
     // One processor may have to do both.
     1.0 / (share / way.max(1.0) + 1.0 / estimate.compress_bytes_per_second.max(1.0))
 }
 
-/// Plays it through.  `way` is the speed of the way in bytes per second, `elapsed` what it took to
-/// find out.
+/// Simulates the migration.  `way` is the speed of the network in bytes per second, `elapsed` the time that
+/// the measurements took.
 #[must_use]
 pub fn predict(
     estimate: &Estimate,
@@ -154,7 +154,7 @@ pub fn predict(
         max_blackout: None,
     };
     let (way, limited) = (effective(way), effective(limit(way)));
-    // In the first round all frames are read, those that are all zero too.
+    // The first round reads all frames, including those that are all zero.
     let mut reading = estimate.pages as f64 * PAGE_SIZE as f64 * slowness
         / estimate.read_bytes_per_second.max(1.0);
     let (mut bytes, mut seconds) = (estimate.constant_bytes as f64, 0.0);
@@ -172,19 +172,19 @@ pub fn predict(
         match progress.after(round, pages as u64, duration(seconds), &limits) {
             Verdict::GoOn => {}
             Verdict::Stop(_) => break,
-            // The operator wants such a job aborted: it has no blackout at all.
+            // The operator wants such a job aborted, so there is no blackout.
             Verdict::GiveUp(_) => {
                 pages = 0.0;
                 break;
             }
         }
     }
-    // With the guest suspended the limit does not hold.
+    // The limit does not apply while the guest is suspended.
     let rest = pages * page / way;
     prediction.rounds += 1;
     prediction.bytes = (bytes + pages * page * share) as u64;
     if options.verifies() {
-        // Each end reads all of it, one after the other; the other is taken to be as fast as this one.
+        // Each end reads all of it, one after the other; this assumes that both are equally fast.
         let all = estimate.pages as f64 * PAGE_SIZE as f64;
         prediction.verifying_ms = 2000.0 * all / estimate.read_bytes_per_second.max(1.0);
     }
@@ -201,10 +201,10 @@ fn duration(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
 }
 
-/// Distinct pages that are written in so many seconds.
+/// Distinct pages that are written in this many seconds.
 fn dirtied(estimate: &Estimate, seconds: f64) -> f64 {
     let written = estimate.dirty_pages_per_second * seconds;
-    // What is written again and again counts once, however long it takes.
+    // Pages that are written again and again count once, however long it takes.
     let hot = (estimate.hot_pages as f64).max(1.0);
     let seen_hot = hot * (1.0 - (-written / hot).exp());
     let cold = (estimate.dirty_pages_per_second - hot).max(0.0) * seconds;

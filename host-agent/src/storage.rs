@@ -26,19 +26,19 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// Deepest stack of devices that is looked through.
+/// Deepest stack of devices that is searched.
 const DEEPEST: usize = 16;
 
-/// What an end of a move knows of the storage behind a disk.
+/// What one host knows of the storage behind a disk.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Storage {
-    /// The disk, as the domain's configuration names it.
+    /// The disk's name in the domain's configuration.
     pub disk: String,
-    /// What tells it from all other storage, if anything does.
+    /// What distinguishes it from all other storage, if anything does.
     pub identity: Option<String>,
     /// Its size, if that is known.
     pub bytes: Option<u64>,
-    /// The operator at the source says that both ends have it.
+    /// The operator at the source vouches that both hosts share it.
     #[serde(default)]
     pub is_vouched: bool,
 }
@@ -56,10 +56,10 @@ impl Storage {
         }
     }
 
-    /// Whether this, at the source, is what `here` is.
+    /// Checks that this storage, at the source, is the same as `here`.
     ///
     /// # Errors
-    /// Why that is not known, or not so.
+    /// Why it is not, or why that is unknown.
     pub fn is_shared_with(&self, here: &Self) -> Result<(), String> {
         if self.is_vouched {
             return Ok(());
@@ -86,8 +86,8 @@ impl Storage {
     }
 }
 
-/// Identity and size of what is behind a path.  `root` is where `/proc` and `/sys` are; none if nothing
-/// can be said.
+/// Identity and size of the storage behind a path; `None` if unknown.  `root` is the folder of `/proc` and
+/// `/sys`.
 fn look(root: &Path, path: &Path) -> Option<(Option<String>, Option<u64>)> {
     if !path.is_absolute() {
         return None;
@@ -107,35 +107,35 @@ fn look(root: &Path, path: &Path) -> Option<(Option<String>, Option<u64>)> {
     None
 }
 
-/// The folder of a block device in sysfs.
+/// A block device's folder in sysfs.
 fn device(root: &Path, number: u64) -> PathBuf {
     root.join("sys/dev/block").join(numbers(number))
 }
 
-/// A device's number as the kernel writes it.
+/// A device number in the kernel's form.
 fn numbers(number: u64) -> String {
     let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
     format!("{major}:{minor}")
 }
 
-/// What a file in sysfs says, unless that is nothing.
+/// The content of a file in sysfs, unless it is empty.
 fn say(folder: &Path, file: &str) -> Option<String> {
     let text = fs::read_to_string(folder.join(file)).ok()?;
     let text = text.trim_matches(|c: char| c.is_whitespace() || c == '\0');
     (!text.is_empty() && text.len() <= 256).then(|| text.to_owned())
 }
 
-/// In bytes: the kernel counts in sectors of 512, whatever the device has.
+/// Size in bytes; the kernel counts sectors of 512 bytes for every device.
 fn size(device: &Path) -> Option<u64> {
     say(device, "size")?.parse::<u64>().ok()?.checked_mul(512)
 }
 
-/// What tells a block device from all others.
+/// The identity of a block device.
 fn identity(device: &Path, deepest: usize) -> Option<String> {
     let deepest = deepest.checked_sub(1)?;
     if say(device, "partition").is_some() {
         let (start, length) = (say(device, "start")?, say(device, "size")?);
-        // A link would be followed to its own parent, not to the device's.
+        // Following a link would lead to its own parent, not the device's.
         let whole = fs::canonicalize(device).ok()?.parent()?.to_owned();
         let whole = identity(&whole, deepest)?;
         return Some(format!("sectors {start}+{length} of {whole}"));
@@ -154,12 +154,12 @@ fn identity(device: &Path, deepest: usize) -> Option<String> {
     if let Some(id) = say(device, "wwid").or_else(|| say(device, "device/wwid")) {
         return is_unique(&id).then(|| format!("WWID {id}"));
     }
-    // Of virtio's block devices only; those of others are below `device`.
+    // Only for virtio block devices; other devices have it below `device`.
     say(device, "serial").map(|serial| format!("virtio {serial}"))
 }
 
-/// Whether nobody else gives the same to another unit.  `t10.` is made of what software targets put there,
-/// often the same on each machine; NAA 3 is assigned locally.
+/// Whether the identifier is unique.  Software targets often use the same `t10.` on several machines, and NAA
+/// 3 is assigned locally.
 fn is_unique(wwid: &str) -> bool {
     ["naa.2", "naa.5", "naa.6", "eui.", "uuid.", "nvme."]
         .iter()
@@ -175,7 +175,7 @@ fn mapped(device: &Path, uuid: &str, deepest: usize) -> Option<String> {
     below.sort();
     below.dedup();
     if uuid.starts_with("mpath-") {
-        // One unit by several ways.
+        // Several paths to one unit.
         return below.pop().filter(|_| below.is_empty());
     }
     if uuid.starts_with("LVM-") && !below.is_empty() {
@@ -185,7 +185,7 @@ fn mapped(device: &Path, uuid: &str, deepest: usize) -> Option<String> {
     None
 }
 
-/// What tells a file from all others; `mounts` is `/proc/self/mountinfo`.
+/// The identity of a file; `mounts` is `/proc/self/mountinfo`.
 fn file(root: &Path, mounts: &str, dev: u64, inode: u64) -> Option<String> {
     let wanted = numbers(dev);
     for line in mounts.lines() {

@@ -1,12 +1,12 @@
-//! Text from outside, made fit to be shown: it has an end, and does nothing to a terminal.
+//! Makes text from outside safe to show: it has a limit, and cannot affect a terminal.
 //!
-//! What a peer, a toolstack or a file says ends up in logs, journals and on an operator's terminal.
-//! Escape codes there can clear the screen and write any line, and marks of direction can turn one round.
+//! Text from a peer, a toolstack or a file ends up in logs, journals and on an operator's terminal.  Escape
+//! codes there can clear the screen and write any line, and direction marks can reverse one.
 
 /// Longest reason or message, in bytes.
 pub const REASON_MOST: usize = 1000;
 
-/// The text with everything that is not seen as itself written as `\u{…}`, cut off at about `most` bytes.
+/// The text with every invisible character written as `\u{…}`, cut off at about `most` bytes.
 #[must_use]
 pub fn clean(text: &str, most: usize) -> String {
     let mut clean = String::with_capacity(text.len().min(most));
@@ -24,13 +24,13 @@ pub fn clean(text: &str, most: usize) -> String {
     clean
 }
 
-/// Whether a text is no longer than this, and has nothing but what is seen as itself.
+/// Whether a text is within the limit and has no invisible characters.
 #[must_use]
 pub fn is_fit(text: &str, most: usize) -> bool {
     text.len() <= most && !text.chars().any(is_unseen)
 }
 
-/// Controls (C0, DEL, C1), ends of lines, marks of direction, joiners, fillers and tags.
+/// Control characters (C0, DEL, C1), line ends, direction marks, joiners, fillers and tags.
 fn is_unseen(c: char) -> bool {
     c.is_control()
         || matches!(c,

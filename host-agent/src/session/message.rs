@@ -1,4 +1,4 @@
-//! What the two ends say to each other about a session.
+//! The messages of a session.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,38 +10,38 @@ use crate::job::{MemoryLimits, Needs};
 pub struct Request {
     /// What the guest needs.
     pub needs: Needs,
-    /// The guest is to stay paused after it was taken over.
+    /// Leave the guest paused after the take-over.
     pub leave_paused: bool,
-    /// Connections that will carry the stream, from 1 to 64.
+    /// Number of connections for the stream, from 1 to 64.
     pub parallel: u8,
-    /// By which the destination will know the token.
+    /// The destination recognises the token by this.
     pub seal: Seal,
 }
 
-/// What has been sent, when everything has.
+/// The totals at the end of the stream.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Sent {
-    /// Bytes and pages that were sent, counted at the source, to be compared.
+    /// Bytes and pages as the source counted them, to be compared.
     #[serde(rename = "sent")]
     pub bytes: u64,
-    /// The limits of the guest's memory now; those of its configuration stay where a source does not tell.
+    /// The current limits of the guest's memory; without them, those of its configuration apply.
     #[serde(default)]
     pub limits: Option<MemoryLimits>,
 }
 
-/// The source calls the destination's method.
+/// A call of the destination's method by the source.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub enum Order {
     /// Step 1.
     Reserve(Box<Request>),
-    /// Step 2: everything has been sent; wait until the domain is whole.
+    /// Step 2: everything has been sent; wait until the domain is complete.
     Receive(Sent),
     /// Step 3: the guest is yours.
     TakeOver(Token),
     /// Step 4: the source is complete.
     Retire,
-    /// The source has failed, and will not hand over any more.
+    /// The source has failed, and will not hand over.
     Failed(String),
 }
 
@@ -51,7 +51,7 @@ impl Request {
 }
 
 impl Order {
-    /// The number of its step; a failure belongs to none.
+    /// The number of its step; `None` for a failure.
     #[must_use]
     pub const fn step(&self) -> Option<u8> {
         match self {
@@ -64,23 +64,23 @@ impl Order {
     }
 }
 
-/// What the destination answers.
+/// The destination's answer.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case", tag = "answer", content = "reason")]
 pub enum Answer {
-    /// *Complete*: what was asked is done, and there is nothing more to do.
+    /// *Complete*: done, and nothing is left to do.
     Complete,
     /// *Continue*: the step is done.
     Continue,
     /// *Continue*, but the step is not done yet, for this reason; ask again.
     NotYet(String),
-    /// *Failed*, for ever: the copy here is gone and will never run.
+    /// *Failed*, finally: the copy here is gone and will never run.
     Discarded(String),
-    /// *Failed*: the guest was taken over and is not there any more; whether it ran is not known.
+    /// *Failed*: the guest was taken over and is gone; whether it ran is unknown.
     Lost(String),
     /// *Failed*: there is no such session here.
     Unknown,
-    /// *Failed*: this order does not belong here now; it had no effect.
+    /// *Failed*: the order is not valid now, and had no effect.
     Refused(String),
 }
 
@@ -92,7 +92,7 @@ pub enum Status {
     Complete,
     /// There is a next step.
     Continue,
-    /// It will not work.
+    /// It failed.
     Failed,
 }
 
@@ -108,11 +108,11 @@ impl Answer {
     }
 }
 
-/// Why something that was to be done with the guest did not work.
+/// Why a step with the guest failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trouble {
     /// For the operator.
     pub reason: String,
-    /// There is no such domain any more.
+    /// The domain is gone.
     pub is_gone: bool,
 }

@@ -1,38 +1,39 @@
-//! Whether an operator is followed: what is seen at this end, and what the other end says, before anything of
-//! what he decides is done.
+//! Whether an operator's decision is followed: what this end sees, and what the other end answers, before
+//! anything is done.
 //!
-//! An operator vouches for what nobody can see: a host that does not answer.  What can be seen is looked at.
-//! He may be at the wrong end, or mistaken, and each of his decisions can make a guest run twice or throw
-//! its last complete copy away; so a decision that what is seen speaks against is refused, with what was seen.
+//! An operator vouches only for what nobody can see: a host that does not answer.  What can be seen is
+//! checked.  The operator may be at the wrong end, or mistaken, and each decision can make a guest run twice
+//! or discard its last complete copy.  So a decision that contradicts what is seen is refused, with what was
+//! seen.
 //!
-//! A copy is thrown away only if it is known that the guest runs elsewhere, or can.
+//! A copy is discarded only if the guest is known to run, or to be able to run, elsewhere.
 
 use super::{Choice, DestinationRecord, Operator, SourceRecord};
 use crate::job::Presence;
 
-/// State of an end that has not been taken up yet after a restart of its agent.
+/// State of an end that has not been recovered yet after a restart of its agent.
 pub const NOT_YET: &str = "not-yet";
 
-/// State of an end whose journal does not say where it stands.
+/// State of an end whose journal does not tell its state.
 pub const IN_DOUBT: &str = "in-doubt";
 
-/// How one end of a session stands, as its agent tells the other's.
+/// The state of one end of a session, as its agent reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// The last record of that end, [`NOT_YET`] or [`IN_DOUBT`]; `None`: the agent knows of no such session.
+    /// The last record of that end, [`NOT_YET`] or [`IN_DOUBT`]; `None`: the agent does not know the session.
     pub state: Option<String>,
-    /// The guest's copy on that host, whoever has made it.
+    /// The guest's copy on that host, whoever made it.
     pub copy: Presence,
 }
 
-/// What became of asking the other end.
+/// The result of asking the other end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Other {
     /// Its agent does not answer.
     Silent,
-    /// Its agent answers, but does not say: why.
+    /// Its agent answers, but does not report the state, for this reason.
     Mute(String),
-    /// How it stands there.
+    /// Its state.
     Said(Standing),
 }
 
@@ -60,7 +61,7 @@ impl Standing {
         }
     }
 
-    /// An end whose journal does not say where it stands.
+    /// An end whose journal does not tell its state.
     #[must_use]
     pub fn in_doubt(copy: Presence) -> Self {
         Self {
@@ -73,7 +74,7 @@ impl Standing {
         self.state.as_deref() == Some(state)
     }
 
-    /// The destination has taken it over: it runs there, or has.
+    /// The destination has taken the guest over: it runs there, or has run.
     fn has_run(&self) -> bool {
         ["taken", "adopted", "running"]
             .iter()
@@ -85,7 +86,7 @@ impl Standing {
         self.is("released") || self.is("done")
     }
 
-    /// The source's copy is gone, and it does not go on by itself.
+    /// The source's copy is gone, and does not resume by itself.
     fn is_stuck_without(&self) -> bool {
         let waits = ["handed over", "held", IN_DOUBT];
         self.copy == Presence::Absent && waits.iter().any(|state| self.is(state))
@@ -118,11 +119,11 @@ const STILL_LOOKS: &str =
     "the other host's agent was restarted and is still looking for the guest: try again";
 
 impl Operator {
-    /// Whether the source follows this, whose own copy is `here`.  `is_vouched`: he vouches for what the
-    /// destination does not say.
+    /// Whether the source, whose own copy is `here`, follows this decision.  `is_vouched`: the operator
+    /// vouches for what the destination does not tell.
     ///
     /// # Errors
-    /// What was seen that speaks against it.
+    /// What was seen that contradicts it.
     pub fn may(self, here: Presence, there: &Other, is_vouched: bool) -> Result<(), String> {
         let is_here = matches!(here, Presence::Paused | Presence::Running);
         if let Other::Said(standing) = there
@@ -144,7 +145,7 @@ impl Operator {
                     there.told()
                 ))
             }
-            // It may have been handed over, and its journal be readable at the next start.
+            // It may have been handed over, and its journal may be readable at the next start.
             (Self::RunHere, Other::Said(there)) if there.is(IN_DOUBT) && there.has_whole() => {
                 Err(decide_there_first(there))
             }
@@ -192,12 +193,12 @@ fn decide_there_first(there: &Standing) -> String {
 }
 
 impl Choice {
-    /// Whether the destination follows this, whose own copy is `here`, and whose last record is `last`; `None`:
-    /// its journal does not say which that is, and it refuses whatever its source orders.
-    /// `is_vouched`: he vouches that the guest runs elsewhere, or can, where the source does not say so.
+    /// Whether the destination follows this decision.  Its own copy is `here` and its last record is `last`;
+    /// `None`: its journal does not tell, and it refuses every order of its source.  `is_vouched`: the
+    /// operator vouches that the guest runs or can run elsewhere, where the source does not say so.
     ///
     /// # Errors
-    /// What was seen that speaks against it.
+    /// What was seen that contradicts it.
     pub fn may(
         self,
         last: Option<&DestinationRecord>,
@@ -205,7 +206,7 @@ impl Choice {
         there: &Other,
         is_vouched: bool,
     ) -> Result<(), String> {
-        // It was decided before, on the disk, and is only tried again.
+        // This was decided and journaled before, and is only tried again.
         let is_decided = last == Some(&DestinationRecord::Adopted);
         let runs_there =
             matches!(there, Other::Said(standing) if standing.copy == Presence::Running);
@@ -221,7 +222,7 @@ impl Choice {
                     .to_owned(),
             ),
             (Self::RunHere, Other::Silent) => Ok(()),
-            // In doubt.  It runs here and not there: that is only written down.
+            // In doubt.  It runs here and not there, so this is only recorded.
             (Self::RunHere, _) if last.is_none() && here == Presence::Running && !runs_there => {
                 Ok(())
             }

@@ -1,4 +1,4 @@
-//! Names of sessions, and the fencing token with its seal.
+//! IDs of sessions, and the fencing token with its seal.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,21 +7,21 @@ use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
-/// Name of a session, unique for ever: 32 hexadecimal digits.
+/// ID of a session, unique for ever: 32 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId([u8; 16]);
 
-/// The fencing token: who has it may run the guest at the destination.  Only the source knows it until
-/// it hands over.
+/// The fencing token: whoever has it may run the guest at the destination.  Only the source knows it until
+/// the hand-over.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Token([u8; 32]);
 
-/// The SHA-256 of a token, by which the destination knows the right one.
+/// The SHA-256 of a token, by which the destination recognises it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Seal([u8; 32]);
 
 impl SessionId {
-    /// Of bytes that must be random.
+    /// From random bytes.
     #[must_use]
     pub const fn new(random: [u8; 16]) -> Self {
         Self(random)
@@ -29,13 +29,13 @@ impl SessionId {
 }
 
 impl Token {
-    /// Of bytes that must be random.
+    /// From random bytes.
     #[must_use]
     pub const fn new(random: [u8; 32]) -> Self {
         Self(random)
     }
 
-    /// What may be known before the token may.
+    /// The seal, which may be known before the token.
     #[must_use]
     pub fn seal(&self) -> Seal {
         Seal(Sha256::digest(self.0).into())
@@ -43,17 +43,17 @@ impl Token {
 }
 
 impl Seal {
-    /// Whether the token is the one that was sealed.
+    /// Whether this is the seal of the token.
     #[must_use]
     pub fn fits(&self, token: &Token) -> bool {
-        // What is compared are digests: the time that it takes tells nothing about the token.
+        // Digests are compared, so the time that this takes reveals nothing about the token.
         token.seal() == *self
     }
 }
 
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // It is a secret, and logs are read by many.
+        // It is a secret, and many people read logs.
         f.write_str("Token(…)")
     }
 }

@@ -1,5 +1,5 @@
-//! What the toolstack's own configuration of a domain (`libxl_domain_config` as JSON) says that matters
-//! for a move.
+//! Reads what matters for a migration from the toolstack's configuration of a domain (`libxl_domain_config`
+//! as JSON).
 
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
@@ -11,15 +11,15 @@ use uuid::Uuid;
 use super::domain::PAGE;
 use crate::job::{Error, MemoryLimits, Result};
 
-/// Devices that are a piece of this host's hardware, by the configuration's name for them.
+/// Devices that belong to this host's hardware, by their names in a configuration.
 const OF_THIS_HOST: [(&str, &str); 4] = [
     ("pcidevs", "a PCI device"),
     ("dtdevs", "a device"),
     ("rdms", "reserved device memory"),
     ("usbdevs", "a USB device"),
 ];
-/// Devices whose backends come to life with the domain itself; those that are not among them are only
-/// built when the guest stands still.
+/// Devices whose backends start with the domain itself.  All others are created only when the guest is
+/// suspended.
 const PLAIN: [&str; 2] = ["disks", "nics"];
 
 /// A UUID in the usual form.
@@ -27,7 +27,7 @@ pub(crate) fn uuid(handle: &[u8; 16]) -> String {
     Uuid::from_bytes(*handle).to_string()
 }
 
-/// If such a domain can be moved at all.
+/// Whether such a domain can be migrated at all.
 ///
 /// # Errors
 /// Why not, as the end of a sentence that begins with its name.
@@ -52,8 +52,8 @@ pub(crate) fn can_move(config: &Value) -> std::result::Result<(), String> {
     Ok(())
 }
 
-/// Most memory that the domain takes, with what Xen needs for its page tables: what the toolstack
-/// reserves, a page for each MiB and a MiB for each vCPU.
+/// Most memory that the domain takes, including what Xen needs for its page tables.  The toolstack reserves
+/// the same: a page for each MiB and a MiB for each vCPU.
 pub(crate) fn memory_bytes(config: &Value, max_pages: u64, max_vcpu: u32) -> u64 {
     let configured = config["b_info"]["max_memkb"].as_u64().unwrap_or(0) << 10;
     let own = configured.max(max_pages.saturating_mul(PAGE));
@@ -62,7 +62,7 @@ pub(crate) fn memory_bytes(config: &Value, max_pages: u64, max_vcpu: u32) -> u64
         .saturating_add(vcpus << 20)
 }
 
-/// The disks that the guest may write, by what is behind them.
+/// The writable disks, by what is behind them.
 pub(crate) fn writable_disks(config: &Value) -> Vec<String> {
     let disks = list(config, "disks").iter();
     let writable = disks.filter(|disk| disk["readwrite"].as_i64() != Some(0));
@@ -72,7 +72,8 @@ pub(crate) fn writable_disks(config: &Value) -> Vec<String> {
         .collect()
 }
 
-/// The configuration as it travels in an `xl` save header: the number here means nothing elsewhere.
+/// The configuration as it goes into an `xl` save header.  The domain ID is cleared, because it means nothing
+/// elsewhere.
 pub(crate) fn to_travel(config: &Value) -> Vec<u8> {
     let mut config = config.clone();
     config["c_info"]["domid"] = json!(0);
@@ -81,10 +82,10 @@ pub(crate) fn to_travel(config: &Value) -> Vec<u8> {
     bytes
 }
 
-/// A configuration that has travelled.
+/// Parses a configuration that has arrived.
 ///
 /// # Errors
-/// [`Error::Refused`] if it is none.
+/// [`Error::Refused`] if it is not one.
 pub(crate) fn arrived(bytes: &[u8]) -> Result<Value> {
     let text = bytes.strip_suffix(&[0]).unwrap_or(bytes);
     let config: Value = serde_json::from_slice(text).map_err(|error| {
@@ -98,8 +99,8 @@ pub(crate) fn arrived(bytes: &[u8]) -> Result<Value> {
     ))
 }
 
-/// Whether a configuration is of the domain of this UUID with these disks: what is locked for it must be
-/// what the toolstack will use.
+/// Checks that a configuration has this UUID and these disks, so that what is reserved is what the toolstack
+/// will use.
 ///
 /// # Errors
 /// What does not agree.
@@ -126,25 +127,25 @@ pub(crate) fn agrees(
     Ok(())
 }
 
-/// If this is a UUID as [`uuid`] writes it: they are compared as texts.
+/// Whether this is a UUID in the form of [`uuid`], because UUIDs are compared as text.
 fn is_uuid(text: &str) -> bool {
     Uuid::try_parse(text).is_ok_and(|uuid| uuid.to_string() == text)
 }
 
-/// The same with another name.
+/// Replaces the name.
 pub(crate) fn named(mut config: Value, name: &str) -> Value {
     config["c_info"]["name"] = json!(name);
     config
 }
 
-/// What the toolstack lets a domain have beyond what it asks it to have, KiB (`LIBXL_MAXMEM_CONSTANT`).
+/// What the toolstack lets a domain have beyond its target, KiB (`LIBXL_MAXMEM_CONSTANT`).
 const SLACK_KIB: u64 = 1024;
 
-/// The same for a domain that is asked to have all that it may ever have, and the limits that go with what it is
-/// asked to have really.
+/// Sets the target to all memory that the domain may ever have; returns the limits that go with its real
+/// target.
 ///
-/// The toolstack lets a domain that it builds have little more than the latter.  But a guest that has not given
-/// up yet what it is asked to, or that is asked for less or more while it moves, has more; it would not fit.
+/// The toolstack limits a domain that it builds to little more than the target.  But a guest that has not
+/// reached its target yet, or whose target changes during the migration, has more, and would not fit.
 pub(crate) fn with_room(mut config: Value) -> (Value, Option<MemoryLimits>) {
     let memory = &mut config["b_info"];
     let Some(most) = memory["max_memkb"].as_u64() else {
@@ -159,11 +160,11 @@ pub(crate) fn with_room(mut config: Value) -> (Value, Option<MemoryLimits>) {
     (config, Some(limits))
 }
 
-/// If the domain's devices can be made here while it still runs at its source.
+/// Whether the domain's devices can be created here while it still runs at its source.
 ///
-/// What the toolstack makes then opens the disks, but reads and writes nothing until the guest connects.
-/// That holds for block devices, which Xen's backend hands requests to as they are; not for files,
-/// whose content the kernel may keep from then on, nor for scripts, which may do anything (make a
+/// Creating them opens the disks, but reads and writes nothing until the guest connects.  That holds for
+/// block devices, because Xen's backend passes requests on as they are.  It does not hold for files, whose
+/// content the kernel may cache from then on, nor for scripts, which may do anything (such as making a
 /// replicated disk writable here).
 pub(crate) fn can_be_built_early(config: &Value) -> bool {
     let devices = config.as_object().into_iter().flatten();

@@ -1,22 +1,23 @@
-//! A session whose journal does not say where it stands.
+//! A session whose journal does not tell its state.
 //!
-//! Its copy may have been taken over and may run, so it is neither let run nor thrown away, and the source
-//! is told no more than that: to say that the session is not known, or its copy discarded, would be to decide.
+//! Its copy may have been taken over and may run.  So it is neither unpaused nor discarded, and the source is
+//! told no more than that: any answer that the session is unknown, or its copy discarded, would be a
+//! decision.
 
 use super::{Choice, DestinationEffect, DestinationSession};
 use crate::job::Presence;
 use crate::session::DestinationRecord as Record;
 
-/// What is known of it all the same.
+/// What is known nevertheless.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Doubt {
     pub(super) reason: String,
-    /// As it was seen last.
+    /// The last known state of the domain.
     presence: Presence,
 }
 
 impl DestinationSession {
-    /// The session of which only these records could be read.
+    /// The session of which only these records are readable.
     #[must_use]
     pub fn doubted(records: Vec<Record>, reason: String) -> Self {
         let is_begin = |record: &Record| matches!(record, Record::Reserved { .. });
@@ -29,13 +30,13 @@ impl DestinationSession {
         session
     }
 
-    /// Why it is not known where it stands.
+    /// Why its state is unknown.
     #[must_use]
     pub fn doubt(&self) -> Option<&str> {
         self.doubt.as_ref().map(|doubt| &*doubt.reason)
     }
 
-    /// What the journal says when it is begun anew with what an operator decides.
+    /// The first records of the new journal, after an operator's decision.
     #[must_use]
     pub fn anew(&self) -> Vec<Record> {
         self.record.iter().cloned().collect()
@@ -48,7 +49,7 @@ impl DestinationSession {
         }
     }
 
-    /// Whether an operator may choose this, if there is doubt.
+    /// Whether an operator may decide this, if the session is in doubt.
     pub(super) fn may_in_doubt(&self, choice: Choice) -> Option<bool> {
         let presence = self.doubt.as_ref()?.presence;
         let is_whole = matches!(presence, Presence::Paused | Presence::Running);
@@ -58,7 +59,7 @@ impl DestinationSession {
         })
     }
 
-    /// What is thrown away may have been taken over before: nobody is told that it never ran.
+    /// The discarded copy may have been taken over before, so nobody is told that it never ran.
     pub(super) fn decided_in_doubt(&mut self, choice: Choice) -> DestinationEffect {
         match choice {
             Choice::RunHere => self.journal(Record::Adopted),

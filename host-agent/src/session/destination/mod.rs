@@ -11,7 +11,7 @@ use super::{Answer, DestinationRecord, Order, Request, Token};
 
 pub use event::{Choice, DestinationEffect, DestinationEvent};
 
-/// What is being waited for.
+/// What the machine waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Pending {
     Nothing,
@@ -29,21 +29,21 @@ pub struct DestinationSession {
     pending: Pending,
     /// A call waits for an answer.
     is_called: bool,
-    /// Why the copy here is being discarded, or was and that could not be written down.
+    /// Why the copy here is being discarded, or was, if that could not be journaled.
     failure: Option<String>,
-    /// The copy here is discarded, which could not be written down yet.
+    /// The copy is discarded, but that could not be journaled yet.
     is_gone: bool,
     /// The toolstack works on it, in this run of the agent.
     is_receiving: bool,
-    /// The whole domain stands here, paused, whether that is on the disk yet or not: it may be all that there
-    /// is of the guest, so only its source, or an operator, has it thrown away.
+    /// The complete domain is here and paused, journaled or not.  It may be the last copy, so only its source
+    /// or an operator may have it discarded.
     is_whole: bool,
-    /// The journal does not say where it stands.
+    /// Why the journal does not tell the state.
     doubt: Option<Doubt>,
 }
 
 impl DestinationSession {
-    /// A session of which nothing is known, asked for by this peer.
+    /// An unknown session that this peer asks for.
     #[must_use]
     pub const fn new(peer: String) -> Self {
         Self {
@@ -60,7 +60,7 @@ impl DestinationSession {
         }
     }
 
-    /// The session of which these records were found; `None` if there are none.
+    /// The session with these records; `None` if there are none.
     #[must_use]
     pub fn recover(records: Vec<DestinationRecord>) -> Option<Self> {
         let mut session = Self::new(String::new());
@@ -74,7 +74,7 @@ impl DestinationSession {
         session.record.is_some().then_some(session)
     }
 
-    /// What the guest needs, if this end was ever asked to reserve it.
+    /// The request, if this end was asked to reserve.
     #[must_use]
     pub fn request(&self) -> Option<&Request> {
         self.request.as_deref()
@@ -86,13 +86,13 @@ impl DestinationSession {
         &self.peer
     }
 
-    /// Where it stands.
+    /// The last record.
     #[must_use]
     pub const fn record(&self) -> Option<&DestinationRecord> {
         self.record.as_ref()
     }
 
-    /// Whether the source's silence matters: then the lease is to be watched.
+    /// Whether the source's silence matters, so that the lease must be watched.
     #[must_use]
     pub const fn has_lease(&self) -> bool {
         matches!(self.record, Some(DestinationRecord::Reserved { .. }))
@@ -100,8 +100,8 @@ impl DestinationSession {
             && !self.is_whole
     }
 
-    /// Feeds what happened, gives what is to be done; `None` for an event that nothing waits for, which
-    /// changes nothing.  Calls must come one after the other: the next when this end is
+    /// Takes an event and returns the next effect; `None` for an event that nothing waits for, which changes
+    /// nothing.  Calls must come one after the other: the next when this end is
     /// [idle](DestinationEffect::Idle).
     pub fn step(&mut self, event: DestinationEvent) -> Option<DestinationEffect> {
         let pending = std::mem::replace(&mut self.pending, Pending::Nothing);
@@ -144,7 +144,7 @@ impl DestinationSession {
         if self.is_gone {
             return self.journal_discarded();
         }
-        // It was decided and did not work; nothing else can be done with the copy any more.
+        // An operator decided and it failed; nothing else can be done with the copy.
         if self.failure.is_some() {
             return self.act(DestinationEffect::Discard);
         }
@@ -154,7 +154,7 @@ impl DestinationSession {
                 let peer = self.peer.clone();
                 self.journal(Record::Reserved { request, peer })
             }
-            // The source must not believe that this opened anything: its order is late, or replayed.
+            // The source must not believe that this opened a session: its order is late or replayed.
             (Order::Reserve(_), Some(_)) => self.refuse("this session was begun already"),
 
             (Order::Receive(sent), Some(Record::Reserved { .. })) if self.is_receiving => {
@@ -172,7 +172,7 @@ impl DestinationSession {
                 }
                 self.refuse("the token is not this session's")
             }
-            // An operator at the source has decided so, while it could not be written down that all is here.
+            // An operator at the source decided so before this end could journal that everything is here.
             (Order::TakeOver(token), Some(Record::Reserved { .. }))
                 if self.is_whole && self.is_right(&token) =>
             {
@@ -184,7 +184,7 @@ impl DestinationSession {
                 }
                 self.refuse("the token is not this session's")
             }
-            // An operator was quicker than the source.
+            // An operator here was faster than the source.
             (Order::TakeOver(token), Some(Record::Adopted)) if self.is_right(&token) => {
                 self.unpause()
             }
@@ -196,7 +196,7 @@ impl DestinationSession {
                 self.journal(Record::Retired { taken: false })
             }
 
-            // A session that is not known now must not be opened by an order that is still under way.
+            // A late order must not open a session that is unknown now.
             (Order::Failed(reason), None) => self.journal(Record::Discarded { reason }),
             (
                 Order::Failed(reason),
@@ -219,7 +219,7 @@ impl DestinationSession {
         }
     }
 
-    /// What follows from a record that is on the disk now.
+    /// The next effect after a record is on the disk.
     fn journaled(&mut self) -> DestinationEffect {
         use DestinationRecord as Record;
         match self.record.clone() {
@@ -245,19 +245,19 @@ impl DestinationSession {
         use DestinationRecord as Record;
         let why = format!("cannot write the journal: {error}");
         match record {
-            // Nothing is locked yet.  If a restart finds the record, there is nothing to discard.
+            // Nothing is reserved yet.  If a restart finds the record, there is nothing to discard.
             Record::Reserved { .. } => {
                 self.request = None;
                 self.answer(Answer::Refused(why))
             }
-            // It runs, whether that is on the disk or not; a restart sees it too.
+            // It runs, journaled or not; a restart sees it too.
             Record::Running => {
                 self.record = Some(Record::Running);
                 self.answer(Answer::Complete)
             }
-            // Not done; whether it is on the disk or not, the source, or an operator, asks again, and then
-            // it will be.  A source that hears this of what was received cannot have handed over; its guest
-            // goes on before it says that it has failed.
+            // Not done.  Journaled or not, the source or an operator asks again, and then it will be done.
+            // If a source hears this about what was received, it cannot have handed over; its guest resumes
+            // before it says that it has failed.
             Record::Received
             | Record::Taken { .. }
             | Record::Adopted
@@ -284,7 +284,7 @@ impl DestinationSession {
             }
             DestinationEvent::Reserved(Err(why)) => self.discard(why),
             DestinationEvent::Unpaused(Ok(())) => self.journal(DestinationRecord::Running),
-            // What is gone cannot be unpaused however often we try; and it may have run before.
+            // A domain that is gone cannot be unpaused by trying again, and it may have run before.
             DestinationEvent::Unpaused(Err(trouble)) if trouble.is_gone => {
                 let reason = trouble.reason;
                 self.journal(DestinationRecord::Lost { reason })
@@ -318,14 +318,14 @@ impl DestinationSession {
         self.act(DestinationEffect::Unpause { leave_paused })
     }
 
-    /// All of it is here.
+    /// Everything is here.
     fn whole(&mut self) -> DestinationEffect {
         self.is_whole = true;
         self.journal(DestinationRecord::Received)
     }
 
-    /// Decides that the copy here will never run.  Only where nothing can have run it, and where it is not
-    /// whole, or whoever asks for it knows of another that runs or can run.
+    /// Decides that the copy here will never run.  Only if nothing can have run it, and if it is incomplete,
+    /// or whoever asks knows of another copy that runs or can run.
     fn discard(&mut self, reason: String) -> DestinationEffect {
         self.is_receiving = false;
         self.is_whole = false;
@@ -355,7 +355,7 @@ impl DestinationSession {
         effect
     }
 
-    /// Answers, if anybody has asked.
+    /// Answers a call, if there is one.
     fn answer(&mut self, answer: Answer) -> DestinationEffect {
         if std::mem::take(&mut self.is_called) {
             return DestinationEffect::Answer(answer);

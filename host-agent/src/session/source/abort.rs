@@ -1,7 +1,7 @@
-//! A session that will never hand over: the guest goes on here, and the destination is told.
+//! A session that will never hand over: the guest resumes here, and the destination is told.
 //!
-//! When the guest goes on, and that is written down, this session has nothing to do with it any more: it
-//! may be moved again at once, though the destination is dead and cannot be told for days.
+//! Once the guest runs and that is journaled, the session is done with it.  The guest can be migrated again
+//! at once, even if the destination is dead and cannot be told for days.
 
 use super::{SourceEffect, SourceEvent, SourceSession, State};
 use crate::session::{Answer, Order, SourceRecord};
@@ -18,7 +18,7 @@ impl SourceSession {
                 self.is_resumed = true;
                 self.trouble = None;
             }
-            // To end here would be to have the only whole copy thrown away, perhaps.
+            // To end here might have the only complete copy discarded.
             SourceEvent::Resumed(Err(trouble))
                 if trouble.is_gone && self.may_be_whole && !self.is_told =>
             {
@@ -30,7 +30,7 @@ impl SourceSession {
                 });
             }
             SourceEvent::Resumed(Err(trouble)) => {
-                // What is gone cannot be resumed however often we try.
+                // A guest that is gone cannot be resumed by trying again.
                 self.is_resumed = trouble.is_gone;
                 self.trouble = Some(trouble.reason);
             }
@@ -43,8 +43,8 @@ impl SourceSession {
         if self.is_resumed {
             return self.let_go(reason);
         }
-        // The guest does not go on, but the destination need not wait for that; unless its copy may be the
-        // one that is run in the end.
+        // The guest has not resumed, but the destination need not wait for that, unless its copy may be the
+        // one that runs in the end.
         if !self.is_told && !self.may_be_whole {
             return self.call(Order::Failed(reason));
         }
@@ -52,7 +52,7 @@ impl SourceSession {
         self.wait(format!("cannot resume the guest: {trouble}"))
     }
 
-    /// Again, whatever of it is not done yet; the guest comes first.
+    /// Retries what is not done yet; the guest comes first.
     pub(super) fn abort_further(&mut self, reason: String) -> SourceEffect {
         if self.is_resumed {
             return self.let_go(reason);
@@ -60,7 +60,7 @@ impl SourceSession {
         self.act(SourceEffect::Resume)
     }
 
-    /// The guest goes on, or is gone: from when this is written down on it is not this session's.
+    /// The guest runs, or is gone.  Once that is journaled, it no longer belongs to this session.
     fn let_go(&mut self, reason: String) -> SourceEffect {
         let reason = match &self.trouble {
             Some(trouble) => format!("{reason}; and the guest is gone: {trouble}"),
@@ -69,7 +69,7 @@ impl SourceSession {
         self.journal(SourceRecord::Resumed { reason })
     }
 
-    /// That could not be written down, so the guest stays this session's; the destination need not wait.
+    /// It could not be journaled, so the guest stays with this session; the destination need not wait.
     pub(super) fn not_let_go(&mut self, why: String) -> SourceEffect {
         match &self.state {
             State::At(SourceRecord::Aborting { reason }) if !self.is_told => {
@@ -80,7 +80,7 @@ impl SourceSession {
         }
     }
 
-    /// The guest is not this session's any more: the destination is told, and nothing else is done.
+    /// The guest no longer belongs to this session: only the destination is told.
     pub(super) fn resumed(&mut self, reason: String, event: SourceEvent) -> SourceEffect {
         if let Some(wait) = self.heard(&reason, event) {
             return wait;
@@ -96,11 +96,11 @@ impl SourceSession {
         self.journal(SourceRecord::Aborted { reason })
     }
 
-    /// What came back when the destination was told; what is to be done if it does not know yet.
+    /// Handles the destination's answer to the failure; returns what to do if it does not know yet.
     fn heard(&mut self, reason: &str, event: SourceEvent) -> Option<SourceEffect> {
         match event {
             SourceEvent::Answered(Answer::NotYet(why)) => Some(self.wait(why)),
-            // Any other answer: there is no copy there that could be run with this session's token.
+            // Any other answer: it has no copy that could run with this session's token.
             SourceEvent::Answered(answer) => {
                 self.is_told = true;
                 self.explanation = explanation(reason, answer);
@@ -121,7 +121,7 @@ fn explanation(reason: &str, answer: Answer) -> String {
     };
     match why.split_once(reason) {
         Some((_, more)) => more.to_owned(),
-        // It was its own refusal that was the reason.
+        // The reason was its own refusal.
         None if reason.contains(&why) => String::new(),
         // It had failed, or was stopped, before it was told.
         None => format!("; the destination: {why}"),

@@ -1,12 +1,13 @@
-//! A session whose journal does not say where it stands.
+//! A session whose journal does not tell its state.
 //!
-//! It may have handed over, or let the guest go, or be about to: nothing is done until an operator decides.
+//! It may have handed over, or resumed the guest, or be about to.  So nothing is done until an operator
+//! decides.
 
 use super::{SourceSession, State};
 use crate::session::SourceRecord;
 
 impl SourceSession {
-    /// The session of which only these records could be read; `None` if its beginning is not among them.
+    /// The session of which only these records are readable; `None` if its beginning is not among them.
     #[must_use]
     pub fn doubted(records: Vec<SourceRecord>, reason: String) -> Option<Self> {
         let is_begin = |record: &SourceRecord| matches!(record, SourceRecord::Begun { .. });
@@ -17,8 +18,8 @@ impl SourceSession {
         Some(session)
     }
 
-    /// What the journal says when it is begun anew with what an operator decides: all that is sure, and that
-    /// the destination may have a whole copy.
+    /// The first records of the new journal, after an operator's decision: what is certain, and that the
+    /// destination may have a complete copy.
     #[must_use]
     pub fn anew(&self) -> Vec<SourceRecord> {
         let begun = SourceRecord::Begun {

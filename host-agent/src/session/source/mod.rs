@@ -11,18 +11,18 @@ use super::{Answer, Order, Request, SourceRecord, Token};
 
 pub use event::{Operator, SourceEffect, SourceEvent};
 
-/// Where the source's end stands.
+/// The state of the source's end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum State {
-    /// Nothing is written down yet.
+    /// Nothing is journaled yet.
     New,
-    /// The last record; the effect under way follows from it and from `step`.
+    /// The last record; it and `step` determine the current effect.
     At(SourceRecord),
     /// [`SourceRecord::HandedOver`] was to be written, and may be on the disk or not.
     InDoubt { reason: String },
 }
 
-/// What is being waited for.
+/// What the machine waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Pending {
     Nothing,
@@ -30,7 +30,7 @@ enum Pending {
     Record(SourceRecord),
     /// The result of a call, or of an action on the guest.
     Result(SourceEffect),
-    /// Whatever comes.
+    /// Anything.
     Waiting,
 }
 
@@ -42,15 +42,15 @@ pub struct SourceSession {
     peer: String,
     state: State,
     pending: Pending,
-    /// The destination may have a whole copy: it was told that all is sent, or a run of the agent that is
-    /// dead may have told it so.
+    /// The destination may have a complete copy: it was told that everything is sent, or a dead run of the
+    /// agent may have told it.
     may_be_whole: bool,
-    /// While aborting: whether the guest goes on, and the destination knows.
+    /// While aborting: whether the guest runs, and whether the destination knows.
     is_resumed: bool,
     is_told: bool,
     /// Why the guest could not be resumed.
     trouble: Option<String>,
-    /// What the destination knows of why it failed.
+    /// What the destination knows about the failure.
     explanation: String,
 }
 
@@ -72,7 +72,7 @@ impl SourceSession {
         }
     }
 
-    /// The session of which these records were found; `None` if the first is not a beginning.
+    /// The session with these records; `None` if the first one is not a beginning.
     #[must_use]
     pub fn recover(records: Vec<SourceRecord>) -> Option<Self> {
         let mut records = records.into_iter();
@@ -104,7 +104,7 @@ impl SourceSession {
         &self.peer
     }
 
-    /// The last record that is surely on the disk.
+    /// The last record that is certainly on the disk.
     #[must_use]
     pub const fn record(&self) -> Option<&SourceRecord> {
         match &self.state {
@@ -113,8 +113,8 @@ impl SourceSession {
         }
     }
 
-    /// Feeds what happened, gives what is to be done; `None` for an event that nothing waits for, which
-    /// changes nothing.
+    /// Takes an event and returns the next effect; `None` for an event that nothing waits for, which changes
+    /// nothing.
     pub fn step(&mut self, event: SourceEvent) -> Option<SourceEffect> {
         let pending = std::mem::replace(&mut self.pending, Pending::Nothing);
         let effect = match (pending, event) {
@@ -146,11 +146,11 @@ impl SourceSession {
         Some(effect)
     }
 
-    /// What follows from the state, and can be done again after any interruption.
+    /// The effect that follows from the state; it can be repeated after any interruption.
     fn go_on(&mut self) -> SourceEffect {
         let record = match &self.state {
             State::New => return SourceEffect::End(Err("it never started".to_owned())),
-            // Only a record after it makes sure that a restart does not ask the destination to go on.
+            // Only a later record makes sure that a restart does not ask the destination to go on.
             State::InDoubt { reason } => {
                 let reason = reason.clone();
                 return self.journal(SourceRecord::Aborting { reason });
@@ -185,17 +185,17 @@ impl SourceSession {
                 self.wait(format!("the copy here is still there: {}", trouble.reason))
             }
             (SourceRecord::Done, SourceEvent::Answered(Answer::NotYet(why))) => self.wait(why),
-            // An answer other than "complete" means that it knows nothing (any more).
+            // An answer other than "complete" means that it does not know the session any more.
             (SourceRecord::Done, SourceEvent::Answered(_)) => SourceEffect::End(Ok(())),
             (SourceRecord::Aborting { reason }, event) => self.aborting(reason, event),
             (SourceRecord::Resumed { reason }, event) => self.resumed(reason, event),
             (_, SourceEvent::NotAnswered(why)) => self.wait(why),
-            // Nothing is under way in the other states.
+            // In the other states nothing is in progress.
             _ => self.go_on(),
         }
     }
 
-    /// The guest runs here; reserving or copying.
+    /// The guest runs here, and the job is reserving or copying.
     fn before_suspending(&mut self, event: SourceEvent) -> SourceEffect {
         match event {
             SourceEvent::Answered(Answer::Continue) => self.act(SourceEffect::CopyLive),
@@ -207,14 +207,14 @@ impl SourceSession {
         }
     }
 
-    /// The guest is suspended, and still the source's.
+    /// The guest is suspended, and still belongs to the source.
     fn before_hand_over(&mut self, event: SourceEvent) -> SourceEffect {
         match event {
             SourceEvent::RestCopied(Ok(sent)) => {
                 self.may_be_whole = true;
                 self.call(Order::Receive(sent))
             }
-            // The domain is whole, there, paused.
+            // The complete domain is at the destination, paused.
             SourceEvent::Answered(Answer::Continue) => self.act(SourceEffect::Seal),
             SourceEvent::Sealed(Ok(())) => self.journal(SourceRecord::HandedOver),
             SourceEvent::RestCopied(Err(why)) | SourceEvent::Sealed(Err(why)) => self.abort(why),
@@ -224,11 +224,11 @@ impl SourceSession {
         }
     }
 
-    /// The guest is the destination's, whether it knows or not.
+    /// The guest belongs to the destination, whether the destination knows or not.
     fn handed_over(&mut self, event: SourceEvent) -> SourceEffect {
         match event {
             SourceEvent::Answered(Answer::Complete) => self.journal(SourceRecord::Released),
-            // Its word is final: it will never run there.
+            // This answer is final: it will never run there.
             SourceEvent::Answered(Answer::Discarded(why)) => {
                 let reason = format!("the destination discarded its copy: {why}");
                 self.is_told = true;
@@ -260,12 +260,12 @@ impl SourceSession {
         let why = format!("cannot write the journal: {error}");
         match (&self.state, record) {
             (State::New, _) => SourceEffect::End(Err(why)),
-            // A restart may find it or not.  The guest must stand still until that is settled.
+            // A restart may find the record or not.  The guest must stay suspended until that is settled.
             (State::At(SourceRecord::Suspending), SourceRecord::HandedOver) => {
                 self.state = State::InDoubt { reason: why };
                 self.go_on()
             }
-            // A restart would find a state that aborts as well: the guest need not wait for a disk.
+            // A restart would find a state that aborts as well, so the guest need not wait for a disk.
             (
                 State::At(SourceRecord::Begun { .. } | SourceRecord::Suspending),
                 record @ SourceRecord::Aborting { .. },
@@ -277,7 +277,7 @@ impl SourceSession {
                 self.abort(why)
             }
             (_, SourceRecord::Resumed { .. }) => self.not_let_go(why),
-            // Everything else can be decided again, the same way.
+            // Everything else can be decided again in the same way.
             _ => self.wait(why),
         }
     }

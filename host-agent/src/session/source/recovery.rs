@@ -13,9 +13,8 @@ impl SourceSession {
             (SourceRecord::Begun { .. }, _) => {
                 self.abort("the agent was restarted while copying".to_owned())
             }
-            // Whether the destination has a whole copy is not known, and neither is what became of
-            // the one here: for all that we know somebody has resumed it, and it has written to its
-            // disks.
+            // Neither is it known whether the destination has a complete copy, nor what happened to the one
+            // here: someone may have resumed it, and it may have written to its disks.
             (SourceRecord::Suspending, Presence::Absent | Presence::Partial) => {
                 let reason = "the suspended guest was gone after a restart of the agent; the destination may \
                  have a complete copy";
