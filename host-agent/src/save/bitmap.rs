@@ -1,18 +1,18 @@
-//! A set of frames: one bit for each, for a guest may have hundreds of millions.
+//! A set of frames, with one bit for each, because a guest may have hundreds of millions.
 
 /// A set of frames.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Bitmap(pub(crate) Vec<u64>);
 
 impl Bitmap {
-    /// An empty set with room for all frames below `end`: an eighth of a byte for each, in one piece.
+    /// An empty set with space for all frames below `end`, an eighth of a byte for each, in one allocation.
     pub(crate) fn below(end: u64) -> Self {
         Self(vec![0; usize::try_from(end.div_ceil(64)).unwrap_or(0)])
     }
 
-    /// Adds a frame; takes more memory only for one beyond the room that there is.
+    /// Adds a frame; allocates only if the frame is beyond the space.
     pub(crate) fn insert(&mut self, frame: u64) {
-        // A frame number is at most 52 bits wide, and those of a guest far fewer.
+        // A frame number has at most 52 bits, and a guest's numbers have far fewer.
         let index = usize::try_from(frame / 64).unwrap_or(usize::MAX);
         if self.0.len() <= index {
             self.0.resize(index + 1, 0);
@@ -20,7 +20,7 @@ impl Bitmap {
         self.0[index] |= 1 << (frame % 64);
     }
 
-    /// Takes a frame out, if it is in.
+    /// Removes a frame.
     pub(crate) fn take_out(&mut self, frame: u64) {
         let word = usize::try_from(frame / 64).ok();
         if let Some(word) = word.and_then(|index| self.0.get_mut(index)) {
@@ -28,7 +28,7 @@ impl Bitmap {
         }
     }
 
-    /// The bits of 64 frames, the first of which is 64 times this.
+    /// The bits of 64 frames, starting with 64 times this number.
     pub(crate) fn word(&self, index: u64) -> u64 {
         let word = usize::try_from(index).ok();
         word.and_then(|index| self.0.get(index).copied())
@@ -47,12 +47,12 @@ impl Bitmap {
         })
     }
 
-    /// How many there are.
+    /// Number of frames.
     pub(crate) fn len(&self) -> u64 {
         self.0.iter().map(|word| u64::from(word.count_ones())).sum()
     }
 
-    /// Adds the frames of another one.
+    /// Adds the frames of another set.
     pub(crate) fn add(&mut self, other: &Self) {
         if self.0.len() < other.0.len() {
             self.0.resize(other.0.len(), 0);
@@ -62,14 +62,14 @@ impl Bitmap {
         }
     }
 
-    /// Takes the frames of another one out.
+    /// Removes the frames of another set.
     pub(crate) fn remove(&mut self, other: &Self) {
         for (word, other) in self.0.iter_mut().zip(&other.0) {
             *word &= !other;
         }
     }
 
-    /// How many of them are in another one too.
+    /// Number of frames that are also in another set.
     pub(crate) fn common(&self, other: &Self) -> u64 {
         let words = self.0.iter().zip(&other.0);
         words

@@ -27,50 +27,50 @@ use crate::text::clean;
 
 /// Longest message.
 pub const MESSAGE_MOST: usize = 4 << 20;
-/// Longest piece of a stream that is not pages.
+/// Longest part of a stream that is not pages.
 pub const BYTES_MOST: usize = 16 << 20;
-/// Most content of pages.
+/// Longest content of pages.
 pub const CONTENT_MOST: usize = Batch::MOST * PAGE_SIZE;
 /// The word's page is all zero.
 pub const ZERO: u64 = 1 << 59;
-/// Bits that no word has.
+/// Bits that are 0 in every word.
 const RESERVED: u64 = 0x7F << 52;
-/// Longest complaint of what is no message.
+/// Longest error about an invalid message.
 const COMPLAINT_MOST: usize = 300;
-/// What is allocated before anything has arrived to fill it.
+/// Allocation before any content has arrived.
 const TRUST: usize = 64 << 10;
 
-/// What a data frame is.
+/// The kind of a data frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A piece of the stream that must stay in order.
+    /// A part of the stream that must stay in order.
     Bytes,
     /// Pages.
     Pages,
-    /// Everything before is to have arrived before it is acknowledged.
+    /// Everything before it must arrive before it is acknowledged.
     Barrier,
-    /// It has.
+    /// The acknowledgement.
     Ack,
     /// The last frame.
     End,
-    /// What memory is to be like.
+    /// Digests of memory.
     Digests,
-    /// What the state is to be like; the last of the digests.
+    /// Digests of the state; the last of the digests.
     StateDigests,
 }
 
 /// A data frame's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// What follows.
+    /// The kind.
     pub kind: Kind,
-    /// The content is compressed.
+    /// Whether the content is compressed.
     pub is_zstd: bool,
     /// Number of words.
     pub words: u16,
-    /// Bytes of the content when decoded.
+    /// Decoded length of the content in bytes.
     pub raw: u32,
-    /// Bytes of the content here.
+    /// Length of the content here in bytes.
     pub wire: u32,
 }
 
@@ -90,7 +90,7 @@ impl Header {
         }
     }
 
-    /// As it is sent.
+    /// Its encoding.
     #[must_use]
     pub fn encode(&self) -> [u8; Self::SIZE] {
         let mut bytes = [0; Self::SIZE];
@@ -110,7 +110,7 @@ impl Header {
         bytes
     }
 
-    /// Reads one and checks everything that can be checked without what follows.
+    /// Decodes a header and checks everything that can be checked without the content.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -182,11 +182,10 @@ impl Header {
     }
 }
 
-/// Checks words that arrived, and returns how many bytes of content they promise, pages of zeros left
-/// out.
+/// Checks words, and returns the length of the content that they require, without pages of zeros.
 ///
 /// # Errors
-/// If one of them cannot be.
+/// If one of them is invalid.
 pub fn check_words(words: &[u64]) -> Result<usize, String> {
     let mut pages = 0;
     for word in words {
@@ -220,10 +219,10 @@ pub fn write_message(to: &mut (impl Write + ?Sized), message: &impl Serialize) -
     to.flush()
 }
 
-/// Reads a message of at most `most` bytes; memory is taken as it arrives, not as it is announced.
+/// Reads a message of at most `most` bytes.  Allocates memory as bytes arrive, not as they are announced.
 ///
 /// # Errors
-/// If it is longer, not what is expected, or the peer is gone.
+/// If it is longer or of another kind, or the peer is gone.
 pub fn read_message<T: DeserializeOwned>(
     from: &mut (impl Read + ?Sized),
     most: usize,
@@ -235,15 +234,15 @@ pub fn read_message<T: DeserializeOwned>(
         return Err(wrong(format!("a message of {length} bytes is too long")));
     }
     let bytes = read_growing(from, length)?;
-    // The parser repeats what it does not know.
+    // The parser's error repeats what it does not know.
     serde_json::from_slice(&bytes)
         .map_err(|error| wrong(clean(&format!("invalid message: {error}"), COMPLAINT_MOST)))
 }
 
-/// Reads so many bytes; memory is taken as they arrive.
+/// Reads this many bytes.  Allocates memory as they arrive.
 ///
 /// # Errors
-/// If the peer is gone before.
+/// If the peer closes the connection first.
 pub fn read_growing(from: &mut (impl Read + ?Sized), length: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(length.min(TRUST));
     from.take(length as u64).read_to_end(&mut bytes)?;
@@ -253,7 +252,7 @@ pub fn read_growing(from: &mut (impl Read + ?Sized), length: usize) -> io::Resul
     Ok(bytes)
 }
 
-/// The peer sent what it must not.
+/// The peer broke the protocol.
 pub fn wrong(what: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.into())
 }

@@ -35,13 +35,13 @@ use crate::job::{Chunk, Control, Digest, Digests, Error, PAGE_SIZE, Result, Stat
 use crate::receive::records;
 use crate::save::{Bitmap, Memory, SPECIAL, present};
 
-/// What looks whether the work is to go on.
+/// Checks whether the work must stop.
 type Check<'a> = &'a (dyn Fn() -> Result<()> + Sync);
 
-/// The digests of all memory of a guest that stands still, whose writes are recorded.
+/// Digests of all memory of a suspended guest in log-dirty mode.
 ///
 /// # Errors
-/// [`Control::check`]'s, or what Xen said.
+/// Those of [`Control::check`], or Xen's.
 pub(crate) fn memory(memory: &mut dyn Memory, control: &Control) -> Result<Vec<Chunk>> {
     let mut counted = present(memory, control)?;
     let others = memory.written_by_others()?;
@@ -61,9 +61,9 @@ pub(crate) fn memory(memory: &mut dyn Memory, control: &Control) -> Result<Vec<C
     Ok(chunks)
 }
 
-/// Makes digests again without frames that were written meanwhile, until there are none.
+/// Computes digests again, without frames that were written meanwhile, until there are none.
 fn without_written(memory: &mut dyn Memory, chunks: &mut [Chunk], check: Check<'_>) -> Result<()> {
-    // Each time there is one frame less at least, so it has an end.
+    // Each pass removes at least one frame, so it ends.
     loop {
         let written = memory.take_dirty(true)?;
         let mut again = Vec::new();
@@ -90,7 +90,7 @@ fn without_written(memory: &mut dyn Memory, chunks: &mut [Chunk], check: Check<'
     }
 }
 
-/// The frames of a set, in chunks without digests.
+/// The frames of a set, as chunks without digests.
 fn chunks_of(frames: &Bitmap) -> impl Iterator<Item = Chunk> + Send {
     let groups = frames.0.chunks(4).zip(0_u64..);
     let chunks = groups.map(|(words, index)| {
@@ -104,14 +104,14 @@ fn chunks_of(frames: &Bitmap) -> impl Iterator<Item = Chunk> + Send {
     chunks.filter(|chunk| !chunk.is_empty())
 }
 
-/// A chunk that was read.
+/// A chunk that has been read.
 struct Read {
     wanted: Chunk,
     /// Without frames that are gone.
     found: Chunk,
 }
 
-/// Reads chunks and makes their digests, the next one being read meanwhile.
+/// Reads chunks and computes their digests, reading the next one meanwhile.
 fn each(
     memory: &mut dyn Memory,
     wanted: &mut (dyn Iterator<Item = Chunk> + Send),
@@ -119,7 +119,7 @@ fn each(
     with: &mut dyn FnMut(Read),
 ) -> Result<()> {
     let (pages, next) = sync_channel(1);
-    // Memory that is used again.
+    // Buffers for reuse.
     let (back, used): (Sender<Vec<u8>>, _) = channel();
     thread::scope(|scope| {
         let reader = scope.spawn(move || read(memory, wanted, check, &pages, &used));
@@ -157,7 +157,7 @@ fn read(
         };
         frames.iter().for_each(|frame| found.count(*frame));
         if to.send((wanted, found, pages)).is_err() {
-            // Whoever takes them has failed, and says so.
+            // The receiver of the digests has failed, and reports that.
             return Ok(());
         }
     }
@@ -167,7 +167,7 @@ fn read(
 /// The digests of the state, from the records at the end of the stream.
 ///
 /// # Errors
-/// If they are not whole.
+/// If a record is incomplete.
 pub(crate) fn state(bytes: &[u8]) -> Result<StateDigests> {
     let mut state = StateDigests::default();
     for record in records(bytes)? {
@@ -176,7 +176,7 @@ pub(crate) fn state(bytes: &[u8]) -> Result<StateDigests> {
     Ok(state)
 }
 
-/// Takes note of a record; the last of each kind counts.
+/// Adds a record; the last of each kind counts.
 pub(crate) fn note(state: &mut StateDigests, kind: RecordType, body: &[u8]) {
     let place = match kind {
         RecordType::X86_TSC_INFO => &mut state.tsc,
@@ -187,19 +187,19 @@ pub(crate) fn note(state: &mut StateDigests, kind: RecordType, body: &[u8]) {
     *place = digest(body);
 }
 
-/// What the source has told of its guest.
+/// The digests that the source has sent.
 #[derive(Debug, Default)]
 pub(crate) struct Told {
-    /// Chunks that are believed, for the memory that the guest may have.
+    /// Most chunks that are accepted, by the memory that the guest may have.
     most: usize,
     chunks: Vec<Chunk>,
     state: Option<StateDigests>,
 }
 
 impl Told {
-    /// Nothing yet, of a guest that may have so much memory.
+    /// Nothing yet, for a guest that may have this much memory.
     pub(crate) fn of(memory_bytes: u64) -> Self {
-        // Memory need not lie in one piece; but what lies as thinly as this is no guest's that can be moved.
+        // Memory need not be contiguous, but no guest that can be migrated is more scattered than this.
         let most = (memory_bytes >> 20).saturating_mul(2).saturating_add(64);
         Self {
             most: usize::try_from(most).unwrap_or(usize::MAX),
@@ -207,10 +207,10 @@ impl Told {
         }
     }
 
-    /// Takes what comes next.
+    /// Adds digests.
     ///
     /// # Errors
-    /// If it cannot be.
+    /// If they are not valid.
     pub(crate) fn take(&mut self, digests: Digests<'_>) -> Result<()> {
         let wrong = |why: &str| Err(Error::Peer(format!("digests of the guest {why}")));
         if self.state.is_some() {
@@ -238,10 +238,10 @@ impl Told {
         Ok(())
     }
 
-    /// Compares the guest with what was told of it; does nothing if nothing was.
+    /// Compares the guest with the digests; does nothing if there are none.
     ///
     /// # Errors
-    /// What differs; what Xen said; or [`check`](Check)'s.
+    /// What differs; Xen's error; or that of [`check`](Check).
     pub(crate) fn compare(
         &self,
         memory: impl FnOnce() -> Result<Box<dyn Memory>>,
@@ -278,7 +278,7 @@ fn same_state(source: &StateDigests, here: &StateDigests) -> Result<()> {
     }
 }
 
-/// What differs of a guest's memory.
+/// How a guest's memory differs.
 #[derive(Debug, Default)]
 struct Differences {
     chunks: u64,
@@ -297,7 +297,7 @@ impl Differences {
         self.differ += 1;
         let there = |frame: &u64| found.frames().any(|found| found == *frame);
         let mut missing = wanted.frames().filter(|frame| !there(frame)).peekable();
-        // Of one whose frames are all there, it is not known which of them differs.
+        // If all frames of a chunk exist, it is unknown which of them differs.
         let first = missing.peek().copied().unwrap_or(wanted.first);
         self.first.get_or_insert(first);
         self.missing += missing.count() as u64;

@@ -127,7 +127,7 @@ pub(crate) fn agrees(
     Ok(())
 }
 
-/// Whether this is a UUID in the form of [`uuid`], because UUIDs are compared as text.
+/// Whether this is a UUID in the form of [`uuid()`], because UUIDs are compared as text.
 fn is_uuid(text: &str) -> bool {
     Uuid::try_parse(text).is_ok_and(|uuid| uuid.to_string() == text)
 }

@@ -1,4 +1,4 @@
-//! What the rounds need of a guest: its memory, and which of it was written.
+//! What the rounds need of a guest: its memory, and which pages are dirty.
 
 #[cfg(test)]
 pub(crate) mod fake;
@@ -16,60 +16,61 @@ use crate::xen::sys::{Buffer, EventChannels};
 pub(crate) use super::bitmap::Bitmap;
 use super::suspend::Suspendable;
 
-/// A page type that says that there is nothing (`XEN_DOMCTL_PFINFO_XTAB`).
+/// Page type of a frame without memory (`XEN_DOMCTL_PFINFO_XTAB`).
 const ABSENT: u64 = 0xF;
 /// A page that must not be touched (`XEN_DOMCTL_PFINFO_BROKEN`).
 const BROKEN: u64 = 0xD;
 
-/// Bits of a word that are the frame's number.
+/// The frame number in a word.
 const PFN: u64 = (1 << 52) - 1;
-/// How often frames are asked for that Xen says are there, and gives no access to.
+/// How often frames are tried that Xen says exist but gives no access to.
 const ATTEMPTS: u32 = 3;
-/// How often somebody else who reads the domain is looked for while pages are read, where starts are not told.
+/// Interval between two looks for other readers of the domain while pages are read, if their starts are not
+/// reported.
 const LOOK: Duration = Duration::from_secs(3);
 
-/// A guest's memory, alive or still.
+/// A guest's memory, while it runs or is suspended.
 pub(crate) trait Memory: Send {
-    /// The frame number after the last, now.
+    /// The current number after the last frame.
     fn end_of_frames(&self) -> Result<u64>;
 
-    /// The frame number after the last that may be RAM, below the hole for devices: what the guest is built
-    /// with lies below it.
+    /// The number after the last frame that may be RAM, below the hole for devices; the guest is built with
+    /// frames below it.
     fn end_of_ram(&self) -> Result<u64>;
 
-    /// How many frames have memory of the guest's own, now.
+    /// Current number of frames with memory of the guest's own.
     fn own_frames(&self) -> Result<u64>;
 
     /// Replaces frame numbers by words of PAGE_DATA: the type in bits 63–60.  At most
     /// [`Batch::MOST`](crate::job::Batch::MOST).
     fn types(&mut self, words: &mut [u64]) -> Result<()>;
 
-    /// Appends the contents of frames.  Those that are gone are taken out of `frames`.
+    /// Appends the contents of frames.  Removes those that are gone from `frames`.
     fn read(&mut self, frames: &mut Vec<u64>, into: &mut Vec<u8>) -> Result<()>;
 
-    /// Frames that others than the guest write, of which the record need not tell: the shared info page, rings,
-    /// and what the guest has granted for writing.  Some may be no frames at all.
+    /// Frames that others than the guest write, possibly without dirty tracking: the shared info page, rings,
+    /// and what the guest has granted for writing.  Some numbers may not be frames.
     fn written_by_others(&self) -> Result<Vec<u64>>;
 
-    /// Starts recording writes to all frames below `frames`, anew if that was done before.
+    /// Switches on log-dirty mode for all frames below `frames`, again if it was on.
     ///
     /// # Errors
     /// [`Error::Refused`] if the toolstack is reading the guest.
     fn record_writes(&mut self, frames: u64) -> Result<()>;
 
-    /// Stops that.
+    /// Switches log-dirty mode off.
     fn stop_recording(&mut self) -> Result<()>;
 
-    /// Which frames were written since it was asked last; `last` if the guest does not run any more.
+    /// The frames that were written since the last call; `last` if the guest does not run any more.
     fn take_dirty(&mut self, last: bool) -> Result<Bitmap>;
 }
 
-/// If the frame of a word has memory that can be read.
+/// Whether the frame of a word has readable memory.
 pub(crate) fn is_present(word: u64) -> bool {
     !matches!(word >> 60, ABSENT | BROKEN)
 }
 
-/// If its frame is ordinary memory, as every frame of a domain with a hypervisor's page tables is.
+/// Whether its frame is ordinary memory, as every frame of a domain with hardware-assisted paging is.
 pub(crate) fn is_plain(word: u64) -> bool {
     word >> 60 == 0
 }
@@ -80,14 +81,14 @@ pub(crate) struct XenGuest {
     xen: Xen,
     domid: u16,
     end_of_ram: u64,
-    /// For frame types.
+    /// Buffer for frame types.
     words: Buffer,
     errors: Vec<i32>,
-    /// While writes are recorded: for how many frames, and where Xen puts the bits.
+    /// While log-dirty mode is on: the number of frames, and the buffer for the bitmap.
     dirty: Option<(u64, Buffer)>,
-    /// When somebody else was looked for last.
+    /// Time of the last look for other readers.
     looked: Instant,
-    /// Tells of others that begin to read it, while writes are recorded.
+    /// Reports others that begin to read the domain while log-dirty mode is on.
     watch: Option<saver::Watch>,
 }
 
@@ -107,7 +108,7 @@ impl XenGuest {
         })
     }
 
-    /// Tells how much memory the toolstack may give it, in KiB (`memory/static-max`).
+    /// Sets the memory that the toolstack may give it, in KiB (`memory/static-max`).
     pub(super) fn set_most_memory(&mut self, kib: u64) {
         self.end_of_ram = kib.div_ceil(PAGE_SIZE as u64 >> 10);
     }
@@ -117,7 +118,7 @@ impl XenGuest {
         self.xen.domain(self.domid)
     }
 
-    /// Switches log-dirty mode off, unless the toolstack has taken it over from whoever switched it on.
+    /// Switches log-dirty mode off, unless the toolstack has taken it over.
     pub(crate) fn switch_off(&self) -> Result<()> {
         match self.nobody_else_reads() {
             Ok(()) => self.domain().disable_log_dirty(),
@@ -137,7 +138,7 @@ impl XenGuest {
     }
 
     /// # Errors
-    /// [`Error::Refused`] if the toolstack has begun to read it since writes are recorded.
+    /// [`Error::Refused`] if the toolstack has begun to read it since log-dirty mode was switched on.
     fn nobody_has_begun(&self) -> Result<()> {
         match self.watch.as_ref().and_then(saver::Watch::seen) {
             None => Ok(()),
@@ -152,7 +153,7 @@ impl XenGuest {
         ))
     }
 
-    /// Sees to it that frames that Xen gave no access to are not there (any more).
+    /// Checks that frames to which Xen gave no access do not exist (any more).
     fn are_absent(&mut self, mut frames: Vec<u64>) -> Result<()> {
         if frames.is_empty() {
             return Ok(());
@@ -168,7 +169,7 @@ impl XenGuest {
         }
     }
 
-    /// The way to Xen.
+    /// Access to Xen.
     pub(crate) fn xen(&self) -> &Xen {
         &self.xen
     }
@@ -221,7 +222,7 @@ impl Memory for XenGuest {
             let gone = gone.map(|(frame, _)| *frame).collect();
             match self.are_absent(gone) {
                 Ok(()) => break,
-                // It has come back just now, perhaps.
+                // It may have come back just now.
                 Err(_) if attempt < ATTEMPTS => into.truncate(start),
                 Err(error) => return Err(error),
             }
@@ -236,7 +237,7 @@ impl Memory for XenGuest {
         let mut frames = domain.granted_for_writing()?;
         frames.push(domain.live_info()?.shared_info_frame);
         for ring in param::RINGS {
-            // Without the ring it is 0, and frame 0 the guest's.
+            // Without a ring this is 0, and frame 0 is the guest's.
             frames.extend(Some(domain.param(ring)?).filter(|frame| *frame != 0));
         }
         Ok(frames)
@@ -246,7 +247,8 @@ impl Memory for XenGuest {
         self.stop_recording()?;
         let bytes = usize::try_from(frames.div_ceil(8)).unwrap_or(usize::MAX);
         let buffer = self.xen.buffer(bytes).map_err(no_buffer)?;
-        // Before it is recorded: who has begun already is found, and who begins from here on is told of.
+        // Before log-dirty mode is on: a reader that began earlier is found, and one that begins later is
+        // reported.
         self.watch = saver::Watch::begin(self.domid)
             .inspect_err(|error| {
                 log::warn!("cannot look for other processes that read domains: {error}");
@@ -254,7 +256,7 @@ impl Memory for XenGuest {
             .ok();
         self.nobody_else_reads()?;
         if !self.domain().enable_log_dirty()? {
-            // It may be somebody's who has begun just now, and is not to be taken from them.
+            // Someone may have switched it on just now, and must keep it.
             self.nobody_else_reads()?;
             // Whoever switched it on, this agent or the toolstack, has been killed since.
             self.domain().disable_log_dirty()?;
@@ -282,15 +284,15 @@ impl Memory for XenGuest {
         domain.take_dirty(*frames, buffer, last)?;
         let mut dirty = Bitmap::below(*frames);
         buffer.read(0, zerocopy::IntoBytes::as_mut_bytes(dirty.0.as_mut_slice()));
-        // What is beyond the end is not Xen's.
+        // Bits beyond the end are not Xen's.
         if let Some(last) = dirty.0.last_mut()
             && *frames % 64 != 0
         {
             *last &= (1 << (*frames % 64)) - 1;
         }
-        // An `xl migrate` that was begun meanwhile has taken the record over, and what was in it is lost: that
-        // may not be sent as whole.  One that has ended properly has switched it off, and Xen tells of no
-        // writes then; one that is under way is found, and one that was killed was told of when it began.
+        // An `xl migrate` that began meanwhile has taken over log-dirty mode, and the dirty bitmap is lost,
+        // so the copy must not count as complete.  If it has ended properly, the mode is off and Xen reports
+        // no writes; if it is running, it is found; if it was killed, its start was reported.
         if self.domain().enable_log_dirty()? {
             return Err(self.is_read("a process that has exited since"));
         }
@@ -302,7 +304,7 @@ impl Memory for XenGuest {
 
 impl Drop for XenGuest {
     fn drop(&mut self) {
-        // A domain that goes on should not pay for what nobody wants to know any more.
+        // A domain that keeps running should not pay for dirty tracking that nobody needs.
         if let Err(error) = self.stop_recording() {
             log::debug!("{error}");
         }

@@ -1,7 +1,7 @@
-//! Which of a domain's frames other domains may write: its grant table, read from outside.
+//! Finds the frames that other domains may write, by reading a domain's grant table from outside.
 //!
-//! What a backend writes through a mapped grant is in no record of writes until it gives the grant back
-//! (`gnttab_mark_dirty`, in `xen/common/grant_table.c`), and of a ring it does that when the device is closed.
+//! What a backend writes through a mapped grant is not tracked until it unmaps the grant
+//! (`gnttab_mark_dirty`, in `xen/common/grant_table.c`), and it unmaps a ring only when the device is closed.
 
 use xen_abi::grant::{EntryFlags, GetVersion, QuerySize, op, status};
 use xen_abi::hypercall;
@@ -16,11 +16,11 @@ const GRANT_TABLE: u32 = 1;
 const SHARED: u32 = 0;
 
 impl Domain<'_> {
-    /// The frames that the domain has granted to others for writing, as its grant table says now.  Numbers are
-    /// what the domain has put there: one may be no frame of its.
+    /// The frames that the domain has currently granted for writing.  The domain writes the numbers itself,
+    /// so one may not be a frame of its own.
     ///
     /// # Errors
-    /// If Xen or the kernel does not show the table.
+    /// If Xen or the kernel does not give access to the table.
     pub(crate) fn granted_for_writing(&self) -> Result<Vec<u64>> {
         let failed = |error| self.failed("map the grant table of", &error);
         let mut size = QuerySize {
@@ -42,7 +42,7 @@ impl Domain<'_> {
             .map_err(failed)?;
         let mut granted = Vec::new();
         let mut table = vec![0; PAGE_SIZE];
-        // Not one more: Xen would make it.
+        // Not beyond the end: Xen would add a frame.
         for index in 0..size.nr_frames {
             let privcmd = &self.xen.shared.privcmd;
             let frame = privcmd
@@ -72,18 +72,18 @@ impl Domain<'_> {
     }
 }
 
-/// The frames that a frame of a grant table of this version gives to others to write.
+/// The frames that one frame of a grant table of this version grants for writing.
 fn writable(table: &[u8], version: u32) -> impl Iterator<Item = u64> {
     // Bytes of an entry; both versions begin with flags and domain.  A frame's number is four bytes in the
     // first, and eight in the second, behind what only a part of a frame needs.
     let (entry, frame) = if version == 2 { (16, 8..16) } else { (8, 4..8) };
     table.chunks_exact(entry).filter_map(move |entry| {
         let flags = EntryFlags::from_bits_retain(u16::from_le_bytes([entry[0], entry[1]]));
-        // Of the second version, also those that are handed on (both bits of the type).
+        // In version 2, transitive grants count too (both bits of the type).
         let is_given = flags.contains(EntryFlags::PERMIT_ACCESS)
             && !flags.contains(EntryFlags::READONLY)
             && (version == 2 || !flags.contains(EntryFlags::ACCEPT_TRANSFER));
-        // Also one that is given no more, and still in use.
+        // Also one that has been revoked and is still in use.
         if !is_given && !flags.contains(EntryFlags::WRITING) {
             return None;
         }

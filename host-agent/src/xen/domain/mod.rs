@@ -1,4 +1,4 @@
-//! What the agent asks Xen about a domain, or tells it to do with one: one method for each hypercall.
+//! What the agent asks Xen about a domain, or does with one: a method for each hypercall.
 
 mod grants;
 mod state;
@@ -16,12 +16,12 @@ use super::state::DomainFlags;
 use crate::job::{Error, PAGE_SIZE, Result};
 use crate::xen::sys::{Argument, Buffer, Mapping, Privcmd};
 
-/// Most frames that Xen gives the types of in one hypercall.
+/// Most frames whose types Xen returns in one hypercall.
 pub(crate) const TYPES_AT_ONCE: usize = 1024;
 /// Bytes of a page.
 pub(crate) const PAGE: u64 = PAGE_SIZE as u64;
 
-/// A way to Xen for one thread at a time; clones share it.
+/// Access to Xen for one thread at a time; clones share it.
 #[derive(Clone, Debug)]
 pub(crate) struct Xen {
     shared: Arc<Shared>,
@@ -34,7 +34,7 @@ struct Shared {
     /// Major and minor release.
     release: (u32, u32),
     extra: String,
-    /// Where arguments are put; hypercalls of several threads take turns.
+    /// Buffers for arguments; the hypercalls of several threads take turns.
     arguments: Mutex<Buffer>,
 }
 
@@ -45,14 +45,14 @@ pub(crate) struct Domain<'a> {
     domid: u16,
 }
 
-/// How a domain keeps time (`XEN_DOMCTL_gettscinfo`).
+/// A domain's TSC settings (`XEN_DOMCTL_gettscinfo`).
 pub(crate) use super::abi::TscInfo;
 
 impl Xen {
-    /// Opens the devices and asks for the release.
+    /// Opens the devices and reads the release.
     ///
     /// # Errors
-    /// [`Error::Refused`] if this is no control domain, or its Xen is of a release that is not known.
+    /// [`Error::Refused`] if this is not a control domain, or its release of Xen is not supported.
     pub(crate) fn open() -> Result<Self> {
         let privcmd = Privcmd::open().map_err(|error| {
             Error::Refused(format!(
@@ -101,7 +101,7 @@ impl Xen {
         Domain { xen: self, domid }
     }
 
-    /// Memory and CPUs of the host.
+    /// The host's memory and CPUs.
     pub(crate) fn physinfo(&self) -> io::Result<abi::PhysInfo> {
         let mut info = abi::PhysInfo::new_zeroed();
         let header = SysctlHeader {
@@ -117,8 +117,8 @@ impl Xen {
         self.shared.privcmd.buffer(bytes)
     }
 
-    /// A hypercall on a header with a structure behind it, which comes back changed.  `nested` says where
-    /// in the structure the addresses of buffers belong.
+    /// Makes a hypercall with a header and a structure behind it, which Xen may change.  `nested` gives the
+    /// positions of buffer addresses in the structure.
     fn structure<H, T>(
         &self,
         op: u64,
@@ -168,21 +168,21 @@ impl Domain<'_> {
     pub(crate) fn info(&self) -> Result<Option<abi::DomainInfo>> {
         let mut info = abi::DomainInfo::new_zeroed();
         match self.domctl(domctl::GETDOMAININFO, &mut info, &mut []) {
-            // Xen before 4.18 tells of the next one if there is none of this number.
+            // Xen before 4.18 returns the next domain if this one does not exist.
             Ok(_) => Ok(Some(info).filter(|info| info.domain == self.domid)),
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
             Err(error) => Err(self.failed("tell about", &error)),
         }
     }
 
-    /// As [`Domain::info`], of a domain that must be there.
+    /// As [`Domain::info`], for a domain that must exist.
     pub(crate) fn live_info(&self) -> Result<abi::DomainInfo> {
         self.info()?
             .filter(|info| !info.state().contains(DomainFlags::DYING))
             .ok_or_else(|| Error::Xen(format!("domain {} is gone", self.domid)))
     }
 
-    /// The guest frame number after the last.
+    /// The number after the last guest frame.
     pub(crate) fn end_of_frames(&self) -> Result<u64> {
         let last = self
             .xen
@@ -191,7 +191,7 @@ impl Domain<'_> {
         Ok(last + 1)
     }
 
-    /// Replaces guest frame numbers by the types of the frames (in bits 31–28).
+    /// Replaces guest frame numbers by the frames' types (in bits 31–28).
     ///
     /// # Panics
     /// If there are more than [`TYPES_AT_ONCE`].
@@ -212,7 +212,7 @@ impl Domain<'_> {
         Ok(())
     }
 
-    /// Starts recording which frames are written; `false` if that is done already, for whomever.
+    /// Switches log-dirty mode on; `false` if it is on already, for anyone.
     pub(crate) fn enable_log_dirty(&self) -> Result<bool> {
         match self.shadow(shadow::ENABLE_LOGDIRTY, 0, 0, None) {
             Ok(_) => Ok(true),
@@ -221,15 +221,15 @@ impl Domain<'_> {
         }
     }
 
-    /// Stops recording.
+    /// Switches log-dirty mode off.
     pub(crate) fn disable_log_dirty(&self) -> Result<()> {
         self.shadow(shadow::OFF, 0, 0, None)
             .map(drop)
             .map_err(|error| self.failed("switch off log-dirty mode of", &error))
     }
 
-    /// Takes the bitmap of the frames below `frames` that were written since the last call, and how many
-    /// they are.  `last` when the domain does not run any more.
+    /// Reads and clears the dirty bitmap of the frames below `frames`; returns the number of dirty frames.
+    /// `last` if the domain does not run any more.
     pub(crate) fn take_dirty(&self, frames: u64, bitmap: &mut Buffer, last: bool) -> Result<u64> {
         let mode = if last { shadow::LOGDIRTY_FINAL } else { 0 };
         let op = self
@@ -270,7 +270,7 @@ impl Domain<'_> {
         Ok(body)
     }
 
-    /// Maps frames; `errors` says which of them are not there.
+    /// Maps frames; `errors` tells which of them do not exist.
     pub(crate) fn map(
         &self,
         frames: &[u64],
@@ -283,7 +283,7 @@ impl Domain<'_> {
             .map_err(|error| self.failed("give access to frames of", &error))
     }
 
-    /// Gives the domain memory at these frames; how many got some.
+    /// Gives the domain memory at these frames; returns how many got some.
     pub(crate) fn populate(&self, frames: &[u64]) -> Result<usize> {
         let failed = |error| self.failed("give memory to", &error);
         let mut list = self.xen.buffer(frames.len() * 8).map_err(failed)?;

@@ -1,4 +1,4 @@
-//! A domain's state that is not memory: its clock, its vCPUs and devices, and whether it runs.
+//! A domain's state without memory: TSC, vCPUs and devices, and whether it runs.
 
 use xen_abi::hypercall;
 use zerocopy::{FromZeros, IntoBytes};
@@ -8,11 +8,11 @@ use crate::job::{Error, Result};
 use crate::xen::abi::{self, HvmParam, TscInfo, domctl};
 use crate::xen::sys::{Argument, Buffer};
 
-/// Most vCPU, device and CPUID state that is believed to be such.
+/// Largest plausible state of vCPUs, devices and CPUID.
 const MOST_STATE: usize = 16 << 20;
 
 impl Domain<'_> {
-    /// How the domain keeps time.
+    /// Gets the domain's TSC settings.
     pub(crate) fn tsc_info(&self) -> Result<TscInfo> {
         let mut info = TscInfo::new_zeroed();
         self.domctl(domctl::GETTSCINFO, &mut info, &mut [])
@@ -20,7 +20,7 @@ impl Domain<'_> {
         Ok(info)
     }
 
-    /// Sets how many pages Xen lets the domain have; what it has beyond that it keeps.
+    /// Sets the domain's limit in pages; it keeps what it has beyond that.
     pub(crate) fn set_most_pages(&self, pages: u64) -> Result<()> {
         let mut most = abi::MaxMem {
             max_memkb: pages.saturating_mul(PAGE >> 10),
@@ -30,14 +30,14 @@ impl Domain<'_> {
             .map_err(|error| self.failed("set the memory limit of", &error))
     }
 
-    /// Sets how the domain keeps time.
+    /// Sets the domain's TSC settings.
     pub(crate) fn set_tsc_info(&self, mut info: TscInfo) -> Result<()> {
         self.domctl(domctl::SETTSCINFO, &mut info, &mut [])
             .map(drop)
             .map_err(|error| self.failed("set the clock of", &error))
     }
 
-    /// The state of its vCPUs and emulated devices, as Xen keeps it.
+    /// Gets the state of its vCPUs and emulated devices, as Xen stores it.
     pub(crate) fn hvm_context(&self) -> Result<Vec<u8>> {
         let failed = |error| self.failed("get the state of", &error);
         let mut body = abi::HvmContext::new_zeroed();
@@ -53,7 +53,7 @@ impl Domain<'_> {
         Ok(context)
     }
 
-    /// Puts the vCPUs and emulated devices into a state.
+    /// Sets the state of its vCPUs and emulated devices.
     pub(crate) fn set_hvm_context(&self, context: &[u8]) -> Result<()> {
         let failed = |error| self.failed("set the state of", &error);
         let mut buffer = self
@@ -71,11 +71,11 @@ impl Domain<'_> {
             .map_err(failed)
     }
 
-    /// Its CPUID leaves and MSRs, serialised as they travel.
+    /// Gets its CPUID leaves and MSRs, in the stream's form.
     pub(crate) fn cpu_policy(&self) -> Result<(Vec<u8>, Vec<u8>)> {
         let failed = |error| self.failed("get the CPU policy of", &error);
         let mut body = abi::CpuPolicy::new_zeroed();
-        // Without buffers Xen tells how much there can be.
+        // Without buffers, Xen returns the largest size.
         self.domctl(domctl::GET_CPU_POLICY, &mut body, &mut [])
             .map_err(failed)?;
         let most_leaves = self.bounded(body.nr_leaves as usize * abi::CPUID_LEAF)?;
@@ -103,7 +103,7 @@ impl Domain<'_> {
         ))
     }
 
-    /// A parameter (one of [`abi::param`]).
+    /// Gets a parameter (one of [`abi::param`]).
     pub(crate) fn param(&self, index: u32) -> Result<u64> {
         let mut param = HvmParam {
             domid: self.domid,
@@ -148,13 +148,12 @@ impl Domain<'_> {
             .map_err(|error| self.failed(&format!("set parameter {index} of"), &error))
     }
 
-    /// Takes back one pause of the toolstack's.
+    /// Reverts one pause of the toolstack.
     pub(crate) fn unpause(&self) -> Result<()> {
         self.simple(domctl::UNPAUSEDOMAIN, "unpause")
     }
 
-    /// Lets a domain that has suspended itself go on, and tells it that nothing has changed: its
-    /// hypercall returns 1.
+    /// Resumes a suspended domain, and tells it that nothing has changed: its hypercall returns 1.
     pub(crate) fn resume(&self) -> Result<()> {
         if self.param(abi::param::CALLBACK_IRQ)? != 0 {
             self.return_one_from_suspend()?;

@@ -1,4 +1,4 @@
-//! A domain's weight with the host's scheduler.
+//! A domain's scheduler weight.
 
 use zerocopy::FromZeros;
 
@@ -7,20 +7,20 @@ use crate::job::{Error, Result};
 use crate::xen::abi::{SchedulerOp, domctl, scheduler};
 
 impl Domain<'_> {
-    /// Its share of the processors when others want them too, relative to theirs (256 unless somebody has
-    /// changed it), for each of its vCPUs with credit2; nothing if the scheduler has no weights.
+    /// Gets its weight: its share of the processors under contention, relative to others (256 by default),
+    /// for each vCPU with credit2; `None` if the scheduler has no weights.
     ///
     /// # Errors
-    /// If Xen does not tell.
+    /// If the hypercall fails.
     pub(crate) fn weight(&self) -> Result<Option<u16>> {
         let info = self.scheduling()?;
         Ok(info.map(|info| info.weight))
     }
 
-    /// Sets it; its cap stays.
+    /// Sets the weight; the cap stays.
     ///
     /// # Errors
-    /// If Xen does not, or its scheduler has no weights.
+    /// If the hypercall fails, or the scheduler has no weights.
     pub(crate) fn set_weight(&self, weight: u16) -> Result<()> {
         let without = || Error::Xen("Xen's scheduler has no weights".to_owned());
         let mut info = self.scheduling()?.ok_or_else(without)?;
@@ -30,7 +30,7 @@ impl Domain<'_> {
             .map_err(|error| self.failed("set the weight of", &error))
     }
 
-    /// What the scheduler knows of it, which refuses who takes it for another one.
+    /// The scheduler's settings.  Xen refuses the call if the scheduler is not the one that is named.
     fn scheduling(&self) -> Result<Option<SchedulerOp>> {
         for sched_id in [scheduler::CREDIT2, scheduler::CREDIT] {
             let mut info = SchedulerOp {
