@@ -35,6 +35,7 @@ pub mod pki;
 pub mod policy;
 pub mod predict;
 mod receive;
+mod records;
 mod save;
 pub mod session;
 pub mod stock;

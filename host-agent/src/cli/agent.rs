@@ -1,27 +1,16 @@
 //! Commands that ask the daemon on this host.
 
-use std::io;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 
+use super::socket::{Socket, ask_once, asked, connect};
 use super::{doctor, show, watch};
-use crate::config;
-use crate::daemon::local::{Ask, Told};
+use crate::daemon::local::Ask;
 use crate::job::{Compression, JobOptions, OnTimeout};
 use crate::text::clean;
-use crate::transport::frame::{MESSAGE_MOST, read_message, write_message};
-
-/// Where the daemon listens.
-#[derive(Debug, Args)]
-pub(super) struct Socket {
-    /// Socket of the daemon
-    #[arg(long, global = true, value_name = "FILE", default_value = config::SOCKET, env = "UNMOVED_SOCKET")]
-    socket: PathBuf,
-}
 
 /// What to ask.
 #[derive(Debug, Subcommand)]
@@ -281,7 +270,7 @@ impl Command {
 impl Follow {
     /// Starts a job and shows it.
     fn job(self, socket: &Socket, ask: &Ask, json: bool) -> Result<()> {
-        let begun = one(socket, ask)?;
+        let begun = ask_once(socket, ask)?;
         let job = begun["job"]
             .as_str()
             .context("the daemon returned no job")?;
@@ -294,30 +283,6 @@ impl Follow {
             println!("{job}");
         }
         Ok(())
-    }
-}
-
-fn one(socket: &Socket, ask: &Ask) -> Result<Value> {
-    asked(connect(socket)?, ask)
-}
-
-fn asked(mut stream: UnixStream, ask: &Ask) -> Result<Value> {
-    send(&mut stream, ask);
-    answer(read_message(&mut stream, MESSAGE_MOST))
-}
-
-/// Sends a request.  A user without permission gets the answer before the request is read, and then the send
-/// fails: only the answer counts.
-pub(super) fn send(stream: &mut UnixStream, ask: &Ask) {
-    if let Err(error) = write_message(stream, ask) {
-        log::debug!("the daemon: {error}");
-    }
-}
-
-pub(super) fn answer(told: io::Result<Told>) -> Result<Value> {
-    match told.context("the daemon closed the connection; run `unmoved status` when it is back")? {
-        Told::Answer(value) => Ok(value),
-        Told::Error(why) => bail!(why),
     }
 }
 
@@ -336,16 +301,6 @@ fn fit(answer: Value) -> Value {
         }
         other => other,
     }
-}
-
-pub(super) fn connect(socket: &Socket) -> Result<UnixStream> {
-    let path = &socket.socket;
-    UnixStream::connect(path).with_context(|| {
-        format!(
-            "cannot reach unmovedd at {} (is it running?)",
-            path.display()
-        )
-    })
 }
 
 /// The daemon has a different working directory.

@@ -9,6 +9,7 @@ mod direct;
 mod doctor;
 mod generate;
 mod show;
+mod socket;
 mod stream;
 mod watch;
 
@@ -33,7 +34,7 @@ struct Arguments {
     #[arg(long, global = true)]
     json: bool,
     #[command(flatten)]
-    socket: agent::Socket,
+    socket: socket::Socket,
     #[command(subcommand)]
     command: Command,
 }

@@ -4,8 +4,8 @@ use std::io::{self, Write};
 
 use anyhow::{Context, Result, bail};
 
-use super::agent::{Socket, answer, connect, send};
 use super::show;
+use super::socket::{Socket, answer, connect, send};
 use crate::daemon::JobStatus;
 use crate::daemon::local::Ask;
 use crate::transport::frame::{MESSAGE_MOST, read_message};

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use super::Daemon;
 use super::incoming::Incoming;
-use super::inquiry::{End, Inquiry};
 use super::job::{Direction, Job};
+use super::wire::inquiry::{End, Inquiry};
 use crate::job::{Error, Needs, Result};
 use crate::session::{Choice, Operator, SessionId, SourceRecord};
 

@@ -49,11 +49,11 @@ impl Daemon {
         })
     }
 
-    /// Whether new sessions may start at this end.
+    /// Lets no session begin at this end while it is unknown which ones there are.
     ///
     /// # Errors
-    /// [`Error::Refused`] if the existing sessions are unknown.
-    pub(super) fn knows_its_own(&self, direction: Direction) -> Result<()> {
+    /// [`Error::Refused`] if the journals of this end could not be listed.
+    pub(super) fn refuse_if_sessions_unlisted(&self, direction: Direction) -> Result<()> {
         let unlisted = self.unlisted.lock();
         let found = unlisted.iter().find(|(end, _)| *end == direction);
         found.map_or(Ok(()), |(_, why)| Err(Error::Refused(why.clone())))

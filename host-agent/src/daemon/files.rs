@@ -27,7 +27,7 @@ impl Daemon {
         file: &Path,
         keep_running: bool,
     ) -> Result<Arc<Job>> {
-        self.goes_on()?;
+        self.refuse_if_stopping()?;
         let claim = self.claim(self.host.source(domain)?.uuid())?;
         let job = file_job(Direction::Save, domain, file, JobOptions::default())?;
         self.audit.write(

@@ -5,43 +5,15 @@
 //! have the guest running.  The answer has a time limit.
 
 use std::sync::Arc;
-use std::time::Duration;
-
-use serde::{Deserialize, Serialize};
 
 use super::Daemon;
 use super::job::Direction;
 use super::link::Link;
+use super::wire::inquiry::{End, Inquiry, LIMIT};
 use crate::job::{DomainEntry, Presence, Result};
 use crate::journal::{Journal, Reading};
 use crate::save::{INCOMING, is_coming};
 use crate::session::{NOT_YET, Other, SessionId, SourceRecord, Standing};
-
-/// Longest time for the answer once the connection is established.
-pub(super) const LIMIT: Duration = Duration::from_secs(10);
-/// The capability that the other end must offer.
-pub(super) const FEATURE: &str = "inquiry";
-
-/// The end of the session that is asked.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum End {
-    /// Where the guest departs.
-    Source,
-    /// Where the guest arrives.
-    Destination,
-}
-
-/// The request.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Inquiry {
-    /// The session.
-    pub(super) session: SessionId,
-    /// The end of it that is asked.
-    pub(super) end: End,
-    /// The guest's UUID, for an agent that does not know the session.
-    pub(super) uuid: String,
-}
 
 impl Daemon {
     /// Asks another agent.
@@ -71,7 +43,9 @@ impl Daemon {
                 // A session about which nothing is known may be this peer's.
                 if (known.is_some() && damage.is_some())
                     || self.unknown.lock().contains_key(session)
-                    || self.knows_its_own(Direction::Outgoing).is_err()
+                    || self
+                        .refuse_if_sessions_unlisted(Direction::Outgoing)
+                        .is_err()
                 {
                     return Ok(Standing::in_doubt(copy));
                 }
@@ -84,10 +58,12 @@ impl Daemon {
                 let found = found.filter(|it| it.peer() == host || it.peer().is_empty());
                 let Some(incoming) = found else {
                     let copy = self.copy(uuid, *end, host, None)?;
-                    return Ok(match self.knows_its_own(Direction::Incoming) {
-                        Ok(()) => Standing { state: None, copy },
-                        Err(_) => Standing::in_doubt(copy),
-                    });
+                    return Ok(
+                        match self.refuse_if_sessions_unlisted(Direction::Incoming) {
+                            Ok(()) => Standing { state: None, copy },
+                            Err(_) => Standing::in_doubt(copy),
+                        },
+                    );
                 };
                 let Some((told, domid)) = incoming.stands(LIMIT / 2) else {
                     let (state, copy) = (Some(NOT_YET.to_owned()), Presence::Absent);

@@ -5,8 +5,10 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::inquiry::{FEATURE, Inquiry, LIMIT};
-use super::wire::{Flags, FromPeer, Hello, PROBE_MOST, Parameters, Ticket, ToPeer, VERSION, read};
+use super::wire::inquiry::{FEATURE, Inquiry, LIMIT};
+use super::wire::{
+    Flags, FromPeer, Hello, PROBE_MOST, Parameters, StreamOffer, ToPeer, VERSION, read,
+};
 use crate::capabilities::{Capabilities, TRANSPORT};
 use crate::config::Peer;
 use crate::job::{Control, Error, HostFacts, JobOptions, Needs, Result};
@@ -35,7 +37,7 @@ pub(super) struct Link {
     stream: Connected,
     watch: Arc<Watch>,
     calls: u64,
-    /// The peer's configuration.
+    /// The peer's address, as configured.
     address: String,
 }
 
@@ -169,7 +171,7 @@ impl Link {
         watch: Arc<Watch>,
         session: SessionId,
         order: &Order,
-    ) -> Result<(Answer, Option<Ticket>)> {
+    ) -> Result<(Answer, Option<StreamOffer>)> {
         self.stream.sock.set_watch(watch);
         let called = self.call(session, order);
         self.stream.sock.set_watch(self.watch.clone());
@@ -181,7 +183,7 @@ impl Link {
         &mut self,
         session: SessionId,
         order: &Order,
-    ) -> Result<(Answer, Option<Ticket>)> {
+    ) -> Result<(Answer, Option<StreamOffer>)> {
         self.calls += 1;
         let answer = self.ask(&ToPeer::Call {
             session,

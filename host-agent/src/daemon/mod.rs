@@ -13,6 +13,9 @@
 //! | `recover` | takes up what another run of the daemon left |
 //! | `stop` | finishes or undoes what is under way before the daemon ends |
 //! | `refusals` | keeps strangers and peers from filling the audit log |
+//! | `job`, `history` | what is known of each job, while it lasts and afterwards |
+//! | `lanes` | takes the connections that carry streams |
+//! | `wire` | messages between agents, checked once |
 //! | `handshakes` | bounds the connections that have not said who they are |
 //! | [`local`] | takes orders from the command on this host |
 //! | `metrics` | tells Prometheus |
@@ -215,8 +218,8 @@ impl Daemon {
         let bound = &mut options.max_blackout_ms;
         bound.get_or_insert(JobOptions::MAX_BLACKOUT_MS);
         options.verify.get_or_insert(self.config.verify);
-        self.goes_on()?;
-        self.knows_its_own(Direction::Outgoing)?;
+        self.refuse_if_stopping()?;
+        self.refuse_if_sessions_unlisted(Direction::Outgoing)?;
         let peer = self.config.peer(host)?.clone();
         let source = self.host.source(domain)?;
         let claim = self.claim(source.uuid())?;
@@ -263,7 +266,7 @@ impl Daemon {
     ) -> Result<Checked> {
         options.verify.get_or_insert(self.config.verify);
         let control = Arc::new(Control::new(options));
-        self.look(&control)?;
+        self.register_look(&control)?;
         let peer = self.config.peer(host)?.clone();
         let mut source = self.host.source(domain)?;
         let _claim = self.claim(source.uuid())?;

@@ -14,7 +14,7 @@ use serde_json::json;
 use super::handshakes::Handshakes;
 use super::incoming::Incoming;
 use super::wire::{
-    FromPeer, Hello, PROBE_MOST, Parameters, Ticket, ToPeer, VERSION, check_name, read,
+    FromPeer, Hello, PROBE_MOST, Parameters, StreamOffer, ToPeer, VERSION, check_name, read,
 };
 use super::{Daemon, random, spawn, unaccepted};
 use crate::capabilities::Capabilities;
@@ -197,7 +197,9 @@ fn calls(
                 parameters,
             } => {
                 log::debug!("{host} wants {parameters:?}");
-                let goes_on = daemon.goes_on().map_err(|error| error.to_string());
+                let goes_on = daemon
+                    .refuse_if_stopping()
+                    .map_err(|error| error.to_string());
                 match goes_on.and_then(|()| can_meet(host, &capabilities, &parameters)) {
                     Ok(()) => met(daemon),
                     Err(why) => FromPeer::Refused(why),
@@ -278,7 +280,7 @@ fn called(
     host: &str,
     session: SessionId,
     order: Order,
-) -> Result<(Answer, Option<Ticket>)> {
+) -> Result<(Answer, Option<StreamOffer>)> {
     if let Order::Reserve(request) = &order {
         check_name(&request.needs.destination_name).map_err(Error::Refused)?;
     }
@@ -309,7 +311,7 @@ fn met(daemon: &Daemon) -> FromPeer {
 
 /// Reserves and releases at once.
 fn check(daemon: &Daemon, host: &str, needs: &Needs) -> Result<()> {
-    daemon.goes_on()?;
+    daemon.refuse_if_stopping()?;
     check_name(&needs.destination_name).map_err(Error::Refused)?;
     daemon.admits(host, needs)?;
     let session = SessionId::new(random()?);

@@ -106,9 +106,11 @@ impl Daemon {
         stopping.collect()
     }
 
+    /// Lets nothing new begin once the daemon stops.
+    ///
     /// # Errors
-    /// [`Error::Refused`] if the daemon is stopping.
-    pub(super) fn goes_on(&self) -> Result<()> {
+    /// [`Error::Refused`] if it is stopping.
+    pub(super) fn refuse_if_stopping(&self) -> Result<()> {
         if self.stop.is_asked() {
             return Err(Error::Refused(format!(
                 "the agent of {} is stopping: it starts nothing new",
@@ -121,11 +123,11 @@ impl Daemon {
     /// Adds a new job, unless the daemon is stopping.
     ///
     /// # Errors
-    /// As [`Daemon::goes_on`].
+    /// As [`Daemon::refuse_if_stopping`].
     pub(super) fn add_new(&self, job: &Arc<Job>) -> Result<()> {
         // First: a stop looks for jobs after it has set the flag.
         self.add(job);
-        self.goes_on().inspect_err(|error| {
+        self.refuse_if_stopping().inspect_err(|error| {
             job.end(Err(error.to_string()));
         })
     }
@@ -133,13 +135,13 @@ impl Daemon {
     /// Registers a look at a guest, as long as the control exists; a stop aborts it.
     ///
     /// # Errors
-    /// As [`Daemon::goes_on`].
-    pub(super) fn look(&self, control: &Arc<Control>) -> Result<()> {
+    /// As [`Daemon::refuse_if_stopping`].
+    pub(super) fn register_look(&self, control: &Arc<Control>) -> Result<()> {
         let mut looking = self.stop.looking.lock();
         looking.retain(|other| other.strong_count() > 0);
         looking.push(Arc::downgrade(control));
         drop(looking);
-        self.goes_on()
+        self.refuse_if_stopping()
     }
 }
 

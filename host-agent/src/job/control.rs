@@ -143,7 +143,7 @@ impl Control {
     /// # Errors
     /// [`Error::Aborted`] if somebody has aborted the job; [`Error::TimedOut`] if the blackout has reached
     /// its limit.
-    pub fn close(&self) -> Result<()> {
+    pub fn rule_out_abort(&self) -> Result<()> {
         self.check()?;
         match self
             .gate
@@ -321,7 +321,7 @@ mod tests {
     fn an_abort_is_possible_until_the_job_is_closed_and_never_after() {
         let control = Control::new(JobOptions::default());
         control.check().unwrap();
-        control.close().unwrap();
+        control.rule_out_abort().unwrap();
         assert!(!control.abort());
         control.check().unwrap();
 
@@ -329,7 +329,7 @@ mod tests {
         assert!(control.abort());
         assert!(control.abort(), "asking twice is no mistake");
         assert!(matches!(control.check(), Err(Error::Aborted)));
-        assert!(matches!(control.close(), Err(Error::Aborted)));
+        assert!(matches!(control.rule_out_abort(), Err(Error::Aborted)));
     }
 
     #[test]
@@ -343,14 +343,14 @@ mod tests {
         let control = bounded(0);
         control.check().unwrap();
         control.limit_blackout();
-        let closed = control.close();
+        let closed = control.rule_out_abort();
         assert!(matches!(closed, Err(Error::TimedOut(_))), "{closed:?}");
         assert!(control.is_aborted() && control.stop().is_asked());
         assert!(matches!(control.check(), Err(Error::TimedOut(_))));
 
         let control = bounded(3_600_000);
         control.limit_blackout();
-        control.close().unwrap();
+        control.rule_out_abort().unwrap();
         *control.still_until.lock() = Some(std::time::Instant::now());
         control.check().unwrap();
         assert!(!control.abort(), "it has been handed over");

@@ -6,11 +6,11 @@
 //!
 //! | | destination | source |
 //! |---|---|---|
-//! | meet | [`Host::facts`] | [`Source::prepare`]: looks, has no effect |
+//! | meet | [`Host::facts`] | [`Source::prepare`]: looks; what it does to the guest ends with it |
 //! | reserve | journal; [`Destination::reserve`] | |
 //! | transfer | [`Destination::receive`], bytes into its [`Sink`] | [`Source::copy_live`] into the wire's [`Sink`]; journal; [`Source::copy_rest`] |
 //! | built | [`Destination::finish`]: the whole domain stands there, paused; journal | |
-//! | hand over | | journal with the fencing token: **the point of no return** |
+//! | hand over | | journal *handed over*: **the point of no return**; then the token, in the journal since *begun*, goes to the destination |
 //! | take over | journal with that token; [`Destination::unpause`] | |
 //! | release | | journal; [`Source::destroy`] |
 //!
@@ -242,8 +242,9 @@ pub trait Source: Send {
     /// The guest's UUID.
     fn uuid(&self) -> &str;
 
-    /// Inspects the guest, and watches for a moment how fast it dirties memory.  Its only effect on the guest
-    /// is log-dirty mode, which ends with the source.
+    /// Inspects the guest, and watches for a moment how fast it dirties memory.  Its effects are a
+    /// lock, a marker in xenstore and log-dirty mode, all of which end with the source; a stale suspend request of an
+    /// earlier run is settled first.
     ///
     /// # Errors
     /// [`Error::Refused`] with what prevents a migration.

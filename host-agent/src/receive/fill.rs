@@ -6,10 +6,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use unmoved_stream::RecordHeader;
 use unmoved_stream::libxc::RecordType;
 
 use crate::job::{Batch, Error, PAGE_SIZE, Result, StateDigests, has_content};
+use crate::records::Record;
 use crate::verify;
 use crate::xen::abi::param;
 use crate::xen::domain::{Domain, TscInfo};
@@ -30,41 +30,6 @@ pub(super) struct State {
     pub(super) digests: StateDigests,
     /// Frames that the source must not write.
     pub(super) ours: BTreeSet<u64>,
-}
-
-/// A record of the stream.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Record<'a> {
-    /// Its type.
-    pub(crate) kind: RecordType,
-    /// The body, without header and padding.
-    pub(crate) body: &'a [u8],
-    /// The complete record.
-    pub(crate) whole: &'a [u8],
-}
-
-/// Splits bytes into records.
-///
-/// # Errors
-/// If the last one is incomplete.
-pub(crate) fn records(mut bytes: &[u8]) -> Result<Vec<Record<'_>>> {
-    let mut found = Vec::new();
-    while !bytes.is_empty() {
-        let torn = || Error::Peer("a record of the stream is incomplete".to_owned());
-        let (head, rest) = bytes.split_first_chunk().ok_or_else(torn)?;
-        let header = RecordHeader::decode(*head);
-        let len = header.length as usize;
-        let body = rest.get(..len).ok_or_else(torn)?;
-        let end = head.len() + len + header.padding();
-        let whole = bytes.get(..end).ok_or_else(torn)?;
-        found.push(Record {
-            kind: RecordType(header.kind),
-            body,
-            whole,
-        });
-        bytes = &bytes[end..];
-    }
-    Ok(found)
 }
 
 impl State {
@@ -243,7 +208,8 @@ mod tests {
         DomainHeader, DomainType, HvmParam, ImageHeader, RecordType, TscInfo, Writer,
     };
 
-    use super::{State, records};
+    use super::State;
+    use crate::records::records;
 
     /// Nothing but what is written after this.
     fn begun() -> Writer<Vec<u8>> {
@@ -329,17 +295,6 @@ mod tests {
         assert_eq!(told(&[&[(1, 6)]]).changed_params().unwrap(), []);
         let gone = told(&[&[(1, 6), (9, 1)], &[(1, 6)]]);
         assert_eq!(gone.changed_params().unwrap(), [(9, 0)]);
-    }
-
-    #[test]
-    fn records_are_found_with_their_padding() {
-        let bytes = state();
-        let found = records(&bytes).unwrap();
-        assert_eq!(found[1].kind, RecordType::HVM_CONTEXT);
-        assert_eq!((found[1].body, found[1].whole.len()), (&b"abc"[..], 16));
-        for end in [1, 7, 31, bytes.len() - 1] {
-            assert!(records(&bytes[..end]).is_err(), "{end}");
-        }
     }
 
     #[test]

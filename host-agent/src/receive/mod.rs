@@ -23,7 +23,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-pub(crate) use self::fill::records;
 use self::incoming::Incoming;
 use crate::job::{
     Control, Destination, Error, FreeMemory, MemoryLimits, Needs, Presence, Reservations, Result,

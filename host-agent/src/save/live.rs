@@ -84,7 +84,7 @@ impl LiveSource {
         Ok(info.filter(|info| config::uuid(&info.handle) == self.uuid))
     }
 
-    pub(super) fn is_here(&self) -> Result<DomainInfo> {
+    pub(super) fn info_if_there(&self) -> Result<DomainInfo> {
         self.info()?
             .filter(|info| !info.state().contains(DomainFlags::DYING))
             .ok_or_else(|| Error::Refused(format!("there is no domain {} any more", self.name)))
@@ -112,8 +112,8 @@ impl LiveSource {
     }
 
     /// Marks it as a source and switches on log-dirty mode, unless that was done before.
-    fn reading(&mut self) -> Result<&mut Reading> {
-        self.is_here()?;
+    fn begin_reading(&mut self) -> Result<&mut Reading> {
+        self.info_if_there()?;
         self.lock()?;
         if self.reading.is_none() {
             let mut guest = XenGuest::new(self.xen.clone(), self.domid)?;
@@ -151,7 +151,7 @@ impl LiveSource {
             // suspend would be taken for ours.
             self.resume_here()?;
         }
-        let reading = self.reading()?;
+        let reading = self.begin_reading()?;
         let seen = estimate::estimate(&mut reading.guest, control)?;
         (reading.frames, reading.dirty) = (Some(seen.frames), seen.dirty);
         Ok(seen.estimate)
@@ -163,7 +163,7 @@ impl LiveSource {
     fn limits(&self) -> Result<Option<MemoryLimits>> {
         let target = format!("/local/domain/{}/memory/target", self.domid);
         let target = self.store.read(&target)?.and_then(|kib| kib.parse().ok());
-        let info = self.is_here()?;
+        let info = self.info_if_there()?;
         Ok(target.map(|target_kib| MemoryLimits {
             target_kib,
             most_pages: info.max_pages,
@@ -177,7 +177,7 @@ impl Source for LiveSource {
     }
 
     fn prepare(&mut self, options: &JobOptions, control: &Control) -> Result<Prepared> {
-        let info = self.is_here()?;
+        let info = self.info_if_there()?;
         precheck::check(&info).map_err(|why| Error::Refused(format!("{} {why}", self.name)))?;
         let (name, domid, uuid) = (self.name.clone(), self.domid, self.uuid.clone());
         let version = self.xen.version();
@@ -212,9 +212,10 @@ impl Source for LiveSource {
 
     fn copy_live(&mut self, sink: &dyn Sink, control: &Control) -> Result<()> {
         let begun = Instant::now();
-        self.reading()?;
+        // May begin the reading; only then is it true that more than a marker is left.
+        self.begin_reading()?;
         self.is_only_marked = false;
-        let reading = self.reading()?;
+        let reading = self.begin_reading()?;
         if control.options().verifies() {
             // Allocates what it needs, or fails, before the guest is suspended for it.
             reading.guest.written_by_others()?;
@@ -250,8 +251,8 @@ impl Source for LiveSource {
     fn copy_rest(&mut self, sink: &dyn Sink, control: &Control) -> Result<Copied> {
         let (domid, store, name) = (self.domid, self.store.clone(), self.name.clone());
         let (uuid, by) = (self.uuid.clone(), self.by);
-        let is_here = || source_marker::is_destination_too(&*store, domid, &name);
-        let reading = self.reading()?;
+        let destination_is_here_too = || source_marker::is_destination_too(&*store, domid, &name);
+        let reading = self.begin_reading()?;
         let Some(records) = &mut reading.records else {
             return Err(Error::Xen("the stream has not been begun".to_owned()));
         };
@@ -269,7 +270,7 @@ impl Source for LiveSource {
         reading.copied.suspend_ms = time.as_secs_f64() * 1000.0;
         control.tell(format!("the guest suspended after {} ms", time.as_millis()));
         // Both ends may be on this host; then the destination needs the name.
-        if is_here()? {
+        if destination_is_here_too()? {
             toolstack::rename(domid, &format!("{name}{AWAY}"))?;
         }
         let mut dirty = reading.guest.take_dirty(true)?;
@@ -315,7 +316,7 @@ impl Source for LiveSource {
             // A long wait for the guest may follow.
             reading.turn = None;
         }
-        self.is_no_others()?;
+        self.refuse_if_suspended_by_another()?;
         let info = self.settled()?;
         let guest = XenGuest::new(self.xen.clone(), self.domid)?;
         let (domid, store) = (self.domid, &*self.store);

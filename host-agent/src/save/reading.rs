@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::guest::{self, Bitmap, Memory, XenGuest};
 use super::policy::{Limits, Progress, Reason, Round, Verdict};
 use super::records::Records;
-use super::rounds::{self, Frames, Sent};
+use super::rounds::{self, Frames, RoundSent};
 use crate::job::{Batch, Control, Copied, Error, PAGE_SIZE, Result, Sink};
 use crate::xen::priority::Turn;
 
@@ -146,7 +146,7 @@ pub(super) fn announce(control: &Control, round: u32, pages: u64) {
     clippy::cast_possible_truncation,
     reason = "rates are small"
 )]
-fn figures(control: &Control, sent: &Sent, dirty: u64, progress: &Progress) {
+fn figures(control: &Control, sent: &RoundSent, dirty: u64, progress: &Progress) {
     let seconds = sent.time.as_secs_f64().max(0.001);
     let expected = progress.expected(dirty).as_millis();
     control.update(|figures| {

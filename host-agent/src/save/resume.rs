@@ -75,7 +75,7 @@ impl LiveSource {
     ///
     /// # Errors
     /// [`Error::Refused`] if one has.
-    pub(super) fn is_no_others(&self) -> Result<()> {
+    pub(super) fn refuse_if_suspended_by_another(&self) -> Result<()> {
         let asker = source_marker::asker(&*self.store, self.domid, &self.uuid)?;
         match asker {
             Some(Asker::Standalone(operation))
@@ -113,19 +113,22 @@ impl LiveSource {
     /// The domain once its state is settled: after a suspend request, by whichever run of the agent, it may
     /// be about to suspend.
     pub(super) fn settled(&self) -> Result<DomainInfo> {
-        let info = self.is_here()?;
+        let info = self.info_if_there()?;
         if !info.state().contains(DomainFlags::SHUTDOWN)
             && source_marker::is_asked(&*self.store, self.domid, &self.uuid)?
         {
             let guest = XenGuest::new(self.xen.clone(), self.domid)?;
             settle(self.domid, &guest, &*self.store)?;
-            return self.is_here();
+            return self.info_if_there();
         }
         Ok(info)
     }
 
     fn is_suspended_now(&self) -> Result<bool> {
-        Ok(self.is_here()?.state().contains(DomainFlags::SHUTDOWN))
+        Ok(self
+            .info_if_there()?
+            .state()
+            .contains(DomainFlags::SHUTDOWN))
     }
 
     /// Resumes the guest; returns the interrupted operation.  `has_twin`: another domain of this host has its

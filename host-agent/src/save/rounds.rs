@@ -19,7 +19,7 @@ const AT_ONCE: usize = Batch::MOST / 4;
 
 /// The result of a round.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Sent {
+pub(crate) struct RoundSent {
     /// Pages, including those that are all zero.
     pub(crate) pages: u64,
     /// Pages that are all zero.
@@ -124,9 +124,9 @@ pub(crate) fn send(
     sink: &dyn Sink,
     control: &Control,
     until: Option<Instant>,
-) -> Result<(Sent, Bitmap)> {
+) -> Result<(RoundSent, Bitmap)> {
     let begun = Instant::now();
-    let mut sent = Sent::default();
+    let mut sent = RoundSent::default();
     let mut passing = Duration::ZERO;
     let (batches, next) = sync_channel(1);
     // Batches that have been sent, for reuse.
@@ -250,7 +250,12 @@ fn contents(memory: &mut dyn Memory, batch: &mut Batch) -> Result<()> {
     Ok(())
 }
 
-fn pass_on(read: &mut Read, sink: &dyn Sink, control: &Control, sent: &mut Sent) -> Result<()> {
+fn pass_on(
+    read: &mut Read,
+    sink: &dyn Sink,
+    control: &Control,
+    sent: &mut RoundSent,
+) -> Result<()> {
     let Read { batch, asked, zero } = read;
     let (asked, zero) = (*asked, *zero);
     let pages = batch.words.len() as u64;

@@ -21,7 +21,7 @@ pub struct Request {
 /// The totals at the end of the stream.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Sent {
-    /// Bytes and pages as the source counted them, to be compared.
+    /// Bytes of the stream before compression, as the source counted them, to be compared.
     #[serde(rename = "sent")]
     pub bytes: u64,
     /// The current limits of the guest's memory; without them, those of its configuration apply.

@@ -41,7 +41,7 @@ pub fn save(
     )))?;
     let saved = write(&mut *source, path, file, &prepared.needs.config, control);
     let saved = saved.and_then(|copied| {
-        control.close()?;
+        control.rule_out_abort()?;
         Ok(copied)
     });
     match saved {
@@ -129,7 +129,7 @@ pub fn restore(
         reader.expect_end().map_err(unreadable)?;
         control.enter(Phase::Building, "building the domain");
         destination.finish(None)?;
-        control.close()
+        control.rule_out_abort()
     };
     let built = build();
     let ended = built.and_then(|()| destination.unpause(options.leave_paused));

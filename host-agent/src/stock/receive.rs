@@ -49,7 +49,7 @@ pub fn receive(
                 "the sender did not give permission to start the domain".to_owned(),
             ));
         }
-        control.close()
+        control.rule_out_abort()
     };
     if let Err(error) = build() {
         destination.discard()?;

@@ -59,7 +59,7 @@ fn transfer(
     out.0.end()?;
     control.enter(Phase::Building, "the receiver is building the domain");
     answers.expect(READY, PATIENCE, || control.check())?;
-    control.close()?;
+    control.rule_out_abort()?;
     Ok((answers, out, copied))
 }
 

@@ -32,7 +32,7 @@ use std::thread;
 use unmoved_stream::libxc::RecordType;
 
 use crate::job::{Chunk, Control, Digest, Digests, Error, PAGE_SIZE, Result, StateDigests, digest};
-use crate::receive::records;
+use crate::records::records;
 use crate::save::{Bitmap, Memory, SPECIAL, present};
 
 /// Checks whether the work must stop.

@@ -67,7 +67,7 @@ impl Attacked {
     }
 
     /// The job is as it was, and comes to its end.
-    pub fn goes_on(self) {
+    pub fn refuse_if_stopping(self) {
         assert!(self.job.result().is_none());
         self.pair.a.hold_live(false);
         ended(&self.job).unwrap();

@@ -33,7 +33,7 @@ fn a_certificate_of_another_authority_is_refused() {
     let who = below.local_addr().unwrap().to_string();
     ask(&mut stream, &hello()).unwrap_err();
     attacked.is_audited("b", &who, "invalid peer certificate");
-    attacked.goes_on();
+    attacked.refuse_if_stopping();
 }
 
 #[test]
@@ -43,7 +43,7 @@ fn a_host_that_is_no_peer_is_refused() {
     let who = below.local_addr().unwrap().to_string();
     ask(&mut stream, &hello()).unwrap_err();
     attacked.is_audited("b", &who, "belong to a configured peer");
-    attacked.goes_on();
+    attacked.refuse_if_stopping();
 }
 
 #[test]
@@ -57,7 +57,7 @@ fn who_speaks_no_tls_is_refused() {
     // At most an alert.
     assert!(said.len() < 16, "{said:x?}");
     attacked.is_audited("b", &who, "corrupt message");
-    attacked.goes_on();
+    attacked.refuse_if_stopping();
 }
 
 /// Sends a byte now and then, until the other end has enough of it; gives how long that took.
@@ -108,7 +108,7 @@ fn who_drips_is_dropped_at_the_limit() {
         assert!(time >= HANDSHAKE, "{time:?}");
         attacked.is_audited("b", who, "did not answer in time");
     }
-    attacked.goes_on();
+    attacked.refuse_if_stopping();
 }
 
 #[test]
@@ -137,7 +137,7 @@ fn messages_that_are_too_long_or_none_end_their_connection() {
         assert!(is_closed(&mut stream));
         attacked.is_audited("b", &who, why);
     }
-    attacked.goes_on();
+    attacked.refuse_if_stopping();
 }
 
 #[test]
@@ -174,7 +174,7 @@ fn a_peer_has_no_say_in_what_is_not_its_own() {
     // A call that comes twice ends the connection.
     ask(&mut again, &call(session, 7, &json!("retire"))).unwrap_err();
     attacked.is_audited("b", &who, "call 7 came again");
-    attacked.goes_on();
+    attacked.refuse_if_stopping();
 }
 
 /// The records of a session at the destination, as they are on the disk.
@@ -258,7 +258,7 @@ fn what_an_earlier_session_said_is_of_no_use_on_a_new_connection() {
     let (_, refused, who) = connect(&attacked.pair, "a", &data).unwrap();
     assert_eq!(refused["refused"], "no stream is expected");
     attacked.is_audited("b", &who, "no stream is expected");
-    attacked.goes_on();
+    attacked.refuse_if_stopping();
 }
 
 #[test]
@@ -288,5 +288,5 @@ fn a_user_without_permission_is_refused() {
         assert!(error.contains("has no permission"), "{error}");
     }
     attacked.is_audited("a", &format!("uid {uid}"), "no permission");
-    attacked.goes_on();
+    attacked.refuse_if_stopping();
 }

@@ -136,7 +136,7 @@ fn a_certificate_that_is_revoked_counts_for_no_new_connection() {
     }
     fs::write(folder.join(REVOKED), "").unwrap();
     control(&attacked.pair);
-    attacked.goes_on();
+    attacked.refuse_if_stopping();
 }
 
 /// More than were let in before peers had room of their own.

@@ -182,7 +182,7 @@ impl World<'_> {
                     SourceEvent::RestCopied(Err("it broke off".to_owned()))
                 }
             }
-            SourceEffect::Seal => SourceEvent::Sealed(Ok(())),
+            SourceEffect::RuleOutAbort => SourceEvent::AbortRuledOut(Ok(())),
             // Only a session in doubt comes here: it has no claim to the guest.
             SourceEffect::Resume if source.is_anothers => SourceEvent::Resumed(Err(trouble())),
             SourceEffect::Resume => SourceEvent::Resumed(match source.domain {
@@ -296,7 +296,7 @@ fn failed(effect: &SourceEffect) -> SourceEvent {
         SourceEffect::Journal(_) => SourceEvent::Journaled(Err(why())),
         SourceEffect::CopyLive => SourceEvent::LiveCopied(Err(why())),
         SourceEffect::CopyRest => SourceEvent::RestCopied(Err(why())),
-        SourceEffect::Seal => SourceEvent::Sealed(Err(why())),
+        SourceEffect::RuleOutAbort => SourceEvent::AbortRuledOut(Err(why())),
         SourceEffect::Resume => SourceEvent::Resumed(Err(trouble())),
         SourceEffect::Destroy => SourceEvent::Destroyed(Err(trouble())),
         SourceEffect::Call(_) | SourceEffect::Wait { .. } | SourceEffect::End(_) => {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::{Incoming, Inner};
 use crate::daemon::lanes::Lanes;
 use crate::daemon::random;
-use crate::daemon::wire::Ticket;
+use crate::daemon::wire::StreamOffer;
 use crate::job::{Destination, Error, Phase, Presence, Result};
 use crate::session::{Request, Sent, SessionId, Trouble};
 use crate::transport::{Duplex, Received, receive};
@@ -68,7 +68,7 @@ impl Incoming {
             })
         });
         inner.receiving = Some(receiving.map_err(Error::io("cannot start a thread"))?);
-        inner.stream = Some(Ticket {
+        inner.stream = Some(StreamOffer {
             ticket,
             builds_early,
         });
@@ -94,7 +94,7 @@ impl Incoming {
     pub(super) fn finish(&self, inner: &mut Inner, sent: Sent) -> std::result::Result<(), Trouble> {
         let built = self.build(inner, sent);
         // If the job was given up during the build, the source must not hear that it was received.
-        let Err(error) = built.and_then(|()| self.job.control.close()) else {
+        let Err(error) = built.and_then(|()| self.job.control.rule_out_abort()) else {
             return Ok(());
         };
         let given_up = self

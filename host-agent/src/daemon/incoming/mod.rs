@@ -19,7 +19,7 @@ use serde_json::json;
 use super::Daemon;
 use super::job::{Direction, Job};
 use super::lanes::Lanes;
-use super::wire::Ticket;
+use super::wire::StreamOffer;
 use crate::job::{Control, Destination, Error, JobOptions, Result};
 use crate::journal::Journal;
 use crate::session::{
@@ -56,7 +56,7 @@ struct Inner {
     receiving: Option<JoinHandle<Result<Received>>>,
     watch: Arc<Watch>,
     /// Sent with the next answer.
-    stream: Option<Ticket>,
+    stream: Option<StreamOffer>,
     /// This run could not reserve: nothing here belongs to this session.
     is_refused: bool,
 }
@@ -69,8 +69,8 @@ impl Incoming {
             return Ok(known.clone());
         }
         // Under this lock, because stopping the daemon looks for existing sessions.
-        daemon.goes_on()?;
-        daemon.knows_its_own(Direction::Incoming)?;
+        daemon.refuse_if_stopping()?;
+        daemon.refuse_if_sessions_unlisted(Direction::Incoming)?;
         make_way(&mut all, peer)?;
         let journal = Journal::new(&daemon.folder("destination"), session);
         let machine = DestinationSession::new(peer.to_owned());
@@ -119,7 +119,7 @@ impl Incoming {
         self: &Arc<Self>,
         peer: &str,
         order: Order,
-    ) -> Result<(Answer, Option<Ticket>)> {
+    ) -> Result<(Answer, Option<StreamOffer>)> {
         if self.peer().is_empty()
             && let Some(doubt) = self.inner.lock().machine.doubt()
         {

@@ -5,15 +5,15 @@ use std::time::{Duration, Instant};
 use super::{Outgoing, guest};
 use crate::daemon::job::Report;
 use crate::daemon::link;
-use crate::daemon::wire::{Hello, Ticket};
+use crate::daemon::wire::{Hello, StreamOffer};
 use crate::job::{Error, Phase, Result, Sink};
 use crate::session::Sent;
 use crate::transport::{Duplex, Sender, Watch};
 
 impl Outgoing<'_> {
-    pub(super) fn open_lanes(&mut self, stream: Option<Ticket>, parallel: u8) -> Result<()> {
+    pub(super) fn open_lanes(&mut self, stream: Option<StreamOffer>, parallel: u8) -> Result<()> {
         let missing = || Error::Peer("no ticket for the stream".to_owned());
-        let Ticket {
+        let StreamOffer {
             ticket,
             builds_early,
         } = stream.ok_or_else(missing)?;
@@ -47,7 +47,7 @@ impl Outgoing<'_> {
     }
 
     pub(super) fn copy_live(&mut self) -> Result<()> {
-        std::mem::replace(&mut self.lanes, Ok(()))?;
+        std::mem::replace(&mut self.lanes_opened, Ok(()))?;
         let control = &self.job.control;
         let setup = control.elapsed();
         control.update(|statistics| {

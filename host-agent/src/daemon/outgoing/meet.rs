@@ -31,7 +31,7 @@ pub(super) struct Expected {
     pub(super) at: Duration,
 }
 
-/// Does everything up to the first effect.
+/// Does everything up to the first lasting effect: what the peer reserves is given back at once.
 pub(in crate::daemon) fn check(
     daemon: &Arc<Daemon>,
     source: &mut dyn Source,
@@ -72,7 +72,7 @@ pub(super) fn meet(
     let most = both.number("parallel").unwrap_or(1).clamp(1, 64);
     let parallel = u64::from(options.parallel.max(1)).min(most);
     let here = daemon.host.facts()?;
-    if release(&there.xen_version) < release(&here.xen_version) {
+    if major_minor(&there.xen_version) < major_minor(&here.xen_version) {
         return Err(Error::Refused(format!(
             "Xen {} at {} is older than this host's Xen {}",
             there.xen_version, peer.name, here.xen_version
@@ -104,7 +104,7 @@ pub(super) fn meet(
     control.set_past(past);
     let at = control.elapsed();
     let prediction = predict(estimate, way, &options, &past, at);
-    may_stand_still(&prediction, control)?;
+    check_verifying_fits_blackout(&prediction, control)?;
     Ok(Met {
         expected: Expected { past, at },
         compress,
@@ -141,7 +141,7 @@ fn storage(
 }
 
 /// Checks that verifying alone fits into the blackout limit.
-fn may_stand_still(prediction: &Prediction, control: &Control) -> Result<()> {
+fn check_verifying_fits_blackout(prediction: &Prediction, control: &Control) -> Result<()> {
     let most = control
         .max_blackout()
         .map_or(f64::INFINITY, |most| most.as_secs_f64());
@@ -156,7 +156,7 @@ fn may_stand_still(prediction: &Prediction, control: &Control) -> Result<()> {
 }
 
 /// Parses major and minor of a version of Xen.
-fn release(version: &str) -> (u32, u32) {
+fn major_minor(version: &str) -> (u32, u32) {
     let mut numbers = version.split('.').map(|part| part.parse().unwrap_or(0));
     (
         numbers.next().unwrap_or_default(),

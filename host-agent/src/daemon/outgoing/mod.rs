@@ -53,8 +53,9 @@ struct Outgoing<'a> {
     /// Watches the sender's connections.
     watch: Arc<Watch>,
     compress: Compression,
-    /// The error of the data connections, reported when they are needed.
-    lanes: Result<()>,
+    /// Whether the lanes could be opened.  That happens with the answer to the reservation; a failure is reported
+    /// as that of the live copy, since the session aborts only from there.
+    lanes_opened: Result<()>,
     retry: Duration,
     copied: Copied,
     suspended: Option<Instant>,
@@ -119,7 +120,7 @@ fn begin(
         sender: None,
         watch: Arc::default(),
         compress: met.compress,
-        lanes: Ok(()),
+        lanes_opened: Ok(()),
         retry: RETRY.0,
         copied: Copied::default(),
         suspended: None,
@@ -147,7 +148,9 @@ impl Outgoing<'_> {
                 SourceEffect::CopyRest => {
                     SourceEvent::RestCopied(self.copy_rest().map_err(|error| self.why(error)))
                 }
-                SourceEffect::Seal => SourceEvent::Sealed(self.job.control.close().map_err(said)),
+                SourceEffect::RuleOutAbort => {
+                    SourceEvent::AbortRuledOut(self.job.control.rule_out_abort().map_err(said))
+                }
                 SourceEffect::Resume => {
                     self.hang_up();
                     SourceEvent::Resumed(self.resume())
@@ -226,7 +229,7 @@ impl Outgoing<'_> {
                     self.retry = RETRY.0;
                 }
                 if let (Order::Reserve(request), Answer::Continue) = (order, &answer) {
-                    self.lanes = self.open_lanes(ticket, request.parallel);
+                    self.lanes_opened = self.open_lanes(ticket, request.parallel);
                 }
                 SourceEvent::Answered(answer)
             }

@@ -103,7 +103,7 @@ fn known(daemon: &Arc<Daemon>, found: Found) -> Result<Option<Left>> {
         Some(SourceRecord::Begun { .. } | SourceRecord::Suspending)
     ) {
         // Either it is being aborted already, or it is too late for an abort.
-        let _ = control.close();
+        let _ = control.rule_out_abort();
     }
     let job = Job::new(
         session.to_string(),
@@ -179,7 +179,7 @@ impl Left {
                 sender: None,
                 watch: Arc::default(),
                 compress: Compression::None,
-                lanes: Ok(()),
+                lanes_opened: Ok(()),
                 retry: RETRY.0,
                 copied: Copied::default(),
                 suspended: None,

@@ -8,7 +8,7 @@ use std::io::{self, Read};
 
 use serde::de::DeserializeOwned;
 
-use super::{FromPeer, Hello, Inquiry, NAME_MOST, Parameters, Ticket, ToPeer};
+use super::{FromPeer, Hello, Inquiry, NAME_MOST, Parameters, StreamOffer, ToPeer};
 use crate::job::{HostFacts, Needs};
 use crate::session::{Answer, Order, Request};
 use crate::storage::Storage;
@@ -158,7 +158,7 @@ impl Arrived for FromPeer {
                 cookie,
                 stream,
             } => {
-                if let Some(Ticket {
+                if let Some(StreamOffer {
                     ticket: _,
                     builds_early: _,
                 }) = &stream

@@ -1,11 +1,12 @@
 //! Messages between agents after the handshake; `docs/protocol.md` has the details.
 
 mod bounds;
+pub(super) mod inquiry;
 
 use bitflags::bitflags;
 use serde::{Deserialize, Serialize};
 
-use super::inquiry::Inquiry;
+use self::inquiry::Inquiry;
 use crate::capabilities::TRANSPORT;
 use crate::job::{HostFacts, Needs, Presence};
 use crate::session::{Answer, Order, SessionId, Status};
@@ -139,7 +140,7 @@ pub(super) fn check_name(name: &str) -> Result<(), String> {
 
 /// What the source needs to know about the stream.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub(super) struct Ticket {
+pub(super) struct StreamOffer {
     /// For the data connections.
     pub(super) ticket: SessionId,
     /// The destination can build the domain while memory still arrives
@@ -180,7 +181,7 @@ pub(super) enum FromPeer {
         /// The cookie.
         cookie: Answer,
         /// With the answer to step 1.
-        stream: Option<Ticket>,
+        stream: Option<StreamOffer>,
     },
     /// To anything: no, and it had no effect.
     Refused(String),

@@ -179,7 +179,7 @@ mod tests {
                     bytes: 1,
                     limits: None,
                 })),
-                SourceEffect::Seal => SourceEvent::Sealed(Ok(())),
+                SourceEffect::RuleOutAbort => SourceEvent::AbortRuledOut(Ok(())),
                 SourceEffect::Resume => SourceEvent::Resumed(Err(Trouble {
                     reason: "no domain".to_owned(),
                     is_gone: true,

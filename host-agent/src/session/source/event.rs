@@ -28,8 +28,8 @@ pub enum SourceEvent {
     LiveCopied(Result<(), String>),
     /// Result of [`SourceEffect::CopyRest`]: what was sent.
     RestCopied(Result<Sent, String>),
-    /// Result of [`SourceEffect::Seal`].
-    Sealed(Result<(), String>),
+    /// Result of [`SourceEffect::RuleOutAbort`].
+    AbortRuledOut(Result<(), String>),
     /// Result of [`SourceEffect::Resume`].
     Resumed(Result<(), Trouble>),
     /// Result of [`SourceEffect::Destroy`].
@@ -56,7 +56,7 @@ pub enum SourceEffect {
     /// Suspend and copy the rest.
     CopyRest,
     /// Rule out an abort from here on; fails if the job has been aborted.
-    Seal,
+    RuleOutAbort,
     /// Resume the guest here.
     Resume,
     /// Destroy the copy here.
@@ -81,7 +81,7 @@ pub(super) const fn is_result(effect: &SourceEffect, event: &SourceEvent) -> boo
         (Effect::Call(_), Event::Answered(_) | Event::NotAnswered(_))
             | (Effect::CopyLive, Event::LiveCopied(_))
             | (Effect::CopyRest, Event::RestCopied(_))
-            | (Effect::Seal, Event::Sealed(_))
+            | (Effect::RuleOutAbort, Event::AbortRuledOut(_))
             | (Effect::Resume, Event::Resumed(_))
             | (Effect::Destroy, Event::Destroyed(_))
     )

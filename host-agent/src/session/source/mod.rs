@@ -215,9 +215,11 @@ impl SourceSession {
                 self.call(Order::Receive(sent))
             }
             // The complete domain is at the destination, paused.
-            SourceEvent::Answered(Answer::Continue) => self.act(SourceEffect::Seal),
-            SourceEvent::Sealed(Ok(())) => self.journal(SourceRecord::HandedOver),
-            SourceEvent::RestCopied(Err(why)) | SourceEvent::Sealed(Err(why)) => self.abort(why),
+            SourceEvent::Answered(Answer::Continue) => self.act(SourceEffect::RuleOutAbort),
+            SourceEvent::AbortRuledOut(Ok(())) => self.journal(SourceRecord::HandedOver),
+            SourceEvent::RestCopied(Err(why)) | SourceEvent::AbortRuledOut(Err(why)) => {
+                self.abort(why)
+            }
             SourceEvent::NotAnswered(why) => self.abort(why),
             SourceEvent::Answered(answer) => self.abort(refusal(answer)),
             _ => self.go_on(),
