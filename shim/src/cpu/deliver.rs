@@ -40,6 +40,8 @@ pub fn toggle_mode<M: Machine>(m: &mut M, vcpu: &mut Vcpu) -> Result<(), Doomed>
     } else {
         spaces.kernel()
     };
+    // Nothing has changed when the switch is refused above, so a crash report shows the mode that
+    // the guest was in.
     vcpu.other_gs_base = m.exchange_gs_base(vcpu.other_gs_base);
     vcpu.in_kernel = !vcpu.in_kernel;
     m.switch_page_table(next);
@@ -116,7 +118,10 @@ fn enter<M: Machine>(
     frame: &mut [u64],
     len: usize,
 ) -> Result<(), Doomed> {
+    // As it is before the handler masks events: the frame shows what was interrupted.
     let masked = events_masked(m, vcpu);
+    // In ring 3 every saved CS has RPL 3. A kernel looks there for whether it has interrupted
+    // itself, so for its own mode the RPL is cleared, as in Xen's `create_bounce_frame`.
     let (mut cs, stack) = if vcpu.in_kernel {
         (regs.cs & !3, regs.rsp)
     } else {
@@ -133,9 +138,12 @@ fn enter<M: Machine>(
     frame[len..len + 5].copy_from_slice(&[regs.rip, cs, flags, regs.rsp, regs.ss & 0xffff]);
     let frame = &frame[..len + 5];
 
+    // Before the frame is written: the stack need be mapped in the kernel's tables only.
     if !vcpu.in_kernel {
         toggle_mode(m, vcpu)?;
     }
+    // The CPU aligns the stack like this in 64-bit mode. The pointer is whatever the guest says;
+    // where it wraps around, `write_guest` decides about the address that comes out.
     let top = (stack & !15).wrapping_sub(size_of_val(frame) as u64);
     m.write_guest(GuestVa(top), frame.as_bytes())
         .map_err(|_| Doomed("the kernel stack can not take an exception frame"))?;
@@ -146,10 +154,14 @@ fn enter<M: Machine>(
     regs.cs = FLAT_RING3_CS64.into();
     regs.ss = FLAT_RING3_DS.into();
     regs.rsp = top;
+    // What the CPU clears on an interrupt, and AC (Xen: `create_bounce_frame`): the handler runs
+    // neither stepped nor with alignment checks because a program asked for them.
     regs.rflags &= !(rflags::TF | rflags::VM | rflags::RF | rflags::NT | rflags::AC | rflags::IOPL);
     if to.clears_direction {
         regs.rflags &= !rflags::DF;
     }
+    // Ring 3 always runs with interrupts on, or the host's upcall would not get control. What masks
+    // events for the guest is the byte in `vcpu_info`.
     regs.rflags |= rflags::IF | rflags::RESERVED;
     // The handler takes rcx and r11 from the frame, so it can be entered by SYSRET, which is faster
     // than IRET.
@@ -167,8 +179,10 @@ pub fn iret<M: Machine>(
     regs: &mut Regs,
 ) -> Result<(), Doomed> {
     let mut context = IretContext::new_zeroed();
+    // The frame is on the kernel's stack: it is read before the tables change.
     m.read_guest(GuestVa(regs.rsp), context.as_mut_bytes())
         .map_err(|_| Doomed("iret without a frame on the stack"))?;
+    // Only the kernel makes this hypercall, so one toggle leads to user mode.
     if context.cs & 3 == 3 {
         toggle_mode(m, vcpu)?;
     }
@@ -179,8 +193,11 @@ pub fn iret<M: Machine>(
     regs.cs = context.cs & 0xffff | 3;
     regs.ss = context.ss & 0xffff | 3;
     regs.rsp = context.rsp;
+    // Everything here is the guest's word. IOPL and VM are not for it to set, and IF stays on.
     regs.rflags = context.rflags & rflags::GUEST | rflags::IF | rflags::RESERVED;
     regs.rax = context.rax;
+    // SYSRET loads rip from rcx and rflags from r11, so it can return only to a program that
+    // expects these two to be lost.
     if context.flags & IretContext::FLAG_IN_SYSCALL != 0 {
         regs.rcx = regs.rip;
         regs.r11 = regs.rflags;
@@ -189,6 +206,7 @@ pub fn iret<M: Machine>(
         regs.r11 = context.r11;
         regs.vector = 0;
     }
+    // An IRET unblocks both, as on bare metal; Xen's `do_iret` does it as well.
     vcpu.nmi_blocked = false;
     vcpu.machine_check_blocked = false;
     mask_events(m, vcpu, context.rflags & rflags::IF == 0);

@@ -93,6 +93,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
     pub(crate) fn system_call(&mut self, v: usize, regs: &mut Regs) -> Result<(), Doomed> {
         let callback = self.vcpus[v].syscall;
         if callback.address == 0 {
+            // To the program SYSCALL does not exist, and the fault is at the instruction.
             regs.rip = regs.rip.wrapping_sub(2);
             return self.inject(v, regs, vector::INVALID_OPCODE, None);
         }
@@ -166,8 +167,11 @@ impl<M: Machine, H: Host> Guest<M, H> {
     }
 
     fn page_fault(&mut self, v: usize, regs: &mut Regs) -> Result<(), Doomed> {
+        // Read first: an access to guest memory from here on may fault too, and changes CR2.
         let address = self.m.fault_address();
         let is_refused_write = regs.error & (PF_PRESENT | PF_WRITE) == PF_PRESENT | PF_WRITE;
+        // Tables in use are mapped read-only, and only the kernel may have a store to them carried
+        // out (Xen: `fixup_page_fault`). Every other fault is the guest's own.
         if is_refused_write
             && self.vcpus[v].in_kernel
             && let Some(after) = self.page_table_store(v, regs, address)
@@ -191,7 +195,10 @@ impl<M: Machine, H: Host> Guest<M, H> {
         let bytes = &bytes[..got];
         match emulate::live::write_fault(bytes, regs, bases, address, root, &mut mm, &self.m) {
             emulate::ptstore::Outcome::Done(after) => Some(after),
+            // `rip` has not moved: the guest makes the store again, and the host gets its turn
+            // between.
             emulate::ptstore::Outcome::Again => Some(After::Continue),
+            // The kernel hears of a bad entry by the fault that its store had, as under Xen.
             emulate::ptstore::Outcome::Refused(_) | emulate::ptstore::Outcome::NotHandled => None,
         }
     }
@@ -248,6 +255,8 @@ impl<M: Machine, H: Host> Guest<M, H> {
                 if number == vector::PAGE_FAULT {
                     let vcpu = &self.vcpus[v];
                     let at = vcpu.info.offset + vcpu_info::CR2;
+                    // The emulator has left the address there. The CPU's CR2 knows nothing of it:
+                    // what trapped was a general protection fault.
                     let address = self.m.load64(vcpu.info.frame, at);
                     return self.inject_page_fault(v, regs, address, error.unwrap_or(0));
                 }

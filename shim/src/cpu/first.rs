@@ -62,6 +62,7 @@ pub fn vcpu<F: Frames>(mm: &mut Mm<'_, F>, start: &Start, shared_info: Mfn) -> R
     vcpu.kernel_sp = start.stack;
     vcpu.is_initialised = true;
     vcpu.is_up = true;
+    // The builder leaves events masked: there is no handler before the kernel sets one.
     mm.frames.store8(shared_info, vcpu_info::UPCALL_MASK, 1);
     Ok(vcpu)
 }

@@ -100,6 +100,8 @@ impl<M: Machine, H: Host> Guest<M, H> {
         first::quiet_debug_registers(&mut self.m, &first::DEBUG);
         loop {
             self.outside(Points::end);
+            // It does not return from a domain that ends. Should it, there is no guest to go on
+            // with.
             self.host.shutdown(reason);
         }
     }

@@ -35,7 +35,7 @@ impl Leftovers {
         self.0.is_some()
     }
 
-    /// Takes note that `frame`, the head of the list, is about to leave it; returns whether there may be
+    /// Notes that `frame`, the head of the list, is about to leave it; returns whether there may be
     /// memory behind it.
     pub(crate) fn leaves(&mut self, frame: Mfn, ledger: &Ledger) -> bool {
         let may_be = self.0 == Some(frame);
@@ -54,8 +54,9 @@ impl<M: Machine, H: Host> Guest<M, H> {
             let Some(frame) = self.leftovers.0 else {
                 break;
             };
+            // Moved on whatever the host says of the frame: each is handed back once.
             self.leftovers.0 = self.ledger.given_up_before(frame);
-            // Mostly there is nothing behind it.
+            // Most frames have no memory behind them any more, and the host says so.
             let _ = self.host.release_frame(frame);
         }
     }

@@ -123,7 +123,7 @@ pub struct Guest<M: Machine, H: Host> {
 }
 
 impl<M: Machine, H: Host> Guest<M, H> {
-    /// Puts a guest together.
+    /// Assembles a guest from its parts.
     pub fn new(m: M, host: H, points: Points, mut parts: Parts) -> Self {
         parts.ledger.set_step(crate::mm::work::STEP);
         Self {
@@ -161,6 +161,8 @@ impl<M: Machine, H: Host> Guest<M, H> {
 
     /// Handles one entry from ring 3 on vCPU `v`.  Returns whether the way back may be SYSRET.
     pub fn enter(&mut self, v: usize, regs: &mut Regs) -> bool {
+        // Work is bounded from entry to entry: ring 3 runs with interrupts on, so the host has had
+        // its turn since the last.
         self.ledger.work().look();
         let outcome = match regs.vector {
             Regs::SYSCALL if self.vcpus[v].in_kernel => self.hypercall(v, regs),
@@ -204,6 +206,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
     /// Copies the host's time to the guest.
     pub fn publish_time_now(&mut self, v: usize) {
         let host = self.host.time();
+        // The version of this very copy: the host may update its own again at any moment.
         self.vcpus[v].time_version = host.version;
         self.time.publish(&self.m, self.vcpus[v].info, &host);
     }
@@ -213,9 +216,11 @@ impl<M: Machine, H: Host> Guest<M, H> {
     pub fn flush(&mut self, flush: Flush) {
         match flush {
             Flush::None => {}
+            // One page says nothing about the others, so the epoch stays.
             Flush::Page(va) => self.m.flush_page(va.0),
             Flush::Full => {
                 crate::mm::Tlb::flush_everything(&self.m);
+                // After the flush: from here on older stamps count as harmless.
                 self.ledger.note_full_flush();
             }
         }

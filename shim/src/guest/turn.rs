@@ -19,8 +19,10 @@ impl<M: Machine, H: Host> Guest<M, H> {
         if self.is_called(v) {
             self.catch_up(v);
         }
+        // Also where nothing was due: the hypercall that is just over may have set a timer.
         self.arm(v);
         self.take_host_traps(v);
+        // Machine checks before NMIs before events, as Xen has it (`test_all_events`).
         if self.vcpus[v].machine_check_pending && !self.vcpus[v].machine_check_blocked {
             return self.machine_check(v, regs);
         }
@@ -59,18 +61,23 @@ impl<M: Machine, H: Host> Guest<M, H> {
     #[inline(never)]
     fn catch_up(&mut self, v: usize) {
         loop {
+            // Events first: the request to suspend comes by one.
             if self.host.has_events() {
                 self.host_events();
             }
             if let Some(acknowledged) = self.points.take_suspend() {
                 self.suspend(v, acknowledged);
+                // Moved or refused: time has passed, and more events may wait.
                 continue;
             }
+            // Each round is a step of its own, with the host's events between: a guest that drops a
+            // large table keeps nobody waiting.
             self.ledger.work().look();
             if mm!(self).settle().is_err() {
                 continue;
             }
             self.publish_time(v);
+            // An NMI ends the wait of a blocked vCPU, too.
             self.take_host_traps(v);
             if self.leftovers.are_there() {
                 self.hand_back();
@@ -78,6 +85,8 @@ impl<M: Machine, H: Host> Guest<M, H> {
             if !self.vcpus[v].is_blocked || self.is_wanted(v) {
                 break;
             }
+            // A vCPU with nothing to do is the best time to hand frames back, so it does not sleep
+            // yet.
             if !self.leftovers.are_there() {
                 self.idle(v);
             }
@@ -87,7 +96,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
         }
     }
 
-    /// Takes note of what the host raised on the CPU itself.
+    /// Notes what the host raised on the CPU itself.
     #[inline]
     fn take_host_traps(&mut self, v: usize) {
         let traps = self.m.take_host_traps();
@@ -161,6 +170,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
             .map(|at| self.time.to_host(at));
         let deadline = deadline.into_iter().chain(self.points.deadline()).min();
         self.host.wait(deadline);
+        // A wait that ends by its deadline brings no event.
         self.expire(v);
         self.outside(Points::tick);
     }
@@ -215,6 +225,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
     pub fn host_events(&mut self) {
         while let Some(event) = self.host.take_event() {
             if event == HostEvent::Timer {
+                // The host's timer is a one-shot: what was armed is used up.
                 self.armed = None;
                 (0..self.vcpus.len()).for_each(|v| self.expire(v));
                 self.outside(Points::tick);

@@ -100,6 +100,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
         if let Err(why) = self.drain() {
             return self.refuse("drain", &why);
         }
+        // What is left to say goes to the old host now: after the suspend its rings lead nowhere.
         self.outside(Points::flush);
         let before = Moment::now(&self.host);
         spent.note(Phase::Drain, before.system.saturating_sub(parked.system));
@@ -122,6 +123,8 @@ impl<M: Machine, H: Host> Guest<M, H> {
             self.go_on(v, false);
             return self.outside(Points::flush);
         }
+        // Before anything else on this host: its clock, rings and ports are reached only through
+        // that.
         let arrival = self.arrive();
         self.m.host_changed();
         let after = Moment::now(&self.host);
@@ -132,6 +135,8 @@ impl<M: Machine, H: Host> Guest<M, H> {
             Blackout::Shown => away,
             Blackout::Hidden => 0,
         };
+        // Before the devices are attached and before the vCPU sees time again: `now` must never mix
+        // the clock of one host with the difference to another.
         self.time
             .rebase(after.system, guest_before.saturating_add(counted));
         self.host_wall_clock_changed();
@@ -266,6 +271,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
             self.host.wait(Some(due));
         }
         self.host_events();
+        // The wait may have ended by the deadline of a point, and that brings no event.
         self.outside(Points::tick);
     }
 
@@ -275,6 +281,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
         if moved {
             self.channels.raise_all(&self.m, &self.vcpus);
         }
+        // Deadlines have passed while no vCPU ran; the new host knows of none.
         (0..self.vcpus.len()).for_each(|v| self.expire(v));
         self.publish_time_now(v);
         self.announce();
