@@ -33,6 +33,8 @@ pub fn effective(mem: &Mem, len: u8, regs: &Regs, bases: SegmentBases) -> u64 {
         Base::NextRip => regs.rip.wrapping_add(len.into()),
     };
     let index = mem.index.map_or(0, |(n, scale)| regs.gpr(n) << scale);
+    // Addresses wrap around, as on the CPU. A 67 prefix cuts the offset and not the base of the
+    // segment, which is added afterwards.
     let offset = base.wrapping_add(index).wrapping_add(mem.disp);
     bases.of(mem.segment).wrapping_add(if mem.addr32 {
         offset & 0xffff_ffff
@@ -66,6 +68,7 @@ fn bit_displacement(store: &Store, index: u64) -> u64 {
         Width::W32 => index as i32 as i64,
         Width::W64 => index as i64,
     };
+    // An arithmetic shift: index -1 is the last bit of the word before the operand.
     let words = signed >> store.width.bits().trailing_zeros();
     (words as u64).wrapping_mul(store.width.bytes().into())
 }

@@ -27,6 +27,7 @@ pub fn write_fault<F: Frames + ?Sized>(
     mm: &mut Mm<'_, F>,
     memory: &(impl GuestMemory + ?Sized),
 ) -> Outcome<Errno> {
+    // The walk comes first: most write faults are the guest's own copy-on-write, and end here.
     let Some(table) = table_behind(mm, root, fault) else {
         return Outcome::NotHandled;
     };
@@ -37,6 +38,8 @@ pub fn write_fault<F: Frames + ?Sized>(
         return Outcome::NotHandled;
     };
     let mut source = [0; 8];
+    // Read once, before the entry is looked at: what is checked and what is stored must be the same
+    // value.
     if let Some(from) = string_source(&decoded, regs, bases) {
         let element = &mut source[..store.width.bytes().into()];
         if memory.read_guest(GuestVa(from), element).is_err() {

@@ -109,6 +109,8 @@ impl FrozenCpuid {
             (1, _) if osxsave || view == View::ForcedKernel && regs[2] & XSAVE != 0 => {
                 regs[2] |= OSXSAVE;
             }
+            // From the frozen parts and not from the CPU: an area that was allocated on one host
+            // must do on every other.
             (0xd, 0) if self.xcr0 != 0 => regs[1] = xstate::standard_size(self, xcr0),
             (0xd, 1) if regs[0] & xstate::XSAVEC != 0 => {
                 regs[1] = xstate::compacted_size(self, xcr0);

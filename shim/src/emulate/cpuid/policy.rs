@@ -44,10 +44,13 @@ pub fn fill(table: &mut FrozenCpuid, raw: &impl Fn(u32, u32) -> Leaf) {
     table.vendor = Vendor::of(leaf0);
     leaf0[0] = leaf0[0].min(MAX_BASIC);
     table.add(0, 0, true, leaf0);
+    // In ascending order: later leaves look up what was kept of earlier ones, and the lookup is a
+    // binary search.
     for leaf in 1..=leaf0[0] {
         basic(table, raw, leaf);
     }
     let mut extended0 = raw(EXTENDED, 0);
+    // A processor without extended leaves answers with the last basic one.
     if extended0[0] >> 16 == EXTENDED >> 16 {
         extended0[0] = extended0[0].min(MAX_EXTENDED);
         table.add(EXTENDED, 0, true, extended0);

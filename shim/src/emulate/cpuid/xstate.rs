@@ -50,6 +50,8 @@ fn parts(table: &FrozenCpuid, xcr0: u64) -> impl Iterator<Item = Leaf> {
 /// Returns the size of the standard format with the parts in `xcr0`.
 pub fn standard_size(table: &FrozenCpuid, xcr0: u64) -> u32 {
     parts(table, xcr0).fold(HEADER_END, |end, [size, offset, ..]| {
+        // Sizes and offsets are the word of whoever is below. Nonsense must not wrap to an area
+        // that is too small.
         end.max(size.saturating_add(offset))
     })
 }

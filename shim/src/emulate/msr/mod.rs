@@ -65,6 +65,8 @@ impl MsrPolicy {
             platform_id: intel(raw(nr::PLATFORM_ID)).unwrap_or(0),
             microcode: raw(nr::UCODE_REV).unwrap_or(0),
             arch_capabilities: has(leaf7, 29)
+                // Masked: the bits of a later processor could promise what the next host does not
+                // keep.
                 .then(|| raw(nr::ARCH_CAPABILITIES).unwrap_or(0) & super::cpuid::ARCH_CAPABILITIES),
             can_fault_cpuid,
             spec_ctrl: has(leaf7, 26).then_some(valid_spec_ctrl),
@@ -181,6 +183,7 @@ pub fn write(
             }
             Err(_) => false,
         },
+        // Nothing in it is the guest's to change. Writing back what was read is no change.
         nr::EFER => value == EFER,
         nr::MISC_ENABLE => policy.misc_enable.is_some(),
         // Intel asks for a zero before the revision is read.
@@ -197,6 +200,8 @@ pub fn write(
             }
             valid
         }
+        // Reserved bits are refused and not left to the machine, whose fault would be lost
+        // (`Machine::write_msr`).
         nr::SPEC_CTRL => {
             let valid = policy.spec_ctrl.is_some_and(|valid| value & !valid == 0);
             if valid {

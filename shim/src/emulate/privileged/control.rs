@@ -34,6 +34,7 @@ pub(super) fn write_cr(
     value: u64,
 ) -> Loaded {
     let done = match cr {
+        // Only TS may change, as in Xen's `write_cr`.
         0 if (value ^ cpu.cr0()) & !cr0::TS == 0 => {
             cpu.set_task_switched(value & cr0::TS != 0);
             true
@@ -44,6 +45,8 @@ pub(super) fn write_cr(
         }
         3 => return cpu.set_cr3(value),
         4 => {
+            // Bits that are not the guest's to change are corrected without a word (Xen:
+            // `pv_fixup_guest_cr4`).
             let settable = cpu.guest.cpuid.cr4_settable();
             cpu.set_cr4(value & settable | first::CR4);
             true

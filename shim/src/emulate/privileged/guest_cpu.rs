@@ -72,12 +72,15 @@ impl<'a, M: Machine, H: Host> GuestCpu<'a, M, H> {
         let byte = bitmap
             .checked_add(u64::from(port / 8))
             .and_then(|va| self.kernel_byte(va));
+        // What can not be read allows nothing, as in Xen's `guest_io_okay`.
         u32::from(port) < count && byte.is_some_and(|byte| byte & 1 << (port % 8) == 0)
     }
 
     /// Reads a byte of the kernel's memory, whichever tables are in use.
     fn kernel_byte(&self, va: GuestVa) -> Option<u8> {
         let guest = &self.guest;
+        // The bitmap is at an address of the kernel's, and the process that asks may run on tables
+        // that lack it.
         let root = self.vcpu().spaces.as_ref()?.kernel();
         let entry = crate::mm::walk(&guest.m, &guest.ledger, root, va)?.entry;
         let offset = (va.0 % PAGE_SIZE as u64) as usize;

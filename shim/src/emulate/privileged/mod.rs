@@ -106,6 +106,8 @@ pub fn execute(
         Insn::WriteCr { cr, gpr } => {
             let value = regs.gpr(gpr);
             match write_cr(cpu, cr, value) {
+                // The instruction has not moved, so the guest makes it again, as it does a
+                // hypercall.
                 Loaded::Again => Outcome::Done(After::Continue),
                 loaded => done_if(loaded == Loaded::Done, regs, len),
             }
@@ -196,6 +198,8 @@ fn software_interrupt(
     vector: u8,
     len: u8,
 ) -> Outcome {
+    // A trap shows the instruction after it, and a refused one the instruction itself. So `rip`
+    // moves on only here.
     if cpu.gate_dpl(vector).is_some_and(|dpl| dpl >= cpu.cpl()) {
         regs.rip = regs.rip.wrapping_add(len.into());
         Outcome::Inject {

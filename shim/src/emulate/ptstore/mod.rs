@@ -72,6 +72,8 @@ pub fn plan(
         return Err(NotAnEntry);
     };
     let offset = (target & 7) as u8;
+    // A store across two entries would have to be checked as two. Xen refuses it as well
+    // (`ptwr_emulated_update`).
     if offset + width.bytes() > 8 {
         return Err(NotAnEntry);
     }
@@ -85,6 +87,8 @@ pub fn plan(
         n: RAX,
         high: false,
     };
+    // A full entry owes nothing to what was there. A narrower store keeps the other bytes, so it is
+    // good only for the entry that it was made from.
     let overwrites = if width == Width::W64 {
         Kind::Write
     } else {
@@ -114,6 +118,8 @@ pub fn plan(
             if wanted == old {
                 computed.value = read(regs, reg, width);
             } else {
+                // The CPU would write the old value back, which nobody can tell from no store at
+                // all.
                 kind = Kind::Keep;
                 computed.value = old;
                 register = Some((accumulator, old));
@@ -294,6 +300,8 @@ pub fn execute<E: Entry>(
     source: u64,
     entry: &mut E,
 ) -> Outcome<E::Refused> {
+    // A store that begins in the page before, or an instruction that has changed since it faulted,
+    // is not the one that the CPU refused.
     if store_target(decoded, regs, bases) != Some(fault) {
         return Outcome::NotHandled;
     }
@@ -307,6 +315,7 @@ pub fn execute<E: Entry>(
             Kind::CompareExchange => entry.store(Some(plan.expected), plan.new),
         };
         match stored {
+            // Registers and flags only now: a store that is made again must find them as they were.
             Ok(true) => return Outcome::Done(plan.commit(regs)),
             Ok(false) => {}
             Err(refused) => return Outcome::Refused(refused),
