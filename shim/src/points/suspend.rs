@@ -47,6 +47,8 @@ impl SuspendRequest {
     #[must_use = "the host waits for the acknowledgement"]
     pub fn found_in_store(&mut self) -> bool {
         let is_new = self.acknowledging_since.is_none();
+        // The node may be read again before the answer is there. The earliest time counts: it errs
+        // towards stale.
         self.acknowledging_since.get_or_insert(self.now_ns);
         is_new
     }
@@ -56,6 +58,8 @@ impl SuspendRequest {
         let since = self.acknowledging_since.take();
         match result {
             Ok(outcome) if outcome == REPLACED => {
+                // The time of the reading and not of this answer, which may have taken any time to
+                // come.
                 self.due_since = since;
                 return true;
             }

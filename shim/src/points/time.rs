@@ -32,6 +32,8 @@ pub struct HostTime {
 impl HostTime {
     /// Returns the host's system time at `tsc`.
     pub fn at(&self, tsc: u64) -> u64 {
+        // All of these are the host's numbers. Wrong ones give a wrong time, and must not give a
+        // panic.
         let delta = tsc.wrapping_sub(self.tsc_timestamp);
         let shift = u32::from(self.tsc_shift.unsigned_abs());
         let shifted = if self.tsc_shift < 0 {
@@ -82,9 +84,13 @@ impl Time {
         let base = info.offset + xen_abi::shared_info::vcpu_info::TIME;
         let at = |offset| base + offset;
         let frame = info.frame;
+        // Odd while the rest changes, so that a reader tries again (Xen:
+        // `update_vcpu_system_time`). The guest can write the version as well: wherever it has left
+        // it, it goes odd and then even.
         let version = frames.load32(frame, at(time_info::VERSION)) | 1;
         frames.store32(frame, at(time_info::VERSION), version);
         core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
+        // The TSC is the host's own: only system time is translated.
         frames.store64(frame, at(time_info::TSC_TIMESTAMP), host.tsc_timestamp);
         frames.store64(
             frame,
@@ -108,6 +114,7 @@ impl Time {
     /// Publishes the wall clock; `host_wall_ns` is the wall time, in nanoseconds since 1970, at
     /// the host's system time 0.
     pub fn publish_wall_clock(&self, frames: &dyn Frames, shared_info: Mfn, host_wall_ns: u64) {
+        // A guest adds its own system time to this, which is ahead of the host's by `delta`.
         let wall = host_wall_ns.wrapping_sub(self.delta);
         let (seconds, nanos) = (wall / SECOND, (wall % SECOND) as u32);
         let version = frames.load32(shared_info, WC_VERSION) | 1;
@@ -132,8 +139,8 @@ pub fn expire(vcpu: &mut Vcpu, now: u64) -> bool {
     if let Some((next, period)) = vcpu.timer.periodic
         && next <= now
     {
-        // However many periods were missed, there is one tick.
-        // (`now` is as far on as the host says.)
+        // However many periods were missed, there is one tick. `now` is whatever the host says, so
+        // the sums saturate.
         let missed = (now - next) / period;
         let behind = missed.saturating_add(1).saturating_mul(period);
         vcpu.timer.periodic = Some((next.saturating_add(behind), period));

@@ -85,6 +85,8 @@ impl EventChannels {
     }
 
     fn allocate(&mut self, frames: &dyn Frames, channel: Channel) -> Result<Port, Errno> {
+        // The lowest free port, as in Xen's `get_free_port`: a kernel meets the numbers that it
+        // would there.
         let free = self
             .channels
             .iter()
@@ -95,11 +97,14 @@ impl EventChannels {
             return Err(Errno::ENOSPC);
         }
         if port == self.channels.len() {
+            // Only a longer table needs memory. A port below has its place already.
             heap::room()?;
             self.channels.push(channel);
         } else {
             self.channels[port] = channel;
         }
+        // The page is the guest's to write. A bit that is set already would swallow the first event
+        // (`raise`).
         let (word, bit) = position(port as u32);
         frames.fetch_and64(self.shared_info, EVTCHN_PENDING + word, !bit);
         Ok(Port(port as u32))
@@ -134,6 +139,7 @@ impl EventChannels {
                 self.raise(frames, vcpus, port);
                 Ok(None)
             }
+            // Nobody is there yet: dropped without a word, as in Xen's `evtchn_send`.
             Binding::Unbound { .. } => Ok(None),
             Binding::Virq(_) | Binding::Closed => Err(Errno::EINVAL),
         }
@@ -146,6 +152,8 @@ impl EventChannels {
             Port(0) => CLOSED,
             port => self.get(port.0)?,
         };
+        // The mask goes before the pending bit is looked at, and `raise` does it the other way
+        // round: whichever comes second selects the port.
         let (word, bit) = position(port.0);
         let was_masked = frames.fetch_and64(self.shared_info, EVTCHN_MASK + word, !bit) & bit != 0;
         if was_masked && frames.load64(self.shared_info, EVTCHN_PENDING + word) & bit != 0 {
@@ -157,10 +165,13 @@ impl EventChannels {
     /// Raises a port, as the hypervisor does for an event: pending, and unless masked selected for
     /// the vCPU that it is bound to.
     pub fn raise(&self, frames: &dyn Frames, vcpus: &[Vcpu], port: Port) {
+        // The guest may have closed the port of a device that is still at work.
         let Ok(channel) = self.get(port.0) else {
             return;
         };
         let (word, bit) = position(port.0);
+        // Pending already: it was selected then, or it is masked and `unmask` will do it (Xen:
+        // `evtchn_2l_set_pending`).
         if frames.fetch_or64(self.shared_info, EVTCHN_PENDING + word, bit) & bit != 0 {
             return;
         }
@@ -219,6 +230,8 @@ fn position(port: u32) -> (usize, u64) {
 fn select(frames: &dyn Frames, vcpu: &Vcpu, port: u32) {
     let info = vcpu.info;
     let word = 1 << (port / 64);
+    // The selector before the byte, for the guest clears the byte before it takes the selector. A
+    // selector bit that is set has had its byte (Xen: `vcpu_mark_events_pending`).
     if frames.fetch_or64(info.frame, info.offset + vcpu_info::PENDING_SEL, word) & word == 0 {
         frames.store8(info.frame, info.offset + vcpu_info::UPCALL_PENDING, 1);
     }

@@ -54,6 +54,7 @@ impl EventChannels {
         let remote = self.guest;
         let peer = Peer::Own(Port(op.remote_port));
         let binding = Binding::Interdomain { remote, peer };
+        // What may fail comes first: the other end changes only when this one exists.
         let local = self.allocate(frames, Channel { binding, vcpu: 0 })?;
         self.channels[op.remote_port as usize].binding = Binding::Interdomain {
             remote,
@@ -72,6 +73,7 @@ impl EventChannels {
         vcpus: &[Vcpu],
         op: &mut BindVirq,
     ) -> Result<(), Errno> {
+        // EINVAL, ENOENT, EEXIST: in the order of Xen's `evtchn_bind_virq`.
         let is_per_vcpu = matches!(op.virq, virq::TIMER | virq::DEBUG | virq::XENPMU);
         if op.virq >= virq::COUNT || !is_per_vcpu && op.vcpu != 0 {
             return Err(Errno::EINVAL);
@@ -117,6 +119,7 @@ impl EventChannels {
         if op.vcpu as usize >= vcpus.len() {
             return Err(Errno::ENOENT);
         }
+        // These were made for one vCPU and stay with it (Xen: `evtchn_bind_vcpu`).
         let is_bound_for_good = match self.get(op.port)?.binding {
             Binding::Virq(n) => matches!(n, virq::TIMER | virq::DEBUG | virq::XENPMU),
             Binding::Ipi => true,
@@ -137,9 +140,11 @@ impl EventChannels {
             peer: Peer::Own(other),
         } = channel.binding
         {
+            // The other end stays open and may be bound again, as under Xen.
             self.channels[other.0 as usize].binding = Binding::Unbound { remote };
         }
         self.channels[port.0 as usize] = CLOSED;
+        // Whoever has the number next must not inherit an event (Xen: `evtchn_close`).
         let (word, bit) = position(port.0);
         frames.fetch_and64(self.shared_info, EVTCHN_PENDING + word, !bit);
         Ok(())

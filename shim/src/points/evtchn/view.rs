@@ -39,6 +39,7 @@ impl GuestPorts for PortsView<'_> {
     }
 
     fn disconnect(&mut self, port: Port) {
+        // The guest may have closed the port, or have made it into something else since.
         if let Ok(Channel {
             binding:
                 Binding::Interdomain {

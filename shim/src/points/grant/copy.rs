@@ -43,9 +43,11 @@ impl GuestGrantTable {
             usize::from(args.source.offset),
             usize::from(args.dest.offset),
         );
+        // Bounds last, as in Xen: a bad frame or reference is reported before a bad length.
         let result = if start + len > PAGE_SIZE || end + len > PAGE_SIZE {
             Err(status::BAD_COPY_ARG)
         } else {
+            // By way of a buffer of ours: both sides may lie in one frame, and overlap.
             let mut bytes = [0; PAGE_SIZE];
             mem.read(from, start, &mut bytes[..len]);
             mem.write(to, end, &bytes[..len]);

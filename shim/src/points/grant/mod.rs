@@ -173,6 +173,7 @@ impl GuestGrantTable {
 
     /// Makes the table at least `frames` long; on failure it stays as it was.
     fn grow(&mut self, pool: &mut dyn FramePool, frames: u32) -> bool {
+        // A guest that asks for what there is not gets nothing, and the pool all of it back.
         let had = self.frames.len();
         while self.frames.len() < frames as usize {
             match pool.take() {
@@ -222,6 +223,8 @@ impl GuestGrants for GuestGrantsVia<'_> {
             .table
             .entry(frames, reference)
             .ok_or(BadGrant::OutOfRange)?;
+        // What is checked is a copy: the guest may change the entry meanwhile, and deceives only
+        // itself.
         let kind = entry.flags & (EntryFlags::TYPE_MASK | EntryFlags::SUB_PAGE);
         if kind != EntryFlags::PERMIT_ACCESS || entry.domid != self.table.backend {
             return Err(BadGrant::NotGranted);
@@ -229,6 +232,8 @@ impl GuestGrants for GuestGrantsVia<'_> {
         if write && entry.flags.contains(EntryFlags::READONLY) {
             return Err(BadGrant::ReadOnly);
         }
+        // The hold is taken before anybody is given the frame: from here on it stays the guest's,
+        // and one that is going to be written becomes no table.
         if !self.holds.hold(entry.frame, write) {
             return Err(BadGrant::BadFrame);
         }

@@ -55,6 +55,8 @@ impl<const SLOT: usize> BackRing<SLOT> {
 
     /// Number of requests that wait to be taken.
     pub fn pending(&self, mem: &dyn Frames) -> Result<u32, RingError> {
+        // A request that is not answered keeps its slot, for the answer. Whoever claims more than
+        // the rest is lying.
         let possible = self.slots.entries - self.unanswered();
         self.slots.produced(mem, REQ_PROD, self.req_cons, possible)
     }
@@ -68,6 +70,7 @@ impl<const SLOT: usize> BackRing<SLOT> {
 
     /// Takes the next `count` requests, which [`pending`](Self::pending) counted.
     pub fn consume(&mut self, count: u32) {
+        // Not something a guest can bring about: `pending` has checked what it claimed.
         assert!(
             count <= self.slots.entries - self.unanswered(),
             "more requests taken than the ring holds"
@@ -98,6 +101,8 @@ impl<const SLOT: usize> BackRing<SLOT> {
         if self.pending(mem)? > 0 {
             return Ok(true);
         }
+        // The counterpart of `publish`: each end stores its own index first and reads the other's
+        // afterwards, so at least one of them sees the other.
         mem.store32(self.slots.head(), REQ_EVENT, self.req_cons.wrapping_add(1));
         fence(Ordering::SeqCst);
         Ok(self.pending(mem)? > 0)

@@ -24,6 +24,7 @@ impl<const SLOT: usize> FrontRing<SLOT> {
     /// Makes an empty ring over `frames`, whose content is lost.
     pub fn new(mem: &dyn Frames, frames: Vec<Mfn>) -> Self {
         let slots = Slots::new(frames);
+        // The backend must not read what the frames were used for before.
         slots.frames.iter().for_each(|&frame| mem.clear(frame));
         mem.store32(slots.head(), REQ_EVENT, 1);
         mem.store32(slots.head(), RSP_EVENT, 1);
@@ -104,6 +105,7 @@ impl<const SLOT: usize> FrontRing<SLOT> {
         if self.pending(mem)? > 0 {
             return Ok(true);
         }
+        // As in `BackRing::final_check`: our index first, then a look at theirs.
         mem.store32(self.slots.head(), RSP_EVENT, self.rsp_cons.wrapping_add(1));
         fence(Ordering::SeqCst);
         Ok(self.pending(mem)? > 0)

@@ -145,6 +145,8 @@ impl<const SLOT: usize> Slots<SLOT> {
         // event index first and looks at ours afterwards.
         fence(Ordering::SeqCst);
         let wanted = mem.load32(self.head(), event);
+        // Indexes wrap around. The other end is told if `wanted` lies in what is new; by nonsense it
+        // only misses news of its own, or is told once too often.
         new.wrapping_sub(wanted) < new.wrapping_sub(old)
     }
 }

@@ -94,6 +94,7 @@ impl GuestGrantTable {
             dom if dom == self.backend => return Err(status::BAD_GNTREF),
             _ => return Err(status::BAD_DOMAIN),
         }
+        // Before anything is taken: from here on each refusal undoes what was done before it.
         let free = self.own.mappings.iter().position(Option::is_none);
         let handle = free.unwrap_or(self.own.mappings.len());
         if handle >= MAX_MAPPINGS || !heap::has_room() {
@@ -101,6 +102,8 @@ impl GuestGrantTable {
         }
         let frame = self.pin(mem, args.reference, write)?;
 
+        // A hold beside the reference of the entry: the guest can change the entry by itself, and
+        // the mapping still counts.
         if !mapper.hold(frame, write) {
             self.unpin(mem, args.reference, write);
             return Err(status::BAD_PAGE);
@@ -163,6 +166,7 @@ impl GuestGrantTable {
             flags &= !map_flags::DEVICE_MAP;
         }
         if args.host_addr != 0 && flags & map_flags::HOST_MAP != 0 {
+            // The flags that it was made with: which entry it is depends on them.
             mapper.unmap(pins.frame, args.host_addr, mapping.flags)?;
             flags &= !map_flags::HOST_MAP;
         }
@@ -171,6 +175,7 @@ impl GuestGrantTable {
             return Ok(());
         }
         let write = mapping.flags & map_flags::READONLY == 0;
+        // The hold goes last: no entry of this mapping is left, and the translation is flushed.
         self.own.mappings[slot] = None;
         mapper.release(pins.frame, write);
         self.unpin(mem, mapping.reference, write);
@@ -238,6 +243,7 @@ impl GuestGrantTable {
         } else {
             pins.readers -= 1;
         }
+        // While the pins are still there: a count that is 0 by now says which bit is to go.
         self.show_pins(mem, reference);
         self.own
             .pins
