@@ -91,6 +91,8 @@ fn copy(frames: &dyn Frames, channel: Channel, from: Mfn, to: Mfn) -> bool {
         consumer,
         producer,
     } = channel;
+    // Also `put`, which is ours, is read back from a page that the other end can write. The masks
+    // below keep any value inside the buffer.
     let mut take = frames.load32(from, consumer);
     let put = frames.load32(to, producer);
     let available = frames.load32(from, producer).wrapping_sub(take);
@@ -100,6 +102,7 @@ fn copy(frames: &dyn Frames, channel: Channel, from: Mfn, to: Mfn) -> bool {
         return false;
     }
     let count = available.min(size - used);
+    // The bytes, and the room for them, must not be touched before the indexes that vouch for them.
     core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
     for offset in 0..count {
         let byte = frames.load8(from, data + (take & (size - 1)) as usize);
@@ -110,6 +113,7 @@ fn copy(frames: &dyn Frames, channel: Channel, from: Mfn, to: Mfn) -> bool {
         );
         take = take.wrapping_add(1);
     }
+    // The bytes are there before one index says so, and copied before the other gives them up.
     core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
     frames.store32(to, producer, put.wrapping_add(count));
     frames.store32(from, consumer, take);

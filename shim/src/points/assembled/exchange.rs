@@ -71,6 +71,7 @@ impl Points {
         for _ in 0..ROUNDS {
             let heard = self.hear_host(outside);
             let served = self.serve_guest(outside);
+            // One notification for a whole round: each may cost a switch to the host's domain.
             if self.lent.real.flush(outside.m) {
                 outside.host.notify(self.lent.real_port);
             }
@@ -179,8 +180,10 @@ impl Points {
         };
         seed::seed(&mut self.lent.store, &real, &params);
         self.lent.store.connect(outside.m, store.1);
+        // Before the mirror attaches, or the guest would see the host's sizes first.
         self.mirror.hide(hidden_kib);
         self.with_mirror(Mirror::attach);
+        // Last: devices publish below directories that were made just now, with their permissions.
         let bus = &mut self.bus;
         self.lent.with_cx(outside, |cx| bus.start(cx));
     }

@@ -34,6 +34,7 @@ impl StoresAndGrants {
         args: GuestVa,
         count: u64,
     ) -> Result<Rest, Errno> {
+        // The count is an `unsigned int` that Xen compares as a signed one (`do_grant_table_op`).
         let count = count & 0xffff_ffff;
         if count > LONGEST {
             return Err(Errno::EINVAL);
@@ -156,6 +157,7 @@ where
 {
     for index in 0..count {
         let at = element::<T>(args.0, index)?;
+        // At least one each time, or a host that always has events would let none be done.
         if index > 0 {
             mapper.ledger.work().look();
             if wanted() {
@@ -163,6 +165,7 @@ where
             }
         }
         mapper.ledger.work().spend(OPERATION);
+        // An answer that can not be written fails the call. As under Xen, what was done stays done.
         write(m, at, &act(mapper, read(m, at)?))?;
     }
     Ok(None)
@@ -258,6 +261,8 @@ impl<M: Machine> OwnMapper for Mapper<'_, M> {
     }
 
     fn unmap(&mut self, frame: Mfn, host_addr: u64, flags: u32) -> Result<(), i16> {
+        // The guest may have changed the entry by itself, and what it has put there is not ours to
+        // clear.
         let entry = self.entry(host_addr, flags);
         if !entry.is_some_and(|entry| entry.is_present() && entry.frame() == frame) {
             return Err(status::GENERAL_ERROR);

@@ -152,7 +152,7 @@ impl Points {
         result
     }
 
-    /// Takes note of what devices wait for, and whether there are others than before.
+    /// Notes what devices wait for, and whether there are others than before.
     fn note_deadlines<M: Machine, H: Host>(&mut self, outside: &Outside<'_, M, H>) {
         let wants_retry = self.retry_at.is_none() && self.bus.wants_retry();
         if wants_retry || self.usage.is_outdated(self.bus.len()) {
@@ -296,6 +296,7 @@ impl Points {
         };
         self.console.reattach(page);
         self.console_port = port;
+        // Before the bus: devices give frames back for which no grant may be left.
         self.lent.reattach(outside.m, store, arrival);
         self.begin_again_at = None;
         self.reattach_store();

@@ -47,6 +47,7 @@ impl Bus {
     /// Takes what the store has to say about the list.
     pub fn own_event(&mut self, cx: &mut Cx<'_>, detail: u32, event: StoreEvent) {
         let [what, generation, ..] = detail.to_le_bytes();
+        // An answer that another host still owed.
         if generation != self.generation {
             return;
         }
@@ -83,7 +84,7 @@ impl Bus {
         }
     }
 
-    /// Asks what is in the list, or takes note that what is being asked is not the latest.
+    /// Asks what is in the list, or notes that the answers under way are out of date.
     pub(super) fn begin_scan(&mut self, cx: &mut Cx<'_>) {
         if self.scan.waiting > 0 {
             self.scan.is_stale = true;
@@ -125,6 +126,7 @@ impl Bus {
 
     fn classes_listed<'n>(&mut self, names: impl Iterator<Item = &'n str>) {
         for name in names {
+            // Bounded, for the host may go on making names.
             if DeviceClass::named(name).is_none()
                 && !NO_DEVICES.contains(&name)
                 && self.hidden.len() < MAX_DEVICES

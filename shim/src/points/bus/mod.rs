@@ -172,6 +172,8 @@ impl Bus {
             slot.was_listed = false;
             slot.device.reattach(cx, &host_frontend(*id));
         }
+        // Some may have been waiting for their old backend only, and are gone now: `with` drops
+        // them.
         self.for_each(cx, |_, _| {});
         self.start(cx);
     }
@@ -190,6 +192,7 @@ impl Bus {
             true => Progress::Done,
             false => Progress::Waiting,
         };
+        // A device that the host takes away may never connect again, and nobody waits for it.
         for (id, slot) in self.devices.iter().filter(|(_, slot)| !slot.is_leaving) {
             match slot.device.attached() {
                 Ok(Progress::Done) => {}
@@ -228,13 +231,14 @@ impl Bus {
     }
 
     fn for_each(&mut self, cx: &mut Cx<'_>, mut act: impl FnMut(&mut dyn Device, &mut Cx<'_>)) {
+        // Collected first: a device may be dropped by what it does.
         let ids: Vec<DeviceId> = self.devices.keys().copied().collect();
         for id in ids {
             self.with(cx, id, &mut act);
         }
     }
 
-    /// Lets a device do something, and takes note of what has become of it.
+    /// Lets a device do something, and notes what has become of it.
     fn with(
         &mut self,
         cx: &mut Cx<'_>,

@@ -133,6 +133,8 @@ impl<P: Protocol> Carrier<P> {
             return None;
         }
         let is_first = first.is_some();
+        // Only now, after the refusal above: the guest is told nothing that its first host does not
+        // stand behind.
         shell.shown = first.or(shell.shown.take());
         shell.host.offer = Some(offer);
         Some(is_first)
@@ -177,6 +179,8 @@ impl<P: Protocol> Carrier<P> {
         let shell = &mut self.shell;
         shell.error(format_args!("{why}"));
         shell.host.stage = ConnectionStage::Broken(why.to_owned());
+        // Rings and ports go before what is in flight fails, so that no answer can come for it
+        // afterwards.
         shell.host.drop_rings(cx);
         let link = &shell.host.link;
         link.set_state(cx.host_store, XenbusState::CLOSING);
@@ -200,6 +204,7 @@ impl<P: Protocol> Carrier<P> {
         shell.host.stage = ConnectionStage::Absent(why.to_owned());
         shell.host.drop_rings(cx);
         self.protocol.cut(shell, cx, Cut::Absent);
+        // A backend that was given none has seen no state of ours that would have to be taken back.
         if had_rings {
             let link = &shell.host.link;
             link.set_state(cx.host_store, XenbusState::INITIALISING);

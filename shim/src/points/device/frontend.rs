@@ -94,6 +94,7 @@ impl<P: Protocol> Carrier<P> {
     /// made by the driver's wishes.
     fn disconnect_guest(&mut self, cx: &mut Cx<'_>) {
         let shell = &mut self.shell;
+        // First of all: what still ends from here on finds no ring to answer in.
         shell.guest.leave(cx);
         if P::FOLLOWS_DRIVER {
             shell.host.reopen(cx);

@@ -109,6 +109,8 @@ impl<D> GuestHalf<D> {
             ports: Vec::new(),
         };
         let driver = P::join(&mut joining);
+        // Kept in either case: a driver that can not join may have given half of it, which goes
+        // back by `let_go`.
         (self.frames, self.ports) = (joining.frames, joining.ports);
         match driver {
             Ok(driver) => {
@@ -133,6 +135,8 @@ impl<D> GuestHalf<D> {
         self.ports
             .drain(..)
             .for_each(|port| cx.ports.disconnect(port));
+        // No backend of the host has these frames: what wrote to them for the guest is the shim, so
+        // the holds end at once.
         self.frames
             .drain(..)
             .for_each(|frame| cx.grants.release(frame, true));

@@ -79,6 +79,8 @@ impl<R, O> HostHalf<R, O> {
         self.rings = None;
         self.offer = None;
         self.ports.clear();
+        // The grants are not ended: they were void with the host's table
+        // (`StoresAndGrants::reattach`).
         self.frames
             .drain(..)
             .for_each(|(_, frame)| cx.pool.give_back(frame));
@@ -136,10 +138,14 @@ impl<R, O> HostHalf<R, O> {
             ports: Vec::new(),
         };
         let rings = protocol.offer(&mut offering, driver);
+        // Kept in either case, so that `drop_rings` finds what was made before something was
+        // missing.
         (self.frames, self.ports) = (offering.frames, offering.ports);
         match rings {
             Ok(rings) => {
                 self.rings = Some(rings);
+                // Last: a backend reads all the rest when it sees this state, and the store keeps
+                // the order of writes.
                 self.link.set_state(cx.host_store, P::GIVEN);
                 Ok(())
             }

@@ -180,6 +180,7 @@ impl<P: Protocol> Carrier<P> {
             return;
         }
         shell.host.close(cx);
+        // The device remembers what the backend may still have in use, so it has to outlive that.
         if shell.host.ending.is_empty() {
             self.protocol.cut(shell, cx, Cut::Over);
             shell.guest.link.remove(cx.store);
@@ -207,6 +208,7 @@ impl<P: Protocol> Device for Carrier<P> {
     }
 
     fn host_kick(&mut self, cx: &mut Cx<'_>, port: HostPort) {
+        // The kick may be for a port that was closed after it was raised.
         if self.shell.host.ports().contains(&port) {
             self.take_answers(cx);
             self.pump(cx);
@@ -215,6 +217,7 @@ impl<P: Protocol> Device for Carrier<P> {
 
     fn quiesce(&mut self, cx: &mut Cx<'_>) -> Progress {
         let now = cx.xen.now_ns();
+        // Noted before the pump, which then takes nothing new and only passes answers on.
         let since = *self.shell.quiescing_since.get_or_insert(now);
         self.take_answers(cx);
         self.pump(cx);
@@ -291,6 +294,7 @@ impl<P: Protocol> Device for Carrier<P> {
     }
 
     fn retry(&mut self, cx: &mut Cx<'_>) {
+        // Cleared first: whatever still can not be done sets it again.
         self.shell.wants_retry = false;
         self.shell.host.ending.end(cx);
         self.protocol.settle(&mut self.shell, cx);

@@ -114,7 +114,7 @@ pub trait Protocol: Debug + Default + Sized {
     fn take_answers(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>) -> Result<(), String>;
     /// Tries again to end what the backend still had in use.
     fn settle(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>);
-    /// Takes note that one end is lost.
+    /// Deals with the loss of one end.
     fn cut(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>, why: Cut);
     /// How many requests are in flight at the host.  The shell waits for them before it lets a driver of the
     /// guest go.

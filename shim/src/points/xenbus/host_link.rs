@@ -210,6 +210,7 @@ impl HostLink {
                 if index == 1 {
                     self.backend_id = DomId(number(&value)?);
                 } else {
+                    // A relative name would lie below our own directory, where no backend is.
                     self.backend = text(&value)
                         .filter(|path| path.starts_with('/'))
                         .map(ToOwned::to_owned);
@@ -243,6 +244,8 @@ impl HostLink {
         let at = self.collections.iter().position(|c| c.kind == kind)?;
         let collection = &mut self.collections[at];
         let [key, serial] = index.to_le_bytes();
+        // The store answers in the order of the requests. Whatever is not next belongs to a
+        // collection that was forgotten.
         if serial != collection.serial || usize::from(key) != collection.answered {
             return None;
         }
