@@ -44,6 +44,8 @@ impl Disk {
                 response.id
             ));
         };
+        // Nothing was changed yet: a backend that lies here is broken, and `fail_all` finds the
+        // part as it was.
         if response.operation != part.operation {
             return Err(format!(
                 "the backend answers operation {} as {}",
@@ -70,6 +72,8 @@ impl Disk {
         let Some(part) = self.shadow.remove_part(number) else {
             return;
         };
+        // By now the backend can neither read nor write for this part: what it used may go to
+        // others.
         self.keep_grants(part.grants);
         if let Some(page) = part.page {
             if self.spare_pages.len() < MAX_SPARE_PAGES {
@@ -99,10 +103,13 @@ impl Disk {
     pub(super) fn fail_all(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>) {
         let parts: Vec<u32> = self.shadow.parts.numbers().collect();
         for number in parts {
+            // An answer that has come stays what it was.
             if let Some(part) = self.shadow.parts.get_mut(number) {
                 part.answer = part.answer.or(Some(status::ERROR));
             }
         }
+        // Before the parts: an entry is answered with its last part only when it is in the backlog
+        // no more.
         self.empty_backlog(shell, cx);
         self.settle_all(shell, cx);
     }

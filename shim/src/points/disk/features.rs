@@ -138,6 +138,8 @@ impl Offer {
                 alignment: nodes.number("discard-alignment"),
                 secure: nodes.flag("discard-secure"),
             }),
+            // An ordinary request is taken by every backend, whatever it says here, and nobody is
+            // asked for more than the guest may ask of us.
             max_segments: indirect.clamp(MAX_SEGMENTS, SHOWN_SEGMENTS),
         })
     }

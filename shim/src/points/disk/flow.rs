@@ -67,6 +67,7 @@ impl Disk {
         };
         let segments = self.shadow.take_segments();
         match request::parse(&slot, shown, cx.frames, cx.grants, segments) {
+            // The backend is broken, and nobody is left to be asked.
             Ok(mut wanted) if shell.host.offer.is_none() => {
                 wanted.release(cx.grants);
                 self.respond(shell, cx, wanted.id, wanted.operation, status::ERROR);
@@ -93,6 +94,8 @@ impl Disk {
         let Some(mut entry) = self.shadow.entries.remove(number) else {
             return;
         };
+        // Before the answer: with that the guest may use its pages for anything, also for page
+        // tables.
         entry.wanted.release(cx.grants);
         self.respond(
             shell,

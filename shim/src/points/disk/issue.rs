@@ -147,6 +147,7 @@ impl Disk {
         else {
             return false;
         };
+        // As much as could be granted, which may be less than the piece asked for.
         entry.issued += match step {
             Step::Data(_) => granted.count,
             Step::Discard => piece.discard as usize,
@@ -282,6 +283,7 @@ impl Disk {
             return false;
         };
         let segments = &granted.segments[..granted.count];
+        // Written after the grant, and in time: the backend learns of the reference by the request.
         cx.frames.write(page, 0, segments.as_bytes());
         granted.grants.push(grant);
         granted.page = Some((page, grant));

@@ -169,6 +169,8 @@ fn parse_indirect(
         .acquire(mem, request.indirect_grefs[0], false)
         .map_err(|_| (status::ERROR, "bad reference of an indirect page"))?;
     let mut segments = [Segment::default(); SHOWN_SEGMENTS];
+    // Copied before it is checked, for the page stays the guest's to write. From then on nobody
+    // needs the page, and the hold ends.
     mem.read(page, 0, segments[..count].as_mut_bytes());
     grants.release(page, false);
     take_segments(&segments[..count], wanted, shown, mem, grants)
@@ -207,6 +209,7 @@ fn take_segments(
     if !wanted.sector.is_multiple_of(unit) {
         return Err((status::ERROR, "a part of a sector"));
     }
+    // All sizes first, so that what is refused for them has taken no hold.
     let mut total = 0;
     for segment in segments {
         let (first, last) = (segment.first_sect, segment.last_sect);

@@ -237,9 +237,12 @@ impl Shadow {
             }
             entry.plan = None;
             entry.step = 0;
+            // What has failed is part of what is asked again, so the next host decides anew.
             entry.status = status::OKAY;
             again.push((entry.serial, number));
         }
+        // By the order in which the guest asked, which the numbers do not tell: they are used
+        // again.
         again.sort_unstable();
         self.backlog = again.into_iter().map(|(_, number)| number).collect();
         (pages, done)

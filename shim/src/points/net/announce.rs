@@ -72,6 +72,7 @@ impl Net {
         self.announcer.page = Some(page);
         const { assert!(SIZE <= PAGE_SIZE) };
         cx.frames.write(page, 0, &rarp(mac));
+        // One that finds no room is not counted, and is made at the next retry.
         if self.send_own(shell, cx, page, SIZE as u16) {
             let done = PAUSES.len() + 1 - self.announcer.left;
             self.announcer.left -= 1;

@@ -75,6 +75,7 @@ impl Packet {
         buffer: &Buffer,
     ) -> ([u8; RX_SLOT], Option<&'static str>) {
         let mut known = rx_flags::MORE_DATA;
+        // These describe the whole packet, and are read in its first slot only.
         if self.parts.is_empty() {
             known |= rx_flags::DATA_VALIDATED | rx_flags::CSUM_BLANK | rx_flags::EXTRA_INFO;
         }

@@ -64,6 +64,7 @@ impl Packet {
         while more {
             more = packet.add_extra(&take()?, shown);
         }
+        // Linux's netback takes no further slots for such a request either.
         if !matches!(packet.kind, Kind::Multicast { .. }) {
             while flags & tx_flags::MORE_DATA != 0 {
                 flags = packet.add(&take()?);
@@ -103,6 +104,7 @@ impl Packet {
         if let Some(place) = self.parts.get_mut(self.count) {
             *place = part;
         }
+        // In range: `read` takes at most a ring full.
         self.ids[self.count] = part.id;
         self.count += 1;
         part.flags

@@ -58,6 +58,7 @@ impl Net {
                 return;
             };
             buffer.grant = Some(grant);
+            // The id is the slot: in this ring a response lies where its request was.
             buffer.host_id = rings.rx.next_index() as u16 % RING_ENTRIES as u16;
             let request = RxRequest {
                 id: buffer.host_id,
@@ -198,6 +199,7 @@ impl Net {
         self.finish_packet(shell, cx, true);
         self.rx.posted = 0;
         for buffer in &mut self.rx.queue {
+            // Not ended: it was void with the old host's table.
             buffer.grant = None;
         }
     }

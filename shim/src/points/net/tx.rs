@@ -62,6 +62,8 @@ impl Net {
             Ok(0) => return false,
             Ok(pending) => {
                 let slot = |ahead| driver.tx.copy_request(cx.frames, ahead);
+                // A driver publishes whole packets. For less, Linux's netback gives the interface
+                // up, too.
                 Packet::read(slot, pending, shown).ok_or_else(|| String::from("half a packet"))
             }
             Err(error) => Err(format!("{error}")),
@@ -98,6 +100,7 @@ impl Net {
             },
         };
         if let Some(driver) = &mut shell.guest.driver {
+            // Only now: a packet that has to wait stays in the ring, and is read and checked anew.
             driver.tx.consume(packet.guest_slots());
         }
         if let Err(answer) = went {
@@ -118,6 +121,8 @@ impl Net {
             return Went::Blocked;
         }
         let backend = shell.host.link.backend_id();
+        // Everything is granted before the first slot is written: a packet goes to the host as a
+        // whole or not at all.
         let mut granted = [(Mfn(0), HostRef(0)); MAX_PARTS];
         let mut done = 0;
         let mut failed = None;
@@ -223,7 +228,7 @@ impl Net {
         taken.map_err(|error| format!("the backend's transmit ring has {error}"))
     }
 
-    /// Takes note of an answer.
+    /// Notes an answer of the host.
     pub(super) fn take_sent_slot(
         &mut self,
         shell: &mut Shell<Self>,
@@ -247,6 +252,7 @@ impl Net {
             ));
         };
         sent.answer = Some(match response.status {
+            // A driver may trip over a status that the protocol does not have.
             known @ (status::OKAY | status::ERROR | status::DROPPED) => known,
             _ => status::ERROR,
         });
@@ -317,6 +323,7 @@ impl Net {
         answer: i16,
     ) {
         if let Owner::Guest { id, extras, frame } = owner {
+            // Before the answer, by which the guest has its page again.
             cx.grants.release(frame, false);
             self.answer_sent(shell, cx, id, answer, extras);
         }
