@@ -139,6 +139,8 @@ impl Daemon {
         let memory = self.memory();
         let connection = &mut self.connections[id.0];
         let transaction = connection.transactions.get_mut(tx);
+        // The view counts the tree and this transaction itself, for these grow while it works. All
+        // the rest stands still meanwhile.
         let held = self.tree.guest_bytes() + transaction.as_ref().map_or(0, |open| open.bytes());
         let mut view = View {
             tree: &mut self.tree,
@@ -173,6 +175,8 @@ impl Daemon {
     pub fn announce(&mut self, changes: &[Change]) {
         for change in changes {
             for index in 0..self.connections.len() {
+                // Before its watches are looked at: whoever may not read a node must not learn that
+                // it changes.
                 if !change.is_visible_to(self.connections[index].domid) {
                     continue;
                 }
@@ -188,6 +192,8 @@ impl Daemon {
 
     /// Queues an event, or drops it for want of room.
     pub fn send_event(&mut self, id: ConnId, event: &Event) {
+        // A watch promises no event for each change, and the daemon drops some as well; an answer
+        // can not be dropped.
         if !heap::has_room() {
             return;
         }

@@ -57,6 +57,7 @@ pub fn write(view: &mut View<'_>, name: &[u8], value: &[u8]) -> Result<(), Errno
     match get(view, name, Rights::WRITE) {
         Ok(node) => {
             let name = valid(view, name)?;
+            // A copy: the same node may be what an open transaction has seen.
             let mut node = Node::clone(&node);
             node.value = value.to_vec();
             view.put(name, node)?;
@@ -130,6 +131,7 @@ fn create(view: &mut View<'_>, name: &str, value: &[u8]) -> Result<(), Errno> {
     if let Some(top) = missing.last() {
         base.children.add(path::leaf(top));
     }
+    // The parent comes last, so that what `undo` takes back was never listed.
     view.put(above, base).inspect_err(|_| undo(view, &missing))
 }
 
@@ -172,6 +174,7 @@ pub fn remove(view: &mut View<'_>, name: &[u8]) -> Result<(), Errno> {
     if !parent.children.remove(path::leaf(name)) {
         return Err(Errno::EIO);
     }
+    // Without a check of the quota: it shrinks, and may be the guest's way out of a full store.
     view.put_unchecked(above, parent);
     Ok(())
 }

@@ -77,6 +77,7 @@ impl Perms {
     /// What `domid` may do.
     pub fn rights(&self, domid: DomId) -> Rights {
         let id = i32::from(domid.0);
+        // The owner's own entry is no limit: it says what everybody else may.
         if id == 0 || self.owner() == id {
             return Rights::all();
         }

@@ -55,6 +55,8 @@ impl Queue {
         if payload.len() > PAYLOAD_MAX || size >= memory_left {
             return;
         }
+        // A guest that does not read has at most one event of each path and token waiting; special
+        // names apart, which the daemon does not merge either.
         let waiting =
             |message: &Message| message.is_event && message.bytes[size_of::<Header>()..] == payload;
         if path.starts_with(b"@") || !self.messages.iter().any(waiting) {

@@ -27,6 +27,8 @@ impl Daemon {
         let mut changes = Vec::new();
         match self.answer(id, request, payload, &mut changes) {
             Ok(answer) => {
+                // Events before the answer, and the first event of a watch after it: the order of
+                // the real daemon, which clients have come to know.
                 self.announce(&changes);
                 self.send_reply(id, request, &answer);
                 if request.kind == MsgType::WATCH.0
@@ -136,6 +138,7 @@ impl Daemon {
         };
         let connection = self.connection_mut(id);
         let caller = connection.domid;
+        // Closed whatever comes of it: after a refusal the client begins a new one.
         let transaction = connection.transactions.take(tx).ok_or(Errno::ENOENT)?;
         if commit {
             heap::room()?;
@@ -213,6 +216,8 @@ fn directory_part(view: &mut View<'_>, payload: &[u8]) -> Result<Vec<u8>, Errno>
     let mut answer = format!("{}\0", node.generation).into_bytes();
     let room = PAYLOAD_MAX - answer.len() - 1;
     let all = node.children.as_bytes();
+    // The client asks for each piece by an offset of its own making. Beyond the end there is
+    // nothing, and in the middle of a name it reads half of one.
     let rest = all.get(offset as usize..).unwrap_or(&[]);
     let mut taken = 0;
     for name in rest.split_inclusive(|byte| *byte == 0) {

@@ -157,6 +157,7 @@ impl GuestRing {
             if count == 0 {
                 return Ok(None);
             }
+            // Also for what was only taken: the guest may be waiting for room to go on writing.
             turn.notify = true;
             self.input.filled(count)?;
         }
@@ -184,6 +185,7 @@ impl GuestRing {
         frames.store32(self.page, ring::ERROR, code);
         self.broken = true;
         self.input = Incoming::new();
+        // Its transactions and watches would else count towards the quota for ever.
         core.reset(self.connection);
     }
 }

@@ -179,6 +179,8 @@ pub fn cpu_number(path: &str) -> Option<u32> {
 /// A memory size as the guest is shown it: the host's, in KiB, less the shim's share.
 pub fn less_hidden(value: &[u8], hidden_kib: u64) -> Option<String> {
     let kib: u64 = core::str::from_utf8(value).ok()?.trim().parse().ok()?;
+    // A host that says less than the shim's share is wrong, and the guest must not see a size near
+    // 2^64.
     Some(kib.saturating_sub(hidden_kib).to_string())
 }
 

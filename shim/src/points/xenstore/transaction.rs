@@ -128,6 +128,7 @@ impl Transaction {
         if self.created && caller.0 != 0 && self.guest_nodes_after(tree) >= limits.nodes {
             return Err(Errno::ENOSPC);
         }
+        // Generations, not contents: a value that was changed and changed back is a conflict, too.
         let generation = |node: Option<&Arc<Node>>| node.map(|node| node.generation);
         if self
             .seen

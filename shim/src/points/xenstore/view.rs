@@ -43,6 +43,8 @@ impl View<'_> {
         let Some(transaction) = &mut self.transaction else {
             return Ok(found);
         };
+        // Counted once: a node that was looked at before costs nothing more, whatever the limits
+        // say by now.
         if let Some(seen) = transaction.recall(name) {
             return Ok(seen);
         }
@@ -90,6 +92,7 @@ impl View<'_> {
             None => (self.tree.guest_bytes(), self.tree.get(name).cloned()),
         };
         let size = |node: &Node| NODE_OVERHEAD + name.len() + node.bytes();
+        // What the node takes already is part of what is held, and goes when it is replaced.
         let before = before.map_or(0, |node| size(&node));
         let after = (self.other_bytes + held + size(node)).saturating_sub(before);
         if after >= self.limits.memory {
@@ -102,6 +105,8 @@ impl View<'_> {
     pub fn put_unchecked(&mut self, name: &str, mut node: Node) {
         match &mut self.transaction {
             Some(transaction) => {
+                // A generation of its own, so that a listing in parts notices a change within the
+                // transaction.
                 node.generation = self.tree.next_generation();
                 transaction.set(name, Some(Arc::new(node)));
             }

@@ -64,6 +64,7 @@ impl VirtualStore {
 
     /// Begins to serve the guest's ring page.
     pub fn connect(&mut self, frames: &dyn Frames, page: Mfn) {
+        // Another page is another client: nothing of the one before is its business.
         self.core.reset(self.connection);
         self.ring = Some(GuestRing::new(frames, page, self.connection));
     }
@@ -138,6 +139,7 @@ impl VirtualStore {
         if let Err(error) = result {
             log::error!("xenstore: the shim's own change of {path} failed: {error}");
         }
+        // Also after an error: what was changed before it stays changed.
         self.core.announce(&changes);
     }
 

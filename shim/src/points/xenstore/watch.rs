@@ -95,6 +95,7 @@ impl Watches {
         if self.find(&path, token).is_some() {
             return Err(Errno::EEXIST);
         }
+        // The daemon's comparison, which lets one more through (`Limits::watches`).
         if self.owner.0 != 0 && self.set.len() > limits.watches {
             return Err(Errno::E2BIG);
         }

@@ -120,6 +120,7 @@ impl Inward {
         self.urgent.clear();
         self.waiting.clear();
         self.listing.clear();
+        // Answers of the old store will not come: the mirror's epoch has changed.
         self.in_flight.clear();
         self.home = None;
         self.vm = guest
@@ -237,6 +238,7 @@ impl Inward {
 
     /// Returns what the answer that has come is about.
     pub fn answered(&mut self) -> Option<Asked> {
+        // The store answers in the order of the requests.
         self.in_flight.pop_front()
     }
 
@@ -269,6 +271,8 @@ impl Inward {
             true => path.to_string(),
             false => join(dir, path),
         };
+        // Compared first: an unchanged value must not fire the guest's watches, or it would notice
+        // a move.
         let old = guest.read(&node);
         if is_request(path) {
             // It exists already, or the guest is not to have it.
@@ -315,6 +319,7 @@ impl Inward {
             self.complain(path, "its value is too long");
             return false;
         }
+        // Measured first and counted afterwards, so that a refusal leaves nothing behind.
         let mut nodes = 0;
         let mut bytes = len;
         let mut name = path;

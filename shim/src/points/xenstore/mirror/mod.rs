@@ -152,10 +152,13 @@ impl Mirror {
     }
 
     fn connect(&mut self, stores: &mut Stores<'_>, is_held: bool) {
+        // First, so that nothing of the old store is taken for an answer of the new one.
         self.tags.epoch = self.tags.epoch.wrapping_add(1);
         self.suspend.forget();
         self.inward.restart(&self.guest_dir, stores.guest);
         self.outward.restart(is_held);
+        // Watches before reads: what is written after a read is then told, and nothing falls
+        // between.
         for path in WATCHED {
             let watch = StoreOp::Watch(String::from(path));
             stores.host.submit(self.tags.of(Kind::Watch), watch);
@@ -294,6 +297,7 @@ impl Mirror {
         let node = path::join(&self.guest_dir, [SHUTDOWN, SYSRQ][index]);
         let owner = stores.guest.guest_domid();
         stores.guest.write(&node, &value, owner);
+        // Remembered, to clear the host's node only if it still holds what the guest has answered.
         self.shown[index] = Some(value);
     }
 

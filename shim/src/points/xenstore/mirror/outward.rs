@@ -134,6 +134,8 @@ impl Outward {
     /// Begins anew with a store that has nothing of what was published.  If `is_held`, what is the
     /// guest's waits for [`release`](Self::release).
     pub fn restart(&mut self, is_held: bool) {
+        // Whether a removal that was under way was done does not matter here: in the new store the
+        // node is not there.
         let unsure = self
             .in_flight
             .drain(..)
@@ -299,6 +301,8 @@ impl Outward {
         for name in &new {
             self.left.remove(name);
         }
+        // Counted when it is asked for and not when it is answered: what is on its way takes room
+        // there as well.
         self.published.extend(new);
         // It may have been removed with everything below, and made again.
         let below = join(path, "");
@@ -317,6 +321,7 @@ impl Outward {
             return;
         };
         match answer {
+            // Whatever the answer: the node is not counted any more, and waits until there is room.
             _ if whose == Whose::Leaving => {
                 self.left.insert(path);
                 return;
