@@ -209,6 +209,8 @@ impl<'a> Cursor<'a> {
         if modrm.is_register() {
             return Err(DecodeError::Unknown);
         }
+        // The encodings with a meaning of their own are told by the three raw bits, whatever REX
+        // adds.
         let mode = modrm.raw >> 6;
         let (base, index) = match modrm.raw & 7 {
             4 => self.sib(mode)?,
@@ -239,6 +241,7 @@ impl<'a> Cursor<'a> {
         } else {
             Base::Gpr(base)
         };
+        // With REX.X it is r12, which is an index like any other.
         Ok((base, (index != 4).then_some((index, sib >> 6))))
     }
 

@@ -9,6 +9,7 @@ use super::cursor::Cursor;
 /// Decodes what follows a one-byte opcode.
 pub(super) fn decode(cursor: &mut Cursor<'_>, opcode: u8) -> Result<Insn, DecodeError> {
     match opcode {
+        // With bit 1 the register is the destination, with bit 2 the accumulator: neither stores.
         0x00..=0x3f if opcode & 6 == 0 => alu_register(cursor, opcode),
         0x80 | 0x81 | 0x83 => alu_immediate(cursor, opcode),
         0x86 | 0x87 => xchg(cursor, opcode),

@@ -60,6 +60,7 @@ fn group_6(cursor: &mut Cursor<'_>) -> Result<Insn, DecodeError> {
         _ => return Err(DecodeError::Unknown),
     };
     if !modrm.is_register() {
+        // For the length: nobody carries the instruction out.
         cursor.memory(modrm)?;
     }
     Ok(Insn::Refused(refused))

@@ -70,6 +70,7 @@ pub(super) fn input_string(
     let ones = [0xff; 8];
     let bytes = &ones[..strings.width.bytes().into()];
     let address = ins_target(regs, strings.addr32);
+    // Registers move only after the store: after a fault the guest makes the same element again.
     match reachable(cpu, address, WRITE).and_then(|()| cpu.store(address, bytes)) {
         Ok(()) => Outcome::Done(finish_element(regs, len, strings, &[RDI])),
         Err(fault) => page_fault(cpu, fault),

@@ -221,6 +221,7 @@ pub(super) fn finish_element(regs: &mut Regs, len: u8, strings: Strings, moved: 
         let next = read(regs, reg, width).wrapping_add(delta);
         write(regs, reg, width, next);
     }
+    // One element for each fault, as on the CPU, which can be interrupted between any two.
     if strings.rep {
         let left = count(regs, strings).wrapping_sub(1);
         write(

@@ -296,7 +296,7 @@ impl Points {
         };
         self.console.reattach(page);
         self.console_port = port;
-        // Before the bus: devices give frames back for which no grant may be left.
+        // Before the bus: devices then give frames back without ending a grant.
         self.lent.reattach(outside.m, store, arrival);
         self.begin_again_at = None;
         self.reattach_store();

@@ -89,6 +89,7 @@ impl Points {
             while let Some(event) = outside.host.take_event() {
                 self.host_event(outside, event);
             }
+            // The wait may have ended by a deadline, of which no event tells.
             self.tick(outside);
         }
     }

@@ -126,6 +126,8 @@ impl FramePool for SharedPool<'_> {
     fn take(&mut self) -> Option<Mfn> {
         let frame = self.pool.take()?;
         let shared = self.ledger.change_owner(frame, Owner::Shim, Owner::Shared);
+        // A frame that can not be shared is in the ledger's books as something else. It goes back
+        // to nobody.
         match shared {
             Ok(()) => Some(frame),
             Err(errno) => {

@@ -79,8 +79,8 @@ impl<R, O> HostHalf<R, O> {
         self.rings = None;
         self.offer = None;
         self.ports.clear();
-        // The grants are not ended: they were void with the host's table
-        // (`StoresAndGrants::reattach`).
+        // The grants are not ended one by one: `StoresAndGrants::reattach` has dealt with the whole
+        // table.
         self.frames
             .drain(..)
             .for_each(|(_, frame)| cx.pool.give_back(frame));

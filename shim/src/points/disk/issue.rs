@@ -134,6 +134,7 @@ impl Disk {
         else {
             return false;
         };
+        // Room and budget before the grants, which are what would have to be taken back.
         let piece = entry.piece(step, offer);
         let (parts, bytes) = (self.shadow.parts.len(), self.shadow.cost());
         if !self.budget.allows(piece.cost, parts, bytes) {

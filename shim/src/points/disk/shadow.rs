@@ -169,6 +169,7 @@ impl Shadow {
 
     /// Makes a part, and returns the name that the host will know it by.
     pub fn add_part(&mut self, mut part: Part) -> u64 {
+        // An answer that comes twice, or for what a number stood for before, names nobody.
         self.part_serial = self.part_serial.wrapping_add(1);
         part.serial = self.part_serial;
         self.cost += part.cost;

@@ -154,6 +154,8 @@ impl Wishes {
             link.number::<u64>(store, key)
                 .is_some_and(|value| value != 0)
         };
+        // Page flipping would have frames of the guest change hands, which no backend does any
+        // more.
         if !flag("request-rx-copy") {
             return Err("it does not want packets copied");
         }

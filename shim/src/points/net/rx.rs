@@ -199,7 +199,7 @@ impl Net {
         self.finish_packet(shell, cx, true);
         self.rx.posted = 0;
         for buffer in &mut self.rx.queue {
-            // Not ended: it was void with the old host's table.
+            // Not ended: `StoresAndGrants::reattach` has dealt with the whole table.
             buffer.grant = None;
         }
     }

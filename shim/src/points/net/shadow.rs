@@ -71,6 +71,9 @@ impl Shadow {
             owner,
             answer: None,
         });
+        // The 16 bits of an id leave one byte for this. So a second answer to a part names nobody,
+        // unless it comes 256 uses late; and then it ends a part early, which costs a packet and no
+        // page: the grant decides.
         self.uses[index] = self.uses[index].wrapping_add(1);
         u16::from_le_bytes([number, self.uses[index]])
     }

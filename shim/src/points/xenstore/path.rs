@@ -85,6 +85,7 @@ pub fn is_within(name: impl AsRef<[u8]>, dir: impl AsRef<[u8]>) -> bool {
 
 /// Whether a change reported for `changed` (the node, or everything below it) can concern `dir`.
 pub fn concerns(changed: &str, dir: &str) -> bool {
+    // Both ways: a change above may have removed what is below.
     is_within(changed, dir) || is_within(dir, changed)
 }
 

@@ -130,6 +130,7 @@ impl Tree {
     /// Stores a node under a new generation.
     pub fn put(&mut self, name: &str, mut node: Node) {
         node.generation = self.next_generation();
+        // The old one is counted out, for it may have had another owner.
         self.take(name);
         self.account(name, &node, true);
         self.nodes.insert(String::from(name), Arc::new(node));
