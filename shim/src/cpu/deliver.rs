@@ -12,8 +12,8 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::{Assist, Machine, Regs, Vcpu};
 
-/// The guest can not go on: what it needs to handle an event is not there.  Xen crashes such a
-/// domain, and so do we.
+/// The guest can not go on: it lacks what it needs to handle an event.  Xen crashes such a domain,
+/// and so do we.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Doomed(pub &'static str);
 

@@ -126,7 +126,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
         deliver::bounce(&mut self.m, &mut self.vcpus[v], self.assist, regs, to)
     }
 
-    /// Has the guest's kernel handle an exception.
+    /// Enters the guest kernel's handler for an exception.
     fn inject(
         &mut self,
         v: usize,

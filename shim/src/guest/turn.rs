@@ -124,7 +124,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
         deliver::bounce(&mut self.m, &mut self.vcpus[v], self.assist, regs, to)
     }
 
-    /// Delivers the pending NMI; `false` when the guest has no handler, upon which it is lost.
+    /// Delivers the pending NMI; `false` when the guest has no handler, and the NMI is lost.
     #[cold]
     fn nmi(&mut self, v: usize, regs: &mut Regs) -> Result<bool, Doomed> {
         self.vcpus[v].nmi_pending = false;
@@ -199,7 +199,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
         }
     }
 
-    /// Has the host wake us at the next deadline, which only matters while the guest runs.
+    /// Asks the host for an event at the next deadline, which matters only while the guest runs.
     #[inline]
     fn arm(&mut self, v: usize) {
         let deadline = self.vcpus[v]

@@ -311,8 +311,8 @@ impl<M: Machine, H: Host> Guest<M, H> {
         self.outside(Points::flush);
     }
 
-    /// Has the host told, together with whatever else waits for the next flush: each time that the
-    /// host is notified, it may well take the processor to see why.
+    /// Queues something for the host to read, to go out with the next flush: each notification may
+    /// cost us the processor, while the host sees why.
     fn tell(&mut self, key: &str, value: &str) {
         self.points.report(key, value);
     }

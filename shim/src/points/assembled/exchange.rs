@@ -136,8 +136,8 @@ impl Points {
         self.with_mirror(|mirror, stores| mirror.leave_room(stores, devices));
     }
 
-    /// The real store has no room for a device's nodes: has the guest's make way, and the devices
-    /// begin again that could not connect.
+    /// The real store has no room for a device's nodes: makes the guest's nodes give way, and lets
+    /// the devices that could not connect begin again.
     fn make_way<M: Machine, H: Host>(&mut self, outside: &Outside<'_, M, H>) {
         let pause = match self.with_mirror(Mirror::make_way) {
             true => WAY_NS,

@@ -1,6 +1,6 @@
 //! What the guest's devices take of the host, told to it a moment after devices came or went.
 //!
-//! An operator sees by it that a device that is gone has left nothing behind.
+//! They show an operator that a device that is gone has left nothing behind.
 
 use alloc::string::ToString as _;
 use alloc::vec::Vec;
@@ -36,7 +36,7 @@ impl Usage {
         }
     }
 
-    /// The figures may be of no use any more: says them again in a new domain.
+    /// A new domain has not heard the figures: says them again.
     pub fn restart(&mut self, now_ns: u64) {
         self.due = Some(now_ns.saturating_add(SETTLED_NS));
     }

@@ -44,7 +44,7 @@ impl Bus {
         self.submit(cx, ask::WATCH, StoreOp::Watch(ROOT.to_owned()));
     }
 
-    /// Takes what the store has to say about the list.
+    /// Handles what the store says about the list.
     pub fn own_event(&mut self, cx: &mut Cx<'_>, detail: u32, event: StoreEvent) {
         let [what, generation, ..] = detail.to_le_bytes();
         // An answer that another host still owed.

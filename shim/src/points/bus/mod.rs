@@ -137,7 +137,7 @@ impl Bus {
         self.devices.values().any(|slot| slot.device.wants_retry())
     }
 
-    /// Lets those devices try again that wait for something without an event.
+    /// Lets the devices try again that wait for something that gives no event.
     pub fn retry(&mut self, cx: &mut Cx<'_>) {
         self.for_each(cx, |device, cx| {
             if device.wants_retry() {
@@ -178,7 +178,7 @@ impl Bus {
         self.start(cx);
     }
 
-    /// Lets those devices begin again that have no backend to work with.
+    /// Lets the devices that have no working backend begin again.
     pub fn begin_again(&mut self, cx: &mut Cx<'_>) {
         let ids: Vec<DeviceId> = self.devices.keys().copied().collect();
         for id in ids {
@@ -218,8 +218,7 @@ impl Bus {
         }
     }
 
-    /// Whether nothing is known to be on its way to being connected: of each device it is known
-    /// whether it is.
+    /// Whether it is known of each device whether it is connected: none is still on its way.
     pub fn is_settled(&self) -> bool {
         let is_waiting = |slot: &Slot| slot.device.attached() == Ok(Progress::Waiting);
         self.scan.was_done && self.scan.waiting == 0 && !self.devices.values().any(is_waiting)

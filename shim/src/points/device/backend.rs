@@ -1,4 +1,4 @@
-//! Goes along with the host's backend: it appears, offers, connects, lies or goes away.
+//! Follows the host's backend, which appears, offers, connects, lies or goes away.
 
 use alloc::borrow::ToOwned;
 use alloc::format;

@@ -1,4 +1,4 @@
-//! Goes along with the guest's driver: it connects, disconnects and comes back.
+//! Follows the guest's driver, which connects, disconnects and comes back.
 //!
 //! The states follow those of Linux's backends, which every driver was tested against: a driver is connected
 //! once it says that its rings are there, and Closed is said to it only when nothing of its is in use any more,

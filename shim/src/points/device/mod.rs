@@ -11,8 +11,8 @@
 //! |---|---|
 //! | `protocol` | what a class of devices has to bring |
 //! | `table` | what follows from a state of either end |
-//! | `backend` | goes along with the host's backend: it appears, offers, connects, lies or goes away |
-//! | `frontend` | goes along with the guest's driver: it connects, disconnects and comes back |
+//! | `backend` | follows the host's backend, which appears, offers, connects, lies or goes away |
+//! | `frontend` | follows the guest's driver, which connects, disconnects and comes back |
 //! | `host` | what is shared with the host's backend |
 //! | `guest` | what the guest's driver shares with us |
 //! | `ending_grants` | remembers what a backend may still have in use |
@@ -162,7 +162,7 @@ impl<P: Protocol> Carrier<P> {
         self.guest_drained(cx);
     }
 
-    /// Takes what the host has to say.
+    /// Takes the host's answers.
     fn take_answers(&mut self, cx: &mut Cx<'_>) {
         if let Err(why) = self.protocol.take_answers(&mut self.shell, cx) {
             self.break_host(cx, &why);

@@ -126,6 +126,6 @@ pub trait Protocol: Debug + Default + Sized {
     fn wants_retry(&self, _shell: &Shell<Self>) -> bool {
         false
     }
-    /// The guest has so many devices of the class.
+    /// The guest has this many devices of the class.
     fn share(&mut self, _devices: usize) {}
 }

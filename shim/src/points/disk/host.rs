@@ -23,7 +23,7 @@ pub struct Rings {
 }
 
 impl Rings {
-    /// Makes a ring for so many requests at a time, as far as the backend takes it and memory allows, and
+    /// Makes a ring for up to `requests` requests at a time, as far as the backend and memory allow, and
     /// publishes it.
     ///
     /// No more than the disk may have in flight, for the backend pays: Linux's keeps a MiB for each frame, and a

@@ -268,7 +268,7 @@ impl Disk {
         }
     }
 
-    /// Puts the segments into a page of their own; `false` when there is none to be had.
+    /// Puts the segments into a page of their own; `false` when there is no page or no reference.
     fn grant_page(
         &mut self,
         shell: &mut Shell<Self>,

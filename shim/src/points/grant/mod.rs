@@ -61,8 +61,8 @@ impl GuestGrantTable {
         }
     }
 
-    /// Gives the table its first frame, which a domain has from its creation on; `false` when
-    /// there is none to be had.
+    /// Gives the table its first frame, which a domain has from its creation on; `false` when the
+    /// pool is empty.
     pub fn create(&mut self, pool: &mut dyn FramePool) -> bool {
         self.grow(pool, 1)
     }
@@ -173,7 +173,7 @@ impl GuestGrantTable {
 
     /// Makes the table at least `frames` long; on failure it stays as it was.
     fn grow(&mut self, pool: &mut dyn FramePool, frames: u32) -> bool {
-        // A guest that asks for what there is not gets nothing, and the pool all of it back.
+        // A request that can not be met in full takes nothing from the pool.
         let had = self.frames.len();
         while self.frames.len() < frames as usize {
             match pool.take() {

@@ -156,7 +156,7 @@ impl HostLink {
         self.submit(store, self.detail(kind::WRITE, 1), StoreOp::Remove(path));
     }
 
-    /// Tells the backend our state; where there is no device it must not appear by that.
+    /// Tells the backend our state.  Where there is no device, writing it must not create one.
     pub fn set_state(&self, store: &mut dyn StoreClient, state: XenbusState) {
         if !self.is_missing {
             self.write(store, "state", &state.0.to_string());

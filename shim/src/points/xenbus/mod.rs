@@ -79,7 +79,7 @@ impl Nodes {
     }
 }
 
-/// Keeps anybody outside from filling the log: only so many lines of a device are written.
+/// Keeps anybody outside from filling the log: each device may write only a limited number of lines.
 #[derive(Debug)]
 pub struct LogLimit(Cell<u32>);
 

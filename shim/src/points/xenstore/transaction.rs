@@ -96,7 +96,7 @@ impl Transaction {
         seen.current = node;
     }
 
-    /// Has watchers told of `name` at the commit.
+    /// Tells watchers of `name` at the commit.
     pub fn fire(&mut self, name: &str, exact: bool) {
         match self.seen.get_mut(name) {
             Some(seen) => seen.fire = Some(seen.fire.unwrap_or(true) && exact),
@@ -104,7 +104,7 @@ impl Transaction {
         }
     }
 
-    /// Sees to it that a commit fails: an operation could not be undone cleanly.
+    /// Makes the commit fail: an operation could not be undone cleanly.
     pub fn doom(&mut self) {
         self.doomed = true;
     }
@@ -175,7 +175,7 @@ impl Transaction {
     }
 }
 
-/// Bytes that the look at a node is counted as: like a node, also where there is none.
+/// Bytes that a look at a node counts as; looking where no node is costs as much.
 pub(super) fn cost(name: &str, node: Option<&Node>) -> usize {
     LOOK_OVERHEAD + name.len() + node.map_or(0, Node::bytes)
 }

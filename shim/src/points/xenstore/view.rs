@@ -122,9 +122,9 @@ impl View<'_> {
         }
     }
 
-    /// Has watchers of `name`, and unless `exact` those of the nodes above it, told; `old` are
-    /// permissions that it had before.  Without room, what went with a node above is not told of:
-    /// the daemon drops events as well when it has no memory for them.
+    /// Tells watchers of `name`, and unless `exact` those of the nodes above it; `old` are the
+    /// permissions that it had before.  Without room nobody hears of what went with a node above:
+    /// the daemon, too, drops events when it has no memory for them.
     pub fn fire(&mut self, name: &str, exact: bool, old: Option<Perms>) {
         if exact && !heap::has_room() {
             return;
@@ -135,7 +135,7 @@ impl View<'_> {
         }
     }
 
-    /// Sees to it that the transaction, if there is one, can not be committed.
+    /// Makes the commit of the transaction fail, if there is one.
     pub fn doom(&mut self) {
         if let Some(transaction) = &mut self.transaction {
             transaction.doom();

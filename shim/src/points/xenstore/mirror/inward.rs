@@ -28,7 +28,7 @@ use crate::points::GuestStore as _;
 pub const WATCHED: [&str; 4] = [SHUTDOWN, SYSRQ, TARGET, "cpu"];
 
 const TARGET: &str = "memory/target";
-/// Where the domain's id is, and by that the name of its directory.
+/// Where the domain's id is, which gives the name of its directory.
 const DOMID: &str = "domid";
 
 /// Directories that belong to the guest, and where the host writes, too.
@@ -165,7 +165,7 @@ impl Inward {
         }
     }
 
-    /// Has a node read.
+    /// Queues a node to be read.
     pub fn want(&mut self, path: &str) {
         if is_request(path) {
             // What the toolstack asks for is never crowded out.

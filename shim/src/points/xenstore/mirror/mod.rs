@@ -136,7 +136,7 @@ impl Mirror {
         self.pump(stores);
     }
 
-    /// Leaves room in the real store for the nodes of so many devices.
+    /// Leaves room in the real store for the nodes of this many devices.
     pub fn leave_room(&mut self, stores: &mut Stores<'_>, devices: usize) {
         if self.outward.leave_room(devices) {
             self.pump(stores);

@@ -161,7 +161,7 @@ impl Outward {
         self.is_held
     }
 
-    /// Leaves room for so many devices; `false` when it did already.
+    /// Leaves room for this many devices; `false` when it did already.
     pub fn leave_room(&mut self, devices: usize) -> bool {
         if core::mem::replace(&mut self.devices, devices) == devices {
             return false;
