@@ -41,6 +41,8 @@ pub struct HostGrantTable {
     free: Vec<u32>,
     /// One bit for each reference; set while it is taken.
     taken: Vec<u64>,
+    /// The references that [`HostGrantTable::abandon`] could not end.
+    stuck: Vec<u64>,
     outstanding: usize,
     /// The host said no once; it is not asked for every further grant.
     full: bool,
@@ -53,6 +55,7 @@ impl HostGrantTable {
             frames: Vec::new(),
             free: Vec::new(),
             taken: Vec::new(),
+            stuck: Vec::new(),
             outstanding: 0,
             full: false,
         }
@@ -64,16 +67,18 @@ impl HostGrantTable {
     }
 
     /// Ends every grant, in the domain that it was made in.  What a backend still has in use stays
-    /// taken for good: an entry that changed under a mapping would name another frame than is mapped.
+    /// taken, and is *stuck* until whoever made it ends it: an entry that changed under a mapping would name another
+    /// frame than is mapped, and a frame that is used anew would be the backend's, too.
     pub fn abandon(&mut self, mem: &dyn Frames) {
         let taken: Vec<u32> = (0..self.taken.len() as u32 * 64)
             .filter(|&reference| self.is_taken(reference))
             .collect();
         let mut via = self.via_mapped(mem);
         for reference in taken {
-            // What is in use fails and stays taken; nobody is left who would try again.
+            // What is in use fails and stays taken.
             let _ = via.end(HostRef(reference));
         }
+        self.stuck.clone_from(&self.taken);
     }
 
     /// Number of references that are taken.
@@ -133,10 +138,13 @@ impl HostGrantTable {
     }
 
     fn is_taken(&self, reference: u32) -> bool {
-        self.taken
-            .get((reference / 64) as usize)
-            .is_some_and(|word| word & (1 << (reference % 64)) != 0)
+        has_bit(&self.taken, reference)
     }
+}
+
+fn has_bit(words: &[u64], reference: u32) -> bool {
+    let word = words.get((reference / 64) as usize);
+    word.is_some_and(|word| word & (1 << (reference % 64)) != 0)
 }
 
 /// A [`HostGrantTable`] together with what it needs to act.
@@ -213,6 +221,11 @@ impl HostGrants for HostGrantsVia<'_> {
         // come before the entry is void.
         self.table.free.push(grant.0);
         true
+    }
+
+    fn is_stuck(&self, grant: HostRef) -> bool {
+        // A reference that was ended since may be somebody else's by now, and so is not stuck.
+        self.table.is_taken(grant.0) && has_bit(&self.table.stuck, grant.0)
     }
 }
 
@@ -339,6 +352,11 @@ mod tests {
         frames.store16(Mfn(100), at, flags | 0x18);
         table.abandon(&frames);
         assert_eq!(table.outstanding(), 1);
+        let via = table.via_mapped(&frames);
+        assert_eq!(
+            [used, unused].map(|grant| via.is_stuck(grant)),
+            [true, false]
+        );
         assert_eq!(
             frames.load32(Mfn(100), at + 4),
             1,

@@ -122,6 +122,9 @@ pub trait HostGrants {
     /// Takes a grant back; `false` when the backend still has it in use, in which case the
     /// reference stays taken and the call is to be repeated later.
     fn end(&mut self, grant: HostRef) -> bool;
+    /// Whether a grant from before a suspend is still in use, since the domain is the same and its backend has not
+    /// let go yet.  To be asked before anything else is granted.
+    fn is_stuck(&self, grant: HostRef) -> bool;
 }
 
 /// One request to the real xenstored.

@@ -66,8 +66,18 @@ impl EndingGrants {
         }
     }
 
-    /// The host that had the grants is gone.
+    /// The table of the grants was given up.  What waits for one that is stuck goes on waiting.
     pub fn forget(&mut self, cx: &mut Cx<'_>) {
-        self.0.drain(..).for_each(|(_, held)| held.release(cx));
+        for (grant, held) in core::mem::take(&mut self.0) {
+            self.forget_one(cx, grant, held);
+        }
+    }
+
+    /// As [`forget`](Self::forget), for a grant that was not among those to end.
+    pub fn forget_one(&mut self, cx: &mut Cx<'_>, grant: HostRef, held: Held) {
+        match cx.host_grants.is_stuck(grant) {
+            true => self.0.push((grant, held)),
+            false => held.release(cx),
+        }
     }
 }

@@ -72,19 +72,19 @@ impl<R, O> HostHalf<R, O> {
         self.link.start(cx.host_store, frontend, keys);
     }
 
-    /// The host is another one: everything that tied us to the old one is void, and all frames are ours and
-    /// the guest's.
+    /// The connection ended with a suspend.  On another host all frames are ours and the guest's; in the same domain
+    /// the old backend may have some of them for a while.
     pub(super) fn forget(&mut self, cx: &mut Cx<'_>) {
         self.stage = ConnectionStage::Closed;
         self.rings = None;
         self.offer = None;
         self.ports.clear();
         // The grants are not ended one by one: `StoresAndGrants::reattach` has dealt with the whole
-        // table.
-        self.frames
-            .drain(..)
-            .for_each(|(_, frame)| cx.pool.give_back(frame));
+        // table.  What it could not end waits in the list.
         self.ending.forget(cx);
+        for (grant, frame) in self.frames.drain(..) {
+            self.ending.forget_one(cx, grant, Held::Own(frame));
+        }
     }
 
     /// Ends the connection from our side, once.

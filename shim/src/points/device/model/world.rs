@@ -191,6 +191,13 @@ impl<B: Peer> World<B> {
         self.handshake();
     }
 
+    /// The domain was suspended and goes on as the same one: its backend has not noticed, and has in use what it had.
+    pub fn resume_in_place(&mut self) {
+        self.host_table.abandon(&self.mem);
+        self.xen.open.clear();
+        self.with(|device, cx| device.reattach(cx, &B::host_front()));
+    }
+
     fn leave(&mut self, next: B) {
         let old = core::mem::replace(&mut self.backend, next);
         self.backend.succeed(old);

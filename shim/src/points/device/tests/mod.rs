@@ -51,6 +51,7 @@ for_each_class! {
     a_device_that_no_driver_wanted_is_unplugged
     a_device_on_its_way_out_leaves_nothing_on_a_host_that_does_not_have_it
     a_host_that_can_not_stand_in_is_refused_and_requests_wait
+    rings_that_the_backend_has_mapped_are_not_used_anew_in_the_same_domain
 }
 
 /// A world with a connected driver.
@@ -62,6 +63,26 @@ fn connected<B: Class>() -> (World<B>, B::Guest) {
     assert_eq!(world.attached(), Ok(Progress::Done));
     assert_eq!(world.back("state"), Some("4"));
     (world, guest)
+}
+
+fn rings_that_the_backend_has_mapped_are_not_used_anew_in_the_same_domain<B: Class>() {
+    let (mut world, mut guest) = connected::<B>();
+    while world.quiesce() == Progress::Waiting {
+        world.retry();
+    }
+    let free = world.pool.clone();
+    world.resume_in_place();
+    assert_eq!(world.pool, free, "the backend still writes into the others");
+    for _ in 0..3 {
+        world.handshake();
+        world.retry();
+    }
+    assert_eq!(world.attached(), Ok(Progress::Done));
+    world.resume();
+    B::ask(&mut world, &mut guest);
+    assert_eq!(B::settle(&mut world, &mut guest), 0);
+    // Nothing is lost.
+    world.tear_down();
 }
 
 /// The driver leaves, whatever it had come to, and another one is connected.
