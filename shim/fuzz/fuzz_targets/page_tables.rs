@@ -77,7 +77,7 @@ fn again<R>(
     mut act: impl FnMut(&mut Mm<'_, FakeFrames>) -> Result<R, Errno>,
 ) {
     while matches!(act(mm), Err(Errno::ERESTART)) {
-        mm.ledger.work().look();
+        mm.ledger.work().note_look();
         if !goes_on {
             break;
         }
@@ -166,8 +166,8 @@ fn step(mm: &mut Mm<'_, FakeFrames>, held: &mut Held, input: &mut Bytes<'_>) -> 
         }
     }
     // The guest goes on only then.
-    while mm.settle().is_err() {
-        mm.ledger.work().look();
+    while mm.finish_releases().is_err() {
+        mm.ledger.work().note_look();
     }
     Some(())
 }

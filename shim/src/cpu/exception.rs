@@ -35,7 +35,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
         const MACHINE_CHECK: u64 = vector::MACHINE_CHECK as u64;
         const UPCALL: u64 = UPCALL_VECTOR as u64;
         match regs.vector {
-            // The host's: what it has to say is asked for on every way back.
+            // The host's: `Guest::before_return` takes it on the way back.
             UPCALL | NMI | MACHINE_CHECK => return Ok(()),
             Regs::LOST_FRAME => return Err(Doomed("a breakpoint and ICEBP at once")),
             Regs::SYSCALL32 => {

@@ -163,13 +163,13 @@ impl<M: Machine, H: Host> Guest<M, H> {
     pub fn enter(&mut self, v: usize, regs: &mut Regs) -> bool {
         // Work is bounded from entry to entry: ring 3 runs with interrupts on, so the host has had
         // its turn since the last.
-        self.ledger.work().look();
+        self.ledger.work().note_look();
         let outcome = match regs.vector {
             Regs::SYSCALL if self.vcpus[v].in_kernel => self.hypercall(v, regs),
             Regs::SYSCALL => self.system_call(v, regs),
             _ => self.exception(v, regs),
         };
-        if let Err(doomed) = outcome.and_then(|()| self.work(v, regs)) {
+        if let Err(doomed) = outcome.and_then(|()| self.before_return(v, regs)) {
             self.crash(v, regs, doomed);
         }
         may_sysret(regs)

@@ -1,7 +1,7 @@
 //! The turn: what is due before a vCPU goes on, on every way back to it.
 //!
-//! Most ways back have nothing to do, and are as frequent as the guest's system calls; so the
-//! question comes first, and the answers lie elsewhere.
+//! Most ways back have nothing to do, and are as frequent as the guest's system calls; so
+//! `has_work` is one cheap test for the usual case, and `catch_up` does the rest, a suspend included.
 
 use xen_abi::trap::vector;
 
@@ -15,8 +15,8 @@ impl<M: Machine, H: Host> Guest<M, H> {
     /// Does everything that is due before vCPU `v` goes on: host events, timers, blocking, and at
     /// most one callback.
     #[inline]
-    pub fn work(&mut self, v: usize, regs: &mut Regs) -> Result<(), Doomed> {
-        if self.is_called(v) {
+    pub fn before_return(&mut self, v: usize, regs: &mut Regs) -> Result<(), Doomed> {
+        if self.has_work(v) {
             self.catch_up(v);
         }
         // Also where nothing was due: the hypercall that is just over may have set a timer.
@@ -47,7 +47,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
 
     /// Whether there is more to do than to go on, which on most ways back there is not.
     #[inline]
-    fn is_called(&self, v: usize) -> bool {
+    fn has_work(&self, v: usize) -> bool {
         self.host.has_events()
             || self.points.is_suspend_due()
             || self.vcpus[v].is_blocked
@@ -65,15 +65,15 @@ impl<M: Machine, H: Host> Guest<M, H> {
             if self.host.has_events() {
                 self.host_events();
             }
-            if let Some(acknowledged) = self.points.take_suspend() {
-                self.suspend(v, acknowledged);
+            if let Some(asked_at) = self.points.take_suspend() {
+                self.carry_out_suspend(v, asked_at);
                 // Moved or refused: time has passed, and more events may wait.
                 continue;
             }
             // Each round is a step of its own, with the host's events between: a guest that drops a
             // large table keeps nobody waiting.
-            self.ledger.work().look();
-            if mm!(self).settle().is_err() {
+            self.ledger.work().note_look();
+            if mm!(self).finish_releases().is_err() {
                 continue;
             }
             self.publish_time(v);
@@ -217,7 +217,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
     }
 
     /// Forgets what the host was asked for, which a new host does not know.
-    pub fn disarm(&mut self) {
+    pub fn forget_armed_timer(&mut self) {
         self.armed = None;
     }
 

@@ -2,7 +2,8 @@
 //!
 //! The table's frames are shared with the Xen underneath and survive nothing: after a migration
 //! the new domain's table is empty and every earlier reference is void
-//! ([`HostGrantTable::reset`]).  The order of the stores in an entry is the interface's contract
+//! ([`HostGrantTable::reset`]).  In the same domain the table stays, and
+//! [`HostGrantTable::abandon`] ends what it can.  The order of the stores in an entry is the interface's contract
 //! (`xen/include/public/grant_table.h`).
 
 use alloc::vec::Vec;
@@ -73,7 +74,7 @@ impl HostGrantTable {
         let taken: Vec<u32> = (0..self.taken.len() as u32 * 64)
             .filter(|&reference| self.is_taken(reference))
             .collect();
-        let mut via = self.via_mapped(mem);
+        let mut via = self.via_to_end(mem);
         for reference in taken {
             // What is in use fails and stays taken.
             let _ = via.end(HostRef(reference));
@@ -124,7 +125,7 @@ impl HostGrantTable {
         }
     }
 
-    fn via_mapped<'a>(&'a mut self, mem: &'a dyn Frames) -> HostGrantsVia<'a> {
+    fn via_to_end<'a>(&'a mut self, mem: &'a dyn Frames) -> HostGrantsVia<'a> {
         HostGrantsVia {
             table: self,
             mem,
@@ -151,7 +152,7 @@ fn has_bit(words: &[u64], reference: u32) -> bool {
 pub struct HostGrantsVia<'a> {
     table: &'a mut HostGrantTable,
     mem: &'a dyn Frames,
-    /// `None` while nothing is granted.
+    /// `None` for a caller that only ends grants.
     more: Option<&'a mut dyn TableFrames>,
 }
 
@@ -352,7 +353,7 @@ mod tests {
         frames.store16(Mfn(100), at, flags | 0x18);
         table.abandon(&frames);
         assert_eq!(table.outstanding(), 1);
-        let via = table.via_mapped(&frames);
+        let via = table.via_to_end(&frames);
         assert_eq!(
             [used, unused].map(|grant| via.is_stuck(grant)),
             [true, false]

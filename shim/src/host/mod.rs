@@ -57,7 +57,7 @@ pub trait Host: Xen {
     /// Returns the version of that time info, which changes with every update.
     fn time_version(&self) -> u32;
     /// Returns the wall time at the host's system time 0, nanoseconds since 1970.
-    fn wall_clock_ns(&self) -> u64;
+    fn wall_clock_at_zero_ns(&self) -> u64;
     /// Asks for an event at a host time, instead of the one asked for before.
     fn arm_timer(&mut self, deadline_ns: u64);
     /// Whether the host has announced events that were not taken.

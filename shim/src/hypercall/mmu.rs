@@ -108,7 +108,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
                 .and_then(|at| read::<T>(&self.m, at))
                 .and_then(|operation| {
                     // It may be about what the one before has dropped.
-                    self.settle()?;
+                    self.finish_releases()?;
                     self.in_steps(|guest| one(guest, operation))
                 });
             match result {

@@ -118,7 +118,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
     /// the length, and while the list is worked on nothing else happens, not even a suspend.
     fn should_stop(&self) -> bool {
         // Asking counts as a look, whatever the answer: with events pending the caller stops now.
-        self.ledger.work().look();
+        self.ledger.work().note_look();
         self.host.has_events()
     }
 
@@ -145,11 +145,11 @@ impl<M: Machine, H: Host> Guest<M, H> {
     ///
     /// # Errors
     /// `ERESTART` when others should have their turn first.
-    fn settle(&mut self) -> Result<(), Errno> {
+    fn finish_releases(&mut self) -> Result<(), Errno> {
         if !self.ledger.is_releasing() {
             return Ok(());
         }
-        self.in_steps(|guest| mm!(guest).settle())
+        self.in_steps(|guest| mm!(guest).finish_releases())
     }
 
     /// Carries out any hypercall but `iret` and `multicall`.

@@ -59,7 +59,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
                 // Before the first entry all is settled, since the guest ran, and one entry is
                 // always done. A release that an entry has left comes before the next, which may be
                 // about the same tables.
-                if done > 0 && (self.settle().is_err() || self.should_stop()) {
+                if done > 0 && (self.finish_releases().is_err() || self.should_stop()) {
                     self.continuation = Some(continuation);
                     return Ok(Some(Ok(0)));
                 }

@@ -1,11 +1,11 @@
 //! A move, from the host's request until the guest runs again: the only place that knows the order.
 //!
-//! | phase | what is done | what a fault there does | where |
+//! | phase | what is done | what a fault of `unmoved.fault` there does, and what else may happen | where |
 //! |---|---|---|---|
 //! | (asked) | the request is read in `control/shutdown` and acknowledged; it is due | withdrawn before it was acknowledged: nothing | `points/suspend.rs`, taken in `guest/turn.rs` |
 //! | park | the vCPU is in the shim, by the event that brought the request, and stays | refused: `fail` at once, `stall` after the limit | `suspend` |
 //! | drain | devices take nothing more from the guest, and the answers to what is in flight are waited for, up to the limit | refused: `fail` at once, `stall` at the limit, as storage that does not answer | `drain`, `Points::quiesce` |
-//! | suspend | the domain stops; a new one finds its host's events, and the guest's clocks go on from there | `fail` refused; `stall` goes on after the limit; a stale request is refused; taken back by the toolstack: undone | `Host::shutdown`, `arrive`, `host_wall_clock_changed` |
+//! | suspend | the domain stops; a new one finds its host's events, and the guest's clocks go on from there | `fail` refused; `stall` goes on after the limit; a stale request is refused; taken back by the toolstack: undone | `Host::shutdown`, `arrive`, `show_new_time` |
 //! | reattach | rings of console and store, grants, and the list of devices are built anew | goes on after the limit | `Points::reattach` |
 //! | connect | every device's handshake with its new backend | `stall` goes on after the limit; `fail`, as a backend that does not come, parks the guest and tells the host why (`waits-for`) | `connect`, `Points::attached` |
 //! | resume | what waited for the devices is published, timers fire that are due, every port is raised once, requests are taken again | goes on after the limit | `go_on`, `Points::resume`, `Leftovers` |
@@ -61,7 +61,7 @@ struct Moment {
 impl Moment {
     fn now(host: &impl Host) -> Self {
         let system = host.now_ns();
-        let wall = system.wrapping_add(host.wall_clock_ns());
+        let wall = system.wrapping_add(host.wall_clock_at_zero_ns());
         Self { system, wall }
     }
 }
@@ -81,9 +81,9 @@ impl Spent {
 }
 
 impl<M: Machine, H: Host> Guest<M, H> {
-    /// Does what the host asks for, and was promised at the host's time `acknowledged`, while vCPU `v` is out of the
-    /// guest.
-    pub(crate) fn suspend(&mut self, v: usize, acknowledged: u64) {
+    /// Carries out a suspend request that was read at the host's time `asked_at`: all phases of the table above.  vCPU
+    /// `v` stays in the shim meanwhile; on return the guest may run, here or on a new host.
+    pub(crate) fn carry_out_suspend(&mut self, v: usize, asked_at: u64) {
         let begun = Moment::now(&self.host);
         let mut spent = Spent::default();
         debug!("suspend: vcpu {v} is parked");
@@ -93,29 +93,30 @@ impl<M: Machine, H: Host> Guest<M, H> {
             if way == Way::Stall {
                 self.stall();
             }
-            return self.refuse("park", "a fault was asked for");
+            return self.refuse(v, "park", "a fault was asked for");
         }
         let parked = Moment::now(&self.host);
         spent.note(Phase::Park, parked.system.saturating_sub(begun.system));
         if let Err(why) = self.drain() {
-            return self.refuse("drain", &why);
+            return self.refuse(v, "drain", &why);
         }
         // What is left to say goes to the old host now: after the suspend its rings lead nowhere.
+        // The host is to have the last output and reports before the domain stops.
         self.outside(Points::flush);
         let before = Moment::now(&self.host);
         spent.note(Phase::Drain, before.system.saturating_sub(parked.system));
         let guest_before = self.time.to_guest(before.system);
         match self.fault(Phase::Suspend) {
-            Some(Way::Fail) => return self.refuse("suspend", "a fault was asked for"),
+            Some(Way::Fail) => return self.refuse(v, "suspend", "a fault was asked for"),
             Some(Way::Stall) => self.stall(),
             None => {}
         }
         // The domain may have been paused since, for as long as it pleased somebody.
-        let age = self.host.now_ns().saturating_sub(acknowledged);
+        let age = self.host.now_ns().saturating_sub(asked_at);
         if age > STALE_NS {
             let seconds = age / 1_000_000_000;
             let why = format!("the request is {seconds} s old: the host does not wait any more");
-            return self.refuse("suspend", &why);
+            return self.refuse(v, "suspend", &why);
         }
         if self.host.shutdown(ShutdownReason::SUSPEND) != 0 {
             self.moves.cancelled += 1;
@@ -139,7 +140,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
         // the clock of one host with the difference to another.
         self.time
             .rebase(after.system, guest_before.saturating_add(counted));
-        self.host_wall_clock_changed();
+        self.show_new_time();
         if self.fault(Phase::Reattach).is_some() {
             self.stall();
         }
@@ -222,10 +223,10 @@ impl<M: Machine, H: Host> Guest<M, H> {
     }
 
     /// Shows the new host's time in the guest's frame, and that the guest was stopped.
-    fn host_wall_clock_changed(&mut self) {
-        self.disarm();
+    fn show_new_time(&mut self) {
+        self.forget_armed_timer();
         self.time
-            .publish_wall_clock(&self.m, self.shared_info, self.host.wall_clock_ns());
+            .publish_wall_clock(&self.m, self.shared_info, self.host.wall_clock_at_zero_ns());
         self.time.extra_flags = time_info::FLAG_GUEST_STOPPED;
         (0..self.vcpus.len()).for_each(|v| self.publish_time_now(v));
         // The guest clears the flag when it has seen it; later updates must not set it again.
@@ -301,13 +302,13 @@ impl<M: Machine, H: Host> Guest<M, H> {
     }
 
     /// Takes everything back, with a reason that the host can read.
-    fn refuse(&mut self, phase: &str, why: &str) {
+    fn refuse(&mut self, v: usize, phase: &str, why: &str) {
         self.moves.refused += 1;
         warn!("suspend refused in {phase}: {why}");
         self.tell(key::REFUSAL, &format!("{phase}: {why}"));
         let in_flight = self.points.in_flight().to_string();
         self.tell(key::IN_FLIGHT, &in_flight);
-        self.go_on(0, false);
+        self.go_on(v, false);
         self.outside(Points::flush);
     }
 

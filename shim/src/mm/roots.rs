@@ -38,7 +38,7 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     pub fn pin(&mut self, level: Level, table: Mfn) -> Result<Flush, Errno> {
         // First of all: what this drops may need a place in the list of tables to be released, and
         // may be the very table that is half released.
-        self.settle()?;
+        self.finish_releases()?;
         self.get_table(table, level)?;
         // The reference comes first and the mark second. A second pin finds the mark, and gives its
         // reference back; that is never the last, for the first pin holds one.
@@ -54,7 +54,7 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     /// # Errors
     /// `EINVAL` when the frame is not pinned; `ERESTART` when the caller must ask again.
     pub fn unpin(&mut self, table: Mfn) -> Result<Flush, Errno> {
-        self.settle()?;
+        self.finish_releases()?;
         let level = self.ledger.clear_pinned(table).ok_or(Errno::EINVAL)?;
         // No CPU walks a table because of its pin, so dropping one makes no translation stale: a
         // process with many pinned tables ends with one flush.
@@ -67,7 +67,7 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     /// # Errors
     /// `EINVAL` when one of the frames can not be an L4 table; `ERESTART` when the caller must ask again.
     pub fn enter(&mut self, kernel: Mfn, user: Option<Mfn>) -> Result<AddressSpaces, Errno> {
-        self.settle()?;
+        self.finish_releases()?;
         self.get_table(kernel, Level::L4)?;
         if let Some(user) = user
             && let Err(error) = self.get_table(user, Level::L4)
@@ -88,7 +88,7 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     /// # Errors
     /// `ERESTART` when the caller must ask again.
     pub fn leave(&mut self, spaces: &mut Option<AddressSpaces>) -> Result<(), Errno> {
-        self.settle()?;
+        self.finish_releases()?;
         if let Some(AddressSpaces { kernel, user }) = spaces.take() {
             for table in once(kernel).chain(user) {
                 // A vCPU ran on it, so its translations are stale from here on. Both may need their
@@ -106,7 +106,7 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     /// `EINVAL` when the frame can not be an L4 table; the old one stays.  `ERESTART` when the caller
     /// must ask again.
     pub fn new_baseptr(&mut self, spaces: &mut AddressSpaces, table: Mfn) -> Result<Flush, Errno> {
-        self.settle()?;
+        self.finish_releases()?;
         if table != spaces.kernel {
             // The new reference before the old one goes: the two trees share tables, which would
             // else be released and checked again, and a refusal must leave the vCPU a table to run
@@ -129,7 +129,7 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
         spaces: &mut AddressSpaces,
         table: Mfn,
     ) -> Result<Flush, Errno> {
-        self.settle()?;
+        self.finish_releases()?;
         // Frame 0 is never the guest's, so it can stand for none (`MMUEXT_NEW_USER_BASEPTR`).
         let new = (table != Mfn(0)).then_some(table);
         if new == spaces.user {

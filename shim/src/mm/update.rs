@@ -141,7 +141,7 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
             return Err(Errno::EINVAL);
         }
         // The child that is dropped below may need the place in the list of what is to be released.
-        self.settle()?;
+        self.finish_releases()?;
         let old = self.load(table, index);
         // Where this is interrupted nothing has changed in the table, and the request is simply
         // made again.

@@ -58,7 +58,7 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
 
     /// Drops a reference that [`get_table`](Self::get_table) took.  If it was the last, the
     /// table is released, as far as one step allows; so an operation that may come to this first
-    /// [settles](Self::settle) everything else.
+    /// [finishes](Self::finish_releases) all other releases.
     pub(super) fn put_table(&mut self, table: Mfn, level: Level, dropped: Dropped) {
         if !self.ledger.put_table(table, level.into(), dropped) {
             return;
@@ -83,7 +83,7 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
     ///
     /// # Errors
     /// `ERESTART` while some of it is left.
-    pub fn settle(&mut self) -> Result<(), Errno> {
+    pub fn finish_releases(&mut self) -> Result<(), Errno> {
         // The table stays in the list until it is done, so that an interrupted release is found
         // again.
         while let Some(table) = self.ledger.releasing() {
@@ -100,7 +100,7 @@ impl<F: Frames + ?Sized> Mm<'_, F> {
         if self.unfinished_as(table, level) {
             self.ledger.release_later(table);
             // If it takes too long, whoever comes next continues it.
-            let _ = self.settle();
+            let _ = self.finish_releases();
         }
     }
 

@@ -71,7 +71,7 @@ impl Work {
 
     /// Starts the count again: somebody looks, or the guest goes on.
     #[inline]
-    pub fn look(&self) {
+    pub fn note_look(&self) {
         #[cfg(any(test, feature = "testing"))]
         self.longest.set(self.longest.get().max(self.spent.get()));
         self.spent.set(0);
@@ -80,7 +80,7 @@ impl Work {
     /// Returns the most units that passed between two looks, and resets that maximum.
     #[cfg(any(test, feature = "testing"))]
     pub fn take_longest(&self) -> u32 {
-        self.look();
+        self.note_look();
         self.longest.replace(0)
     }
 }

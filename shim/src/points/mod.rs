@@ -36,7 +36,7 @@ use evtchn::EventChannels;
 pub use tag::{TagOwner, device_tag};
 use time::Time;
 
-/// The rest of the guest, as the points see it.
+/// What lies outside of the points: the machine, the host, and the rest of the guest.
 pub struct Outside<'a, M: Machine, H: Host> {
     /// The machine.
     pub m: &'a M,
@@ -188,7 +188,7 @@ pub enum Progress {
 
 /// One device: a backend towards the guest and a frontend towards the host.
 ///
-/// No method waits.  Each is called with the machine's lock held and returns soon.
+/// No method waits.  Each is called on the only vCPU, which is out of the guest, and returns soon.
 pub trait Device {
     /// Something below the device's frontend or backend directory in the *guest's* store was
     /// changed by the guest (`path` is absolute).
@@ -199,8 +199,8 @@ pub trait Device {
     fn guest_kick(&mut self, cx: &mut Cx<'_>, port: Port);
     /// The host's backend notified one of the device's ports.
     fn host_kick(&mut self, cx: &mut Cx<'_>, port: HostPort);
-    /// Stops taking new work from the guest and says whether everything in flight has been
-    /// answered.  Called again after every event until `Done`; undone by [`resume`](Self::resume).
+    /// Stops taking new work from the guest and says whether the suspend may go on: everything in
+    /// flight has been answered, or the class does not wait for it any longer.  Called again after every event until `Done`; undone by [`resume`](Self::resume).
     fn quiesce(&mut self, cx: &mut Cx<'_>) -> Progress;
     /// How many requests are in flight at the host, for reports.
     fn in_flight(&self) -> usize;
@@ -210,8 +210,8 @@ pub trait Device {
     /// The host-facing half is gone (a new domain): begins to build it anew at `host_frontend`,
     /// the device's frontend directory in the real store.
     fn reattach(&mut self, cx: &mut Cx<'_>, host_frontend: &str);
-    /// The device was missing from the host's list at `host_frontend`'s place, and is there now.
-    fn listed(&mut self, cx: &mut Cx<'_>, host_frontend: &str);
+    /// The host may have the device (again), at `host_frontend`: begins to connect if no backend was there.
+    fn begin_if_absent(&mut self, cx: &mut Cx<'_>, host_frontend: &str);
     /// Whether the guest was told what the device is like, and so may count on it.
     fn is_shown(&self) -> bool;
     /// Whether the host-facing half is connected (again), or the reason why it is not and will not

@@ -1,4 +1,4 @@
-//! The host's request to suspend: from the moment that it reaches the shim until the guest's loop takes it.
+//! The host's request to suspend: from the moment that it reaches the shim until `Guest::catch_up` takes it.
 //!
 //! A toolstack writes `suspend` to `control/shutdown`, and gives up if that is not acknowledged within 60 s (libxl:
 //! "guest didn't acknowledge suspend"); so the mirror acknowledges at once, whatever the guest is doing.  Both the
@@ -16,7 +16,7 @@ use xen_abi::Errno;
 
 use crate::host::store::replace::REPLACED;
 
-/// A domain that has not suspended itself so long after the acknowledgement must not do so any more, nanoseconds.
+/// A domain that has not suspended itself so long after the request was read must not do so any more, nanoseconds.
 /// It is longer than any drain, and shorter than what a toolstack waits for: 60 s in libxl, and 40 s for an agent
 /// that finds what another one has left behind.
 pub const STALE_NS: u64 = 35_000_000_000;
@@ -27,8 +27,8 @@ pub struct SuspendRequest {
     /// The host's time when events were last taken, nanoseconds.
     now_ns: u64,
     /// When it was read in the store.  The acknowledgement is on its way there: it may still be withdrawn.
-    acknowledging_since: Option<u64>,
-    /// The host waits for the domain to stop; it was acknowledged at this time or later.
+    read_at: Option<u64>,
+    /// The host waits for the domain to stop; the request was read at this time, and acknowledged later.
     due_since: Option<u64>,
 }
 
@@ -39,23 +39,23 @@ impl SuspendRequest {
     }
 
     /// The host's time before the events that come next, nanoseconds.
-    pub fn time_is(&mut self, now_ns: u64) {
+    pub fn set_now(&mut self, now_ns: u64) {
         self.now_ns = now_ns;
     }
 
     /// The request was read in the store.  Returns whether it is to be acknowledged, which it is once.
     #[must_use = "the host waits for the acknowledgement"]
     pub fn found_in_store(&mut self) -> bool {
-        let is_new = self.acknowledging_since.is_none();
+        let is_new = self.read_at.is_none();
         // The node may be read again before the answer is there. The earliest time counts: it errs
         // towards stale.
-        self.acknowledging_since.get_or_insert(self.now_ns);
+        self.read_at.get_or_insert(self.now_ns);
         is_new
     }
 
     /// The attempt to acknowledge it has this result.  Returns whether it is due now; else it was withdrawn.
     pub fn acknowledged(&mut self, result: Result<Vec<u8>, Errno>) -> bool {
-        let since = self.acknowledging_since.take();
+        let since = self.read_at.take();
         match result {
             Ok(outcome) if outcome == REPLACED => {
                 // The time of the reading and not of this answer, which may have taken any time to
@@ -75,7 +75,8 @@ impl SuspendRequest {
         self.due_since.is_some()
     }
 
-    /// Takes the request, if there is one.  Returns the host's time when it was acknowledged, nanoseconds.
+    /// Takes the request, if there is one.  Returns the host's time when it was read in the store, nanoseconds; the
+    /// acknowledgement came after.
     pub fn take(&mut self) -> Option<u64> {
         self.due_since.take()
     }

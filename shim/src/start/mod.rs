@@ -126,7 +126,7 @@ pub fn start(start_info: u64) -> (&'static mut Hosted, Regs) {
     // The guest counts from its own start: how long the host has been up is not its business.
     time.rebase(host.now_ns(), 0);
     // After the re-basing: the wall clock is that of the guest's time 0.
-    time.publish_wall_clock(&Direct, pages.shared_info, host.wall_clock_ns());
+    time.publish_wall_clock(&Direct, pages.shared_info, host.wall_clock_at_zero_ns());
     let (cpuid, msrs) = processor::policies(&m, &identity);
     info!(
         "guest of {} pages and {} later, {} frames left to the shim, entry {:#x}",

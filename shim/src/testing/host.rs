@@ -221,7 +221,7 @@ impl Host for FakeHost {
     fn time_version(&self) -> u32 {
         self.time.version
     }
-    fn wall_clock_ns(&self) -> u64 {
+    fn wall_clock_at_zero_ns(&self) -> u64 {
         self.wall_at_zero
     }
     fn arm_timer(&mut self, deadline_ns: u64) {

@@ -227,7 +227,7 @@ impl Host for HostXen {
         SHARED.load32(gfn::SHARED_INFO, time_field(time_info::VERSION))
     }
 
-    fn wall_clock_ns(&self) -> u64 {
+    fn wall_clock_at_zero_ns(&self) -> u64 {
         self.wall_clock()
     }
 

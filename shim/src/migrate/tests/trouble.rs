@@ -90,7 +90,7 @@ fn a_request_that_nobody_waits_for_any_more_is_refused() {
         if !is_stale {
             bench.guest.host.journeys.push_back(Journey::Cancelled);
         }
-        bench.guest.suspend(0, acknowledged);
+        bench.guest.carry_out_suspend(0, acknowledged);
         let since = bench.guest.moves;
         let [refused, cancelled] = [is_stale, !is_stale].map(u64::from);
         assert_eq!(since.refused - before.refused, refused);

@@ -442,7 +442,7 @@ impl Ledger {
         self.releasing[MAX_RELEASING - 1] = None;
     }
 
-    /// Whether a table is half released, and so has to be [settled](super::Mm::settle) before the
+    /// Whether a table is half released, and so has to be [released](super::Mm::finish_releases) before the
     /// guest goes on.
     #[inline]
     pub fn is_releasing(&self) -> bool {

@@ -327,7 +327,7 @@ fn in_steps<R: PartialEq>(
     let mut steps = 0;
     let mut look = |machine: &Machine| {
         Scan::new(machine).check();
-        machine.ledger.work().look();
+        machine.ledger.work().note_look();
         steps += 1;
         assert!(steps < 4000, "it comes to no end");
     };
@@ -336,7 +336,7 @@ fn in_steps<R: PartialEq>(
         look(machine);
         result = act(&mut machine.mm());
     }
-    while machine.mm().settle().is_err() {
+    while machine.mm().finish_releases().is_err() {
         look(machine);
     }
     (result, steps)

@@ -101,7 +101,7 @@ impl Points {
         match TagOwner::of(tag) {
             Some(TagOwner::Seed) => self.seed_event(outside, event),
             Some(TagOwner::Mirror { what, epoch }) => {
-                self.mirror.suspend.time_is(outside.host.now_ns());
+                self.mirror.suspend.set_now(outside.host.now_ns());
                 self.with_mirror(|mirror, stores| mirror.event(stores, what, epoch, event));
             }
             Some(TagOwner::Device(id, detail)) => {

@@ -159,7 +159,7 @@ where
         let at = element::<T>(args.0, index)?;
         // At least one each time, or a host that always has events would let none be done.
         if index > 0 {
-            mapper.ledger.work().look();
+            mapper.ledger.work().note_look();
             if wanted() {
                 return Ok(Some((GuestVa(at), count - index)));
             }

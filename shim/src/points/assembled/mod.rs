@@ -271,12 +271,12 @@ impl Points {
         self.mirror.suspend.is_due()
     }
 
-    /// Takes that request, if there is one.  Returns the host's time when it was acknowledged, nanoseconds.
+    /// Takes that request, if there is one.  Returns the host's time when it was read, nanoseconds.
     pub fn take_suspend(&mut self) -> Option<u64> {
         self.mirror.suspend.take()
     }
 
-    /// Before a suspend: stops taking work; `Done` when nothing is in flight.
+    /// Before a suspend: stops taking work; `Done` when the suspend may go on.
     pub fn quiesce<M: Machine, H: Host>(&mut self, outside: &mut Outside<'_, M, H>) -> Progress {
         self.relay_console(outside);
         self.on_bus(outside, Bus::quiesce)

@@ -141,7 +141,9 @@ impl Bus {
         for &id in listed {
             if let Some(slot) = self.devices.get_mut(&id) {
                 if !core::mem::replace(&mut slot.was_listed, true) {
-                    self.with(cx, id, |device, cx| device.listed(cx, &host_frontend(id)));
+                    self.with(cx, id, |device, cx| {
+                        device.begin_if_absent(cx, &host_frontend(id));
+                    });
                 }
             } else if self.devices.len() < MAX_DEVICES {
                 let device = self.factory.make(cx, id, &host_frontend(id));

@@ -172,21 +172,27 @@ impl Bus {
             slot.was_listed = false;
             slot.device.reattach(cx, &host_frontend(*id));
         }
-        // Some may have been waiting for their old backend only, and are gone now: `with` drops
-        // them.
-        self.for_each(cx, |_, _| {});
+        self.refresh_all(cx);
         self.start(cx);
+    }
+
+    /// Learns the devices' ports anew, and drops devices that are gone: some only waited for their old backend.
+    fn refresh_all(&mut self, cx: &mut Cx<'_>) {
+        // `with` does both after each call of a device.
+        self.for_each(cx, |_, _| {});
     }
 
     /// Lets the devices that have no working backend begin again.
     pub fn begin_again(&mut self, cx: &mut Cx<'_>) {
         let ids: Vec<DeviceId> = self.devices.keys().copied().collect();
         for id in ids {
-            self.with(cx, id, |device, cx| device.listed(cx, &host_frontend(id)));
+            self.with(cx, id, |device, cx| {
+                device.begin_if_absent(cx, &host_frontend(id));
+            });
         }
     }
 
-    /// Whether every device is connected, or which one never will be and why.
+    /// Whether every device is connected, or which one waits for somebody to act on the host, and why.
     pub fn attached(&self) -> Result<Progress, String> {
         let mut all = match self.scan.was_done {
             true => Progress::Done,

@@ -64,7 +64,7 @@ impl Device for Noting {
         self.note(&format!("reattach {host_frontend}"));
         self.port = HostPort(Port(self.port.0.0 + 100));
     }
-    fn listed(&mut self, _: &mut Cx<'_>, host_frontend: &str) {
+    fn begin_if_absent(&mut self, _: &mut Cx<'_>, host_frontend: &str) {
         self.note(&format!("listed {host_frontend}"));
     }
     fn is_shown(&self) -> bool {

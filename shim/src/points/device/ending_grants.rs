@@ -45,7 +45,7 @@ impl EndingGrants {
     }
 
     /// Whether a frame of the guest is among them.
-    pub fn has_guests(&self) -> bool {
+    pub fn has_guest_frames(&self) -> bool {
         let is_guests = |(_, held): &(_, Held)| matches!(held, Held::Guest { .. });
         self.0.iter().any(is_guests)
     }

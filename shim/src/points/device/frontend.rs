@@ -107,7 +107,7 @@ impl<P: Protocol> Carrier<P> {
         let shell = &mut self.shell;
         if shell.guest.is_draining()
             && self.protocol.in_flight() == 0
-            && !shell.host.ending.has_guests()
+            && !shell.host.ending.has_guest_frames()
         {
             shell.guest.end_draining();
             let link = &mut shell.guest.link;

@@ -248,7 +248,7 @@ impl<P: Protocol> Device for Carrier<P> {
         }
     }
 
-    fn listed(&mut self, cx: &mut Cx<'_>, host_frontend: &str) {
+    fn begin_if_absent(&mut self, cx: &mut Cx<'_>, host_frontend: &str) {
         if matches!(self.shell.host.stage(), ConnectionStage::Absent(_)) {
             self.start(cx, host_frontend);
         }
@@ -297,7 +297,7 @@ impl<P: Protocol> Device for Carrier<P> {
         // Cleared first: whatever still can not be done sets it again.
         self.shell.wants_retry = false;
         self.shell.host.ending.end(cx);
-        self.protocol.settle(&mut self.shell, cx);
+        self.protocol.retry_ending(&mut self.shell, cx);
         self.take_answers(cx);
         self.pump(cx);
     }

@@ -113,7 +113,7 @@ pub trait Protocol: Debug + Default + Sized {
     /// What makes no sense in it.
     fn take_answers(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>) -> Result<(), String>;
     /// Tries again to end what the backend still had in use.
-    fn settle(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>);
+    fn retry_ending(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>);
     /// Deals with the loss of one end.
     fn cut(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>, why: Cut);
     /// How many requests are in flight at the host.  The shell waits for them before it lets a driver of the

@@ -53,13 +53,13 @@ impl Disk {
             ));
         }
         part.answer = Some(response.status);
-        self.settle(shell, cx, number);
+        self.end_part(shell, cx, number);
         Ok(())
     }
 
     /// Ends what an answered part granted.  Only when the backend has let go of everything is the
     /// guest told, for it may use its pages for something else the moment after.
-    fn settle(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>, number: u32) {
+    fn end_part(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>, number: u32) {
         let Some(part) = self.shadow.parts.get_mut(number) else {
             return;
         };
@@ -84,7 +84,7 @@ impl Disk {
         }
         if let Some(entry) = self.shadow.entries.get_mut(part.entry) {
             entry.parts -= 1;
-            entry.fail(answer);
+            entry.note_status(answer);
             if entry.parts == 0 && !entry.queued {
                 self.answer_entry(shell, cx, part.entry);
             }
@@ -92,10 +92,10 @@ impl Disk {
     }
 
     /// Tries again to end what answered parts granted.
-    pub(super) fn settle_all(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>) {
+    pub(super) fn end_answered_parts(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>) {
         let answered: Vec<u32> = self.shadow.parts.numbers().collect();
         for number in answered {
-            self.settle(shell, cx, number);
+            self.end_part(shell, cx, number);
         }
     }
 
@@ -111,7 +111,7 @@ impl Disk {
         // Before the parts: an entry is answered with its last part only when it is in the backlog
         // no more.
         self.empty_backlog(shell, cx);
-        self.settle_all(shell, cx);
+        self.end_answered_parts(shell, cx);
     }
 
     /// What was not asked of the host yet never is, because nobody is left to ask or to be
@@ -119,7 +119,7 @@ impl Disk {
     pub(super) fn empty_backlog(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>) {
         while let Some(number) = self.shadow.backlog.pop_front() {
             if let Some(entry) = self.shadow.entries.get_mut(number) {
-                entry.fail(status::ERROR);
+                entry.note_status(status::ERROR);
                 entry.queued = false;
                 if entry.parts == 0 {
                     self.answer_entry(shell, cx, number);

@@ -315,7 +315,7 @@ impl Entry {
         let (steps, mut exclusive) = match plan {
             Plan::Steps { steps, exclusive } => (steps, exclusive),
             Plan::Answer(answer) => {
-                self.fail(answer);
+                self.note_status(answer);
                 return Next::Nothing;
             }
         };

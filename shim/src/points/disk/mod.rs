@@ -2,14 +2,25 @@
 //! the translation of each request, without touching its data.
 //!
 //! For every segment the guest's reference is looked up and its frame granted to the real backend
-//! under a real reference.  What is in flight is kept in a [`shadow`], so that the host's half can
-//! be thrown away at a migration.  The device's features are fixed when the first host describes
+//! under a real reference.  A [`shadow`] has every request until it is answered, so that the host's
+//! half can be thrown away at a migration; by then it holds the backlog alone, which travels with
+//! the guest, since a suspend waits for all that the host has.  The device's features are fixed when the first host describes
 //! it ([`features`]); what a later host lacks is made up for when a request is turned into
 //! requests of that host ([`shadow::Plan`], [`issue`]): large ones are split, discards dropped,
 //! barriers done by flushes.  The rest is what every device does ([`device`](super::device)).
 //!
 //! What is in flight at the host is bounded ([`budget`]), so that a suspend never waits long for
-//! it.  The rest of the backlog is not asked for while it waits: it travels with the guest.
+//! it.  Meanwhile the backlog is not issued.
+//!
+//! **Words.** A request of the guest (*wanted*, once checked) is an *entry* from being taken until
+//! it is answered.  On a given host its *plan* is up to three *steps*; each step goes out as one or
+//! more *parts*, one request to the host each (a *piece* before it is granted).  *In flight* is said
+//! of parts; an entry is *open*.
+//!
+//! **Ways.** In: `event_channel_op` (send), `Points::guest_notify`, `Bus::guest_kick`,
+//! `Carrier::pump`, `Disk::move_requests`, `take_one` and `issue_backlog`, `FrontRing::push`.
+//! Back: the upcall, `Guest::before_return`, `host_events`, `Points::host_event`, `Bus::host_kick`,
+//! `take_answers`, `end_part`, `answer_entry`, `BackRing::respond`; then the pump raises the port.
 //!
 //! Persistent grants, which most backends offer, are not used: they save the backend from mapping
 //! pages anew by having the frontend copy all data through pages that stay mapped, and the shim
@@ -26,6 +37,7 @@
 //! | `flow` | takes requests from the guest, writes answers to it |
 //! | `issue` | makes requests to the host |
 //! | `answer` | takes the host's answers |
+//! | `slab` | things with numbers |
 
 mod answer;
 mod budget;
@@ -112,8 +124,8 @@ impl Protocol for Disk {
         Ok(())
     }
 
-    fn settle(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>) {
-        self.settle_all(shell, cx);
+    fn retry_ending(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>) {
+        self.end_answered_parts(shell, cx);
     }
 
     fn cut(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>, why: Cut) {

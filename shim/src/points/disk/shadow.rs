@@ -197,9 +197,10 @@ impl Shadow {
         (part.serial == serial && part.answer.is_none()).then_some(number)
     }
 
-    /// The host half is gone with everything that it knew.  What it had answered in full is left
-    /// as it is; the rest goes back into the backlog, in order, to be asked of the next host, unless
-    /// nobody waits for it any more.  Returns the pages of indirect requests, and the entries that
+    /// The host half is gone with everything that it knew.  After a real move no part is left, since
+    /// a suspend waits for all of them: what is left are entries of the backlog, perhaps begun.  Parts
+    /// are handled all the same, for callers that did not drain: what was answered in full is left as
+    /// it is; the rest goes back into the backlog, in order, unless nobody waits for it any more.  Returns the pages of indirect requests, and the entries that
     /// only need to be answered.
     pub fn rewind(&mut self, is_awaited: bool) -> (Vec<Mfn>, Vec<u32>) {
         let mut pages = Vec::new();
@@ -214,7 +215,7 @@ impl Shadow {
                 entry.replayed = true;
                 entry.parts = 0;
                 match part.answer {
-                    Some(answer) => entry.fail(answer),
+                    Some(answer) => entry.note_status(answer),
                     None => unanswered.push(part.entry),
                 }
             }
@@ -271,8 +272,8 @@ impl Entry {
         matches!(self.wanted.operation, op::READ | op::WRITE | op::DISCARD)
     }
 
-    /// Notes an answer; the first bad one is what the guest will be told.
-    pub fn fail(&mut self, answer: i16) {
+    /// Notes a part's answer; the first that is not OKAY is what the guest will be told.
+    pub fn note_status(&mut self, answer: i16) {
         if self.status == status::OKAY {
             self.status = answer;
         }

@@ -120,7 +120,7 @@ impl Protocol for Net {
         Ok(())
     }
 
-    fn settle(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>) {
+    fn retry_ending(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>) {
         self.settle_sent(shell, cx);
         self.end_withdrawn(shell, cx);
     }

@@ -80,7 +80,7 @@ impl Walk {
     fn look(&mut self) {
         self.interrupted += 1;
         self.check();
-        self.machine.ledger.work().look();
+        self.machine.ledger.work().note_look();
     }
 
     /// Does one step, and settles what it owes unless more of a list is to come; returns its result.
@@ -102,19 +102,19 @@ impl Walk {
             _ => {}
         }
         if op.ends_lists() {
-            self.settle();
+            self.finish_releases();
         }
-        while self.machine.mm().settle().is_err() {
+        while self.machine.mm().finish_releases().is_err() {
             self.look();
         }
         self.check();
         if is_last {
-            self.settle();
+            self.finish_releases();
         }
         result.map(|_| ())
     }
 
-    fn settle(&mut self) {
+    fn finish_releases(&mut self) {
         if std::mem::take(&mut self.owed) == Flush::Full {
             self.machine.tlb.flush_everything();
             self.machine.ledger.note_full_flush();

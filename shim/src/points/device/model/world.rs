@@ -169,7 +169,7 @@ impl<B: Peer> World<B> {
     /// The host gets the device that was missing.
     pub fn appear(&mut self) {
         self.backend.announce(&mut self.real);
-        self.with(|device, cx| device.listed(cx, &B::host_front()));
+        self.with(|device, cx| device.begin_if_absent(cx, &B::host_front()));
         self.handshake();
     }
 

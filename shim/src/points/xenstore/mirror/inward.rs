@@ -160,14 +160,14 @@ impl Inward {
             Some(rest) => rest.strip_prefix('/').unwrap_or(path),
             None => path,
         };
-        if is_request(relative) || self.is_shown(relative) {
+        if is_from_toolstack(relative) || self.is_shown(relative) {
             self.want(relative);
         }
     }
 
     /// Queues a node to be read.
     pub fn want(&mut self, path: &str) {
-        if is_request(path) {
+        if is_from_toolstack(path) {
             // What the toolstack asks for is never crowded out.
             self.urgent.insert(path.to_string());
         } else if self.waiting.len() < WAITING {
@@ -274,7 +274,7 @@ impl Inward {
         // Compared first: an unchanged value must not fire the guest's watches, or it would notice
         // a move.
         let old = guest.read(&node);
-        if is_request(path) {
+        if is_from_toolstack(path) {
             // It exists already, or the guest is not to have it.
             let (Some(old), Some(value)) = (old, value) else {
                 return;
@@ -379,6 +379,6 @@ impl Inward {
 
 /// Whether the toolstack asks for something by a node: the shim reads it itself, or shows it to the
 /// guest in its own way.
-fn is_request(path: &str) -> bool {
+fn is_from_toolstack(path: &str) -> bool {
     [SHUTDOWN, SYSRQ, TARGET].contains(&path) || cpu_number(path).is_some()
 }

@@ -1,12 +1,14 @@
 //! The exchange between the guest's store and the real one.
 //!
 //! Outwards goes what host tools read of a guest; inwards what the host lets it read.  A request
-//! to suspend is for the shim ([`SuspendRequest`]) and never shown.  What goes which way is data: [`outward`], [`inward`]
-//! and [`hidden`] hold the rules and the bounded queues, this module the requests of `control/`.
+//! to suspend is for the shim ([`SuspendRequest`]) and never shown.  What goes which way is data:
+//! [`outward`], [`inward`] and [`hidden`] hold the rules and the bounded queues, this module the
+//! requests of `control/`.
 //!
 //! Names towards the host are relative, or below the domain's directory as its real id has it,
-//! which only [`inward`] knows.  After a migration [`Mirror::reattach`] sets the watches again, publishes again what was published, and reads again
-//! what the host says; where that is what the guest has already, the guest is told nothing.
+//! which only [`inward`] knows.  After a migration [`Mirror::reattach`] sets the watches again,
+//! publishes again what was published, and reads again what the host says; where that is what the
+//! guest has already, the guest is told nothing.
 
 pub mod hidden;
 pub mod inward;
@@ -37,7 +39,7 @@ const SYSRQ: &str = "control/sysrq";
 /// The toolstack's request to suspend.
 const SUSPEND: &[u8] = b"suspend";
 /// The requests that the guest is shown.
-const REQUESTS: [&[u8]; 3] = [b"poweroff", b"reboot", b"halt"];
+const SHOWN_SHUTDOWNS: [&[u8]; 3] = [b"poweroff", b"reboot", b"halt"];
 
 /// What a submission is about; carried in its tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +95,7 @@ pub struct Mirror {
     tags: Tags,
     outward: Outward,
     inward: Inward,
-    /// The host's request to suspend, which the guest's loop takes from here.
+    /// The host's request to suspend, which `Guest::catch_up` takes from here.
     pub suspend: SuspendRequest,
     /// What the guest was shown in `control/shutdown` and `control/sysrq` and has not cleared.
     shown: [Option<Vec<u8>>; 2],
@@ -279,7 +281,7 @@ impl Mirror {
                 let (tag, path) = (self.tags.of(Kind::Acknowledge), String::from(SHUTDOWN));
                 stores.host.replace_if(tag, path, value, Vec::new());
             }
-        } else if REQUESTS.contains(&value.as_slice()) {
+        } else if SHOWN_SHUTDOWNS.contains(&value.as_slice()) {
             self.show(stores, 0, value);
         } else if !value.is_empty() {
             log::warn!(
