@@ -10,13 +10,14 @@
 //! | reserve | journal; [`Destination::reserve`] | |
 //! | transfer | [`Destination::receive`], bytes into its [`Sink`] | [`Source::copy_live`] into the wire's [`Sink`]; journal; [`Source::copy_rest`] |
 //! | built | [`Destination::finish`]: the whole domain stands there, paused; journal | |
-//! | hand over | | journal *handed over*: **the point of no return**; then the token, in the journal since *begun*, goes to the destination |
+//! | hand over | | journal *handed over*: **the point of no return** |
 //! | take over | journal with that token; [`Destination::unpause`] | |
 //! | release | | journal; [`Source::destroy`] |
 //!
 //! Up to the point of no return the guest is the source's: whatever fails, [`Source::resume_here`] and
 //! [`Destination::discard`].  After it the guest is the destination's, and the source keeps its copy
-//! paused until the destination has said that it runs.
+//! paused until the destination has said that it runs.  The fencing token, in the journal since *begun*,
+//! goes to the destination after the point of no return, and never before.
 //!
 //! Methods of a source or destination block; they are called by one thread, one after the other, but
 //! [`Control::abort`] comes from another.  An agent can die between any two of them, even within one;

@@ -2,7 +2,8 @@
 //!
 //! It is started by the image's init, looks for its port and its window by name (a machine without virtio
 //! has its second serial port and an IDE disk for them), and serves frames until the machine ends.  It
-//! keeps no state between tasks, so a snapshot may be taken whenever no task runs.  A broken request gets `Failed`; a broken *port* ends the agent (init starts it anew).
+//! keeps no state between tasks, so a snapshot may be taken whenever no task runs.  A broken request
+//! gets `Failed`; a broken *port* ends the agent (init starts it anew).
 
 #![expect(unsafe_code, reason = "std has neither kill nor termios")]
 

@@ -1,18 +1,31 @@
 //! A move, from the host's request until the guest runs again: the only place that knows the order.
 //!
-//! | phase | what is done | what a fault of `unmoved.fault` there does, and what else may happen | where |
-//! |---|---|---|---|
-//! | (asked) | the request is read in `control/shutdown` and acknowledged; it is due | withdrawn before it was acknowledged: nothing | `points/suspend.rs`, taken in `guest/turn.rs` |
-//! | park | the vCPU is in the shim, by the event that brought the request, and stays | refused: `fail` at once, `stall` after the limit | `suspend` |
-//! | drain | devices take nothing more from the guest, and the answers to what is in flight are waited for, up to the limit | refused: `fail` at once, `stall` at the limit, as storage that does not answer | `drain`, `Points::quiesce` |
-//! | suspend | the domain stops; a new one finds its host's events, and the guest's clocks go on from there | `fail` refused; `stall` goes on after the limit; a stale request is refused; taken back by the toolstack: undone | `Host::shutdown`, `arrive`, `show_new_time` |
-//! | reattach | rings of console and store, grants, and the list of devices are built anew | goes on after the limit | `Points::reattach` |
-//! | connect | every device's handshake with its new backend | `stall` goes on after the limit; `fail`, as a backend that does not come, parks the guest and tells the host why (`waits-for`) | `connect`, `Points::attached` |
-//! | resume | what waited for the devices is published, timers fire that are due, every port is raised once, requests are taken again | goes on after the limit | `go_on`, `Points::resume`, `Leftovers` |
+//! | phase | what is done | where |
+//! |---|---|---|
+//! | (asked) | the request is read in `control/shutdown` and acknowledged | `points/suspend.rs`, `guest/turn.rs` |
+//! | park | the vCPU is in the shim, by the event that brought the request | `carry_out_suspend` |
+//! | drain | devices take nothing more; what is in flight is waited for | `drain`, `Points::quiesce` |
+//! | suspend | the domain stops; a new one finds its host's events | `Host::shutdown`, `arrive` |
+//! | | the guest's clocks go on from there | `show_new_time` |
+//! | reattach | rings, grants and the list of devices are built anew | `Points::reattach` |
+//! | connect | every device's handshake with its new backend | `connect`, `Points::attached` |
+//! | resume | what waited is published, due timers fire, every port is raised once | `go_on`, `Points::resume` |
 //!
-//! The limit is `unmoved.drain`; a fault is one that [`Options::faults`](crate::options::Options::faults) asks for.
+//! What goes wrong, and what the faults of [`Options::faults`](crate::options::Options::faults) make go wrong.  The
+//! limit is `unmoved.drain`.
+//!
+//! | phase | `fail` | `stall` | besides |
+//! |---|---|---|---|
+//! | (asked) | | | withdrawn before it was acknowledged: nothing |
+//! | park | refused | refused after the limit | |
+//! | drain | refused | refused at the limit | storage that does not answer, as `stall` |
+//! | suspend | refused | goes on after the limit | stale: refused; taken back by the toolstack: undone |
+//! | reattach | goes on after the limit | goes on after the limit | |
+//! | connect | parks the guest | goes on after the limit | a backend that does not come, as `fail` |
+//! | resume | goes on after the limit | goes on after the limit | |
+//!
 //! *Refused* and *undone* is the same: the devices take requests again, and the guest goes on as if nothing had been;
-//! the host reads of a refusal why (`refusal`).
+//! the host reads of a refusal why (`refusal`).  Of a guest that is parked it reads what is missing (`waits-for`).
 //!
 //! The guest is never asked: whatever it does, the host's event brings its vCPU into the shim, and there it stays
 //! until the move is over.  Once the domain was suspended nothing of the old host is left but what is in memory, and

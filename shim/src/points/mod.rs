@@ -200,7 +200,8 @@ pub trait Device {
     /// The host's backend notified one of the device's ports.
     fn host_kick(&mut self, cx: &mut Cx<'_>, port: HostPort);
     /// Stops taking new work from the guest and says whether the suspend may go on: everything in
-    /// flight has been answered, or the class does not wait for it any longer.  Called again after every event until `Done`; undone by [`resume`](Self::resume).
+    /// flight has been answered, or the class does not wait for it any longer.
+    /// Called again after every event until `Done`; undone by [`resume`](Self::resume).
     fn quiesce(&mut self, cx: &mut Cx<'_>) -> Progress;
     /// How many requests are in flight at the host, for reports.
     fn in_flight(&self) -> usize;

@@ -1,8 +1,8 @@
 //! Model-specific registers as a PV guest finds them.
 //!
 //! What depends on the machine is read once, at first boot, into [`MsrPolicy`]; what belongs to the
-//! vCPU is in [`Vcpu`], or in the machine while the vCPU runs.  Everything unknown is a general protection fault, except that a
-//! guest that has not registered a handler for it yet reads 0.
+//! vCPU is in [`Vcpu`], or in the machine while the vCPU runs.  Everything unknown is a general
+//! protection fault, except that a guest that has not registered a handler for it yet reads 0.
 
 use super::cpuid::{FrozenCpuid, Vendor};
 use crate::cpu::{Machine, Vcpu};

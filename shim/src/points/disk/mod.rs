@@ -4,10 +4,11 @@
 //! For every segment the guest's reference is looked up and its frame granted to the real backend
 //! under a real reference.  A [`shadow`] has every request until it is answered, so that the host's
 //! half can be thrown away at a migration; by then it holds the backlog alone, which travels with
-//! the guest, since a suspend waits for all that the host has.  The device's features are fixed when the first host describes
-//! it ([`features`]); what a later host lacks is made up for when a request is turned into
-//! requests of that host ([`shadow::Plan`], [`issue`]): large ones are split, discards dropped,
-//! barriers done by flushes.  The rest is what every device does ([`device`](super::device)).
+//! the guest, since a suspend waits for all that the host has.  The device's features are fixed
+//! when the first host describes it ([`features`]); what a later host lacks is made up for when a
+//! request is turned into requests of that host ([`shadow::Plan`], [`issue`]): large ones are split,
+//! discards dropped, barriers done by flushes.  The rest is what every device does
+//! ([`device`](super::device)).
 //!
 //! What is in flight at the host is bounded ([`budget`]), so that a suspend never waits long for
 //! it.  Meanwhile the backlog is not issued.

@@ -200,8 +200,8 @@ impl Shadow {
     /// The host half is gone with everything that it knew.  After a real move no part is left, since
     /// a suspend waits for all of them: what is left are entries of the backlog, perhaps begun.  Parts
     /// are handled all the same, for callers that did not drain: what was answered in full is left as
-    /// it is; the rest goes back into the backlog, in order, unless nobody waits for it any more.  Returns the pages of indirect requests, and the entries that
-    /// only need to be answered.
+    /// it is; the rest goes back into the backlog, in order, unless nobody waits for it any more.
+    /// Returns the pages of indirect requests, and the entries that only need to be answered.
     pub fn rewind(&mut self, is_awaited: bool) -> (Vec<Mfn>, Vec<u32>) {
         let mut pages = Vec::new();
         let numbers: Vec<u32> = self.parts.numbers().collect();
