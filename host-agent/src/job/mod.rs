@@ -2,17 +2,17 @@
 //!
 //! One half knows Xen: it reads a live domain, and has one built by the stock toolstack.  The other half
 //! knows the peer: session, journal, transport.  They meet only in the traits of this module.  The order
-//! in which a job uses them (the session's rounds; *journal* means written and on the disk):
+//! in which a job uses them, by the [session](crate::session)'s steps (*journal* means written and on the
+//! disk):
 //!
-//! | | destination | source |
+//! | step | destination | source |
 //! |---|---|---|
-//! | meet | [`Host::facts`] | [`Source::prepare`]: looks; what it does to the guest ends with it |
-//! | reserve | journal; [`Destination::reserve`] | |
-//! | transfer | [`Destination::receive`], bytes into its [`Sink`] | [`Source::copy_live`] into the wire's [`Sink`]; journal; [`Source::copy_rest`] |
-//! | built | [`Destination::finish`]: the whole domain stands there, paused; journal | |
-//! | hand over | | journal *handed over*: **the point of no return** |
-//! | take over | journal with that token; [`Destination::unpause`] | |
-//! | release | | journal; [`Source::destroy`] |
+//! | 0 meet | [`Host::facts`] | [`Source::prepare`]: looks; what it does to the guest ends with it |
+//! | 1 reserve | journal; [`Destination::reserve`] | |
+//! | | [`Destination::receive`], bytes into its [`Sink`] | [`Source::copy_live`] into the wire's [`Sink`]; journal; [`Source::copy_rest`] |
+//! | 2 receive | [`Destination::finish`]: the whole domain stands there, paused; journal | journal *handed over*: **the point of no return** |
+//! | 3 take over | journal with that token; [`Destination::unpause`] | journal; [`Source::destroy`] |
+//! | 4 retire | the session is forgotten | |
 //!
 //! Up to the point of no return the guest is the source's: whatever fails, [`Source::resume_here`] and
 //! [`Destination::discard`].  After it the guest is the destination's, and the source keeps its copy

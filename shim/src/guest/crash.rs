@@ -99,7 +99,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
         // An emulated host may keep what is armed for whoever runs next on its processor.
         first::quiet_debug_registers(&mut self.m, &first::DEBUG);
         loop {
-            self.outside(Points::end);
+            self.with_points(Points::end);
             // It does not return from a domain that ends. Should it, there is no guest to go on
             // with.
             self.host.shutdown(reason);

@@ -19,7 +19,7 @@ use crate::options::{Blackout, Fault, Options};
 use crate::points::evtchn::EventChannels;
 use crate::points::identity::Identity;
 use crate::points::time::Time;
-use crate::points::{Outside, Points};
+use crate::points::{Environment, Points};
 
 pub use crash::Recent;
 pub(crate) use leftovers::Leftovers;
@@ -181,8 +181,11 @@ impl<M: Machine, H: Host> Guest<M, H> {
     }
 
     /// Runs `f` on the points, with the rest of the guest as they may see it.
-    pub fn outside<R>(&mut self, f: impl FnOnce(&mut Points, &mut Outside<'_, M, H>) -> R) -> R {
-        let mut outside = Outside {
+    pub fn with_points<R>(
+        &mut self,
+        f: impl FnOnce(&mut Points, &mut Environment<'_, M, H>) -> R,
+    ) -> R {
+        let mut env = Environment {
             m: &self.m,
             host: &mut self.host,
             ledger: &mut self.ledger,
@@ -192,7 +195,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
             time: &mut self.time,
             shared_info: self.shared_info,
         };
-        f(&mut self.points, &mut outside)
+        f(&mut self.points, &mut env)
     }
 
     /// Copies the host's time to the guest if it has changed since.

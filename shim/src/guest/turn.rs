@@ -172,7 +172,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
         self.host.wait(deadline);
         // A wait that ends by its deadline brings no event.
         self.expire(v);
-        self.outside(Points::tick);
+        self.with_points(Points::tick);
     }
 
     fn unblock(&mut self, v: usize) {
@@ -228,9 +228,9 @@ impl<M: Machine, H: Host> Guest<M, H> {
                 // The host's timer is a one-shot: what was armed is used up.
                 self.armed = None;
                 (0..self.vcpus.len()).for_each(|v| self.expire(v));
-                self.outside(Points::tick);
+                self.with_points(Points::tick);
             }
-            self.outside(|points, outside| points.host_event(outside, event));
+            self.with_points(|points, env| points.host_event(env, event));
         }
     }
 }

@@ -19,7 +19,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
                 let port = Port(read(&self.m, arg)?);
                 if let Some(peer) = self.channels.send(&self.m, &self.vcpus, port)? {
                     // Only ends on the shim's side come here; `send` itself raises the guest's own.
-                    self.outside(|points, outside| points.guest_notify(outside, peer, port));
+                    self.with_points(|points, env| points.guest_notify(env, peer, port));
                 }
             }
             op::UNMASK => {

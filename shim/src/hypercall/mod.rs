@@ -170,8 +170,8 @@ impl<M: Machine, H: Host> Guest<M, H> {
             nr::MEMORY_OP => self.memory_op(args),
             nr::GRANT_TABLE_OP => {
                 let [command, list, count, ..] = args;
-                let left = self.outside(|points, outside| {
-                    points.grant_table_op(outside, v, command, GuestVa(list), count)
+                let left = self.with_points(|points, env| {
+                    points.grant_table_op(env, v, command, GuestVa(list), count)
                 })?;
                 // A list of grant operations stops like any other; its count is what is left.
                 self.continuation = left.map(|(list, count)| [command, list.0, count, 0, 0]);

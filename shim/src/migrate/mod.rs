@@ -49,7 +49,7 @@ use crate::points::{Points, Progress};
 /// How often the host's store is told that a device is still missing, nanoseconds.
 const REMINDER_NS: u64 = 5_000_000_000;
 
-/// What the shim tells the host about its life, below `data/unmoved/`.
+/// What the shim reports to the host about its life, below `data/unmoved/`.
 mod key {
     pub const STATE: &str = "state";
     pub const MOVES: &str = "moves";
@@ -115,7 +115,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
         }
         // What is left to say goes to the old host now: after the suspend its rings lead nowhere.
         // The host is to have the last output and reports before the domain stops.
-        self.outside(Points::flush);
+        self.with_points(Points::flush);
         let before = Moment::now(&self.host);
         spent.note(Phase::Drain, before.system.saturating_sub(parked.system));
         let guest_before = self.time.to_guest(before.system);
@@ -135,7 +135,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
             self.moves.cancelled += 1;
             info!("suspend: cancelled, the guest goes on");
             self.go_on(v, false);
-            return self.outside(Points::flush);
+            return self.with_points(Points::flush);
         }
         // Before anything else on this host: its clock, rings and ports are reached only through
         // that.
@@ -157,7 +157,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
         if self.fault(Phase::Reattach).is_some() {
             self.stall();
         }
-        self.outside(|points, outside| points.reattach(outside, arrival));
+        self.with_points(|points, env| points.reattach(env, arrival));
         let reattached = Moment::now(&self.host);
         spent.note(
             Phase::Reattach,
@@ -186,8 +186,8 @@ impl<M: Machine, H: Host> Guest<M, H> {
             spent.total(),
             spent.0
         );
-        self.tell_spent(spent);
-        self.outside(Points::flush);
+        self.report_spent(spent);
+        self.with_points(Points::flush);
     }
 
     /// Waits until nothing is in flight, or the time for it is over.
@@ -199,13 +199,13 @@ impl<M: Machine, H: Host> Guest<M, H> {
         }
         let mut is_told = false;
         loop {
-            let progress = self.outside(Points::quiesce);
+            let progress = self.with_points(Points::quiesce);
             if progress == Progress::Done && fault.is_none() {
                 return Ok(());
             }
             if !core::mem::replace(&mut is_told, true) {
-                self.tell(key::STATE, "draining");
-                self.outside(Points::flush);
+                self.report(key::STATE, "draining");
+                self.with_points(Points::flush);
             }
             if self.host.now_ns() >= limit {
                 let left = self.points.in_flight();
@@ -248,7 +248,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
 
     /// Waits until every device has its new backend.
     fn connect(&mut self) {
-        self.tell(key::STATE, "connecting");
+        self.report(key::STATE, "connecting");
         let mut fault = self.fault(Phase::Connect);
         let stalled_until = self.host.now_ns().saturating_add(self.drain_ns);
         let mut reminder = 0;
@@ -266,8 +266,8 @@ impl<M: Machine, H: Host> Guest<M, H> {
                     (None, Err(why)) => why,
                     (None, Ok(_)) => self.points.awaited(),
                 };
-                self.tell(key::WAITS_FOR, &why);
-                self.outside(Points::flush);
+                self.report(key::WAITS_FOR, &why);
+                self.with_points(Points::flush);
             }
             let stall_ends = match fault {
                 Some(Way::Stall) => stalled_until,
@@ -275,7 +275,7 @@ impl<M: Machine, H: Host> Guest<M, H> {
             };
             self.wait_parked(reminder.min(stall_ends));
         }
-        self.tell(key::WAITS_FOR, "");
+        self.report(key::WAITS_FOR, "");
     }
 
     /// Waits, with no guest running, for the next event of the host or for a host time.
@@ -286,57 +286,57 @@ impl<M: Machine, H: Host> Guest<M, H> {
         }
         self.host_events();
         // The wait may have ended by the deadline of a point, and that brings no event.
-        self.outside(Points::tick);
+        self.with_points(Points::tick);
     }
 
     /// Lets the guest go on, in a new domain or as if nothing had been.
     fn go_on(&mut self, v: usize, moved: bool) {
-        self.outside(Points::resume);
+        self.with_points(Points::resume);
         if moved {
             self.channels.raise_all(&self.m, &self.vcpus);
         }
         // Deadlines have passed while no vCPU ran; the new host knows of none.
         (0..self.vcpus.len()).for_each(|v| self.expire(v));
         self.publish_time_now(v);
-        self.announce();
+        self.report_running();
     }
 
-    /// Tells the host about the shim and its guest, which runs, at the next flush.
-    pub fn announce(&mut self) {
+    /// Reports to the host, with the next flush, that the guest runs, and what the shim is and uses.
+    pub fn report_running(&mut self) {
         let moves = self.moves.done.to_string();
-        self.tell(key::VERSION, env!("CARGO_PKG_VERSION"));
-        self.tell(key::MOVES, &moves);
+        self.report(key::VERSION, env!("CARGO_PKG_VERSION"));
+        self.report(key::MOVES, &moves);
         let ports = self.channels.open_ports() as u64;
         let own = [("heap-bytes", self.m.heap_in_use()), ("ports", ports)];
         for (name, value) in self.points.usage().into_iter().chain(own) {
-            self.tell(&format!("{}/{name}", key::USAGE), &value.to_string());
+            self.report(&format!("{}/{name}", key::USAGE), &value.to_string());
         }
-        self.tell(key::STATE, "running");
+        self.report(key::STATE, "running");
     }
 
     /// Takes everything back, with a reason that the host can read.
     fn refuse(&mut self, v: usize, phase: &str, why: &str) {
         self.moves.refused += 1;
         warn!("suspend refused in {phase}: {why}");
-        self.tell(key::REFUSAL, &format!("{phase}: {why}"));
+        self.report(key::REFUSAL, &format!("{phase}: {why}"));
         let in_flight = self.points.in_flight().to_string();
-        self.tell(key::IN_FLIGHT, &in_flight);
+        self.report(key::IN_FLIGHT, &in_flight);
         self.go_on(v, false);
-        self.outside(Points::flush);
+        self.with_points(Points::flush);
     }
 
     /// Queues something for the host to read, to go out with the next flush: each notification may
     /// cost us the processor, while the host sees why.
-    fn tell(&mut self, key: &str, value: &str) {
+    fn report(&mut self, key: &str, value: &str) {
         self.points.report(key, value);
     }
 
-    fn tell_spent(&mut self, spent: Spent) {
+    fn report_spent(&mut self, spent: Spent) {
         for phase in Phase::ALL {
             let value = spent.0[phase as usize].to_string();
-            self.tell(&format!("{}/{}", key::BLACKOUT, phase.name()), &value);
+            self.report(&format!("{}/{}", key::BLACKOUT, phase.name()), &value);
         }
-        self.tell(key::TOTAL, &spent.total().to_string());
+        self.report(key::TOTAL, &spent.total().to_string());
     }
 
     /// Takes the fault that was asked for in this phase; each strikes once.

@@ -37,7 +37,7 @@ pub use tag::{TagOwner, device_tag};
 use time::Time;
 
 /// What lies outside of the points: the machine, the host, and the rest of the guest.
-pub struct Outside<'a, M: Machine, H: Host> {
+pub struct Environment<'a, M: Machine, H: Host> {
     /// The machine.
     pub m: &'a M,
     /// The Xen underneath.

@@ -161,12 +161,12 @@ pub fn start(start_info: u64) -> (&'static mut Hosted, Regs) {
     };
     let mut guest = Box::new(Guest::new(m, host, points, parts));
     // The only place that waits for the host: a kernel looks for its root disk once.
-    if let Err(error) = guest.outside(Points::start) {
+    if let Err(error) = guest.with_points(Points::start) {
         refuse("devices", error);
     }
     // Only now the host reads that the guest runs.
-    guest.announce();
-    guest.outside(Points::flush);
+    guest.report_running();
+    guest.with_points(Points::flush);
     // Last but the registers: what the guest reads first is as fresh as it can be.
     guest.publish_time_now(0);
     // Loads the guest's page table. The shim's slots are in it, so this code and its stack stay

@@ -11,7 +11,7 @@ use crate::host::{Host, StoreEvent, Tag};
 use crate::points::bus::Bus;
 use crate::points::xenstore::mirror::{self, Mirror};
 use crate::points::xenstore::seed::{self, SeedParams};
-use crate::points::{Cx, Outside, TagOwner};
+use crate::points::{Cx, Environment, TagOwner};
 
 /// Rounds in one go; a guest that writes without end gets no more than its turn.
 const ROUNDS: usize = 16;
@@ -51,29 +51,29 @@ impl Points {
     pub(super) fn begin_seeding(&mut self) {
         if let GuestStoreStage::Seeding { reader, .. } = &mut self.stage {
             let tag = TagOwner::Seed.tag();
-            *reader = Some(TreeReader::new(&mut self.lent.real, tag, &seed::ROOTS));
+            *reader = Some(TreeReader::new(&mut self.shared.real, tag, &seed::ROOTS));
         }
     }
 
     /// Exchanges if there is something to exchange; cheap if not.
     pub(super) fn exchange_if_needed<M: Machine, H: Host>(
         &mut self,
-        outside: &mut Outside<'_, M, H>,
+        env: &mut Environment<'_, M, H>,
     ) {
-        if self.lent.store.has_output() || self.lent.real.has_output() {
-            self.exchange(outside);
+        if self.shared.store.has_output() || self.shared.real.has_output() {
+            self.exchange(env);
         }
     }
 
     /// Takes, answers and sends whatever can be.
-    pub(super) fn exchange<M: Machine, H: Host>(&mut self, outside: &mut Outside<'_, M, H>) {
+    pub(super) fn exchange<M: Machine, H: Host>(&mut self, env: &mut Environment<'_, M, H>) {
         self.has_more = false;
         for _ in 0..ROUNDS {
-            let heard = self.hear_host(outside);
-            let served = self.serve_guest(outside);
+            let heard = self.hear_host(env);
+            let served = self.serve_guest(env);
             // One notification for a whole round: each may cost a switch to the host's domain.
-            if self.lent.real.flush(outside.m) {
-                outside.host.notify(self.lent.real_port);
+            if self.shared.real.flush(env.m) {
+                env.host.notify(self.shared.real_port);
             }
             if !heard && !served {
                 return;
@@ -82,35 +82,35 @@ impl Points {
         self.has_more = true;
     }
 
-    fn hear_host<M: Machine, H: Host>(&mut self, outside: &mut Outside<'_, M, H>) -> bool {
+    fn hear_host<M: Machine, H: Host>(&mut self, env: &mut Environment<'_, M, H>) -> bool {
         for count in 0..ANSWERS {
-            let Some((tag, event)) = self.lent.real.poll(outside.m) else {
+            let Some((tag, event)) = self.shared.real.poll(env.m) else {
                 return count > 0;
             };
-            self.host_store_event(outside, tag, event);
+            self.host_store_event(env, tag, event);
         }
         true
     }
 
     fn host_store_event<M: Machine, H: Host>(
         &mut self,
-        outside: &mut Outside<'_, M, H>,
+        env: &mut Environment<'_, M, H>,
         tag: Tag,
         event: StoreEvent,
     ) {
         match TagOwner::of(tag) {
-            Some(TagOwner::Seed) => self.seed_event(outside, event),
+            Some(TagOwner::Seed) => self.seed_event(env, event),
             Some(TagOwner::Mirror { what, epoch }) => {
-                self.mirror.suspend.set_now(outside.host.now_ns());
+                self.mirror.suspend.set_now(env.host.now_ns());
                 self.with_mirror(|mirror, stores| mirror.event(stores, what, epoch, event));
             }
             Some(TagOwner::Device(id, detail)) => {
-                self.bus_event(outside, event, |bus, cx, event| {
+                self.bus_event(env, event, |bus, cx, event| {
                     bus.host_store_event(cx, id, detail, event);
                 });
             }
             Some(TagOwner::Bus(detail)) => {
-                self.bus_event(outside, event, |bus, cx, event| {
+                self.bus_event(env, event, |bus, cx, event| {
                     bus.own_event(cx, detail, event);
                 });
             }
@@ -121,34 +121,34 @@ impl Points {
     /// Takes what came for the list of devices or for one of them.
     fn bus_event<M: Machine, H: Host>(
         &mut self,
-        outside: &mut Outside<'_, M, H>,
+        env: &mut Environment<'_, M, H>,
         event: StoreEvent,
         act: impl FnOnce(&mut Bus, &mut Cx<'_>, StoreEvent),
     ) {
         if let StoreEvent::Reply(Err(error)) = event
             && is_full(error)
         {
-            self.make_way(outside);
+            self.make_way(env);
         }
         let bus = &mut self.bus;
-        self.lent.with_cx(outside, |cx| act(bus, cx, event));
+        self.shared.with_cx(env, |cx| act(bus, cx, event));
         let devices = bus.len();
         self.with_mirror(|mirror, stores| mirror.leave_room(stores, devices));
     }
 
     /// The real store has no room for a device's nodes: makes the guest's nodes give way, and lets
     /// the devices that could not connect begin again.
-    fn make_way<M: Machine, H: Host>(&mut self, outside: &Outside<'_, M, H>) {
+    fn make_way<M: Machine, H: Host>(&mut self, env: &Environment<'_, M, H>) {
         let pause = match self.with_mirror(Mirror::make_way) {
             true => WAY_NS,
             false => NO_WAY_NS,
         };
-        self.begin_again_at = Some(outside.host.now_ns().saturating_add(pause));
+        self.begin_again_at = Some(env.host.now_ns().saturating_add(pause));
     }
 
     fn seed_event<M: Machine, H: Host>(
         &mut self,
-        outside: &mut Outside<'_, M, H>,
+        env: &mut Environment<'_, M, H>,
         event: StoreEvent,
     ) {
         let GuestStoreStage::Seeding {
@@ -158,7 +158,7 @@ impl Points {
         else {
             return;
         };
-        reader.event(&mut self.lent.real, event);
+        reader.event(&mut self.shared.real, event);
         if !reader.is_done() {
             return;
         }
@@ -178,14 +178,14 @@ impl Points {
             store,
             console,
         };
-        seed::seed(&mut self.lent.store, &real, &params);
-        self.lent.store.connect(outside.m, store.1);
+        seed::seed(&mut self.shared.store, &real, &params);
+        self.shared.store.connect(env.m, store.1);
         // Before the mirror attaches, or the guest would see the host's sizes first.
         self.mirror.hide(hidden_kib);
         self.with_mirror(Mirror::attach);
         // Last: devices publish below directories that were made just now, with their permissions.
         let bus = &mut self.bus;
-        self.lent.with_cx(outside, |cx| bus.start(cx));
+        self.shared.with_cx(env, |cx| bus.start(cx));
     }
 
     /// Connects to the real store of a new domain after a move.
@@ -193,35 +193,30 @@ impl Points {
         self.with_mirror(Mirror::reattach);
     }
 
-    /// Sets one of the shim's own nodes for the host.
-    pub(super) fn publish(&mut self, key: &str, value: &str) {
-        self.with_mirror(|mirror, stores| mirror.report(stores, key, value.as_bytes()));
-    }
-
     pub(super) fn with_mirror<R>(
         &mut self,
         act: impl FnOnce(&mut Mirror, &mut mirror::Stores<'_>) -> R,
     ) -> R {
         let mut stores = mirror::Stores {
-            guest: &mut self.lent.store,
-            host: &mut self.lent.real,
+            guest: &mut self.shared.store,
+            host: &mut self.shared.real,
         };
         act(&mut self.mirror, &mut stores)
     }
 
-    fn serve_guest<M: Machine, H: Host>(&mut self, outside: &mut Outside<'_, M, H>) -> bool {
-        let served = self.lent.store.service(outside.m);
+    fn serve_guest<M: Machine, H: Host>(&mut self, env: &mut Environment<'_, M, H>) -> bool {
+        let served = self.shared.store.service(env.m);
         if served.notify {
             let port = self.store_port;
-            outside.channels.raise(outside.m, outside.vcpus, port);
+            env.channels.raise(env.m, env.vcpus, port);
         }
-        let changes = self.lent.store.take_guest_changes();
+        let changes = self.shared.store.take_guest_changes();
         if changes.is_empty() {
             return served.again;
         }
         self.with_mirror(|mirror, stores| mirror.guest_changed(stores, &changes));
         let bus = &mut self.bus;
-        self.lent.with_cx(outside, |cx| {
+        self.shared.with_cx(env, |cx| {
             for path in &changes {
                 bus.guest_store_changed(cx, path);
             }

@@ -13,7 +13,7 @@ use crate::cpu::Machine;
 use crate::host::Host;
 use crate::hypercall::{element, read, write};
 use crate::mm::{Flush, Ledger, Mm, ShimSlots};
-use crate::points::Outside;
+use crate::points::Environment;
 use crate::points::grant::{FrameHolds, Holds, OwnMapper};
 
 /// Structures in one list: the count is a signed number in Xen.
@@ -28,7 +28,7 @@ impl StoresAndGrants {
     /// Carries out `grant_table_op(command, args, count)` of vCPU `v`.
     pub fn grant_table_op<M: Machine, H: Host>(
         &mut self,
-        outside: &mut Outside<'_, M, H>,
+        env: &mut Environment<'_, M, H>,
         v: usize,
         command: u64,
         args: GuestVa,
@@ -40,16 +40,16 @@ impl StoresAndGrants {
             return Err(Errno::EINVAL);
         }
         let table = &mut self.grants;
-        let root = outside.vcpus[v].spaces.as_ref();
-        let host = &*outside.host;
+        let root = env.vcpus[v].spaces.as_ref();
+        let host = &*env.host;
         let wanted = || host.has_events();
         let mut mapper = Mapper {
-            m: outside.m,
-            ledger: outside.ledger,
-            slots: outside.slots,
+            m: env.m,
+            ledger: env.ledger,
+            slots: env.slots,
             root: root.map(|spaces| spaces.kernel()).ok_or(Errno::EINVAL)?,
         };
-        let m = outside.m;
+        let m = env.m;
         match command {
             op::MAP_GRANT_REF => {
                 return each(
@@ -110,7 +110,7 @@ impl StoresAndGrants {
                 let wanted: SetupTable = read(m, args.0)?;
                 let mut pool = SharedPool {
                     pool: &mut *self.pool,
-                    ledger: outside.ledger,
+                    ledger: env.ledger,
                 };
                 let (mut answer, frames) = table.setup_table(wanted, &mut pool);
                 for (index, frame) in frames.iter().enumerate() {

@@ -2,11 +2,11 @@
 //!
 //! | file | does |
 //! |---|---|
-//! | `stores_and_grants` | holds both sides' stores and grant tables, and lends them to devices |
+//! | `stores_and_grants` | holds both sides' stores and grant tables, which all devices share |
 //! | `exchange` | moves messages between the guest's store, the real one and the devices |
 //! | `grant_op` | `grant_table_op`, with the guest's argument lists |
 //! | `devices` | makes devices |
-//! | `usage` | tells the host what devices take of it |
+//! | `usage` | reports to the host what devices take of it |
 //! | `start` | connects to the host before the guest runs |
 //!
 //! Nothing here waits, but for `start` and the end of the guest's last words.
@@ -38,7 +38,7 @@ use super::evtchn::Peer;
 use super::xenstore::VirtualStore;
 use super::xenstore::mirror::Mirror;
 use super::xenstore::path;
-use super::{Outside, Progress};
+use super::{Environment, Progress};
 use crate::cpu::Machine;
 use crate::host::grants::TableFrames;
 use crate::host::{Arrival, Host, HostEvent, HostPort, Ring};
@@ -72,7 +72,7 @@ pub struct Points {
     console: Console,
     console_port: HostPort,
     bus: Bus,
-    lent: StoresAndGrants,
+    shared: StoresAndGrants,
     stage: GuestStoreStage,
     /// The guest's xenstore port.
     store_port: Port,
@@ -103,7 +103,7 @@ impl Points {
             stage: GuestStoreStage::new(&parts),
             store_port: parts.store.0,
             mirror: Mirror::new(path::domain_dir(parts.domid)),
-            lent: StoresAndGrants::new(parts, host.ring(Ring::Store)?),
+            shared: StoresAndGrants::new(parts, host.ring(Ring::Store)?),
             usage: Usage::default(),
             retry_at: None,
             begin_again_at: None,
@@ -128,35 +128,35 @@ impl Points {
             .min()
     }
 
-    fn relay_console<M: Machine, H: Host>(&mut self, outside: &mut Outside<'_, M, H>) {
-        let moved = self.console.relay(outside.m);
+    fn relay_console<M: Machine, H: Host>(&mut self, env: &mut Environment<'_, M, H>) {
+        let moved = self.console.relay(env.m);
         if moved.notify_host {
-            outside.host.notify(self.console_port);
+            env.host.notify(self.console_port);
         }
         if moved.raise_guest {
             let port = self.console.port();
-            outside.channels.raise(outside.m, outside.vcpus, port);
+            env.channels.raise(env.m, env.vcpus, port);
         }
     }
 
     /// Lets the bus do something, and then exchanges what it has left in the stores.
     fn on_bus<M: Machine, H: Host, R>(
         &mut self,
-        outside: &mut Outside<'_, M, H>,
+        env: &mut Environment<'_, M, H>,
         act: impl FnOnce(&mut Bus, &mut super::Cx<'_>) -> R,
     ) -> R {
         let bus = &mut self.bus;
-        let result = self.lent.with_cx(outside, |cx| act(bus, cx));
-        self.exchange_if_needed(outside);
-        self.note_deadlines(outside);
+        let result = self.shared.with_cx(env, |cx| act(bus, cx));
+        self.exchange_if_needed(env);
+        self.note_deadlines(env);
         result
     }
 
     /// Notes what devices wait for, and whether there are others than before.
-    fn note_deadlines<M: Machine, H: Host>(&mut self, outside: &Outside<'_, M, H>) {
+    fn note_deadlines<M: Machine, H: Host>(&mut self, env: &Environment<'_, M, H>) {
         let wants_retry = self.retry_at.is_none() && self.bus.wants_retry();
         if wants_retry || self.usage.is_outdated(self.bus.len()) {
-            let now = outside.host.now_ns();
+            let now = env.host.now_ns();
             if wants_retry {
                 self.retry_at = Some(now.saturating_add(RETRY_NS));
             }
@@ -169,82 +169,82 @@ impl Points {
     /// The store that the guest sees.
     #[cfg(test)]
     pub(crate) fn guest_store(&self) -> &VirtualStore {
-        &self.lent.store
+        &self.shared.store
     }
 
     /// The host raised an event.
     pub fn host_event<M: Machine, H: Host>(
         &mut self,
-        outside: &mut Outside<'_, M, H>,
+        env: &mut Environment<'_, M, H>,
         event: HostEvent,
     ) {
         match event {
             HostEvent::Timer => {}
-            HostEvent::Console => self.relay_console(outside),
+            HostEvent::Console => self.relay_console(env),
             HostEvent::Store => {
-                self.exchange(outside);
-                self.note_deadlines(outside);
+                self.exchange(env);
+                self.note_deadlines(env);
             }
-            HostEvent::Port(port) => self.on_bus(outside, |bus, cx| bus.host_kick(cx, port)),
+            HostEvent::Port(port) => self.on_bus(env, |bus, cx| bus.host_kick(cx, port)),
         }
     }
 
     /// The guest notified a peer through one of its ports.
     pub fn guest_notify<M: Machine, H: Host>(
         &mut self,
-        outside: &mut Outside<'_, M, H>,
+        env: &mut Environment<'_, M, H>,
         peer: Peer,
         port: Port,
     ) {
         match peer {
-            Peer::Console => self.relay_console(outside),
+            Peer::Console => self.relay_console(env),
             Peer::Store => {
-                self.exchange(outside);
-                self.note_deadlines(outside);
+                self.exchange(env);
+                self.note_deadlines(env);
             }
-            Peer::Device(id) => self.on_bus(outside, |bus, cx| bus.guest_kick(cx, id, port)),
+            Peer::Device(id) => self.on_bus(env, |bus, cx| bus.guest_kick(cx, id, port)),
             Peer::Own(_) => {}
         }
     }
 
     /// Some time has passed.
-    pub fn tick<M: Machine, H: Host>(&mut self, outside: &mut Outside<'_, M, H>) {
+    pub fn tick<M: Machine, H: Host>(&mut self, env: &mut Environment<'_, M, H>) {
         if self.has_more {
-            self.exchange(outside);
+            self.exchange(env);
         }
         let Some(due) = self.deadline() else {
             return;
         };
-        let now = outside.host.now_ns();
+        let now = env.host.now_ns();
         if now < due {
             return;
         }
         if self.retry_at.take_if(|at| *at <= now).is_some() {
-            self.on_bus(outside, Bus::retry);
+            self.on_bus(env, Bus::retry);
         }
         if self.begin_again_at.take_if(|at| *at <= now).is_some() {
-            self.on_bus(outside, Bus::begin_again);
+            self.on_bus(env, Bus::begin_again);
         }
-        self.tell_usage(outside, now);
-        self.exchange_if_needed(outside);
+        self.report_usage(env, now);
+        self.exchange_if_needed(env);
     }
 
     /// Sends out what can be sent now.
-    pub fn flush<M: Machine, H: Host>(&mut self, outside: &mut Outside<'_, M, H>) {
-        self.exchange(outside);
-        self.relay_console(outside);
+    pub fn flush<M: Machine, H: Host>(&mut self, env: &mut Environment<'_, M, H>) {
+        self.exchange(env);
+        self.relay_console(env);
     }
 
     /// The domain is about to end: sends out what it has left to say, and waits a moment for a
     /// host that has no room for it.
-    pub fn end<M: Machine, H: Host>(&mut self, outside: &mut Outside<'_, M, H>) {
-        self.flush(outside);
-        let limit = outside.host.now_ns().saturating_add(LAST_WORDS_NS);
-        while self.console.has_output(outside.m) && outside.host.now_ns() < limit {
-            outside.host.wait(Some(limit));
+    pub fn end<M: Machine, H: Host>(&mut self, env: &mut Environment<'_, M, H>) {
+        self.flush(env);
+        let limit = env.host.now_ns().saturating_add(LAST_WORDS_NS);
+        while self.console.has_output(env.m) && env.host.now_ns() < limit {
+            env.host.wait(Some(limit));
             // Whatever else happens is of no interest any more.
-            while outside.host.take_event().is_some() {}
-            self.relay_console(outside);
+            while env.host.take_event().is_some() {}
+            self.relay_console(env);
         }
     }
 
@@ -256,13 +256,13 @@ impl Points {
     /// As Xen has them for the call as a whole; what is wrong with one structure is said in it.
     pub fn grant_table_op<M: Machine, H: Host>(
         &mut self,
-        outside: &mut Outside<'_, M, H>,
+        env: &mut Environment<'_, M, H>,
         v: usize,
         command: u64,
         args: GuestVa,
         count: u64,
     ) -> Result<Option<(GuestVa, u64)>, Errno> {
-        self.lent.grant_table_op(outside, v, command, args, count)
+        self.shared.grant_table_op(env, v, command, args, count)
     }
 
     /// Whether the host waits for the domain to stop ([`suspend`](super::suspend)).
@@ -277,19 +277,19 @@ impl Points {
     }
 
     /// Before a suspend: stops taking work; `Done` when the suspend may go on.
-    pub fn quiesce<M: Machine, H: Host>(&mut self, outside: &mut Outside<'_, M, H>) -> Progress {
-        self.relay_console(outside);
-        self.on_bus(outside, Bus::quiesce)
+    pub fn quiesce<M: Machine, H: Host>(&mut self, env: &mut Environment<'_, M, H>) -> Progress {
+        self.relay_console(env);
+        self.on_bus(env, Bus::quiesce)
     }
 
     /// After a suspend, when the host was [reconnected](Host::reconnect) to: begins to build the
     /// host-facing halves anew.
     pub fn reattach<M: Machine, H: Host>(
         &mut self,
-        outside: &mut Outside<'_, M, H>,
+        env: &mut Environment<'_, M, H>,
         arrival: Arrival,
     ) {
-        let rings = [Ring::Console, Ring::Store].map(|ring| outside.host.ring(ring));
+        let rings = [Ring::Console, Ring::Store].map(|ring| env.host.ring(ring));
         let [Ok((page, port)), Ok(store)] = rings else {
             self.lost = Some(format!("the host hides its daemons: {rings:?}"));
             return;
@@ -297,11 +297,11 @@ impl Points {
         self.console.reattach(page);
         self.console_port = port;
         // Before the bus: devices then give frames back without ending a grant.
-        self.lent.reattach(outside.m, store, arrival);
+        self.shared.reattach(env.m, store, arrival);
         self.begin_again_at = None;
         self.reattach_store();
-        self.on_bus(outside, Bus::reattach);
-        self.exchange(outside);
+        self.on_bus(env, Bus::reattach);
+        self.exchange(env);
     }
 
     /// How far the reattachment has come.
@@ -312,7 +312,7 @@ impl Points {
         if let Some(why) = &self.lost {
             return Err(why.clone());
         }
-        if self.lent.real.is_broken() {
+        if self.shared.real.is_broken() {
             return Err(String::from("xenstore: the host's daemon broke the ring"));
         }
         match self.stage {
@@ -330,18 +330,18 @@ impl Points {
     }
 
     /// Takes work again.
-    pub fn resume<M: Machine, H: Host>(&mut self, outside: &mut Outside<'_, M, H>) {
+    pub fn resume<M: Machine, H: Host>(&mut self, env: &mut Environment<'_, M, H>) {
         self.with_mirror(Mirror::release);
-        self.on_bus(outside, Bus::resume);
-        self.usage.restart(outside.host.now_ns());
-        self.relay_console(outside);
-        self.exchange(outside);
+        self.on_bus(env, Bus::resume);
+        self.usage.restart(env.host.now_ns());
+        self.relay_console(env);
+        self.exchange(env);
     }
 
-    /// Has the host told about the life of the shim, below `data/unmoved/`, at the next
+    /// Reports one fact of the shim to the host, below `data/unmoved/`, at the next
     /// [`flush`](Self::flush).
     pub fn report(&mut self, key: &str, value: &str) {
-        self.publish(key, value);
+        self.with_mirror(|mirror, stores| mirror.report(stores, key, value.as_bytes()));
     }
 
     /// How many requests are in flight at the host.
@@ -352,8 +352,8 @@ impl Points {
     /// How much is taken of what a leak would use up, by name, for reports.
     pub fn usage(&self) -> [(&'static str, u64); 2] {
         [
-            ("grants", self.lent.host_grants.outstanding() as u64),
-            ("free-frames", self.lent.pool.available() as u64),
+            ("grants", self.shared.host_grants.outstanding() as u64),
+            ("free-frames", self.shared.pool.available() as u64),
         ]
     }
 }

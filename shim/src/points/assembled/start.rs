@@ -11,7 +11,7 @@ use xen_abi::Errno;
 use super::Points;
 use crate::cpu::Machine;
 use crate::host::Host;
-use crate::points::Outside;
+use crate::points::Environment;
 
 /// How long the host's xenstored may take to say what the guest's store begins with.
 const STORE_NS: u64 = 60_000_000_000;
@@ -43,16 +43,16 @@ impl Points {
     /// Why it may not.
     pub fn start<M: Machine, H: Host>(
         &mut self,
-        outside: &mut Outside<'_, M, H>,
+        env: &mut Environment<'_, M, H>,
     ) -> Result<(), StartError> {
-        self.begin(outside)?;
-        self.wait_while(outside, STORE_NS, |points| {
-            !points.is_seeded() && !points.lent.real.is_broken()
+        self.begin(env)?;
+        self.wait_while(env, STORE_NS, |points| {
+            !points.is_seeded() && !points.shared.real.is_broken()
         });
         if !self.is_seeded() {
             return Err(StartError::NoStore);
         }
-        self.wait_while(outside, DEVICES_NS, |points| {
+        self.wait_while(env, DEVICES_NS, |points| {
             !points.bus.is_settled() || !points.mirror.is_up_to_date()
         });
         if !self.bus.is_settled() {
@@ -64,33 +64,33 @@ impl Points {
     /// Makes the guest's grant table and asks the host's store.
     pub(super) fn begin<M: Machine, H: Host>(
         &mut self,
-        outside: &mut Outside<'_, M, H>,
+        env: &mut Environment<'_, M, H>,
     ) -> Result<(), StartError> {
-        self.lent
-            .create_guest_table(outside)
+        self.shared
+            .create_guest_table(env)
             .map_err(StartError::NoMemory)?;
         self.begin_seeding();
-        self.relay_console(outside);
-        self.exchange(outside);
+        self.relay_console(env);
+        self.exchange(env);
         Ok(())
     }
 
     /// Handles events while `busy`, but not for much longer than `limit_ns`.
     fn wait_while<M: Machine, H: Host>(
         &mut self,
-        outside: &mut Outside<'_, M, H>,
+        env: &mut Environment<'_, M, H>,
         limit_ns: u64,
         busy: impl Fn(&Self) -> bool,
     ) {
-        let limit = outside.host.now_ns().saturating_add(limit_ns);
-        while busy(self) && outside.host.now_ns() < limit {
+        let limit = env.host.now_ns().saturating_add(limit_ns);
+        while busy(self) && env.host.now_ns() < limit {
             let next = self.deadline().unwrap_or(limit).min(limit);
-            outside.host.wait(Some(next));
-            while let Some(event) = outside.host.take_event() {
-                self.host_event(outside, event);
+            env.host.wait(Some(next));
+            while let Some(event) = env.host.take_event() {
+                self.host_event(env, event);
             }
             // The wait may have ended by a deadline, of which no event tells.
-            self.tick(outside);
+            self.tick(env);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What devices are lent: the stores and grant tables of both sides.
+//! What all devices share: the stores and grant tables of both sides.
 
 use alloc::boxed::Box;
 
@@ -14,7 +14,7 @@ use crate::mm::{Ledger, Owner};
 use crate::points::evtchn::PortsView;
 use crate::points::grant::{DEFAULT_MAX_FRAMES, GuestGrantTable, Holds};
 use crate::points::xenstore::{Limits, VirtualStore};
-use crate::points::{Cx, Outside};
+use crate::points::{Cx, Environment};
 
 /// Stores and grant tables.
 pub struct StoresAndGrants {
@@ -68,11 +68,11 @@ impl StoresAndGrants {
     /// Gives the guest's grant table the frame that each domain has from the start.
     pub fn create_guest_table<M: Machine, H: Host>(
         &mut self,
-        outside: &mut Outside<'_, M, H>,
+        env: &mut Environment<'_, M, H>,
     ) -> Result<(), Errno> {
         let mut pool = SharedPool {
             pool: &mut *self.pool,
-            ledger: outside.ledger,
+            ledger: env.ledger,
         };
         match self.grants.create(&mut pool) {
             true => Ok(()),
@@ -83,24 +83,24 @@ impl StoresAndGrants {
     /// Runs `act` with everything that a device may use.
     pub fn with_cx<M: Machine, H: Host, R>(
         &mut self,
-        outside: &mut Outside<'_, M, H>,
+        env: &mut Environment<'_, M, H>,
         act: impl FnOnce(&mut Cx<'_>) -> R,
     ) -> R {
         let mut ports = PortsView {
-            channels: outside.channels,
-            frames: outside.m,
-            vcpus: outside.vcpus,
+            channels: env.channels,
+            frames: env.m,
+            vcpus: env.vcpus,
         };
-        let mut host_grants = self.host_grants.via(outside.m, &mut *self.grant_frames);
+        let mut host_grants = self.host_grants.via(env.m, &mut *self.grant_frames);
         let mut holds = Holds {
-            ledger: outside.ledger,
-            tlb: outside.m,
+            ledger: env.ledger,
+            tlb: env.m,
         };
         let mut grants = self.grants.via(&mut holds);
         let mut cx = Cx {
-            frames: outside.m,
+            frames: env.m,
             pool: &mut *self.pool,
-            xen: outside.host,
+            xen: env.host,
             host_grants: &mut host_grants,
             host_store: &mut self.real,
             store: &mut self.store,

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use super::Points;
 use crate::cpu::Machine;
 use crate::host::Host;
-use crate::points::Outside;
+use crate::points::Environment;
 
 /// How long after a change the figures have settled.
 const SETTLED_NS: u64 = 1_000_000_000;
@@ -49,9 +49,9 @@ impl Usage {
 
 impl Points {
     /// Publishes the figures if they are due.
-    pub(super) fn tell_usage<M: Machine, H: Host>(
+    pub(super) fn report_usage<M: Machine, H: Host>(
         &mut self,
-        outside: &Outside<'_, M, H>,
+        env: &Environment<'_, M, H>,
         now_ns: u64,
     ) {
         if self.usage.due.take_if(|due| *due <= now_ns).is_none() {
@@ -60,15 +60,15 @@ impl Points {
         let figures = [
             ("usage/devices", self.bus.len() as u64),
             ("usage/host-ports", self.bus.ports() as u64),
-            ("usage/grants", self.lent.host_grants.outstanding() as u64),
-            ("usage/free-frames", self.lent.pool.available() as u64),
-            ("usage/heap-bytes", outside.m.heap_in_use()),
-            ("usage/ports", outside.channels.open_ports() as u64),
+            ("usage/grants", self.shared.host_grants.outstanding() as u64),
+            ("usage/free-frames", self.shared.pool.available() as u64),
+            ("usage/heap-bytes", env.m.heap_in_use()),
+            ("usage/ports", env.channels.open_ports() as u64),
         ];
         for (key, figure) in figures {
-            self.publish(key, &figure.to_string());
+            self.report(key, &figure.to_string());
         }
         let hidden: Vec<&str> = self.bus.hidden().collect();
-        self.publish("not-carried", &hidden.join(" "));
+        self.report("not-carried", &hidden.join(" "));
     }
 }

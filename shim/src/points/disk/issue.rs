@@ -23,9 +23,9 @@ const MAX_SPARE_LISTS: usize = 64;
 
 /// What became of an attempt to go on with the first entry of the backlog.
 #[derive(PartialEq, Eq)]
-enum Went {
+enum Attempt {
     /// It is out of the backlog; go on with the next.
-    Out,
+    Issued,
     /// It waits for an answer of the host.
     Waits,
     /// There is no room at the host, or no reference.
@@ -70,9 +70,9 @@ impl Disk {
         }
         while let Some(&number) = self.shadow.backlog.front() {
             match self.advance(shell, cx, number) {
-                Went::Out => {}
-                Went::Waits => return false,
-                Went::Blocked => {
+                Attempt::Issued => {}
+                Attempt::Waits => return false,
+                Attempt::Blocked => {
                     // Without an answer to come, nothing would take this up again.
                     shell.wants_retry |= self.shadow.parts.len() == 0;
                     return false;
@@ -83,22 +83,22 @@ impl Disk {
     }
 
     /// Goes on with the first entry of the backlog as far as possible.
-    fn advance(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>, number: u32) -> Went {
+    fn advance(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>, number: u32) -> Attempt {
         loop {
             let in_flight = self.shadow.parts.len();
             let (Some(entry), Some(offer)) =
                 (self.shadow.entries.get_mut(number), &shell.host.offer)
             else {
-                return Went::Waits;
+                return Attempt::Waits;
             };
             let plan = *entry
                 .plan
                 .get_or_insert_with(|| Plan::of(&entry.wanted, offer));
             match entry.next(plan, in_flight) {
-                Next::Wait => return Went::Waits,
+                Next::Wait => return Attempt::Waits,
                 Next::Issue(step) => {
                     if !self.issue_part(shell, cx, number, step) {
-                        return Went::Blocked;
+                        return Attempt::Blocked;
                     }
                 }
                 Next::Nothing => {
@@ -108,7 +108,7 @@ impl Disk {
                     if is_answered {
                         self.answer_entry(shell, cx, number);
                     }
-                    return Went::Out;
+                    return Attempt::Issued;
                 }
             }
         }

@@ -22,7 +22,7 @@ use crate::points::Cx;
 use crate::points::device::Held;
 
 /// What became of an attempt to send a packet.
-enum Went {
+enum Attempt {
     /// It is at the host.
     Sent,
     /// The host can not take it now.
@@ -89,9 +89,9 @@ impl Net {
             }
             Kind::Multicast { .. } => Err(status::OKAY),
             Kind::Data => match self.send_packet(shell, cx, &packet) {
-                Went::Sent => Ok(()),
-                Went::Blocked => return false,
-                Went::Refused(why) => {
+                Attempt::Sent => Ok(()),
+                Attempt::Blocked => return false,
+                Attempt::Refused(why) => {
                     shell
                         .log
                         .warn(shell.id, format_args!("a packet of the guest has {why}"));
@@ -112,13 +112,18 @@ impl Net {
         true
     }
 
-    fn send_packet(&mut self, shell: &mut Shell<Self>, cx: &mut Cx<'_>, packet: &Packet) -> Went {
+    fn send_packet(
+        &mut self,
+        shell: &mut Shell<Self>,
+        cx: &mut Cx<'_>,
+        packet: &Packet,
+    ) -> Attempt {
         let Some(rings) = &mut shell.host.rings else {
-            return Went::Blocked;
+            return Attempt::Blocked;
         };
         let parts = packet.parts();
         if rings.tx.free() < packet.host_slots() || self.tx.room() < parts.len() {
-            return Went::Blocked;
+            return Attempt::Blocked;
         }
         let backend = shell.host.link.backend_id();
         // Everything is granted before the first slot is written: a packet goes to the host as a
@@ -128,13 +133,13 @@ impl Net {
         let mut failed = None;
         for (place, part) in granted.iter_mut().zip(parts) {
             let Ok(frame) = cx.grants.acquire(cx.frames, part.gref, false) else {
-                failed = Some(Went::Refused("a bad reference"));
+                failed = Some(Attempt::Refused("a bad reference"));
                 break;
             };
             let Some(grant) = cx.host_grants.grant(backend, frame, Access::ReadOnly) else {
                 cx.grants.release(frame, false);
                 shell.wants_retry = true;
-                failed = Some(Went::Blocked);
+                failed = Some(Attempt::Blocked);
                 break;
             };
             *place = (frame, grant);
@@ -184,7 +189,7 @@ impl Net {
                 self.tx.extras += 1;
             }
         }
-        Went::Sent
+        Attempt::Sent
     }
 
     /// Sends `size` bytes of a page of ours; `false` when there is no room.

@@ -14,7 +14,7 @@ use super::{Bench, PAGE};
 use crate::cpu::Regs;
 use crate::mem::{Frames, GuestMemory};
 use crate::points::evtchn::Peer;
-use crate::points::{Outside, Points};
+use crate::points::{Environment, Points};
 use crate::testing::host::Ended;
 
 impl Bench {
@@ -218,10 +218,10 @@ impl Bench {
     /// Sends a request to the guest's store.
     pub fn ask_store(&mut self, kind: MsgType, payload: &[u8]) {
         self.write_to_store_ring(kind, payload);
-        let store = |points: &mut Points, outside: &mut Outside<'_, _, _>| {
-            points.guest_notify(outside, Peer::Store, Port(1));
+        let store = |points: &mut Points, env: &mut Environment<'_, _, _>| {
+            points.guest_notify(env, Peer::Store, Port(1));
         };
-        self.guest.outside(store);
+        self.guest.with_points(store);
     }
 
     /// Writes a request for the guest's store, of which nobody is told, and takes the answers that there are.

@@ -87,10 +87,10 @@ impl Bench {
     pub fn with(options: Options) -> Self {
         let mut bench = Self::unconnected(options);
         let begun = bench.guest.host.now_ns();
-        let started = bench.guest.outside(Points::start);
+        let started = bench.guest.with_points(Points::start);
         started.expect("the host is there");
-        bench.guest.announce();
-        bench.guest.outside(Points::flush);
+        bench.guest.report_running();
+        bench.guest.with_points(Points::flush);
         bench.guest.host_events();
         let host = &mut bench.guest.host;
         assert_eq!(host.now_ns(), begun, "the host answers at once");

@@ -104,7 +104,7 @@ fn a_grant_to_oneself_is_mapped_by_the_guests_own_tables() {
     let old = world.bench.frame(at);
     world.bench.put(granted, b"there");
     // Reference 8 of the table's first frame grants it to the guest itself.
-    let table = world.bench.guest.points.lent.grants.frames()[0];
+    let table = world.bench.guest.points.shared.grants.frames()[0];
     let entry = 1 | 1 << 16 | frame.0 << 32;
     world.bench.guest.m.store64(table, 64, entry);
     let map = MapGrantRef {
@@ -152,7 +152,7 @@ fn an_entry_begins_at_a_multiple_of_its_size() {
     let root = spaces.expect("it has tables").kernel();
     let place = world.bench.mm().walk(root, GuestVa(at)).expect("a table");
     let entry = place.table.addr() + place.index as u64 * 8;
-    let table = world.bench.guest.points.lent.grants.frames()[0];
+    let table = world.bench.guest.points.shared.grants.frames()[0];
     world
         .bench
         .guest
@@ -208,7 +208,7 @@ fn a_long_list_makes_way_for_the_host_and_is_taken_up_again() {
         while let Some((at, count)) = rest {
             assert_eq!((at.0, count), (place(turns), COUNT - turns));
             rest = world
-                .with(|points, outside| points.lent.grant_table_op(outside, 0, op::COPY, at, count))
+                .with(|points, env| points.shared.grant_table_op(env, 0, op::COPY, at, count))
                 .expect("a good list");
             turns += 1;
         }

@@ -20,7 +20,7 @@ const SIZE: usize = HEAP_BYTES as usize;
 fn travel(world: &mut World) {
     world.with(Points::flush);
     world.pump();
-    let quiet = world.with(|points, outside| points.quiesce(outside));
+    let quiet = world.with(|points, env| points.quiesce(env));
     assert_eq!(quiet, Progress::Done);
     world.guest_hears();
     world.arrive();

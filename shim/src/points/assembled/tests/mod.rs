@@ -32,7 +32,7 @@ fn a_host_whose_store_is_silent_is_waited_for_and_then_given_up() {
     let mut world = World::new();
     world.bench.guest.host.dom0.is_silent = true;
     let before = world.bench.guest.host.now_ns();
-    let started = world.with(|points, outside| points.start(outside));
+    let started = world.with(|points, env| points.start(env));
     assert_eq!(started, Err(StartError::NoStore));
     assert!(world.bench.guest.host.now_ns() - before >= 60_000_000_000);
 }
@@ -94,7 +94,7 @@ fn a_new_host_hears_what_the_old_one_was_told_and_the_guest_nothing() {
     world.bench.guest.points.report("moves", "1");
     world.with(Points::flush);
     world.pump();
-    let quiet = world.with(|points, outside| points.quiesce(outside));
+    let quiet = world.with(|points, env| points.quiesce(env));
     assert_eq!(quiet, Progress::Done);
 
     let heard = world.guest_hears();
@@ -177,7 +177,7 @@ fn a_guest_that_fills_its_store_connects_to_a_slow_backend() {
     }
     assert_eq!(world.host("attr/0").as_deref(), Some("v"));
     assert_eq!(
-        world.with(|points, outside| points.quiesce(outside)),
+        world.with(|points, env| points.quiesce(env)),
         Progress::Done
     );
 
@@ -243,7 +243,7 @@ fn what_the_host_makes_readable_is_read_before_the_guest_starts() {
         .real()
         .put("/local/domain/7/vm-data/secret", b"x", &to_nobody);
     world
-        .with(|points, outside| points.begin(outside))
+        .with(|points, env| points.begin(env))
         .expect("there is memory");
     world.pump();
     assert!(world.bench.guest.points.mirror.is_up_to_date());

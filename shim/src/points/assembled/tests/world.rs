@@ -9,7 +9,7 @@ use crate::mem::Frames;
 use crate::options::Options;
 use crate::points::assembled::Points;
 use crate::points::xenstore::VirtualStore;
-use crate::points::{GuestStore, Outside};
+use crate::points::{Environment, GuestStore};
 use crate::testing::{Bench, Dom0, FakeHost, FakeMachine, Journey};
 
 /// The real domain's id.
@@ -31,7 +31,7 @@ impl World {
     pub(super) fn started() -> Self {
         let mut world = Self::new();
         world
-            .with(|points, outside| points.begin(outside))
+            .with(|points, env| points.begin(env))
             .expect("there is memory");
         world.pump();
         assert!(world.bench.guest.points.is_seeded());
@@ -40,9 +40,9 @@ impl World {
 
     pub(super) fn with<R>(
         &mut self,
-        act: impl FnOnce(&mut Points, &mut Outside<'_, FakeMachine, FakeHost>) -> R,
+        act: impl FnOnce(&mut Points, &mut Environment<'_, FakeMachine, FakeHost>) -> R,
     ) -> R {
-        self.bench.guest.outside(act)
+        self.bench.guest.with_points(act)
     }
 
     /// The host's xenstored; what is changed there shows with the next [`pump`](Self::pump).
@@ -63,7 +63,7 @@ impl World {
     }
 
     pub(super) fn event(&mut self, event: HostEvent) {
-        self.with(|points, outside| points.host_event(outside, event));
+        self.with(|points, env| points.host_event(env, event));
     }
 
     /// What the guest reads of its store.
@@ -110,7 +110,7 @@ impl World {
         });
         assert_eq!(host.shutdown(ShutdownReason::SUSPEND), 0);
         assert_eq!(host.reconnect(), Ok(Arrival::NewDomain));
-        self.with(|points, outside| points.reattach(outside, Arrival::NewDomain));
+        self.with(|points, env| points.reattach(env, Arrival::NewDomain));
     }
 
     pub(super) fn takes_suspend(&mut self) -> Option<u64> {
@@ -123,8 +123,8 @@ impl World {
         args: u64,
         count: u64,
     ) -> Result<u64, xen_abi::Errno> {
-        self.with(|points, outside| {
-            let left = points.grant_table_op(outside, 0, command, GuestVa(args), count)?;
+        self.with(|points, env| {
+            let left = points.grant_table_op(env, 0, command, GuestVa(args), count)?;
             assert_eq!(left, None, "nobody wants a turn");
             Ok(0)
         })
