@@ -217,34 +217,43 @@ impl Contender {
         Ok(guest)
     }
 
-    /// The median of each figure.
+    /// Each figure: the median of the boots, with the least and the most.
     fn finish(self) -> Value {
-        let median = |mut found: Vec<f64>| {
+        let summary = |mut found: Vec<f64>| {
             found.sort_by(f64::total_cmp);
-            found[found.len() / 2]
+            let last = found.len() - 1;
+            json!({ "median": found[found.len() / 2], "least": found[0], "most": found[last] })
         };
         let figures = self.found.into_iter();
         figures
-            .map(|(name, found)| (name.to_owned(), json!(median(found))))
+            .map(|(name, found)| (name.to_owned(), summary(found)))
             .collect::<Map<_, _>>()
             .into()
     }
 }
 
-/// Print the figures, each system's beside its ratio to plain PV (below 1: worse than PV).
+/// Print the figures, each system's beside its ratio to plain PV (below 1: worse than PV) and the width
+/// of what its boots gave, in percent of the median: a difference below that says nothing.
 fn table(systems: &Map<String, Value>) {
     print!("{:18}", "");
     for name in systems.keys() {
-        print!("{name:>14}{:>8}", "");
+        print!("{name:>14}{:>13}", "");
     }
     println!();
     for (figure, more_is_better) in FIGURES {
         print!("{figure:18}");
-        let of = |system: &Value| system[figure].as_f64();
-        let base = systems.get("pv").and_then(of);
+        let of = |system: &Value, what: &str| system[figure][what].as_f64();
+        let of_all = |system: &Value| {
+            Some((
+                of(system, "median")?,
+                of(system, "least")?,
+                of(system, "most")?,
+            ))
+        };
+        let base = systems.get("pv").and_then(|pv| of(pv, "median"));
         for system in systems.values() {
-            let Some(value) = of(system) else {
-                print!("{:>14}{:>8}", "-", "");
+            let Some((value, least, most)) = of_all(system) else {
+                print!("{:>14}{:>13}", "-", "");
                 continue;
             };
             let ratio = base.map_or(1.0, |base| {
@@ -254,7 +263,8 @@ fn table(systems: &Map<String, Value>) {
                     base / value
                 }
             });
-            print!("{value:>14.1}{:>8}", format!("({ratio:.2})"));
+            let width = (most - least) / value * 100.0;
+            print!("{value:>14.1}{:>8}{width:>4.0}%", format!("({ratio:.2})"));
         }
         println!();
     }
