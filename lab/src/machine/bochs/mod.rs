@@ -70,7 +70,10 @@ pub fn tools() -> Result<Tools> {
 
 /// What of this file shapes a machine.
 pub fn fingerprint() -> String {
-    format!("{INSTRUCTIONS_PER_SECOND} {PLUGINS}")
+    format!(
+        "{INSTRUCTIONS_PER_SECOND} {PLUGINS} {}",
+        disc::XEN_ONLY_HERE
+    )
 }
 
 /// Start it.
