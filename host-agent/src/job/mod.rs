@@ -9,8 +9,10 @@
 //! |---|---|---|
 //! | 0 meet | [`Host::facts`] | [`Source::prepare`]: looks; what it does to the guest ends with it |
 //! | 1 reserve | journal; [`Destination::reserve`] | |
-//! | | [`Destination::receive`], bytes into its [`Sink`] | [`Source::copy_live`] into the wire's [`Sink`]; journal; [`Source::copy_rest`] |
-//! | 2 receive | [`Destination::finish`]: the whole domain stands there, paused; journal | journal *handed over*: **the point of no return** |
+//! | | [`Destination::receive`], bytes into its [`Sink`] | [`Source::copy_live`] into the wire's [`Sink`] |
+//! | | | journal; [`Source::copy_rest`] |
+//! | 2 receive | [`Destination::finish`]: the whole domain stands there, paused; journal | |
+//! | | | journal *handed over*: **the point of no return** |
 //! | 3 take over | journal with that token; [`Destination::unpause`] | journal; [`Source::destroy`] |
 //! | 4 retire | the session is forgotten | |
 //!
